@@ -1,0 +1,185 @@
+"""The command line that all scripts share: options, exit codes, interruption, device. Imports no torch before it is needed.
+
+Exit codes: 0 done; 1 an internal error, with its traceback; 2 a mistake of the user's, in one line; 3 interrupted with a
+checkpoint written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from configs.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+INTERNAL_ERROR, USER_ERROR, INTERRUPTED = 1, 2, 3
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and did so with a checkpoint written; the message says how to go on."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """ArgumentParser whose mistakes take one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USER_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def make_parser(
+    description: str | None, *, config: bool = False, data_root: bool = False, device: bool = False, seed: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with the options that mean the same in every script.
+
+    Args:
+        description: what the script does; usually its docstring.
+        config: adds `--cfg` and `--set`.
+        data_root: adds `--data-root`.
+        device: adds `--device`.
+        seed: adds `--seed` (default None: the config's).
+    """
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a mistake in the input too")
+    if config:
+        parser.add_argument("--cfg", required=True, type=Path, metavar="FILE", help="config, YAML (see configs/)")
+        add_set(parser)
+    if data_root:
+        parser.add_argument(
+            "--data-root", type=Path, metavar="DIR", help="relative paths start here (default: $DATA_DIR, else data/)"
+        )
+    if device:
+        parser.add_argument(
+            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
+        )
+    if seed:
+        parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: the config's)")
+    return parser
+
+
+def add_set(parser: argparse.ArgumentParser) -> None:
+    """Add `--set key.path=value`, which may stand several times, each time with one or several values."""
+    parser.add_argument(
+        "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE",
+        help="change values of the config; checked like the file: --set optim.lr=0.01 data.train.0.root=my_data",
+    )  # fmt: skip
+
+
+def config_overrides(args: argparse.Namespace) -> list[str]:
+    """What `--set` and `--seed` change, for `configs.loading.load_config`."""
+    seed = getattr(args, "seed", None)
+    return args.overrides if seed is None else [*args.overrides, f"seed={seed}"]
+
+
+def find_data_root(given: Path | None) -> Path:
+    """The folder that relative paths of data start at: `--data-root`, else `DATA_DIR`, else `data/` in the checkout."""
+    if given is not None:
+        return given
+    from_environment = os.environ.get("DATA_DIR")
+    return Path(from_environment) if from_environment else Path(__file__).resolve().parents[2] / "data"
+
+
+def select_device(name: str) -> torch.device:
+    """The device of `--device`; under torchrun the process's own GPU.
+
+    Raises:
+        UserError: cuda was asked for and is not there.
+    """
+    import torch
+
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("--device cuda: this machine has no CUDA device that torch can use: take --device cpu")
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"torchrun started more processes than there are GPUs ({torch.cuda.device_count()}): lower --nproc-per-node"
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+# ---------------------------------------------------------------------------------------------- exit codes
+
+
+def run(
+    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None = None
+) -> NoReturn:
+    """Parse the command line, run `main`, and exit with the right code."""
+    args = parser.parse_args(argv)
+    try:
+        main(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of `script | head` has gone: nothing is left to say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Interrupted as interruption:
+        _complain(str(interruption))
+        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        _complain("interrupted")
+        sys.exit(128 + signal.SIGINT)  # the shell's own code: no checkpoint was written
+    except Exception as error:
+        message = _readable(error)
+        if message is None or args.debug:
+            traceback.print_exc()
+        if message is not None:
+            _complain(f"{parser.prog}: {message}")
+        sys.exit(INTERNAL_ERROR if message is None else USER_ERROR)
+    sys.exit(0)
+
+
+def _complain(message: str) -> None:
+    rank = os.environ.get("RANK", "0")
+    print(message if rank == "0" else f"[process {rank}] {message}", file=sys.stderr, flush=True)
+
+
+def _readable(error: Exception) -> str | None:
+    """The one line of a mistake that the user can mend; None: a mistake of ours."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return f"{error.filename or 'output'}: {os.strerror(error.errno)}"
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it here
+        return (
+            "the GPU's memory is too small: raise train.accumulate, lower train.batch_size, data.max_size (data.test_max_size) or "
+            f"model.box.batch_size_per_image, or set train.amp=bf16 ({' '.join(str(error).split())[:200]})"
+        )
+    return None
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a flag that a loop reads: `with StopRequest() as stop: ... if stop.requested: ...`.
+
+    The second SIGINT ends the program at once (KeyboardInterrupt).
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.requested:
+            _complain("\nstopping after this step; a checkpoint will be written")
+        self.requested = True

@@ -1,0 +1,120 @@
+"""One process or several (torchrun). Every function here also works in a single process, where it costs nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from configs.errors import UserError
+
+Value = TypeVar("Value")
+
+
+@contextmanager
+def processes(device: torch.device) -> Iterator[None]:
+    """Joins the processes that torchrun started: tensors on a GPU go through NCCL, those of the host through gloo."""
+    if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
+        yield
+        return
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=device if device.type == "cuda" else None)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints and writes."""
+    return rank() == 0
+
+
+def say(*words: object) -> None:
+    """Print, from one process only."""
+    if is_main():
+        print(*words, flush=True)
+
+
+def all_gather(value: Value) -> list[Value]:
+    """The values of all processes, by rank, on every process. Anything that pickle takes; on the host."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set on some process: they decide alike. Does not wait for the GPU."""
+    if world_size() == 1:
+        return flag
+    tensor = torch.tensor(int(flag))
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return bool(tensor.item())
+
+
+def reduce_max(tensor: Tensor) -> None:
+    """Put the largest value of all processes in place, on the tensor's own device, without waiting for it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+
+
+def reduce_sum(tensor: Tensor) -> None:
+    """Put the sum over all processes in place, on the tensor's own device, without waiting for it."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+
+
+def on_main(action: Callable[[], Value]) -> Value:
+    """What `action` returns on process 0, for all; its UserError is everybody's. The others wait.
+
+    The value must be one that pickle takes.
+    """
+    if world_size() == 1:
+        return action()
+    outcome: list[Any] = [None, None, None]
+    if is_main():
+        try:
+            outcome[0] = action()
+        except UserError as error:
+            outcome[1] = str(error)
+        except Exception as error:
+            outcome[2] = error
+    shared = [outcome[0], outcome[1], repr(outcome[2]) if outcome[2] is not None else None]
+    dist.broadcast_object_list(shared, src=0)
+    if shared[1] is not None:
+        raise UserError(shared[1])
+    if outcome[2] is not None:
+        raise outcome[2]
+    if shared[2] is not None:
+        raise RuntimeError(f"process 0 failed: {shared[2]}")
+    return shared[0]
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model whose gradients are averaged over all processes; in a single process the model itself."""
+    if world_size() == 1:
+        return model
+    return nn.parallel.DistributedDataParallel(
+        model,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # statistics are each process's own between validations; rank 0's are saved
+        gradient_as_bucket_view=True,
+    )
