@@ -1,7 +1,7 @@
 """YAML -> schema: every mistake is told in one line with the file, the dotted path and the mend.
 
-YAML is read by the rules of YAML 1.2: `1e-3` is a number, `no` and `2007-01-01` are texts, `010` is ten. Keys that stand
-twice are errors, as are keys that the schema does not know. `--set a.b=value` passes the same checks.
+YAML is read by the rules of YAML 1.2: `1e-3` is a number, `no` and `2007-01-01` are texts, `010` is ten. Keys that
+stand twice are errors, as are keys that the schema does not know. `--set a.b=value` passes the same checks.
 """
 
 from __future__ import annotations
@@ -157,9 +157,8 @@ def _with_override(values: dict, override: str) -> tuple[dict, tuple[str | int, 
         where = ".".join(map(str, path)) or "the config"
         if isinstance(parent, list):
             if not key.isdecimal() or int(key) >= len(parent):
-                raise UserError(
-                    f"--set {override}: {where} is a list of {len(parent)}: give an index 0..{len(parent) - 1}, not {key!r}"
-                )
+                indices = f"an index 0..{len(parent) - 1}" if parent else "the whole list"
+                raise UserError(f"--set {override}: {where} is a list of {len(parent)}: give {indices}, not {key!r}")
             step: str | int = int(key)
             child = parent[step]
         elif isinstance(parent, dict):
@@ -258,7 +257,8 @@ _WANTED = {
     "float_type": "a number", "float_parsing": "a number", "finite_number": "a finite number",
     "bool_type": "true or false", "bool_parsing": "true or false",
     "string_type": "a text", "list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values", "model_attributes_type": "a mapping of keys to values", "none_required": "null",
+    "model_type": "a mapping of keys to values", "model_attributes_type": "a mapping of keys to values",
+    "none_required": "null",
 }  # fmt: skip
 
 

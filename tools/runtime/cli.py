@@ -1,7 +1,7 @@
-"""The command line that all scripts share: options, exit codes, interruption, device. Imports no torch before it is needed.
+"""The command line that all scripts share: options, exit codes, interruption, device. Imports torch only when needed.
 
-Exit codes: 0 done; 1 an internal error, with its traceback; 2 a mistake of the user's, in one line; 3 interrupted with a
-checkpoint written.
+Exit codes: 0 done; 1 an internal error, with its traceback; 2 a mistake of the user's, in one line; 3 interrupted with
+a checkpoint written.
 """
 
 from __future__ import annotations
@@ -152,8 +152,9 @@ def _readable(error: Exception) -> str | None:
         return f"{error.filename or 'output'}: {os.strerror(error.errno)}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it here
         return (
-            "the GPU's memory is too small: raise train.accumulate, lower train.batch_size, data.max_size (data.test_max_size) or "
-            f"model.box.batch_size_per_image, or set train.amp=bf16 ({' '.join(str(error).split())[:200]})"
+            "the GPU's memory is too small: raise train.accumulate, lower train.batch_size, data.max_size "
+            "(data.test_max_size) or model.box.batch_size_per_image, or set train.amp=bf16 "
+            f"({' '.join(str(error).split())[:200]})"
         )
     return None
 

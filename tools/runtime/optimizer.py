@@ -73,7 +73,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0, fused=True
     )
     if config.momentum > 0:
-        # torch makes the buffers in the first step, uninitialised where that step is skipped. From zero the first update is the same.
+        # torch makes the buffers in the first step, uninitialised where that step is skipped. From zero the first
+        # update is the same.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

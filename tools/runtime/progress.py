@@ -1,4 +1,4 @@
-"""Progress on a terminal (a bar with ETA and rate) or in a log file (a plain line every few seconds), and the time that data takes."""
+"""Progress on a terminal (a bar with ETA and rate) or in a log file (a line every few seconds); the time data takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Progress of `total` steps: `with Progress(...) as progress: ... progress.update(loss=0.3)`. Silent but on process 0."""
+    """Progress of `total` steps: `with Progress(...) as progress: ... progress.update(loss=0.3)`.
+
+    Only process 0 shows it.
+    """
 
     def __init__(
         self,

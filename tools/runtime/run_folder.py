@@ -1,4 +1,4 @@
-"""The folder of a run: config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt, and what the evaluation writes."""
+"""The folder of a run: config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt, pictures, evaluations."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class RunFolder:
         there = [name for name in _SIGNS_OF_A_RUN if (self.path / name).exists()]
         if there and not resume:
             raise UserError(
-                f"{self.path}: holds a run already ({', '.join(there)}): continue it with --resume, or choose another folder with --out"
+                f"{self.path}: holds a run already ({', '.join(there)}): continue it with --resume, "
+                "or choose another folder with --out"
             )
         if resume and not there:
             raise UserError(

@@ -43,7 +43,7 @@ class Schedule:
     def describe(self) -> str:
         """The schedule in words, in iterations and epochs."""
         parts = [
-            f"{self.iterations} iterations = {self.epoch(self.iterations):.4g} epochs of {self.iterations_per_epoch:.6g}"
+            f"{self.iterations} iterations, {self.epoch(self.iterations):.4g} epochs of {self.iterations_per_epoch:.6g}"
         ]
         parts.append({"multistep": "steps", "cosine": "cosine to 0", "constant": "constant rate"}[self.policy])
         if self.policy == "multistep":
