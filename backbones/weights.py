@@ -1,0 +1,335 @@
+"""Pretrained weights: where they come from, strict loading, and the preprocessing that belongs to them.
+
+Sources (`model.weights`): `random`; `torchvision:IMAGENET1K_V1` or `_V2`; or a path: a classifier checkpoint of this
+project (of tools/pretrain.py or tools/convert_weights.py), or a bare torchvision state dict (.pth, .safetensors).
+Reading a file never executes code from it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import pickle
+import re
+import socket
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from backbones.zoo import NAMES
+from configs.errors import UserError
+
+BOTTLENECK_NETS = ("resnet50", "resnet101", "resnet152")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What a net's input looks like: (pixel - mean) / std per channel, pixel in 0..255."""
+
+    mean: tuple[float, float, float]
+    """In units of uint8 (0..255), in the order of `channel_order`."""
+    std: tuple[float, float, float]
+    """As mean; MSRA's and Caffe's nets divide by nothing: 1."""
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As stored in checkpoints."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """The inverse of `to_dict`."""
+        return cls(tuple(values["mean"]), tuple(values["std"]), values["channel_order"])
+
+
+IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
+"""torchvision's weights: mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 times 255."""
+MSRA = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "bgr")
+"""The released ResNets of He et al. 2016 in Caffe and Caffe2."""
+CAFFE_VGG = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr")
+"""The released VGG nets of Simonyan & Zisserman in Caffe."""
+
+
+def load_backbone_weights(
+    net: nn.Module,
+    name: str,
+    weights: str,
+    *,
+    stride_in_1x1: bool,
+    data_root: Path | None = None,
+    for_classification: bool = False,
+) -> Preprocessing:
+    """Loads `weights` into `net` strictly and returns the preprocessing that belongs to them.
+
+    Args:
+        net: as `build_backbone(name)` built it, with its classifier and all stages.
+        name: the net's name in the zoo.
+        weights: see the module's first lines. `random` leaves the net as it is and returns `IMAGENET`.
+        stride_in_1x1: the style that the net was built with; it must be the one that the weights were trained with.
+        data_root: torchvision's files are looked for in `data_root/weights/` before torch hub's cache.
+        for_classification: the classifier must fit too. Else (for a detector, which drops or replaces it) those of
+            its layers load that fit, and the others stay as they are.
+
+    Raises:
+        UserError: in one line: the file, the key, the likely cause.
+    """
+    if weights == "random":
+        return IMAGENET
+    if weights.startswith("torchvision:"):
+        path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
+    else:
+        path = Path(weights)
+        if not path.is_file() and data_root is not None and (data_root / weights).is_file():
+            path = data_root / weights
+    checkpoint = as_classifier(read_weights_file(path), path)
+    _check_net(checkpoint["config"].get("model", {}), name, stride_in_1x1, path)
+    _load(net, checkpoint["model"], name, path, for_classification)
+    return Preprocessing.from_dict(checkpoint["preprocessing"])
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def read_weights_file(path: Path | str) -> dict[str, Any]:
+    """The dict in a file: .safetensors, .pkl (arrays, of Python 2 or 3), everything else as torch's own format.
+
+    A safetensors file whose metadata hold a checkpoint (see `write_safetensors`) gives that checkpoint.
+
+    Raises:
+        UserError: the file is missing, truncated, of another format, or would need code to be executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            content = _read_safetensors(path)
+        elif path.suffix == ".pkl":
+            with path.open("rb") as file:
+                content = _ArrayUnpickler(file, encoding="latin1").load()
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path}: not a weights file of tensors and arrays ({_first_line(error)}); it is damaged, of another "
+            "format, or holds objects whose loading would execute code"
+        ) from None
+    except Exception as error:  # what damaged bytes raise is without limit: EOFError, RuntimeError, KeyError, ...
+        raise UserError(
+            f"{path}: cannot be read as weights ({_first_line(error)}); the file is truncated or of another format: "
+            "fetch it again"
+        ) from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text if len(text) < 160 else f"{text[:157]}..."
+
+
+def write_safetensors(checkpoint: Mapping[str, Any], path: Path) -> None:
+    """Writes a checkpoint with its tensors as safetensors and everything else as JSON in the metadata."""
+    rest = {key: value for key, value in checkpoint.items() if key != "model"}
+    tensors = {key: value.contiguous() for key, value in checkpoint["model"].items()}
+    safetensors.torch.save_file(tensors, path, metadata={"checkpoint": json.dumps(rest)})
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    tensors = safetensors.torch.load_file(path)
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    if "checkpoint" in metadata:
+        return {**json.loads(metadata["checkpoint"]), "model": tensors}
+    return tensors
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    """Python 3 pickles bytes in protocols below 3 as a call of codecs.encode(text, "latin1")."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_array_pieces = np.zeros(1).__reduce__()[0]
+_scalar_pieces = np.float64(0).__reduce__()[0]
+_ALLOWED = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _array_pieces for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "scalar"): _scalar_pieces for core in ("core", "_core")},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _latin1_bytes,
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays, numbers, strings and builtin containers; anything else is refused before it is looked up."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+
+# ---------------------------------------------------------------------------------------------- sources
+
+
+def _torchvision_file(name: str, version: str, data_root: Path | None) -> Path:
+    """The file of torchvision's weights, downloaded if it is nowhere."""
+    try:
+        enum = torchvision.models.get_model_weights(name)
+    except ValueError:
+        raise UserError(f"torchvision has no weights for {name}: give a path or weights: random") from None
+    if version not in enum.__members__:
+        raise UserError(
+            f"torchvision:{version}: torchvision's weights of {name} are {' and '.join(enum.__members__)}"
+        )
+    url = enum[version].url
+    file_name = url.rsplit("/", 1)[-1]
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    folders = ([data_root / "weights"] if data_root is not None else []) + [cache]
+    for folder in folders:
+        if (folder / file_name).is_file():
+            return folder / file_name
+    cache.mkdir(parents=True, exist_ok=True)
+    timeout = socket.getdefaulttimeout()
+    try:
+        socket.setdefaulttimeout(30.0)
+        prefix = re.search(r"-([0-9a-f]{8,})\.", file_name)
+        torch.hub.download_url_to_file(url, str(cache / file_name), prefix[1] if prefix else None)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"torchvision:{version}: {file_name} is not in {' or '.join(map(str, folders))} and cannot be downloaded "
+            f"({_first_line(error)}): fetch {url} and put it into {folders[0]}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(timeout)
+    return cache / file_name
+
+
+def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The file's content as a classifier checkpoint: {"config", "preprocessing", "model", ...}.
+
+    A bare torchvision state dict gets torchvision's preprocessing and stride style.
+
+    Raises:
+        UserError: a detector's checkpoint, or weights of another project's form.
+    """
+    if content.get("kind") == "detector":
+        raise UserError(f"{path}: a detector's checkpoint, not a classifier's: start from it with --init-from")
+    if content.get("kind") == "classifier":
+        missing = {"config", "preprocessing", "model"} - content.keys()
+        if missing:
+            raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+        return content
+    state = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    if len(state) != len(content) or not ({"conv1.weight", "features.0.weight"} & state.keys()):
+        some = ", ".join(map(str, list(content)[:3]))
+        raise UserError(
+            f"{path}: neither a checkpoint of this project nor a torchvision state dict (it begins with {some}): "
+            "convert it with tools/convert_weights.py"
+        )
+    return {
+        "config": {"model": {"stride_in_1x1": False}},
+        "preprocessing": IMAGENET.to_dict(),
+        "model": state,
+    }
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def _check_net(stored: Mapping[str, Any], name: str, stride_in_1x1: bool, path: Path) -> None:
+    """Refuses weights of another net or of the other stride style."""
+    trained_as = stored.get("backbone", name)
+    if isinstance(trained_as, str) and trained_as != name:
+        raise UserError(f"{path}: weights of {trained_as}, but the config's backbone is {name}")
+    style = bool(stored.get("stride_in_1x1", False))
+    if name in BOTTLENECK_NETS and style != stride_in_1x1:
+        where = {True: "1x1", False: "3x3"}
+        raise UserError(
+            f"{path}: trained with the stride in the {where[style]}, but the config's bottlenecks have it in the "
+            f"{where[stride_in_1x1]}: set model.stride_in_1x1: {str(style).lower()}"
+        )
+
+
+def _load(net: nn.Module, state: Mapping[str, Tensor], name: str, path: Path, for_classification: bool) -> None:
+    own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+    if not for_classification:
+        layers = {key.rpartition(".")[0] for key in (*own, *state) if key.startswith(("fc.", "classifier."))}
+        for layer in layers:
+            keys = [f"{layer}.weight", f"{layer}.bias"]
+            if any(key not in own or key not in state or own[key].shape != state[key].shape for key in keys):
+                for key in keys:
+                    own.pop(key, None)
+                    state.pop(key, None)
+    _check_keys(own, state, name, path)
+    net.load_state_dict(state, strict=False)  # _check_keys was strict; here the batch counters may be absent
+
+
+def _check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str, path: Path) -> None:
+    """Refuses a state dict that does not fit key by key, naming the first that does not and why that may be."""
+    for key in own:
+        if key in state and own[key].shape != state[key].shape:
+            in_file, in_net = ("x".join(map(str, each[key].shape)) for each in (state, own))
+            cause = _other_net(name, state)
+            if key.startswith(("fc.", "classifier.6.")) and not cause:
+                cause = f": the file has {len(state[key])} classes, the config {len(own[key])}"
+            raise UserError(f"{path}: {key} is {in_file} in the file and {in_net} in {name}{cause}")
+    if missing := [key for key in own if key not in state]:
+        cause = _cause(missing, name, own, state)
+        raise UserError(f"{path}: {missing[0]} of {name} is missing{_more(missing)}{cause}")
+    if unexpected := [key for key in state if key not in own]:
+        cause = _cause(unexpected, name, own, state)
+        raise UserError(f"{path}: {unexpected[0]} is not part of {name}{_more(unexpected)}{cause}")
+
+
+def _more(keys: list[str]) -> str:
+    return f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
+
+
+def _other_net(name: str, state: Mapping[str, Tensor]) -> str:
+    found = detect_net(state)
+    return f": these are the weights of {found}" if found not in (None, name) else ""
+
+
+def _cause(keys: list[str], name: str, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    if all("downsample" in key for key in keys):
+        return ": the shortcut options differ (A has no projections, B some, C one in each unit; plain nets none)"
+    if cause := _other_net(name, state):
+        return cause
+    if all(key.startswith(("fc.", "classifier.")) for key in keys):
+        return ": the file has no classifier"
+    near = difflib.get_close_matches(keys[0], (own.keys() | state.keys()) - {keys[0]}, n=1)
+    return f": the nearest key is {near[0]}" if near else ""
+
+
+def detect_net(state: Mapping[str, Tensor]) -> str | None:
+    """The name of the net whose state dict this is, from the number of units or convolutions; None: no net's."""
+    if "features.0.weight" in state:
+        depth = 3 + sum(key.startswith("features.") and value.dim() == 4 for key, value in state.items())
+        return _known(f"vgg{depth}{'_bn' if 'features.1.running_mean' in state else ''}")
+    units = Counter(key.split(".")[0] for key in state if re.fullmatch(r"layer\d+\.\d+\.conv1\.weight", key))
+    if not units:
+        return None
+    convs = 3 if "layer1.0.conv3.weight" in state else 2
+    if "layer4" not in units:
+        return f"cifar_resnet{2 + convs * units.total()}"
+    return _known(f"resnet{2 + convs * units.total()}")
+
+
+def _known(name: str) -> str | None:
+    return name if name in NAMES else None
