@@ -1,0 +1,40 @@
+# make demo      train on the built-in data set, evaluate, draw          make lint      ruff
+# make test      all tests but the slow and GPU ones                     make test-all  the slow ones too
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: venv demo test test-all test-gpu lint format clean
+.DEFAULT_GOAL := venv
+
+venv: $(VENV)/.installed
+
+# The stamp makes installation run again when the requirements change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fast,dev]"
+	touch $@
+
+demo: venv
+	rm -rf runs/demo
+	$(PY) tools/train_det.py --cfg configs/demo.yaml --out runs/demo
+
+test: venv
+	$(PY) -m pytest -q
+
+test-all: venv
+	$(PY) -m pytest -q -m "not gpu"
+
+test-gpu: venv
+	$(PY) -m pytest -q -m gpu
+
+lint: venv
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: venv
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) runs

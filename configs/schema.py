@@ -1,0 +1,331 @@
+"""Every option there is: its default, unit and source. YAML files are checked against these classes by `configs.loading`.
+
+Names follow torchvision's where the option means the same thing there (`min_size`, `box.fg_iou_thresh`,
+`rpn.pre_nms_top_n_train`, ...). Unknown keys are errors. Library code receives its own section, never the whole.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are refused, defaults are checked too, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+class SourceConfig(Section):
+    """One annotated set of images. Relative paths are relative to `--data-root`, else `DATA_DIR`, else `data/`."""
+
+    format: Literal["voc", "coco", "yolo", "generated"]
+    root: str | None = None
+    """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/. yolo: holds images/ and labels/."""
+    image_set: str | None = None
+    """voc: ImageSets/Main/NAME.txt. yolo: images/NAME and labels/NAME. generated: train, val or test."""
+    images: str | None = None
+    """coco: folder of the images."""
+    annotations: str | None = None
+    """coco: JSON file."""
+    size: NonNegativeInt = 0
+    """generated: number of images of this set (0: the generator's default)."""
+    zero_based: bool = False
+    """voc: the XML counts pixels from 0 (the official files count from 1)."""
+
+    @model_validator(mode="after")
+    def _has_what_the_format_needs(self) -> SourceConfig:
+        needed = {
+            "voc": ("root", "image_set"),
+            "coco": ("images", "annotations"),
+            "yolo": ("root", "image_set"),
+            "generated": ("image_set",),
+        }[self.format]
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"format {self.format} needs {' and '.join(missing)}")
+        return self
+
+
+class PhotometricConfig(Section):
+    """Colour jitter; each value is the half-width of the range drawn from, as in torchvision's ColorJitter."""
+
+    p: Fraction = 0.0
+    """Probability that an image is jittered at all."""
+    brightness: Fraction = 0.2
+    contrast: Fraction = 0.2
+    saturation: Fraction = 0.2
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+
+
+class AugmentConfig(Section):
+    """Augmentation of the training images; boxes are carried along."""
+
+    hflip: Fraction = 0.5
+    """Probability of a mirror image (Faster R-CNN, Sec. 3.3: the only augmentation of the paper)."""
+    vflip: Fraction = 0.0
+    """Probability of an upside-down image (microscopy, aerial views)."""
+    crop: Fraction = 0.0
+    """Probability of a random crop that keeps every object's box (albumentations' BBoxSafeRandomCrop)."""
+    expand: Fraction = 0.0
+    """Probability of zooming out onto a mean-coloured canvas, at most 2 times the size, as in SSD."""
+    photometric: PhotometricConfig = PhotometricConfig()
+
+
+class DataConfig(Section):
+    """What is learned from, validated on and tested on."""
+
+    train: list[SourceConfig]
+    val: list[SourceConfig] = []
+    test: list[SourceConfig] = []
+    classes: list[str] | str = "auto"
+    """Names in the order of the labels 1..K, or voc, coco, imagenet_det, or auto: those of the training annotations, sorted."""
+    keep_classes: list[str] | None = None
+    """Train and test on these only: objects of other classes are dropped. Default: all of `classes`."""
+    rename_classes: dict[str, str] = {}
+    """Annotated name -> name in `classes`; several may go to one."""
+    train_difficult: bool = False
+    """Objects marked difficult take part in training. The evaluators always follow their own protocol."""
+    train_empty: bool = True
+    """Images without objects take part in training (as negatives)."""
+    repeat_threshold: NonNegativeFloat = 0.0
+    """Repeat-factor sampling (LVIS, Gupta et al. 2019): images of classes rarer than this fraction of the images are seen more often. 0: off."""
+    min_size: PositiveInt | list[PositiveInt] = 600
+    """Shorter side in training, pixels; of several one is drawn for each image (scale jitter)."""
+    max_size: PositiveInt = 1000
+    """Cap on the longer side in training, pixels."""
+    test_min_size: PositiveInt = 600
+    test_max_size: PositiveInt = 1000
+    size_divisor: PositiveInt = 32
+    """Images are zero-padded at the right and the bottom up to a multiple of this."""
+    augment: AugmentConfig = AugmentConfig()
+    aspect_groups: NonNegativeInt = 6
+    """Training batches hold images of alike aspect ratio, in so many groups (0: mixed), to save padding."""
+    num_workers: NonNegativeInt = 4
+    """Loader processes for each training process."""
+
+    @field_validator("min_size")
+    @classmethod
+    def _not_an_empty_list(cls, value: int | list[int]) -> int | list[int]:
+        if value == []:
+            raise ValueError("give at least one size")
+        return value
+
+
+# ---------------------------------------------------------------------------------------------- model
+
+
+class AnchorConfig(Section):
+    """Reference boxes of the RPN (Faster R-CNN, Sec. 3.1.1)."""
+
+    sizes: list[PositiveInt] | list[list[PositiveInt]] = [128, 256, 512]
+    """Square roots of the areas in pixels, all on the one level (C4, VGG); one list for each level P2..P6 for an FPN."""
+    aspect_ratios: list[PositiveFloat] = [0.5, 1.0, 2.0]
+    """Height / width."""
+    rounded: bool = False
+    """Corners rounded to whole pixels, as torchvision does."""
+    offset: Fraction = 0.0
+    """Where in a cell the anchors are centred, in strides: 0 its origin (torchvision, detectron2), 0.5 its middle."""
+
+
+class RpnConfig(Section):
+    """Region proposal network (Faster R-CNN, Sec. 3.1). Defaults: the papers'."""
+
+    hidden_channels: PositiveInt | None = 512
+    """Width of the 3x3 convolution; null: the width of the feature map."""
+    num_convs: PositiveInt = 1
+    """3x3 convolutions before the siblings (torchvision's V2 detectors: 2)."""
+    fg_iou_thresh: Fraction = 0.7
+    bg_iou_thresh: Fraction = 0.3
+    batch_size_per_image: PositiveInt = 256
+    """Anchors sampled for the loss."""
+    positive_fraction: Fraction = 0.5
+    """Share of positives in the sample, at most."""
+    cross_boundary: Literal["keep", "drop"] = "keep"
+    """Anchors that cross the image's border: in training kept or dropped (Faster R-CNN, Sec. 3.3, drops)."""
+    pre_nms_top_n_train: PositiveInt = 12000
+    """Best-scored anchors of a level that go into NMS."""
+    post_nms_top_n_train: PositiveInt = 2000
+    pre_nms_top_n_test: PositiveInt = 6000
+    post_nms_top_n_test: PositiveInt = 300
+    nms_thresh: Fraction = 0.7
+    min_size: NonNegativeFloat = 1e-3
+    """Proposals narrower or lower than this are dropped, pixels of the resized image."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Where the box loss turns from quadratic to linear; 0: plain L1."""
+    box_loss_weight: PositiveFloat = 1.0
+
+
+class BoxConfig(Section):
+    """The detector on the RoIs (Fast R-CNN). Defaults: the reproductions' consensus."""
+
+    pool: Literal["roi_align", "roi_pool"] = "roi_align"
+    pool_size: PositiveInt = 14
+    """Bins a side. C4: 14 (conv5 keeps its stride 2) or 7 (conv5 runs at stride 1). VGG, FPN: 7."""
+    sampling_ratio: NonNegativeInt = 0
+    """RoIAlign's samples a bin and side; 0: as many as the bin has feature pixels."""
+    aligned: bool = True
+    """RoIAlign's half-pixel correction."""
+    fg_iou_thresh: Fraction = 0.5
+    bg_iou_range: tuple[Fraction, Fraction] = (0.0, 0.5)
+    """RoIs with an IoU in [low, high) are background. The papers: (0.1, 0.5) on VOC."""
+    batch_size_per_image: PositiveInt = 128
+    positive_fraction: Fraction = 0.25
+    add_ground_truth: bool = True
+    """The ground-truth boxes join the proposals in training."""
+    bbox_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
+    class_agnostic: bool = False
+    """One box for all classes in place of one a class."""
+    smooth_l1_beta: NonNegativeFloat = 1.0
+    box_loss_weight: PositiveFloat = 1.0
+    fc_width: PositiveInt = 1024
+    """FPN and VGG: outputs of the two fully connected layers (VGG with ImageNet weights: 4096)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """VGG: after fc6 and fc7 in training."""
+    score_thresh: Fraction = 0.05
+    nms_thresh: Fraction = 0.5
+    detections_per_img: PositiveInt = 100
+
+
+class ModelConfig(Section):
+    """Backbone, neck, RPN and detector."""
+
+    backbone: Literal[
+        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"
+    ]
+    weights: str
+    """random; torchvision:IMAGENET1K_V1 (or _V2); or the path of a checkpoint of tools/pretrain.py or tools/convert_weights.py."""
+    neck: Literal["none", "fpn"] = "none"
+    """none: one map of stride 16 (conv4 of a ResNet, conv5_3 of VGG). fpn: P2..P6 (Lin et al. 2017)."""
+    norm: Literal["frozen", "batch", "sync"] = "frozen"
+    """Batch norm: a constant scale and offset (He et al. 2016, App. A), trained, or trained across processes."""
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
+    """conv1..convN keep their weights."""
+    stride_in_1x1: bool = False
+    """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision). Must be that of the weights."""
+    fpn_channels: PositiveInt = 256
+    anchors: AnchorConfig = AnchorConfig()
+    rpn: RpnConfig = RpnConfig()
+    box: BoxConfig = BoxConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ModelConfig:
+        nested = bool(self.anchors.sizes) and isinstance(self.anchors.sizes[0], list)
+        if self.neck == "fpn":
+            if self.backbone.startswith("vgg"):
+                raise ValueError("neck: fpn needs a ResNet backbone")
+            if not nested or len(self.anchors.sizes) != 5:
+                raise ValueError("neck: fpn needs anchors.sizes with one list for each of the 5 levels P2..P6")
+            if self.box.pool == "roi_pool":
+                raise ValueError("neck: fpn needs box.pool: roi_align")
+        elif nested:
+            raise ValueError("anchors.sizes is one plain list where neck is none: there is one level")
+        if self.norm == "frozen" and self.weights == "random" and self.backbone not in ("vgg16", "vgg19"):
+            raise ValueError(
+                "norm: frozen over weights: random ruins the model, for its batch norm would never see a statistic: "
+                "give model.weights, or set model.norm: batch"
+            )
+        if self.weights == "random" and self.frozen_stages:
+            raise ValueError("frozen_stages > 0 with weights: random would freeze random weights: set model.frozen_stages: 0")
+        return self
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class OptimConfig(Section):
+    """The optimiser. `lr` is stated for `reference_batch_size` images a step and scaled in proportion."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat
+    reference_batch_size: PositiveInt
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """adamw."""
+    weight_decay: NonNegativeFloat = 1e-4
+    norm_weight_decay: NonNegativeFloat | None = None
+    """Of batch norm's scale and offset; null: as the rest."""
+    bias_weight_decay: NonNegativeFloat | None = None
+    """Of the biases; null: as the rest. Caffe's Fast R-CNN: 0."""
+    bias_lr_factor: PositiveFloat = 1.0
+    """Caffe's Fast R-CNN: 2."""
+    clip_norm: PositiveFloat | None = None
+    """The gradient's norm is cut to this."""
+
+
+class ScheduleConfig(Section):
+    """Length and learning rate: a pure function of the iteration. Give `iterations` or `epochs`; milestones are in the same unit."""
+
+    iterations: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    policy: Literal["multistep", "cosine", "constant"] = "multistep"
+    milestones: list[PositiveFloat] = []
+    gamma: PositiveFloat = 0.1
+    warmup_iterations: NonNegativeInt = 0
+    warmup_factor: Fraction = 0.001
+    """The rate starts at this share and grows linearly."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> ScheduleConfig:
+        if (self.iterations is None) == (self.epochs is None):
+            raise ValueError("give either iterations or epochs")
+        length = self.iterations or self.epochs
+        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:])) or any(m >= length for m in self.milestones):
+            raise ValueError(f"milestones must grow and lie before the end ({length})")
+        return self
+
+
+class TrainConfig(Section):
+    """The loop."""
+
+    batch_size: PositiveInt
+    """Images a step, over all processes and accumulated parts."""
+    accumulate: PositiveInt = 1
+    """The step's images go through the network in so many parts, to save memory."""
+    amp: Literal["none", "bf16"] = "none"
+    """bf16 autocast for convolutions and fully connected layers; boxes and losses stay in float32."""
+    channels_last: bool = True
+    compile: bool = False
+    """torch.compile for the regions of fixed shape; falls back with a warning."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Exponential moving average of the weights, used for validation, test and best.pt; 0: off."""
+    log_every: PositiveInt = 20
+    """Iterations between lines of metrics.jsonl; the only regular reading of values from the device."""
+    validate_every: PositiveInt | None = None
+    """In the schedule's unit; null: at the end only."""
+    checkpoint_every: PositiveInt | None = None
+    """In the schedule's unit; null: at each validation."""
+    best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "loss"] = "voc12.mAP"
+    """Of the validation set: chooses best.pt."""
+    patience: PositiveInt | None = None
+    """Stop after so many validations without a better best_metric."""
+
+
+class Config(Section):
+    """A detector and its training: what `tools/train_det.py --cfg` reads."""
+
+    seed: NonNegativeInt = 0
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    metrics: list[Literal["voc07", "voc12", "coco"]] = ["voc07", "voc12", "coco"]
+    """Protocols that are computed."""
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> Config:
+        if self.train.batch_size % self.train.accumulate:
+            raise ValueError(f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulate {self.train.accumulate}")
+        return self

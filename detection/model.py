@@ -1,0 +1,170 @@
+"""The assembly: backbone, neck, RPN and detector, composed here and nowhere else.
+
+    images -> Normalize -> Backbone (conv1..conv4, or P2..P6) -> Rpn -> proposals -> RoiHeads -> postprocess
+
+He et al. 2016, App. A; Ren et al. 2015; Girshick 2015; Lin et al. 2017 for the pyramid.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from backbones.weights import Preprocessing, load_backbone_weights
+from backbones.zoo import build_backbone
+from configs.schema import ModelConfig
+from datasets.batch import Batch
+from detection.anchors import AnchorGenerator
+from detection.heads import BoxPredictor, Conv5Head, TwoFcHead
+from detection.postprocess import Detections, postprocess
+from detection.preprocess import Normalize
+from detection.roi_features import RoiFeatures
+from detection.roi_heads import RoiHeads
+from detection.rpn import Rpn
+
+FPN_STAGES = ("conv2", "conv3", "conv4", "conv5")
+
+
+class Backbone(nn.Module):
+    """Feature maps of an image: one of stride 16, or the pyramid P2..P6."""
+
+    def __init__(self, body: nn.Module, stages: tuple[str, ...], fpn: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.stages = stages
+        self.fpn = fpn
+        self.strides = [body.stage_strides[stage] for stage in stages]
+        if fpn is not None:
+            self.strides.append(self.strides[-1] * 2)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) float32 -> maps (B, C, H / stride, W / stride), finest first."""
+        maps = self.body.forward_stages(images, self.stages)
+        if self.fpn is not None:
+            maps = self.fpn({stage: maps[stage] for stage in self.stages})
+        return list(maps.values())
+
+
+class Detector(nn.Module):
+    """Faster R-CNN on batches (`datasets.batch.Batch`)."""
+
+    def __init__(
+        self, backbone: Backbone, rpn: Rpn, roi_heads: RoiHeads, class_names: list[str], preprocessing: Preprocessing
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(preprocessing)
+        self.backbone = backbone
+        self.rpn = rpn
+        self.roi_heads = roi_heads
+        self.class_names = class_names
+        self.preprocessing = preprocessing
+
+    def forward(
+        self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
+    ) -> dict[str, Tensor] | Detections:
+        """Losses where `seed` and `iteration` are given (they decide the samples), detections otherwise.
+
+        Losses are scalars; their sum is what is minimised. They are normalised over all processes. Detections are in
+        pixels of the original images.
+        """
+        if iteration is None:
+            return self.detect(batch)
+        return self.losses(batch, seed=seed, iteration=iteration)
+
+    def features(self, batch: Batch) -> list[Tensor]:
+        """The batch's feature maps, (B, C, H / stride, W / stride) each."""
+        return self.backbone(self.normalize(batch.images, batch.image_sizes))
+
+    def losses(self, batch: Batch, *, seed: int, iteration: int) -> dict[str, Tensor]:
+        """Approximate joint training (Faster R-CNN, Sec. 3.2): the four losses of one step."""
+        features = self.features(batch)
+        proposals, output = self.rpn(features, batch.image_sizes, training=True)
+        draw = {"image_index": batch.index, "seed": seed, "iteration": iteration}
+        losses = self.rpn.losses(output, batch.image_sizes, batch.boxes, batch.valid, **draw)
+        rois = self.roi_heads.select(proposals, batch.boxes, batch.labels, batch.valid, **draw)
+        logits, deltas = self.roi_heads(self._roi_maps(features), rois.boxes)
+        return losses | self.roi_heads.losses(logits, deltas, rois)
+
+    def detect(self, batch: Batch) -> Detections:
+        """Final boxes, scores and labels of the batch's images."""
+        features = self.features(batch)
+        proposals, _ = self.rpn(features, batch.image_sizes, training=False)
+        logits, deltas = self.roi_heads(self._roi_maps(features), proposals.boxes)
+        return postprocess(
+            logits,
+            deltas,
+            proposals.boxes,
+            proposals.valid,
+            batch.image_sizes,
+            batch.original_sizes,
+            self.roi_heads.delta_weights,
+            self.roi_heads.config,
+        )
+
+    def _roi_maps(self, features: list[Tensor]) -> list[Tensor]:
+        """The maps that RoIs are pooled from: P6 serves the RPN only (Lin et al. 2017, Sec. 4.1)."""
+        return features[:-1] if self.backbone.fpn is not None else features
+
+
+def build_detector(
+    config: ModelConfig,
+    class_names: list[str],
+    *,
+    data_root: Path | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Detector:
+    """The detector that a config describes.
+
+    Args:
+        config: the section `model`.
+        class_names: K names; label k is `class_names[k - 1]`.
+        data_root: where weights files are looked for.
+        preprocessing: of a checkpoint that will be loaded over this: the backbone's own weights are then not looked
+            for. None: the backbone's weights are loaded, and bring it along.
+    """
+    net = build_backbone(config.backbone, norm=config.norm, stride_in_1x1=config.stride_in_1x1)
+    if preprocessing is None:
+        preprocessing = load_backbone_weights(
+            net, config.backbone, config.weights, stride_in_1x1=config.stride_in_1x1, data_root=data_root
+        )
+    net.freeze_stages(config.frozen_stages)
+    classifier = net.pop_classifier()
+    if config.neck == "fpn":
+        backbone, box_head, channels = _fpn_parts(config, net)
+    elif config.backbone.startswith("vgg"):
+        backbone, box_head, channels = _vgg_parts(config, net, classifier)
+    else:
+        backbone, box_head, channels = _c4_parts(config, net)
+    anchors = AnchorGenerator(config.anchors, backbone.strides)
+    roi_strides = backbone.strides[:-1] if backbone.fpn is not None else backbone.strides
+    predictor = BoxPredictor(box_head.out_channels, len(class_names), class_agnostic=config.box.class_agnostic)
+    roi_heads = RoiHeads(config.box, RoiFeatures(config.box, roi_strides), box_head, predictor)
+    return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing)
+
+
+def _c4_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module, int]:
+    conv5_channels = net.stage_channels["conv5"]
+    head = Conv5Head(net.pop_stage("conv5"), conv5_channels, config.box.pool_size)
+    return Backbone(net, ("conv4",)), head, net.stage_channels["conv4"]
+
+
+def _vgg_parts(config: ModelConfig, net: nn.Module, classifier: nn.Module) -> tuple[Backbone, nn.Module, int]:
+    channels = net.stage_channels["conv5"]
+    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
+    # fc6 and fc7 are the classifier's own where they have its shape (Faster R-CNN, Sec. 3.3).
+    for layer, source in ((head.fc6, classifier[0]), (head.fc7, classifier[3])):
+        if layer.weight.shape == source.weight.shape:
+            layer.load_state_dict(source.state_dict())
+    return Backbone(net, ("conv5",)), head, channels
+
+
+def _fpn_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module, int]:
+    channels = config.fpn_channels
+    widths = [net.stage_channels[stage] for stage in FPN_STAGES]
+    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool())
+    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
+    return Backbone(net, FPN_STAGES, fpn), head, channels

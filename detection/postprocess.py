@@ -1,0 +1,96 @@
+"""From class logits and deltas to detections, for a whole batch, with outputs of fixed size and no host sync.
+
+Shapes: B images, R RoIs an image, K classes, M candidates an image, D detections an image.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from configs.schema import BoxConfig
+from detection.boxes import clip_boxes, decode_boxes, gather_boxes, large_enough
+from detection.nms import nms
+
+MAX_CANDIDATES = 8192
+"""(RoI, class) pairs of an image that go into NMS, best first. A box survives or falls by better ones alone, so this
+changes the result only where fewer than `detections_per_img` of the best 8192 survive."""
+MIN_SIZE = 1e-2
+"""Smaller detections are dropped, pixels of the resized image (torchvision's rule)."""
+
+
+class Detections(NamedTuple):
+    """The final boxes of a batch, best first."""
+
+    boxes: Tensor
+    """(B, D, 4) float32 in pixels of the original images; zeros where not valid."""
+    scores: Tensor
+    """(B, D) float32 in [0, 1]."""
+    labels: Tensor
+    """(B, D) int64 in 1..K."""
+    valid: Tensor
+    """(B, D) bool."""
+
+
+def select_candidates(
+    logits: Tensor, deltas: Tensor, rois: Tensor, roi_valid: Tensor, image_sizes: Tensor, delta_weights: Tensor, score_thresh: float
+) -> Detections:
+    """The best-scored (RoI, class) pairs above the threshold, decoded and cut to the image; no NMS yet.
+
+    Args:
+        logits: (B, R, K + 1).
+        deltas: (B, R, K + 1 or 1, 4).
+        rois, roi_valid: (B, R, 4), (B, R).
+        image_sizes: (B, 2), (H, W).
+        delta_weights: (4,).
+        score_thresh: scores must be above it.
+    """
+    scores = logits.softmax(-1)[..., 1:]
+    num_classes = scores.shape[-1]
+    eligible = (scores > score_thresh) & roi_valid[..., None]
+    flat = torch.where(eligible, scores, -1.0).flatten(1)
+    best, index = flat.topk(min(MAX_CANDIDATES, flat.shape[1]), dim=1)
+    roi_index = index // num_classes
+    labels = index % num_classes + 1
+    rows = roi_index * deltas.shape[2] + (labels if deltas.shape[2] > 1 else 0)
+    boxes = decode_boxes(gather_boxes(deltas.flatten(1, 2), rows), gather_boxes(rois, roi_index), delta_weights)
+    boxes = clip_boxes(boxes, image_sizes)
+    return Detections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+
+
+def suppress(candidates: Detections, nms_thresh: float, detections_per_img: int) -> Detections:
+    """NMS class by class, and the best `detections_per_img` of what survives."""
+    boxes, scores, labels, valid = candidates
+    kept = nms(boxes, scores, valid, labels, nms_thresh, min(detections_per_img, scores.shape[1]))
+    survives = kept >= 0
+    kept = kept.clamp(min=0)
+    return Detections(
+        gather_boxes(boxes, kept) * survives[..., None],
+        scores.gather(1, kept) * survives,
+        labels.gather(1, kept) * survives,
+        survives,
+    )
+
+
+def to_original(detections: Detections, image_sizes: Tensor, original_sizes: Tensor) -> Detections:
+    """Boxes of the resized images in pixels of the decoded files; both sizes (B, 2), (H, W)."""
+    ratio = (original_sizes / image_sizes).flip(-1).repeat(1, 2)[:, None].to(detections.boxes.dtype)
+    return detections._replace(boxes=detections.boxes * ratio)
+
+
+def postprocess(
+    logits: Tensor,
+    deltas: Tensor,
+    rois: Tensor,
+    roi_valid: Tensor,
+    image_sizes: Tensor,
+    original_sizes: Tensor,
+    delta_weights: Tensor,
+    config: BoxConfig,
+) -> Detections:
+    """Detections of a batch from the answers of `RoiHeads.forward`; arguments as in `select_candidates`."""
+    candidates = select_candidates(logits, deltas, rois, roi_valid, image_sizes, delta_weights, config.score_thresh)
+    kept = suppress(candidates, config.nms_thresh, config.detections_per_img)
+    return to_original(kept, image_sizes, original_sizes)

@@ -1,0 +1,166 @@
+"""The region proposal network (Faster R-CNN, Sec. 3.1): from feature maps to proposals, and its losses.
+
+Shapes: B images, L levels of feature maps, A anchors at each position, N anchors in all, S sampled anchors,
+P proposals an image, G padded ground-truth boxes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from configs.schema import RpnConfig
+from detection.anchors import AnchorGenerator
+from detection.boxes import clip_boxes, decode_boxes, encode_boxes, gather_boxes, large_enough
+from detection.losses import box_loss, mean_count, objectness_loss
+from detection.matching import inside_image, match
+from detection.nms import nms
+from detection.sampling import random_keys, sample
+
+SAMPLING_PURPOSE = 0
+"""Tells the RPN's random keys from the detector's."""
+
+
+class Proposals(NamedTuple):
+    """Proposals of a batch, a fixed number an image, best first."""
+
+    boxes: Tensor
+    """(B, P, 4) float32 in pixels of the batch's images; zeros where not valid."""
+    logits: Tensor
+    """(B, P) float32 objectness."""
+    valid: Tensor
+    """(B, P) bool."""
+
+
+class RpnHead(nn.Module):
+    """3x3 convolutions and the sibling 1x1 convolutions for objectness and deltas; the same for all levels.
+
+    Parameter names are torchvision's `RPNHead`'s, with which it shares its structure.
+    """
+
+    def __init__(self, in_channels: int, hidden_channels: int, num_anchors: int, num_convs: int) -> None:
+        super().__init__()
+        widths = [in_channels] + [hidden_channels] * num_convs
+        self.conv = nn.Sequential(
+            *(
+                nn.Sequential(nn.Conv2d(a, b, kernel_size=3, padding=1), nn.ReLU(inplace=True))
+                for a, b in zip(widths, widths[1:], strict=False)
+            )
+        )
+        self.cls_logits = nn.Conv2d(hidden_channels, num_anchors, kernel_size=1)
+        self.bbox_pred = nn.Conv2d(hidden_channels, 4 * num_anchors, kernel_size=1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=0.01)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (B, N_l) and deltas (B, N_l, 4), float32, of each level's (B, C, H, W), in the anchors' order."""
+        logits, deltas = [], []
+        for feature in features:
+            hidden = self.conv(feature)
+            logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1).float())
+            deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4).float())
+        return logits, deltas
+
+
+class Rpn(nn.Module):
+    """Head, anchors, proposals and losses."""
+
+    def __init__(self, config: RpnConfig, in_channels: int, anchors: AnchorGenerator) -> None:
+        super().__init__()
+        self.config = config
+        self.anchors = anchors
+        self.head = RpnHead(in_channels, config.hidden_channels or in_channels, anchors.per_position, config.num_convs)
+
+    def forward(self, features: list[Tensor], image_sizes: Tensor, *, training: bool) -> tuple[Proposals, RpnOutput]:
+        """Proposals for images of `image_sizes` (B, 2), (H, W), and what the losses need.
+
+        Args:
+            features: L maps (B, C, H_l, W_l).
+            image_sizes: (B, 2) int64 without padding.
+            training: take the training numbers of proposals.
+        """
+        logits, deltas = self.head(features)
+        map_sizes = [tuple(feature.shape[-2:]) for feature in features]
+        anchors, codes = self.anchors(map_sizes, features[0].device)
+        output = RpnOutput(logits, deltas, anchors, codes)
+        return self.propose(output, image_sizes, training=training), output
+
+    @torch.no_grad()
+    def propose(self, output: RpnOutput, image_sizes: Tensor, *, training: bool) -> Proposals:
+        """The best anchors of each level, moved by their deltas, cut to the image, and freed of duplicates by NMS."""
+        config = self.config
+        before = config.pre_nms_top_n_train if training else config.pre_nms_top_n_test
+        after = config.post_nms_top_n_train if training else config.post_nms_top_n_test
+        boxes, scores, levels = [], [], []
+        level_anchors = output.anchors.split([logits.shape[1] for logits in output.logits])
+        for level, (logits, deltas, anchors) in enumerate(zip(output.logits, output.deltas, level_anchors, strict=True)):
+            best, index = logits.topk(min(before, logits.shape[1]), dim=1)
+            boxes.append(decode_boxes(gather_boxes(deltas, index), anchors[index]))
+            scores.append(best)
+            levels.append(torch.full_like(index, level))
+        candidates = clip_boxes(torch.cat(boxes, 1), image_sizes)
+        logits = torch.cat(scores, 1)
+        usable = large_enough(candidates, config.min_size)
+        kept = nms(candidates, logits, usable, torch.cat(levels, 1), config.nms_thresh, min(after, logits.shape[1]))
+        valid = kept >= 0
+        kept = kept.clamp(min=0)
+        return Proposals(gather_boxes(candidates, kept) * valid[..., None], logits.gather(1, kept), valid)
+
+    def losses(
+        self,
+        output: RpnOutput,
+        image_sizes: Tensor,
+        boxes: Tensor,
+        valid: Tensor,
+        image_index: Tensor,
+        *,
+        seed: int,
+        iteration: int,
+    ) -> dict[str, Tensor]:
+        """Objectness and box losses, scalars.
+
+        Args:
+            output: of `forward`.
+            image_sizes: (B, 2).
+            boxes, valid: (B, G, 4) and (B, G) ground truth.
+            image_index: (B,) int64; with `seed` and `iteration` it decides the sample.
+        """
+        config = self.config
+        logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
+        anchors = output.anchors
+        usable = inside_image(anchors, image_sizes) if config.cross_boundary == "drop" else None
+        matches = match(boxes, valid, anchors[None], usable)
+        positive = (matches.iou >= config.fg_iou_thresh) | matches.is_best_of_object
+        negative = (matches.iou < config.bg_iou_thresh) & ~positive
+        if usable is not None:
+            positive, negative = positive & usable, negative & usable
+        keys = random_keys(seed, iteration, SAMPLING_PURPOSE, image_index, output.codes)
+        chosen = sample(positive, negative, keys, config.batch_size_per_image, config.positive_fraction)
+
+        count = mean_count(chosen.valid)
+        chosen_anchors = anchors[chosen.index]
+        objects = gather_boxes(boxes, matches.index.gather(1, chosen.index))
+        # Where there is no object an anchor answers to itself: the deltas are finite zeros, and weigh nothing.
+        targets = encode_boxes(torch.where(chosen.positive[..., None], objects, chosen_anchors), chosen_anchors)
+        return {
+            "loss_objectness": objectness_loss(logits.gather(1, chosen.index), chosen.positive, chosen.valid, count),
+            "loss_rpn_box_reg": config.box_loss_weight
+            * box_loss(gather_boxes(deltas, chosen.index), targets, chosen.positive, count, config.smooth_l1_beta),
+        }
+
+
+class RpnOutput(NamedTuple):
+    """What the head says of each anchor, level by level."""
+
+    logits: list[Tensor]
+    """L x (B, N_l) float32."""
+    deltas: list[Tensor]
+    """L x (B, N_l, 4) float32."""
+    anchors: Tensor
+    """(N, 4) float32."""
+    codes: Tensor
+    """(N,) int64 (see `AnchorGenerator`)."""

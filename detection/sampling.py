@@ -1,0 +1,84 @@
+"""Random samples of anchors and RoIs for the losses: counter-based, of fixed size, without host syncs.
+
+An image's sample depends on (seed, iteration, image, candidate) alone: not on the other images of the batch, nor on
+their order, the padding, the worker or the process.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_MASK32 = 0xFFFFFFFF
+_POSITIVE_BONUS = 1 << 53
+"""Larger than every random key, so that the chosen positives come first."""
+
+
+class Sampled(NamedTuple):
+    """A sample of S candidates for each of B images."""
+
+    index: Tensor
+    """(B, S) int64 into the candidates."""
+    positive: Tensor
+    """(B, S) bool."""
+    valid: Tensor
+    """(B, S) bool: false where an image had too few candidates; `index` then points anywhere and must weigh nothing."""
+
+
+def _mix32(x: Tensor) -> Tensor:
+    """A bijection of 32-bit numbers held in int64 that scatters them (C. Wellons' lowbias32)."""
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK32
+    return x ^ (x >> 16)
+
+
+def _mix_int(value: int) -> int:
+    """`_mix32` of a Python number of any size."""
+    mixed = 0
+    while True:
+        mixed ^= value & _MASK32
+        mixed = ((mixed ^ mixed >> 16) * 0x7FEB352D) & _MASK32
+        mixed = ((mixed ^ mixed >> 15) * 0x846CA68B) & _MASK32
+        mixed ^= mixed >> 16
+        value >>= 32
+        if not value:
+            return mixed
+
+
+def random_keys(seed: int, iteration: int, purpose: int, image_index: Tensor, codes: Tensor) -> Tensor:
+    """Random keys (B, N) int64 in [0, 2^52), different for all candidates of an image.
+
+    Args:
+        seed, iteration: what the run and the step are.
+        purpose: tells apart the samplings within one step.
+        image_index: (B,) int64, what the images are in their data set.
+        codes: (N,) int64, what the candidates are, whatever the padding; N < 2^20.
+    """
+    step = _mix_int(_mix_int(seed) << 40 | iteration << 8 | purpose)
+    image = _mix32((image_index & _MASK32) ^ step)
+    hashed = _mix32(_mix32((codes ^ (codes >> 32)) & _MASK32)[None] ^ image[:, None])
+    # The position in the low bits tells apart the few that share a hash.
+    return (hashed << 20) | torch.arange(len(codes), device=codes.device)
+
+
+def sample(positive: Tensor, negative: Tensor, keys: Tensor, size: int, positive_fraction: float) -> Sampled:
+    """At most `size * positive_fraction` positives and negatives for the rest, uniformly, for each image.
+
+    Args:
+        positive, negative: (B, N) bool, disjoint.
+        keys: (B, N) int64 from `random_keys`; the largest are taken.
+        size: candidates a sample (S = min(size, N)).
+        positive_fraction: share of positives, at most.
+    """
+    size = min(size, keys.shape[1])
+    max_positives = min(int(size * positive_fraction), size)
+    if max_positives > 0:
+        positive_keys = torch.where(positive, keys, -1)
+        smallest_taken = positive_keys.topk(max_positives, dim=1).values[:, -1:]
+        rank = torch.where(positive & (keys >= smallest_taken), keys + _POSITIVE_BONUS, torch.where(negative, keys, -1))
+    else:
+        rank = torch.where(negative, keys, -1)
+    values, index = rank.topk(size, dim=1)
+    return Sampled(index, values >= _POSITIVE_BONUS, values >= 0)

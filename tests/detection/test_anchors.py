@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import torch
+from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
+from torchvision.models.detection.image_list import ImageList
+
+from configs.schema import AnchorConfig
+from detection.anchors import AnchorGenerator, base_anchors
+
+CPU = torch.device("cpu")
+
+
+def test_areas_and_ratios():
+    anchors = base_anchors([128, 256], [0.5, 1.0, 2.0])
+    width, height = anchors[:, 2] - anchors[:, 0], anchors[:, 3] - anchors[:, 1]
+    torch.testing.assert_close(width * height, torch.tensor([128.0**2, 256.0**2] * 3))
+    torch.testing.assert_close(height / width, torch.tensor([0.5, 0.5, 1.0, 1.0, 2.0, 2.0]))
+
+
+def test_positions_by_hand():
+    # One square anchor of 32 pixels on a map of 2 rows and 3 columns with stride 16.
+    make = AnchorGenerator(AnchorConfig(sizes=[32], aspect_ratios=[1.0]), [16])
+    anchors, _ = make([(2, 3)], CPU)
+    centers = ((anchors[:, :2] + anchors[:, 2:]) / 2).tolist()
+    assert centers == [[0, 0], [16, 0], [32, 0], [0, 16], [16, 16], [32, 16]]
+    middle = AnchorGenerator(AnchorConfig(sizes=[32], aspect_ratios=[1.0], offset=0.5), [16])
+    torch.testing.assert_close(middle([(2, 3)], CPU)[0], anchors + 8)
+
+
+def test_equals_torchvisions():
+    sizes = [[32], [64], [128], [256], [512]]
+    maps = [(24, 32), (12, 16), (6, 8), (3, 4), (2, 2)]
+    ours, _ = AnchorGenerator(AnchorConfig(sizes=sizes, rounded=True), [8, 16, 32, 64, 96])(maps, CPU)
+    theirs = TorchvisionAnchors(tuple((s[0],) for s in sizes), ((0.5, 1.0, 2.0),) * 5)
+    images = ImageList(torch.zeros(1, 3, 192, 256), [(192, 256)])
+    # torchvision derives the strides from the map sizes: those of the last map differ by axis there.
+    features = [torch.zeros(1, 1, *size) for size in maps]
+    expected = theirs(images, features)[0]
+    count = sum(h * w * 3 for h, w in maps[:4])
+    assert torch.equal(ours[:count], expected[:count])
+
+
+def test_codes_do_not_depend_on_the_padding():
+    make = AnchorGenerator(AnchorConfig(sizes=[32, 64], aspect_ratios=[1.0]), [16])
+    small_anchors, small = make([(2, 3)], CPU)
+    large_anchors, large = make([(4, 7)], CPU)
+    assert len(set(large.tolist())) == len(large)
+    by_code = dict(zip(large.tolist(), large_anchors.tolist(), strict=True))
+    assert [by_code[code] for code in small.tolist()] == small_anchors.tolist()
+
+
+def test_remembers():
+    make = AnchorGenerator(AnchorConfig(), [16])
+    assert make([(2, 3)], CPU)[0] is make([(2, 3)], CPU)[0]
+    for width in range(3, 3 + 2 * AnchorGenerator.MAX_REMEMBERED):
+        make([(1, width)], CPU)
+    assert len(make._remembered) == AnchorGenerator.MAX_REMEMBERED

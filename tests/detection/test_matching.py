@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.models.detection._utils import Matcher
+
+import detection.matching
+from detection.matching import inside_image, match
+
+
+def batch(seed: int, counts: list[int], num_candidates: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Padded ground truth with the given numbers of objects, and candidates, on a grid so coarse that ties happen."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def boxes(*shape: int) -> torch.Tensor:
+        corner = torch.randint(0, 12, (*shape, 2), generator=generator) * 8.0
+        return torch.cat((corner, corner + torch.randint(1, 6, (*shape, 2), generator=generator) * 8.0), dim=-1)
+
+    objects = boxes(len(counts), 8)
+    valid = torch.arange(8) < torch.tensor(counts)[:, None]
+    return objects * valid[..., None], valid, boxes(len(counts), num_candidates)
+
+
+@pytest.mark.parametrize("max_elements", [1, 1 << 25])
+@given(seed=st.integers(0, 10_000), counts=st.lists(st.integers(0, 8), min_size=1, max_size=3))
+def test_equals_torchvisions_matcher_image_by_image(max_elements, seed, counts):
+    objects, valid, candidates = batch(seed, counts, 40)
+    before, detection.matching.MAX_ELEMENTS = detection.matching.MAX_ELEMENTS, max_elements
+    try:
+        matches = match(objects, valid, candidates)
+    finally:
+        detection.matching.MAX_ELEMENTS = before
+    matcher = Matcher(0.7, 0.3, allow_low_quality_matches=True)
+    for image, count in enumerate(counts):
+        positive = (matches.iou[image] >= 0.7) | matches.is_best_of_object[image]
+        negative = (matches.iou[image] < 0.3) & ~positive
+        if count == 0:
+            assert negative.all()
+            continue
+        quality = torchvision.ops.box_iou(objects[image, :count], candidates[image])
+        if (quality.amax(1) == 0).any():
+            continue  # torchvision makes every candidate positive for an object that overlaps none
+        expected = matcher(quality)
+        assert torch.equal(positive, expected >= 0)
+        assert torch.equal(negative, expected == Matcher.BELOW_LOW_THRESHOLD)
+        assert torch.equal(matches.index[image][positive], expected[positive])
+
+
+def test_an_object_that_overlaps_nothing_claims_nothing():
+    objects = torch.tensor([[[500.0, 500.0, 510.0, 510.0]]])
+    candidates = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 20.0, 20.0]]])
+    assert not match(objects, torch.tensor([[True]]), candidates).is_best_of_object.any()
+
+
+def test_candidates_that_are_not_valid_are_best_for_nothing():
+    objects = torch.tensor([[[0.0, 0.0, 10.0, 10.0]]])
+    candidates = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0]]])
+    matches = match(objects, torch.tensor([[True]]), candidates, torch.tensor([[False, True]]))
+    assert matches.is_best_of_object.tolist() == [[False, True]]
+    assert matches.iou[0, 0] == -1
+
+
+def test_inside_image_knows_height_from_width():
+    anchors = torch.tensor([[0.0, 0.0, 30.0, 10.0], [0.0, 0.0, 10.0, 30.0], [-1.0, 0.0, 5.0, 5.0]])
+    sizes = torch.tensor([[10, 30], [30, 10]])  # (H, W)
+    assert inside_image(anchors, sizes).tolist() == [[True, False, False], [False, True, False]]

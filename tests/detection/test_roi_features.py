@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.ops.poolers import LevelMapper
+
+from configs.schema import BoxConfig
+from detection.roi_features import RoiFeatures, roi_levels
+
+STRIDES = [4, 8, 16, 32]
+
+
+def pyramid(seed: int, height: int, width: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(2, 3, height // s, width // s, generator=generator) for s in STRIDES]
+
+
+def rois_in(seed: int, height: int, width: int, num: int = 24) -> torch.Tensor:
+    """RoIs of all sizes, a good part of which touch the border, inside an image of the given size."""
+    generator = torch.Generator().manual_seed(seed)
+    limits = torch.tensor([width, height]).float()
+    a, b = (torch.rand(2, num, 2, generator=generator) * 1.2 - 0.1 for _ in range(2))
+    corners = torch.cat((torch.minimum(a, b), torch.maximum(a, b)), dim=-1).clamp(0, 1) * limits.repeat(2)
+    # At least one pixel of P2 each way: see `pack_pyramid` on smaller ones.
+    start = torch.minimum(corners[..., :2], limits - 8)
+    return torch.cat((start, torch.maximum(corners[..., 2:], start + 4)), dim=-1)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@given(st.integers(0, 1000), st.sampled_from([(64, 96), (320, 256), (512, 768)]))
+def test_canvas_equals_pooling_level_by_level(aligned, sampling_ratio, seed, image_size):
+    height, width = image_size
+    features, rois = pyramid(seed, height, width), rois_in(seed, height, width)
+    config = BoxConfig(pool_size=7, aligned=aligned, sampling_ratio=sampling_ratio)
+    pooled = RoiFeatures(config, STRIDES)(features, rois)
+    levels = roi_levels(rois).flatten()
+    flat = torch.cat((torch.arange(2.0)[:, None, None].expand(-1, rois.shape[1], 1), rois), dim=-1).flatten(0, 1)
+    for level, (feature, stride) in enumerate(zip(features, STRIDES, strict=True)):
+        here = levels == level
+        expected = torchvision.ops.roi_align(feature, flat[here], 7, 1 / stride, sampling_ratio, aligned)
+        torch.testing.assert_close(pooled[here], expected, rtol=1e-3, atol=2e-3)
+
+
+def test_gradient_through_the_canvas():
+    features, rois = pyramid(0, 128, 192), rois_in(3, 128, 192)
+    config = BoxConfig(pool_size=7, aligned=False, sampling_ratio=2)
+    ours = [f.clone().requires_grad_() for f in features]
+    theirs = [f.clone().requires_grad_() for f in features]
+    weight = torch.randn(48, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+    (RoiFeatures(config, STRIDES)(ours, rois) * weight).sum().backward()
+    pooler = torchvision.ops.MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    maps = {str(k): f for k, f in enumerate(theirs)}
+    # LevelMapper reads P2..P5 from the scales that the pooler infers from the image's size.
+    (pooler(maps, list(rois), [(128, 192)] * 2) * weight).sum().backward()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=2e-3)
+
+
+@given(st.integers(0, 1000))
+def test_levels_equal_torchvisions(seed):
+    rois = rois_in(seed, 800, 1333)
+    mapper = LevelMapper(2, 5)
+    assert torch.equal(roi_levels(rois).flatten(), mapper([*rois]))
+
+
+def test_levels_at_the_boundaries():
+    sides = torch.tensor([112.0, 224.0, 448.0, 20.0, 2000.0])
+    rois = torch.stack((torch.zeros(5), torch.zeros(5), sides, sides), dim=1)
+    assert roi_levels(rois).tolist() == [1, 2, 3, 0, 3]
+
+
+def test_one_level_pools_each_image_for_itself():
+    feature = torch.stack((torch.full((1, 8, 10), 1.0), torch.full((1, 8, 10), 2.0)))
+    rois = torch.tensor([[[0.0, 0.0, 64.0, 48.0]], [[16.0, 16.0, 100.0, 100.0]]])
+    for pool in ("roi_align", "roi_pool"):
+        pooled = RoiFeatures(BoxConfig(pool=pool, pool_size=7), [16])([feature], rois)
+        assert pooled.shape == (2, 1, 7, 7)
+        assert (pooled[0] == 1).all()
+        assert (pooled[1] == 2).all()
+
+
+def test_bf16_features_keep_float32_coordinates():
+    feature = torch.randn(1, 2, 50, 84, generator=torch.Generator().manual_seed(0))
+    rois = rois_in(0, 800, 1333)[:1]
+    exact = RoiFeatures(BoxConfig(pool_size=7), [16])([feature], rois)
+    low = RoiFeatures(BoxConfig(pool_size=7), [16])([feature.bfloat16()], rois)
+    assert low.dtype == torch.bfloat16
+    # Only the features are rounded (8 bits): coordinates in bf16 would be off by pixels.
+    assert (low.float() - exact).abs().max() < 0.03

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from detection.sampling import random_keys, sample
+
+
+def keys_of(images: list[int], codes: torch.Tensor, iteration: int = 0) -> torch.Tensor:
+    return random_keys(7, iteration, 0, torch.tensor(images), codes)
+
+
+def test_keys_depend_on_the_image_not_on_the_batch():
+    codes = torch.arange(1000)
+    both = keys_of([3, 9], codes)
+    assert torch.equal(both[0], keys_of([3], codes)[0])
+    assert torch.equal(both.flip(0), keys_of([9, 3], codes))
+    assert not torch.equal(both[0], both[1])
+    assert not torch.equal(keys_of([3], codes, iteration=1)[0], both[0])
+
+
+def test_keys_are_distinct_and_even():
+    keys = keys_of([0], torch.arange(1 << 16))[0]
+    assert len(keys.unique()) == 1 << 16
+    shares = torch.histc((keys >> 20).double() / 2**32, bins=16, min=0, max=1) / len(keys)
+    assert (shares - 1 / 16).abs().max() < 0.005  # five standard deviations
+
+
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 300),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.integers(1, 64),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+)
+def test_counts_and_membership(seed, num, share_positive, share_negative, size, fraction):
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.rand(2, num, generator=generator)
+    positive = draw < share_positive
+    negative = ~positive & (torch.rand(2, num, generator=generator) < share_negative)
+    chosen = sample(positive, negative, keys_of([0, 1], torch.arange(num)), size, fraction)
+    for image in range(2):
+        expected_positive = min(int(positive[image].sum()), int(min(size, num) * fraction))
+        expected_negative = min(int(negative[image].sum()), min(size, num) - expected_positive)
+        assert int(chosen.positive[image].sum()) == expected_positive
+        assert int(chosen.valid[image].sum()) == expected_positive + expected_negative
+        taken = chosen.index[image][chosen.valid[image]]
+        assert len(taken.unique()) == len(taken)
+        assert positive[image][chosen.index[image][chosen.positive[image]]].all()
+        assert negative[image][chosen.index[image][chosen.valid[image] & ~chosen.positive[image]]].all()
+
+
+def test_every_candidate_is_as_likely():
+    positive = torch.zeros(1, 40, dtype=torch.bool)
+    positive[:, :10] = True
+    times = torch.zeros(40)
+    for iteration in range(2000):
+        chosen = sample(positive, ~positive, keys_of([5], torch.arange(40), iteration), 16, 0.25)
+        times[chosen.index[0]] += 1
+    # 4 of the 10 positives and 12 of the 30 negatives: each with probability 0.4; 4.5 standard deviations.
+    assert ((times / 2000) - 0.4).abs().max() < 4.5 * (0.4 * 0.6 / 2000) ** 0.5
+
+
+def test_the_sample_does_not_depend_on_padding():
+    codes = torch.arange(50)
+    positive, negative = codes[None] % 7 == 0, codes[None] % 7 != 0
+    short = sample(positive, negative, keys_of([1], codes), 10, 0.5)
+    more = torch.cat((codes, torch.arange(1000, 1030)))
+    pad = torch.zeros(1, 30, dtype=torch.bool)
+    long = sample(torch.cat((positive, pad), 1), torch.cat((negative, pad), 1), keys_of([1], more), 10, 0.5)
+    assert torch.equal(short.index, long.index)

@@ -1,0 +1,76 @@
+"""Imports point one way (docs/architecture.md), and the scripts find this project's packages before others of the name."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = {"backbones", "configs", "datasets", "detection", "tools"}
+ALLOWED = {
+    "configs": {"configs"},
+    "backbones": {"backbones", "configs"},
+    "datasets": {"datasets", "configs"},
+    "detection": {"detection", "backbones", "datasets", "configs"},
+    "tools": OURS,
+}
+CONTRACT = {"datasets.target", "datasets.batch", "datasets.records", "datasets.voc", "datasets.coco", "datasets.class_lists"}
+"""The only parts of `datasets` that `detection` may use."""
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, wherever in the file the import stands."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            modules.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            modules.add(node.module)
+            modules.update(f"{node.module}.{alias.name}" for alias in node.names if node.module in OURS)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            pytest.fail(f"{path}:{node.lineno} imports relatively")
+    return modules
+
+
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_imports_point_one_way(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        for module in imported_modules(path):
+            top = module.split(".")[0]
+            assert top not in OURS or top in ALLOWED[package], f"{path} imports {module}"
+            if package == "detection" and top == "datasets" and module != "datasets":
+                name = ".".join(module.split(".")[:2])
+                assert name in CONTRACT, f"{path} imports {module}: only the contract of datasets is open to detection"
+
+
+def test_schema_needs_nothing_of_ours():
+    assert not {name for name in imported_modules(ROOT / "configs/schema.py") if name.split(".")[0] in OURS}
+
+
+def test_only_transforms_imports_albumentations():
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py"):
+            if path != ROOT / "datasets/transforms.py":
+                assert not any(name.split(".")[0] == "albumentations" for name in imported_modules(path)), path
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "tools").glob("[!_]*.py")))
+def test_scripts_find_our_packages_before_others_of_the_name(script, tmp_path):
+    """`python tools/x.py` must not take an installed package named `datasets` for ours."""
+    for name in OURS:
+        decoy = tmp_path / name
+        decoy.mkdir()
+        (decoy / "__init__.py").write_text(f"raise ImportError('the foreign package {name} was imported')")
+    env = dict(os.environ, PYTHONPATH=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools" / script), "--help"], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
