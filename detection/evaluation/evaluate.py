@@ -1,0 +1,129 @@
+"""All protocols at once, in the layout of metrics.json, and as a table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from configs.errors import UserError
+from detection.evaluation import coco, voc
+from detection.evaluation.data import Aligned, Detections, GroundTruth, align
+from detection.evaluation.files import write_text
+
+ProtocolName = Literal["voc07", "voc12", "coco"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("voc07", "voc12", "coco")
+
+Metrics = dict[str, Any]
+"""metrics.json: fractions in [0, 1], None where there is no ground truth; a protocol that is not computed is absent."""
+
+
+def evaluate(
+    ground_truth: GroundTruth,
+    detections: Detections,
+    protocols: Iterable[ProtocolName] = PROTOCOLS,
+    *,
+    backend: coco.Backend = "auto",
+) -> Metrics:
+    """Score detections by the named protocols.
+
+    Args:
+        ground_truth: the objects.
+        detections: joined to the ground truth by image id and class name.
+        protocols: of voc07, voc12, coco. COCO's crowd regions count as difficult in VOC's protocols; VOC's difficult
+            objects count like others in COCO's.
+        backend: the library that computes COCO's numbers.
+
+    Returns:
+        `{"voc07": {"mAP": x, "per_class": {name: x or None}}, "voc12": {...}, "coco": {"AP": x, ..., "per_class":
+        {...}}, "voc_by_iou": {...}, "coco_backend": "library version"}`. `voc_by_iou` is VOC's area rule at other
+        thresholds and is not comparable to COCO's AP.
+
+    Raises:
+        UserError: a detection's image is unknown, or no library for COCO's numbers is installed.
+    """
+    chosen = list(protocols)
+    unknown = [name for name in chosen if name not in PROTOCOLS]
+    if unknown:
+        raise UserError(f"unknown protocol {unknown[0]!r}: there are {', '.join(PROTOCOLS)}")
+    data = align(ground_truth, detections)
+    metrics: Metrics = {}
+    if "voc07" in chosen or "voc12" in chosen:
+        metrics.update(_voc(data, chosen))
+    if "coco" in chosen:
+        result = coco.evaluate_coco(data, backend)
+        metrics["coco"] = {**coco.summary(result), "per_class": coco.per_class(result)}
+        metrics["coco_backend"] = result.backend
+    return metrics
+
+
+def _voc(data: Aligned, chosen: list[ProtocolName]) -> Metrics:
+    matches = voc.match(data)
+    at_half = dict(zip(("voc07", "voc12"), voc.average_precisions(matches), strict=True))
+    metrics: Metrics = {
+        name: {
+            "mAP": _none_for_nan(voc.mean_of_classes(values)),
+            "per_class": {key: _none_for_nan(value) for key, value in zip(data.class_names, values, strict=True)},
+        }
+        for name, values in at_half.items()
+        if name in chosen
+    }
+    if "voc12" in chosen:
+        means = [voc.mean_of_classes(voc.average_precisions(matches, limit)[1]) for limit in voc.THRESHOLDS]
+        metrics["voc_by_iou"] = {
+            "rule": "voc12 at other IoU thresholds; not COCO's AP",
+            "mAP": {f"{limit:.2f}": _none_for_nan(x) for limit, x in zip(voc.THRESHOLDS, means, strict=True)},
+            "voc12_mean_iou50_95": _none_for_nan(float(np.mean(means))),
+        }
+    return metrics
+
+
+def _none_for_nan(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def write_metrics(path: Path, metrics: Metrics) -> None:
+    """Write metrics.json, in double precision to the last digit."""
+    write_text(path, json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+_COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+_COLUMN_TITLES = {"voc07": "VOC07 AP", "voc12": "VOC12 AP", "coco": "COCO AP"}
+
+
+def format_table(metrics: Metrics) -> str:
+    """The metrics as text: a line for each class, the means, and COCO's 12 numbers; percent with one decimal."""
+    present = [name for name in PROTOCOLS if name in metrics]
+    if not present:
+        return "no protocol could be computed"
+    names: list[str] = []
+    for name in present:
+        names += [key for key in metrics[name]["per_class"] if key not in names]
+    means = {name: metrics[name]["AP" if name == "coco" else "mAP"] for name in present}
+    rows = [["class", *(_COLUMN_TITLES[name] for name in present)]]
+    rows += [[key, *(_percent(metrics[name]["per_class"].get(key)) for name in present)] for key in names]
+    rows.append(["mean", *(_percent(means[name]) for name in present)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    text = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
+    if "coco" in metrics:
+        numbers = [f"{name} {_percent(metrics['coco'][name])}" for name in _COCO_COLUMNS]
+        text += ["", f"COCO (by {metrics.get('coco_backend', 'unknown')}):", "  " + "  ".join(numbers[:6])]
+        text.append("  " + "  ".join(numbers[6:]))
+    if "voc_by_iou" in metrics:
+        by_iou = metrics["voc_by_iou"]
+        text += ["", f"VOC12 rule, mean over IoU .50:.95 (not COCO's AP): {_percent(by_iou['voc12_mean_iou50_95'])}"]
+    return "\n".join(text)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

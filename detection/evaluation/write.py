@@ -1,0 +1,75 @@
+"""Detections as files: what servers and other people's evaluators read, and what `tools/eval_det.py` reads back.
+
+Numbers are written with as many digits as tell them from their neighbours, so reading gives the same doubles.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from detection.evaluation.data import Detections, GroundTruth
+from detection.evaluation.files import write_text
+
+
+def write_detections_json(path: Path, detections: Detections, category_ids: dict[str, int] | None = None) -> None:
+    """Write detections.json in the form that fits the data set.
+
+    VOC: a list of `{"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"}`, 1-based inclusive pixels.
+    COCO: results as the COCO API and its server take them, `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}`.
+
+    Args:
+        path: file to be written.
+        detections: as from `Detections.from_images`.
+        category_ids: COCO: class name -> id in the annotation file (see `category_ids_of`); default: the labels.
+    """
+    rows = zip(
+        detections.image_index.tolist(), detections.labels.tolist(), detections.boxes.tolist(),
+        detections.scores.tolist(), strict=True,
+    )  # fmt: skip
+    names, ids = detections.class_names, detections.image_ids
+    if detections.frame == "voc":
+        records = [
+            {"image_id": ids[image], "category": names[label - 1], "bbox": box, "score": score}
+            for image, label, box, score in rows
+        ]
+    else:
+        categories = [0] + [
+            label if category_ids is None else category_ids[name] for label, name in enumerate(names, start=1)
+        ]
+        records = [
+            {"image_id": ids[image], "category_id": categories[label], "bbox": box, "score": score}
+            for image, label, box, score in rows
+        ]
+    lines = ",\n".join(json.dumps(record, separators=(",", ":"), ensure_ascii=False) for record in records)
+    write_text(path, f"[\n{lines}\n]\n" if records else "[]\n")
+
+
+def category_ids_of(ground_truth: GroundTruth) -> dict[str, int] | None:
+    """Class name -> id in COCO's annotation file; None where the set has no such ids."""
+    if ground_truth.category_ids is None:
+        return None
+    return dict(zip(ground_truth.class_names, ground_truth.category_ids, strict=True))
+
+
+def write_comp4(folder: Path, detections: Detections, image_set: str = "test") -> list[Path]:
+    """Write `comp4_det_<image_set>_<class>.txt` for each class, as the VOC server and development kit take them.
+
+    Each line: image id, score, xmin, ymin, xmax, ymax in 1-based inclusive pixels. A class without detections gets
+    an empty file, for the official tools refuse a missing one.
+
+    Returns:
+        The files, in the order of the classes.
+    """
+    lines: list[list[str]] = [[] for _ in detections.class_names]
+    rows = zip(
+        detections.image_index.tolist(), detections.labels.tolist(), detections.voc_boxes.tolist(),
+        detections.scores.tolist(), strict=True,
+    )  # fmt: skip
+    for image, label, (xmin, ymin, xmax, ymax), score in rows:
+        lines[label - 1].append(f"{detections.image_ids[image]} {score!r} {xmin!r} {ymin!r} {xmax!r} {ymax!r}\n")
+    paths = []
+    for name, text in zip(detections.class_names, lines, strict=True):
+        paths.append(Path(folder) / f"comp4_det_{image_set}_{name}.txt")
+        write_text(paths[-1], "".join(text))
+    return paths
