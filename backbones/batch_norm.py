@@ -8,6 +8,7 @@ Shapes: B images, C channels, H x W positions.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -68,7 +69,7 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
 
 
 class SyncBatchNorm2d(nn.SyncBatchNorm):
-    """Batch norm whose statistics are those of all processes' batches together; unlike PyTorch's, on the CPU as well."""
+    """Batch norm whose statistics are those of all processes' batches together; unlike PyTorch's, also on the CPU."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> same shape; B may differ between the processes."""
@@ -120,8 +121,11 @@ def conv_bn(conv: nn.Conv2d, bn: nn.Module | None, x: Tensor) -> Tensor:
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def _pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str]]:
-    """(parent, convolution, name of its batch norm) for every convolution directly followed by a batch norm."""
+def conv_bn_pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str]]:
+    """(parent, convolution, name of its batch norm) for every convolution directly followed by a batch norm.
+
+    Followed in the order in which the parent registered its children, which is the order of the layers.
+    """
     for parent in list(module.modules()):
         for (_, conv), (name, bn) in itertools.pairwise(parent.named_children()):
             if isinstance(conv, nn.Conv2d) and isinstance(bn, ALL):
@@ -135,7 +139,7 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     Trained and frozen batch norms alike; the result equals the module in eval mode up to rounding.
     """
     module.eval().requires_grad_(False)
-    for parent, conv, name in list(_pairs(module)):
+    for parent, conv, name in list(conv_bn_pairs(module)):
         bn = getattr(parent, name)
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
@@ -145,7 +149,19 @@ def fold_batch_norm(module: nn.Module) -> nn.Module:
     return module
 
 
-class _Moments:
+@contextlib.contextmanager
+def eval_mode(net: nn.Module) -> Iterator[None]:
+    """Inside, the net is in eval mode; afterwards each module is in the mode it was in."""
+    training = {module: module.training for module in net.modules()}
+    net.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+
+
+class Moments:
     """Count, mean and sum of squared deviations per channel over all that was added, in float64 (Chan et al. 1983)."""
 
     def __init__(self, channels: int, device: torch.device) -> None:
@@ -201,29 +217,26 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor], device: torch.device 
         ValueError: no batch came.
     """
     net.to(device)
-    training = {module: module.training for module in net.modules()}
     norms = [module for module in net.modules() if isinstance(module, TRAINED)]
     kept = {bn: (bn.momentum, bn.num_batches_tracked.clone()) for bn in norms}
-    moments = {bn: _Moments(bn.num_features, bn.running_mean.device) for bn in norms}
+    moments = {bn: Moments(bn.num_features, bn.running_mean.device) for bn in norms}
     hooks = [bn.register_forward_pre_hook(lambda bn, inputs: moments[bn].add(inputs[0])) for bn in norms]
-    net.eval()
-    try:
-        for bn in norms:
-            bn.train()
-            bn.momentum = 0.0
-        for batch in batches:
-            net(batch.to(device, non_blocking=True))
-        for bn in norms:
-            moments[bn].merge_processes()
-            if not moments[bn].count:
-                raise ValueError("recalibrate: there is no batch to take statistics from")
-            bn.running_mean.copy_(moments[bn].mean)
-            bn.running_var.copy_(moments[bn].squares / moments[bn].count)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for bn, (momentum, tracked) in kept.items():
-            bn.momentum = momentum
-            bn.num_batches_tracked.copy_(tracked)
-        for module, mode in training.items():
-            module.training = mode
+    with eval_mode(net):
+        try:
+            for bn in norms:
+                bn.training = True
+                bn.momentum = 0.0  # the running statistics stay as they are until the end
+            for batch in batches:
+                net(batch.to(device, non_blocking=True))
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for bn, (momentum, tracked) in kept.items():
+                bn.momentum = momentum
+                bn.num_batches_tracked.copy_(tracked)
+    for bn in norms:
+        moments[bn].merge_processes()
+        if not moments[bn].count:
+            raise ValueError("recalibrate: there is no batch to take statistics from")
+        bn.running_mean.copy_(moments[bn].mean)
+        bn.running_var.copy_(moments[bn].squares / moments[bn].count)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import pickle
 import re
 import socket
@@ -139,10 +140,15 @@ def _first_line(error: Exception) -> str:
 
 
 def write_safetensors(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Writes a checkpoint with its tensors as safetensors and everything else as JSON in the metadata."""
+    """Writes a checkpoint, whole or not at all: its tensors as safetensors, the rest as JSON in the metadata."""
     rest = {key: value for key, value in checkpoint.items() if key != "model"}
     tensors = {key: value.contiguous() for key, value in checkpoint["model"].items()}
-    safetensors.torch.save_file(tensors, path, metadata={"checkpoint": json.dumps(rest)})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata={"checkpoint": json.dumps(rest)})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -193,9 +199,7 @@ def _torchvision_file(name: str, version: str, data_root: Path | None) -> Path:
     except ValueError:
         raise UserError(f"torchvision has no weights for {name}: give a path or weights: random") from None
     if version not in enum.__members__:
-        raise UserError(
-            f"torchvision:{version}: torchvision's weights of {name} are {' and '.join(enum.__members__)}"
-        )
+        raise UserError(f"torchvision:{version}: torchvision's weights of {name} are {' and '.join(enum.__members__)}")
     url = enum[version].url
     file_name = url.rsplit("/", 1)[-1]
     cache = Path(torch.hub.get_dir()) / "checkpoints"
@@ -276,11 +280,11 @@ def _load(net: nn.Module, state: Mapping[str, Tensor], name: str, path: Path, fo
                 for key in keys:
                     own.pop(key, None)
                     state.pop(key, None)
-    _check_keys(own, state, name, path)
-    net.load_state_dict(state, strict=False)  # _check_keys was strict; here the batch counters may be absent
+    check_keys(own, state, name, path)
+    net.load_state_dict(state, strict=False)  # check_keys was strict; here the batch counters may be absent
 
 
-def _check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str, path: Path) -> None:
+def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str, path: Path) -> None:
     """Refuses a state dict that does not fit key by key, naming the first that does not and why that may be."""
     for key in own:
         if key in state and own[key].shape != state[key].shape:

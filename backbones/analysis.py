@@ -1,0 +1,74 @@
+"""What a net costs, and how strongly its layers respond (He et al. 2016, Table 1 and Fig. 7)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from backbones.batch_norm import TRAINED, Moments, conv_bn_pairs, eval_mode
+
+
+class Cost(NamedTuple):
+    """Size of a net and of one forward pass."""
+
+    parameters: int
+    """Of all layers, batch norm's scale and offset among them (running statistics are not parameters)."""
+    multiply_adds: int
+    """Of the convolutions and fully connected layers for one image, as the paper counts; no biases, pooling, ReLU."""
+
+
+@torch.no_grad()
+def cost(net: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
+    """Parameters, and multiply-adds for one image of `image_size` (H, W). Nothing is computed: tensors have no data."""
+    shapes = {
+        name: torch.empty_like(value, device="meta") for name, value in (*net.named_parameters(), *net.named_buffers())
+    }
+    with eval_mode(net), FlopCounterMode(display=False) as counter:
+        functional_call(net, shapes, (torch.empty(1, 3, *image_size, device="meta"),))
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    return Cost(parameters, counter.get_total_flops() // 2)
+
+
+@torch.no_grad()
+def layer_responses(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, float]:
+    """Standard deviation of each 3x3 layer's response, in layer order (He et al. 2016, Sec. 4.2, Fig. 7).
+
+    The response is the output after batch norm, before ReLU and addition; its standard deviation is taken over all
+    images, channels and positions, with the net in eval mode.
+
+    Args:
+        net: with trained batch norm (a frozen or folded one has no output of its own).
+        batches: (B, 3, H, W), normalised, on the net's device.
+
+    Returns:
+        Name of the convolution -> standard deviation.
+
+    Raises:
+        ValueError: the net has no 3x3 convolution followed by a trained batch norm, or no batch came.
+    """
+    layers: dict[str, nn.Module] = {}
+    names = {module: name for name, module in net.named_modules()}
+    for parent, conv, bn_name in conv_bn_pairs(net):
+        bn = getattr(parent, bn_name)
+        if conv.kernel_size == (3, 3) and isinstance(bn, TRAINED):
+            layers[names[conv]] = bn
+    moments = {bn: Moments(1, bn.running_mean.device) for bn in layers.values()}
+    hooks = [
+        bn.register_forward_hook(lambda bn, _, output: moments[bn].add(output.reshape(-1, 1, 1, 1)))
+        for bn in layers.values()
+    ]
+    try:
+        with eval_mode(net):
+            for batch in batches:
+                net(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not moments or not all(each.count for each in moments.values()):
+        raise ValueError("layer_responses needs a net with trained batch norm after 3x3 convolutions, and batches")
+    return {name: float((moments[bn].squares / moments[bn].count).sqrt()) for name, bn in layers.items()}
