@@ -29,7 +29,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on `device`; copies from pinned memory do not wait."""
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__})
+        return replace(
+            self, **{name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
+        )
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (called by DataLoader)."""

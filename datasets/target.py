@@ -31,6 +31,8 @@ class SampleKey(NamedTuple):
     """Position in the data set."""
     padded_size: tuple[int, int] | None = None
     """(H, W) that the whole step's images are padded to; the same on every process."""
+    repeat: int = 0
+    """Which showing of the image within the epoch, from 0, where repeat-factor sampling shows it more than once."""
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,50 @@ class Sample:
     original_size: tuple[int, int]
     """(H, W) of the decoded file."""
     padded_size: tuple[int, int] | None = None
+
+
+def check_sample(sample: Sample, num_classes: int | None = None) -> None:
+    """Check a sample against the contract above; every data set must pass.
+
+    Args:
+        sample: an image and its target.
+        num_classes: K, to check the labels' upper bound.
+
+    Raises:
+        ValueError: says what is wrong, with the image's index and the first object at fault.
+    """
+    where, image, target = f"sample {sample.index}", sample.image, sample.target
+
+    def demand(condition: bool, fault: str) -> None:
+        if not condition:
+            raise ValueError(f"{where}: {fault}")
+
+    demand(image.dtype == np.uint8, f"the image is {image.dtype}, not uint8")
+    demand(image.ndim == 3 and image.shape[2] == 3, f"the image has the shape {image.shape}, not (H, W, 3)")
+    demand(min(image.shape) > 0, "the image has no pixels")
+    demand(len(sample.original_size) == 2 and min(sample.original_size) > 0, f"original_size is {sample.original_size}")
+    count = len(target.labels)
+    for name, shape, dtype in (
+        ("boxes", (count, 4), np.float32),
+        ("labels", (count,), np.int64),
+        ("area", (count,), np.float32),
+        ("iscrowd", (count,), np.bool_),
+        ("difficult", (count,), np.bool_),
+    ):
+        array = getattr(target, name)
+        demand(array.shape == shape, f"{name} has the shape {array.shape}, not {shape}")
+        demand(array.dtype == dtype, f"{name} is {array.dtype}, not {np.dtype(dtype)}")
+    height, width = image.shape[:2]
+    for i, (x1, y1, x2, y2) in enumerate(target.boxes.tolist()):
+        fine = 0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height
+        demand(
+            fine, f"object {i}: box {(x1, y1, x2, y2)} is not inside the image of {width} x {height}, or has no area"
+        )
+    demand(bool((target.labels >= 1).all()), "a label is below 1: 0 is background")
+    if num_classes is not None:
+        demand(bool((target.labels <= num_classes).all()), f"a label is above the {num_classes} classes")
+    if sample.padded_size is not None:
+        demand(
+            height <= sample.padded_size[0] and width <= sample.padded_size[1],
+            "the image is larger than its padded size",
+        )

@@ -1,0 +1,143 @@
+"""From the config's data section to data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from configs.errors import UserError
+from configs.schema import DataConfig, SourceConfig
+from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
+from datasets.coco import read_coco
+from datasets.detection import DetectionDataset
+from datasets.generated import generate
+from datasets.records import Records, join, logger, nearest
+from datasets.voc import read_voc
+from datasets.yolo import read_yolo
+
+Split = Literal["train", "val", "test"]
+
+
+def build_dataset(
+    data: DataConfig,
+    split: Split,
+    data_root: Path,
+    *,
+    seed: int = 0,
+    class_names: list[str] | None = None,
+) -> DetectionDataset:
+    """The data set of a split: augmented for train, only resized for val and test.
+
+    Args:
+        data: the config's data section.
+        split: train, val or test.
+        data_root: what relative paths are relative to.
+        seed: of the augmentation.
+        class_names: the labels' names where they are known already (a checkpoint's, the training set's); saves reading
+            the training annotations again for `classes: auto`.
+
+    Raises:
+        UserError: files are missing or broken, classes unknown, or nothing is left to train on.
+    """
+    records = build_records(data, split, data_root, class_names=class_names)
+    if split != "train":
+        return DetectionDataset(records, min_sizes=[data.test_min_size], max_size=data.test_max_size, seed=seed)
+    records = _for_training(records, data)
+    min_sizes = data.min_size if isinstance(data.min_size, list) else [data.min_size]
+    return DetectionDataset(records, min_sizes=min_sizes, max_size=data.max_size, augment=data.augment, seed=seed)
+
+
+def build_records(data: DataConfig, split: Split, data_root: Path, *, class_names: list[str] | None = None) -> Records:
+    """The annotations of a split with its sources joined and its labels those of the class names."""
+    sources = getattr(data, split)
+    if not sources:
+        raise UserError(f"data.{split}: lists no source")
+    parts = [read_source(source, data, data_root) for source in sources]
+    known = _known_classes(data, parts if split == "train" else None, data_root, class_names)
+    if class_names is None:
+        class_names = _kept(known, data.keep_classes)
+    if data.keep_classes is not None:
+        known = known + [name for name in class_names if name not in known]
+    rename = {**(IMAGENET_DET_WNIDS if data.classes == "imagenet_det" else {}), **data.rename_classes}
+    return join([part.with_classes(class_names, known=known, rename=rename) for part in parts])
+
+
+def resolve_class_names(data: DataConfig, data_root: Path) -> list[str]:
+    """The names of the labels 1..K; reads the training annotations only for `classes: auto`."""
+    return _kept(_known_classes(data, None, data_root, None), data.keep_classes)
+
+
+def read_source(source: SourceConfig, data: DataConfig, data_root: Path) -> Records:
+    """One source's annotations under its own class names."""
+    if source.format == "generated":
+        root, image_set = generate(source.image_set, source.size)
+        return read_voc(root, image_set)
+    if source.format == "voc":
+        return read_voc(data_root / source.root, source.image_set, zero_based=source.zero_based)
+    if source.format == "coco":
+        return read_coco(data_root / source.annotations, data_root / source.images)
+    names = data.classes if isinstance(data.classes, list) else CLASS_LISTS.get(data.classes)
+    return read_yolo(data_root / source.root, source.image_set, class_names=names)
+
+
+def _known_classes(
+    data: DataConfig, parts: list[Records] | None, data_root: Path, class_names: list[str] | None
+) -> list[str]:
+    """All class names that may be annotated, before keep_classes; `parts` are the training set's where it is read."""
+    if isinstance(data.classes, list):
+        return _without_doubles(data.classes)
+    if data.classes in CLASS_LISTS:
+        return CLASS_LISTS[data.classes]
+    if data.classes != "auto":
+        choices = [*CLASS_LISTS, "auto"]
+        raise UserError(
+            f"data.classes: {data.classes} is not one of {', '.join(choices)}{nearest(data.classes, choices)}, nor a list of names"
+        )
+    if parts is None:
+        if class_names is not None and data.keep_classes is None:
+            return class_names
+        parts = [read_source(source, data, data_root) for source in data.train]
+    return sorted({data.rename_classes.get(name, name) for part in parts for name in part.class_names})
+
+
+def _without_doubles(names: list[str]) -> list[str]:
+    doubles = sorted({name for name in names if names.count(name) > 1})
+    if doubles:
+        raise UserError(f"data.classes: lists {doubles[0]} more than once")
+    if not names:
+        raise UserError("data.classes: is empty")
+    return names
+
+
+def _kept(known: list[str], keep: list[str] | None) -> list[str]:
+    """The known classes that keep_classes lists, in their own order."""
+    if keep is None:
+        return known
+    for name in keep:
+        if name not in known:
+            raise UserError(f"data.keep_classes: {name} is not one of the classes{nearest(name, known)}")
+    return [name for name in known if name in keep]
+
+
+def _for_training(records: Records, data: DataConfig) -> Records:
+    """Check that there is something to learn, and leave out the empty images if the config says so."""
+    if not records.annotated:
+        raise UserError(f"{records.source}: has no annotations: it cannot be trained on")
+    usable = records.trainable(train_difficult=data.train_difficult)
+    if not usable.any():
+        raise UserError(
+            f"{records.source}: has no object of the classes {', '.join(records.class_names[:5])} to train on"
+        )
+    per_class = np.bincount(records.labels[usable], minlength=len(records.class_names) + 1)[1:]
+    absent = [name for name, count in zip(records.class_names, per_class, strict=True) if not count]
+    if absent:
+        listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        logger.warning(
+            "%s: %d of %d classes have no object to train on: %s", records.source, len(absent), len(per_class), listed
+        )
+    if data.train_empty:
+        return records
+    has_objects = np.bincount(records.image_of_object()[usable], minlength=len(records)) > 0
+    return records.subset(np.flatnonzero(has_objects))

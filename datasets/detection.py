@@ -1,0 +1,145 @@
+"""The detection data set: records and image files in, samples out. Imports no torch.
+
+A sample is a pure function of (seed, key); no worker's or process's history enters.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from configs.errors import UserError
+from configs.schema import AugmentConfig
+from datasets.images import image_file_size, read_image
+from datasets.records import Records
+from datasets.resize import resize_boxes, resize_image, resized_size
+from datasets.target import Sample, SampleKey, Target
+from datasets.transforms import Geometry, apply_to_boxes, apply_to_image, draw_geometry
+
+logger = logging.getLogger(__name__)
+
+
+class SampleError(UserError):
+    """A UserError about one sample that stays one line on its way out of a loader's worker process.
+
+    DataLoader raises a worker's exception again with the worker's whole traceback as its message.
+    """
+
+    def __init__(self, message: str) -> None:
+        marker = f"{type(self).__name__}: "
+        if message.startswith("Caught ") and marker in message:
+            message = message.rsplit(marker, 1)[1].strip()
+        super().__init__(message)
+
+
+class DetectionDataset:
+    """Images with their targets, augmented and resized; what a DataLoader's workers read.
+
+    Args:
+        records: the annotations.
+        min_sizes: lengths of the shorter side, pixels; of several one is drawn for each sample.
+        max_size: cap on the longer side, pixels.
+        augment: None: images are only resized, as in evaluation.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        *,
+        min_sizes: Sequence[int],
+        max_size: int,
+        augment: AugmentConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.records = records
+        self.min_sizes = tuple(min_sizes)
+        self.max_size = max_size
+        self.augment = augment
+        self.seed = seed
+        self._reported: set[str] = set()
+
+    @property
+    def class_names(self) -> list[str]:
+        """K names: label k is class_names[k - 1]."""
+        return self.records.class_names
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def output_size(self, epoch: int, index: int, repeat: int = 0) -> tuple[int, int]:
+        """(H, W) of the sample with this key, as far as the declared image size is right; reads no image."""
+        return self._geometry(SampleKey(epoch, index, repeat=repeat), self.records.image_size(index)).size
+
+    def evaluation_size(self, index: int) -> tuple[int, int]:
+        """(H, W) of image `index` when it is only resized, by the true size in the file's header."""
+        size = image_file_size(str(self.records.image_paths[index]), self.records.image_size(index))
+        return resized_size(size, self.min_sizes[0], self.max_size)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        """The sample of a key.
+
+        Raises:
+            SampleError: the image is missing or corrupt; names the file.
+        """
+        path = str(self.records.image_paths[key.index])
+        declared = self.records.image_size(key.index)
+        try:
+            image = read_image(path, declared)
+        except UserError as error:
+            raise SampleError(str(error)) from None
+        original_size = image.shape[:2]
+        if original_size != declared:
+            self._report(
+                "size",
+                f"{path}: the image is {_words(original_size)}, its annotation declares {_words(declared)}: the image counts",
+            )
+        target = self.records.target(key.index, original_size)
+        geometry = self._geometry(key, original_size)
+        image = apply_to_image(image, geometry, self.augment.photometric if self.augment else None)
+        boxes = apply_to_boxes(target.boxes, geometry, original_size)
+        image, boxes = self._fit(image, boxes, key, path)
+        return Sample(image, _with_boxes(target, boxes), key.index, original_size, key.padded_size)
+
+    def _geometry(self, key: SampleKey, image_size: tuple[int, int]) -> Geometry:
+        if self.augment is None and len(self.min_sizes) == 1:  # nothing to draw
+            height, width = image_size
+            size = resized_size(image_size, self.min_sizes[0], self.max_size)
+            return Geometry(False, False, (0, 0, 0, 0), (0, 0, width, height), size, None)
+        boxes = np.zeros((0, 4))
+        if self.augment is not None and self.augment.crop > 0:
+            boxes = self.records.target(key.index, image_size).boxes
+        rng = np.random.default_rng([self.seed, key.epoch, key.index, key.repeat])
+        return draw_geometry(
+            rng, image_size, boxes, min_sizes=self.min_sizes, max_size=self.max_size, augment=self.augment
+        )
+
+    def _fit(self, image: np.ndarray, boxes: np.ndarray, key: SampleKey, path: str) -> tuple[np.ndarray, np.ndarray]:
+        """Shrink an image that is larger than the padded size, which was planned from a wrong declared size."""
+        size = image.shape[:2]
+        if key.padded_size is None or (size[0] <= key.padded_size[0] and size[1] <= key.padded_size[1]):
+            return image, boxes
+        self._report(
+            "fit", f"{path}: resized to fit into the batch's {_words(key.padded_size)}, for its declared size is wrong"
+        )
+        scale = min(key.padded_size[0] / size[0], key.padded_size[1] / size[1])
+        new = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
+        return resize_image(image, new), resize_boxes(boxes, size, new)
+
+    def _report(self, kind: str, message: str) -> None:
+        """Log the first message of a kind (in each process)."""
+        if kind not in self._reported:
+            self._reported.add(kind)
+            logger.warning("%s (reported once)", message)
+
+
+def _with_boxes(target: Target, boxes: np.ndarray) -> Target:
+    """The target with new boxes; objects that shrank to nothing are left out."""
+    keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
+    return Target(boxes[keep], target.labels[keep], target.area[keep], target.iscrowd[keep], target.difficult[keep])
+
+
+def _words(size: tuple[int, int]) -> str:
+    return f"{size[1]} wide and {size[0]} high"

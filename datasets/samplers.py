@@ -1,0 +1,224 @@
+"""Which images make up an optimiser step: pure functions of (seed, iteration). Imports no torch.
+
+The training stream is the concatenation of the epochs' orders, cut into steps of `batch_size`: the last images of an
+epoch share their step with the first ones of the next, so that no image is lost, repeated or seen more often than
+another. Within an epoch the images of one aspect group fill whole steps; only the leftovers of the groups, those beside
+the seams between epochs among them, are mixed.
+
+Nothing here depends on the number of processes or workers: a step is planned as a whole, every process takes its part
+(`TrainSampler.local_step`), and all pad to the whole step's common size.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from configs.errors import UserError
+from datasets.records import Records
+from datasets.target import SampleKey
+
+
+def aspect_groups(sizes: np.ndarray, count: int) -> np.ndarray:
+    """Group of each image: `count` quantiles of width / height; images of equal shape share a group.
+
+    Args:
+        sizes: (N, 2) (H, W).
+        count: 0 or 1: one group.
+
+    Returns:
+        (N,) int64.
+    """
+    if count <= 1:
+        return np.zeros(len(sizes), np.int64)
+    ratio = sizes[:, 1] / sizes[:, 0]
+    edges = np.unique(np.quantile(ratio, np.arange(1, count) / count))
+    return np.searchsorted(edges, ratio, side="left").astype(np.int64)
+
+
+def repeat_factors(records: Records, threshold: float, *, train_difficult: bool = True) -> np.ndarray:
+    """How often an image is seen in an epoch, on average (LVIS, Gupta et al. 2019, App. B).
+
+    f(c) is the share of images with class c, r(c) = max(1, sqrt(threshold / f(c))), and an image's factor is the largest
+    r(c) of its classes.
+
+    Returns:
+        (N,) float64, at least 1.
+    """
+    usable = records.trainable(train_difficult=train_difficult)
+    image = records.image_of_object()[usable]
+    pairs = np.unique(np.stack([image, records.labels[usable]], axis=1), axis=0)
+    share = np.bincount(pairs[:, 1], minlength=len(records.class_names) + 1) / max(1, len(records))
+    with np.errstate(divide="ignore"):
+        of_class = np.maximum(1.0, np.sqrt(threshold / share))
+    factors = np.ones(len(records))
+    np.maximum.at(factors, pairs[:, 0], of_class[pairs[:, 1]])
+    return factors
+
+
+class EpochOrders:
+    """The images of each epoch in order, as described in the module's docstring.
+
+    Args:
+        groups: (N,) int, the aspect group of each image.
+        batch_size: images of a step.
+        seed: of the shuffling.
+        factors: (N,) float >= 1, repeats; default: each image once. They are scaled by less than 1 / N so that their sum,
+            the epoch's length, is whole.
+    """
+
+    def __init__(self, groups: np.ndarray, batch_size: int, seed: int, factors: np.ndarray | None = None) -> None:
+        self.groups = groups
+        self.batch_size = batch_size
+        self.seed = seed
+        self.factors = None if factors is None or (factors == 1).all() else factors
+        self.epoch_length = len(groups) if self.factors is None else round(float(self.factors.sum()))
+
+    def order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The images of an epoch and which showing of the image within the epoch it is (0, 1, ...); (L,) int64 each."""
+        rng = np.random.default_rng([self.seed, epoch])
+        images, repeats = self._shuffled(rng)
+        head = min(self.epoch_length, -epoch * self.epoch_length % self.batch_size)
+        tail = (self.epoch_length - head) % self.batch_size
+        batches, leftovers = self._batches(self.groups[images])
+        while len(leftovers) < head + tail:  # a whole batch is broken up for the seams between epochs
+            leftovers = np.concatenate([leftovers, batches.pop(int(rng.integers(len(batches))))])
+        middle = leftovers[head : len(leftovers) - tail]
+        batches += list(middle.reshape(-1, self.batch_size)) if len(middle) else []
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+        positions = np.concatenate([leftovers[:head], *batches, leftovers[len(leftovers) - tail :]]).astype(np.int64)
+        return images[positions], repeats[positions]
+
+    def _shuffled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        images = rng.permutation(len(self.groups))
+        if self.factors is None:
+            return images, np.zeros(len(images), np.int64)
+        # Systematic sampling: image i is seen floor(f) or ceil(f) times, f on average, and the total is always the same.
+        ends = np.cumsum(self.factors[images]) * (self.epoch_length / self.factors.sum())
+        ends[-1] = self.epoch_length
+        marks = np.floor(ends + rng.random()).astype(np.int64)
+        counts = np.diff(marks, prepend=0)
+        starts = np.repeat(np.cumsum(counts) - counts, counts)
+        repeats = np.arange(self.epoch_length) - starts
+        images = np.repeat(images, counts)
+        again = rng.permutation(self.epoch_length)  # the showings of one image must not stand side by side
+        return images[again], repeats[again]
+
+    def _batches(self, groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        """Positions cut into batches of one group, and the leftovers with alike groups side by side."""
+        batches, leftovers = [], [np.zeros(0, np.int64)]
+        for group in np.unique(groups):
+            members = np.flatnonzero(groups == group)
+            whole = len(members) // self.batch_size * self.batch_size
+            batches += list(members[:whole].reshape(-1, self.batch_size))
+            leftovers.append(members[whole:])
+        return batches, np.concatenate(leftovers)
+
+
+class TrainSampler:
+    """Batches of keys without end for one process: `accumulate` batches for each iteration.
+
+    Args:
+        orders: the epochs' orders.
+        output_size: (epoch, index, repeat) -> (H, W) of the sample.
+        accumulate, rank, world_size: how a step is divided.
+        size_divisor: padded sizes are multiples of this, pixels.
+        start_iteration: the first step; skipping costs nothing.
+    """
+
+    def __init__(
+        self,
+        orders: EpochOrders,
+        output_size: Callable[[int, int, int], tuple[int, int]],
+        *,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        size_divisor: int = 32,
+        start_iteration: int = 0,
+    ) -> None:
+        parts = accumulate * world_size
+        if orders.batch_size % parts:
+            raise UserError(
+                f"train.batch_size {orders.batch_size} is not a multiple of train.accumulate {accumulate} x {world_size} processes"
+            )
+        self.orders = orders
+        self.output_size = output_size
+        self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
+        self.size_divisor = size_divisor
+        self.start_iteration = start_iteration
+        self._order = functools.lru_cache(maxsize=2)(orders.order)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        iteration = self.start_iteration
+        while True:
+            yield from self.local_step(iteration)
+            iteration += 1
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_order"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._order = functools.lru_cache(maxsize=2)(self.orders.order)
+
+    def step(self, iteration: int) -> list[SampleKey]:
+        """The keys of a whole step over all processes, with their common padded size."""
+        size, length = self.orders.batch_size, self.orders.epoch_length
+        keys = []
+        for position in range(iteration * size, (iteration + 1) * size):
+            epoch, offset = divmod(position, length)
+            images, repeats = self._order(epoch)
+            keys.append(SampleKey(epoch, int(images[offset]), repeat=int(repeats[offset])))
+        sizes = np.array([self.output_size(key.epoch, key.index, key.repeat) for key in keys])
+        padded = padded_size(tuple(sizes.max(axis=0)), self.size_divisor)
+        return [key._replace(padded_size=padded) for key in keys]
+
+    def local_step(self, iteration: int) -> list[list[SampleKey]]:
+        """This process's `accumulate` batches of a step."""
+        keys = self.step(iteration)
+        part = len(keys) // (self.accumulate * self.world_size)
+        starts = [(a * self.world_size + self.rank) * part for a in range(self.accumulate)]
+        return [keys[start : start + part] for start in starts]
+
+
+class EvalSampler:
+    """Each image once over all processes, in batches of images with equal padded sizes.
+
+    Args:
+        sizes: (H, W) of each resized image.
+        batch_size: images of a batch, at most.
+        rank, world_size: process r takes every world_size-th batch; processes may get one batch more or less.
+        size_divisor: padded sizes are multiples of this, pixels.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        size_divisor: int = 32,
+    ) -> None:
+        of_size: dict[tuple[int, int], list[SampleKey]] = {}
+        for index, size in enumerate(sizes):
+            padded = padded_size(size, size_divisor)
+            of_size.setdefault(padded, []).append(SampleKey(0, index, padded))
+        batches = [keys[i : i + batch_size] for keys in of_size.values() for i in range(0, len(keys), batch_size)]
+        # The largest first: if memory does not suffice, it is known at once.
+        batches.sort(key=lambda keys: -keys[0].padded_size[0] * keys[0].padded_size[1] * len(keys))
+        self.batches = batches[rank::world_size]
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """(H, W) rounded up to multiples of `divisor`."""
+    return -(-int(size[0]) // divisor) * divisor, -(-int(size[1]) // divisor) * divisor
