@@ -26,10 +26,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from backbones.resnet import RESNETS, ResNet
 from backbones.zoo import NAMES
 from configs.errors import UserError
 
-BOTTLENECK_NETS = ("resnet50", "resnet101", "resnet152")
+BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def load_backbone_weights(
         if not path.is_file() and data_root is not None and (data_root / weights).is_file():
             path = data_root / weights
     checkpoint = as_classifier(read_weights_file(path), path)
-    _check_net(checkpoint["config"].get("model", {}), name, stride_in_1x1, path)
+    _check_net(checkpoint["config"].get("model", {}), net, name, stride_in_1x1, path)
     _load(net, checkpoint["model"], name, path, for_classification)
     return Preprocessing.from_dict(checkpoint["preprocessing"])
 
@@ -255,18 +256,24 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- loading
 
 
-def _check_net(stored: Mapping[str, Any], name: str, stride_in_1x1: bool, path: Path) -> None:
-    """Refuses weights of another net or of the other stride style."""
+def _check_net(stored: Mapping[str, Any], net: nn.Module, name: str, stride_in_1x1: bool, path: Path) -> None:
+    """Refuses weights of another net or of another kind of the same net, also where every shape would fit."""
     trained_as = stored.get("backbone", name)
-    if isinstance(trained_as, str) and trained_as != name:
+    if trained_as != name:
         raise UserError(f"{path}: weights of {trained_as}, but the config's backbone is {name}")
-    style = bool(stored.get("stride_in_1x1", False))
-    if name in BOTTLENECK_NETS and style != stride_in_1x1:
+    if not isinstance(net, ResNet):
+        return
+    style = bool(stored.get("stride_in_1x1"))
+    if net.spec.unit == "bottleneck" and style != stride_in_1x1:
         where = {True: "1x1", False: "3x3"}
         raise UserError(
             f"{path}: trained with the stride in the {where[style]}, but the config's bottlenecks have it in the "
             f"{where[stride_in_1x1]}: set model.stride_in_1x1: {str(style).lower()}"
         )
+    for key in ("plain", "shortcut"):
+        value = getattr(net.spec, key)
+        if stored.get(key) not in (None, value):
+            raise UserError(f"{path}: trained with {key}: {stored[key]}, but this net has {key}: {value}")
 
 
 def _load(net: nn.Module, state: Mapping[str, Tensor], name: str, path: Path, for_classification: bool) -> None:
