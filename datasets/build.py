@@ -93,7 +93,8 @@ def _known_classes(
     if data.classes != "auto":
         choices = [*CLASS_LISTS, "auto"]
         raise UserError(
-            f"data.classes: {data.classes} is not one of {', '.join(choices)}{nearest(data.classes, choices)}, nor a list of names"
+            f"data.classes: {data.classes} is neither a list of names nor one of {', '.join(choices)}"
+            f"{nearest(data.classes, choices)}"
         )
     if parts is None:
         if class_names is not None and data.keep_classes is None:

@@ -94,7 +94,8 @@ class DetectionDataset:
         if original_size != declared:
             self._report(
                 "size",
-                f"{path}: the image is {_words(original_size)}, its annotation declares {_words(declared)}: the image counts",
+                f"{path}: the image is {_words(original_size)}, its annotation declares {_words(declared)}: "
+                "the image counts",
             )
         target = self.records.target(key.index, original_size)
         geometry = self._geometry(key, original_size)

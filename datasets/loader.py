@@ -1,4 +1,4 @@
-"""Loaders of detection batches: workers make uint8 samples, `Collate` pads them, `prefetch` brings them to the device."""
+"""Loaders of batches: workers make uint8 samples, `Collate` pads them, `prefetch` moves them to the device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIN_OBJECTS = 8
 
 @dataclass(frozen=True)
 class Collate:
-    """Samples -> Batch. Images are padded to the key's padded size, or to the largest of the batch where keys have none."""
+    """Samples -> Batch; images are padded to the key's padded size, or to the batch's largest where keys have none."""
 
     size_divisor: int = 32
     train_difficult: bool = False
@@ -124,7 +124,7 @@ def eval_loader(
     return _loader(dataset, sampler, data, pin_memory, multiprocessing_context)
 
 
-class prefetch:  # noqa: N801 (reads as a function: for batch in prefetch(loader, device))
+class prefetch:
     """The loader's batches on `device`, the next one being copied while the present one is worked on.
 
     On CUDA the copy runs on a stream of its own, from pinned memory; on the CPU batches pass through.

@@ -20,8 +20,8 @@ from datasets.target import Target
 logger = logging.getLogger(__name__)
 
 MIN_EXTENT = 1.0
-"""Pixels of the original image. A box that is not wider and higher than this is a slip of the mouse: nothing can be learned
-from it, and its logarithms ruin the loss. In VOC's inclusive pixels it is a box with xmax <= xmin."""
+"""Pixels of the original image. A box that is not wider and higher than this is a slip of the mouse: nothing can be
+learned from it, and its logarithms ruin the loss. In VOC's inclusive pixels it is a box with xmax <= xmin."""
 
 _EPSILON = 1e-6  # x2 - x1 of a box that was stored as x, y, w, h is off by rounding
 

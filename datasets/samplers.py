@@ -41,8 +41,8 @@ def aspect_groups(sizes: np.ndarray, count: int) -> np.ndarray:
 def repeat_factors(records: Records, threshold: float, *, train_difficult: bool = True) -> np.ndarray:
     """How often an image is seen in an epoch, on average (LVIS, Gupta et al. 2019, App. B).
 
-    f(c) is the share of images with class c, r(c) = max(1, sqrt(threshold / f(c))), and an image's factor is the largest
-    r(c) of its classes.
+    f(c) is the share of images with class c, r(c) = max(1, sqrt(threshold / f(c))), and an image's factor is the
+    largest r(c) of its classes.
 
     Returns:
         (N,) float64, at least 1.
@@ -65,8 +65,8 @@ class EpochOrders:
         groups: (N,) int, the aspect group of each image.
         batch_size: images of a step.
         seed: of the shuffling.
-        factors: (N,) float >= 1, repeats; default: each image once. They are scaled by less than 1 / N so that their sum,
-            the epoch's length, is whole.
+        factors: (N,) float >= 1, repeats; default: each image once. They are scaled by less than 1 / N so that their
+            sum, the epoch's length, is whole.
     """
 
     def __init__(self, groups: np.ndarray, batch_size: int, seed: int, factors: np.ndarray | None = None) -> None:
@@ -95,7 +95,7 @@ class EpochOrders:
         images = rng.permutation(len(self.groups))
         if self.factors is None:
             return images, np.zeros(len(images), np.int64)
-        # Systematic sampling: image i is seen floor(f) or ceil(f) times, f on average, and the total is always the same.
+        # Systematic sampling: an image is seen floor(f) or ceil(f) times, f on average, and the total never changes.
         ends = np.cumsum(self.factors[images]) * (self.epoch_length / self.factors.sum())
         ends[-1] = self.epoch_length
         marks = np.floor(ends + rng.random()).astype(np.int64)
@@ -142,7 +142,8 @@ class TrainSampler:
         parts = accumulate * world_size
         if orders.batch_size % parts:
             raise UserError(
-                f"train.batch_size {orders.batch_size} is not a multiple of train.accumulate {accumulate} x {world_size} processes"
+                f"train.batch_size: {orders.batch_size} is not a multiple of "
+                f"train.accumulate {accumulate} x {world_size} processes"
             )
         self.orders = orders
         self.output_size = output_size

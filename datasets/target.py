@@ -3,7 +3,7 @@
 | name | shape | dtype | meaning |
 |---|---|---|---|
 | image | (3, H, W) | uint8 | RGB |
-| boxes | (N, 4) | float32 | x1 y1 x2 y2, continuous pixels of the image they travel with, 0 <= x1 < x2 <= W, 0 <= y1 < y2 <= H |
+| boxes | (N, 4) | float32 | x1 y1 x2 y2, continuous pixels of the image they travel with, 0 <= x1 < x2 <= W, y alike |
 | labels | (N,) | int64 | 1..K; 0 is background and never stands in a target |
 | area | (N,) | float32 | square pixels of the original image; COCO's own segment area where the set has one |
 | iscrowd, difficult | (N,) | bool | never train; the evaluators treat them by their protocol |

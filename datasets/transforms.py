@@ -1,7 +1,7 @@
 """Augmentation of images with their boxes. The only module that imports albumentations, and only when it is used.
 
-A sample's geometry is drawn before its image is read, from the sample's own generator, so that the size of the result is
-known to the sampler without decoding anything (`Geometry.output_size`).
+A sample's geometry is drawn before its image is read, from the sample's own generator, so that the sampler knows the
+size of the result (`Geometry.size`) without decoding anything.
 
     decoded image -> flips -> expand -> crop -> resize -> photometric
 

@@ -1,8 +1,8 @@
 """PASCAL VOC folders: Annotations/*.xml, ImageSets/Main/NAME.txt, JPEGImages/. Imports no torch.
 
 Coordinates: the XML counts pixels from 1 and includes both ends. As continuous coordinates that count from 0, pixel p
-covers [p - 1, p]: 1 is subtracted from xmin and ymin only, so that the width is xmax - xmin + 1 as in the official tool.
-Sets of one's own often count from 0 and give edges (`zero_based`): they are taken as they are.
+covers [p - 1, p]: 1 is subtracted from xmin and ymin only, so that the width is xmax - xmin + 1 as in the official
+tool. Sets of one's own often count from 0 and give edges (`zero_based`): they are taken as they are.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
         report(
             records,
             (raw[:, :2] < 1).any(axis=1),
-            "have a coordinate below 1, though VOC counts pixels from 1: if this set counts from 0, say zero_based: true",
+            "with a coordinate below 1, though VOC counts from 1 (a set that counts from 0 needs zero_based: true)",
         )
     return records
 

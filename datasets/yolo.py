@@ -1,8 +1,8 @@
 """YOLO folders: images/NAME/*.jpg with labels/NAME/*.txt, or NAME/images and NAME/labels. Imports no torch.
 
 A line is `class cx cy w h`, in fractions of the image as a viewer shows it (EXIF rotation applied), or
-`class x1 y1 x2 y2 x3 y3 ...`, a polygon, whose bounding box is taken. The class is a number that counts from 0; its name
-comes from data.yaml, classes.txt or obj.names beside the folders. An image without a text file has no objects.
+`class x1 y1 x2 y2 x3 y3 ...`, a polygon, whose bounding box is taken. The class is a number that counts from 0; its
+name comes from data.yaml, classes.txt or obj.names beside the folders. An image without a text file has no objects.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
     class_names = read_class_names(root) or class_names
     if not class_names:
         raise UserError(
-            f"{root}: has no data.yaml, classes.txt or obj.names: list the names in data.classes, in the order of the numbers"
+            f"{root}: has no data.yaml, classes.txt or obj.names: "
+            "list the names in data.classes, in the order of their numbers"
         )
     paths = sorted(path for path in images_folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
@@ -90,7 +91,8 @@ def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
         sorted(path.name for path in (root / "images").iterdir() if path.is_dir()) if (root / "images").is_dir() else []
     )
     raise UserError(
-        f"{pairs[0][0]}: there is no such folder{nearest(image_set, there)}: a YOLO folder holds images/NAME/ and labels/NAME/"
+        f"{pairs[0][0]}: there is no such folder{nearest(image_set, there)}: "
+        "a YOLO folder holds images/NAME/ and labels/NAME/"
     )
 
 
