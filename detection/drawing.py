@@ -49,7 +49,7 @@ def draw_detections(
         picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 4 else Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture, "RGBA")
     short = min(picture.size)
-    width = max(1, round(short / 250))
+    width = max(2, round(short / 220))
     font = _font(max(10, round(short / 32)))
     taken: list[Box] = []  # places of names
     order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best lie on top

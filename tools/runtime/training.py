@@ -1,0 +1,148 @@
+"""What the training loops share: random numbers by iteration, autocast, and losses that are watched on the device."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+
+from configs.errors import UserError
+from tools.runtime import distributed
+
+
+class NonFiniteLoss(UserError):
+    """A loss or a gradient was infinite or no number; the weights never saw it."""
+
+
+def seed_step(seed: int, iteration: int) -> None:
+    """Set torch's generators (dropout) from (seed, iteration, process): a resumed run draws the same numbers."""
+    key = f"{seed} {iteration} {distributed.rank()}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1)
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager:
+    """bf16 autocast where `amp` is "bf16", on a GPU or a CPU; needs no loss scaling."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trained, frozen) numbers of parameters."""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
+
+
+def average_statistics(model: nn.Module) -> None:
+    """Put the mean over all processes into batch norm's running statistics, before they are used or saved."""
+    if distributed.world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
+            for statistic in (module.running_mean, module.running_var):
+                distributed.reduce_sum(statistic)
+                statistic /= distributed.world_size()
+
+
+class LossMonitor:
+    """Watches losses and gradients of a loop without waiting for the device.
+
+    Of each step: `add` once for each accumulated part, after its backward pass; then `finish_step`, whose answer goes
+    to `optimizer.step_unless`. From the first step on in which some value is not finite, on whichever process, no
+    update is made, and the record of that step stays on the device until `check` or `read` looks, every so many steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._names: list[str] = []
+        self._parts: list[Tensor] = []
+        self._images: list[Tensor] = []
+        self._skip = torch.zeros((), device=device)
+        self._sums: Tensor | None = None
+        self._steps = 0
+        self._record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def add(self, losses: Mapping[str, Tensor], image_index: Tensor) -> None:
+        """Take in one part of a step.
+
+        Args:
+            losses: name -> () loss.
+            image_index: (B,) positions of the images in the data set.
+        """
+        self._names = list(losses)
+        self._parts.append(torch.stack([loss.detach().float() for loss in losses.values()]))
+        self._images.append(image_index)
+
+    def finish_step(self, iteration: int, parameters: Iterable[nn.Parameter], clip_norm: float | None = None) -> Tensor:
+        """Judge a step, and cut its gradients to `clip_norm`.
+
+        Returns:
+            () float32 on the device: 1 if no update may be made any more, else 0.
+        """
+        parameters = [parameter for parameter in parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        losses = torch.stack(self._parts).mean(0)
+        values = torch.cat((losses, losses.sum()[None], norm.float()[None]))
+        images = torch.cat(self._images)
+        self._parts, self._images = [], []
+
+        bad_here = ~values.isfinite().all()
+        bad = bad_here.float()
+        distributed.reduce_max(bad)
+        first = (bad > 0) & (self._skip == 0)
+        record = (torch.full_like(bad, iteration, dtype=torch.float64), values, images, bad_here)
+        self._record = record if self._record is None else _choose(first, record, self._record)
+        self._skip = torch.maximum(self._skip, bad)
+        self._sums = values.double() if self._sums is None else self._sums + values
+        self._steps += 1
+        return self._skip
+
+    def check(self, image_name: Callable[[int], str], rate: Callable[[int], float]) -> None:
+        """Wait for the device and see that all was finite; call it before anything is saved.
+
+        Args:
+            image_name: position in the data set -> what to call the image.
+            rate: iteration -> learning rate.
+
+        Raises:
+            NonFiniteLoss: names the iteration, the loss part, the images and the rate; on every process.
+        """
+        if self._record is None or self._skip.item() == 0:
+            return
+        iteration, values, images, bad_here = (tensor.tolist() for tensor in self._record)
+        iteration = int(iteration)
+        names = [*self._names, "loss", "gradient_norm"]
+        broken = [f"{name} {value}" for name, value in zip(names, values, strict=True) if not _finite(value)]
+        mine = (broken, [image_name(int(index)) for index in images]) if bad_here else ([], [])
+        all_broken, all_images = zip(*distributed.all_gather(mine), strict=True)
+        broken = list(dict.fromkeys(text for texts in all_broken for text in texts if not text.startswith("loss ")))
+        shown = [name for texts in all_images for name in texts]
+        raise NonFiniteLoss(
+            f"iteration {iteration}: {', '.join(broken)} at rate {rate(iteration):.6g}, images {', '.join(shown)}: "
+            "the weights have not seen it, and last.pt is of before: look at the boxes of these images, "
+            "lower optim.lr, lengthen schedule.warmup_iterations, or set optim.clip_norm"
+        )
+
+    def read(self, image_name: Callable[[int], str], rate: Callable[[int], float]) -> dict[str, float]:
+        """The means since the last reading, over this process's steps: each loss, `loss`, `gradient_norm`.
+
+        Raises:
+            NonFiniteLoss: see `check`.
+        """
+        self.check(image_name, rate)
+        if self._sums is None:
+            return {}
+        means = (self._sums / self._steps).tolist()
+        self._sums, self._steps = None, 0
+        return dict(zip([*self._names, "loss", "gradient_norm"], means, strict=True))
+
+
+def _choose(condition: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`new` where the () condition holds, on the device."""
+    return tuple(torch.where(condition, a, b) for a, b in zip(new, old, strict=True))
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")
