@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as differentiable
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -68,6 +68,20 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
         return x * scale[:, None, None] + offset[:, None, None]
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverProcesses.forward(ctx, gradient)
+
+
 class SyncBatchNorm2d(nn.SyncBatchNorm):
     """Batch norm whose statistics are those of all processes' batches together; unlike PyTorch's, also on the CPU."""
 
@@ -76,18 +90,17 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         synced = self.training and dist.is_available() and dist.is_initialized()
         if not synced or x.device.type != "cpu":
             return super().forward(x)
-        count = x.new_tensor([x.numel() // x.shape[1]])
-        sums = differentiable.all_reduce(torch.cat([x.sum((0, 2, 3)), x.square().sum((0, 2, 3)), count]))
-        total, channels = sums[-1], x.shape[1]
-        mean = sums[:channels] / total
-        var = sums[channels:-1] / total - mean.square()
+        total = _SumOverProcesses.apply(x.new_tensor(x.numel() // x.shape[1]))
+        mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / total
+        centred = x - mean[:, None, None]
+        var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / total
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * total / (total - 1), momentum)
         scale = self.weight * (var + self.eps).rsqrt()
-        return x * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 TRAINED = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -192,7 +205,7 @@ class Moments:
         mine = torch.cat([self.mean.new_tensor([self.count]), self.mean, self.squares])
         gathered = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
         dist.all_gather(gathered, mine)
-        self.count = 0
+        self.count, self.mean, self.squares = 0, torch.zeros_like(self.mean), torch.zeros_like(self.mean)
         for other in gathered:
             mean, squares = other[1:].chunk(2)
             self.merge(int(other[0]), mean, squares)
