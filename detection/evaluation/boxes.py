@@ -2,7 +2,7 @@
 
 | frame | box | where from |
 |---|---|---|
-| `voc` | xmin ymin xmax ymax, first pixel 1, both ends inclusive: width = xmax - xmin + 1 | PASCAL VOC's files and rule |
+| `voc` | xmin ymin xmax ymax, from 1, both ends inclusive: width = xmax - xmin + 1 | PASCAL VOC's files and rule |
 | `coco` | x y width height, continuous, from 0 | COCO's files and rule |
 | continuous | x1 y1 x2 y2, continuous, from 0 | the rest of this project (docs/architecture.md) |
 

@@ -98,14 +98,14 @@ class GroundTruth:
             records: the annotations, boxes in continuous pixels from 0.
             frame: whose files the detections will be written as; default: COCO's where all image ids are numbers,
                 else VOC's.
-            category_ids: of COCO's file, in the order of the labels; default: the records' own, else 1..K.
+            category_ids: of COCO's file, in the order of the labels; default: the records' own.
         """
-        image_ids = [identity if isinstance(identity, str) else int(identity) for identity in records.image_ids]
+        image_ids = np.asarray(records.image_ids).tolist()
         if frame is None:
             frame = "coco" if image_ids and all(isinstance(identity, int) for identity in image_ids) else "voc"
         continuous = np.asarray(records.boxes, dtype=np.float64).reshape(-1, 4)
         convert = frames.continuous_to_voc if frame == "voc" else frames.continuous_to_coco
-        known_ids = category_ids if category_ids is not None else getattr(records, "category_ids", None)
+        known_ids = category_ids if category_ids is not None else records.category_ids
         return cls(
             frame=frame,
             image_ids=image_ids,
@@ -118,7 +118,8 @@ class GroundTruth:
             difficult=np.asarray(records.difficult, dtype=bool),
             image_sizes=np.asarray(records.sizes, dtype=np.int64).reshape(-1, 2),
             image_files=[str(path) for path in records.image_paths],
-            category_ids=[int(identity) for identity in known_ids] if known_ids is not None else None,
+            source=records.source or cls.source,
+            category_ids=[int(identity) for identity in known_ids],
         )
 
 

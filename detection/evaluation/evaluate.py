@@ -109,10 +109,10 @@ def format_table(metrics: Metrics) -> str:
     rows += [[key, *(_percent(metrics[name]["per_class"].get(key)) for name in present)] for key in names]
     rows.append(["mean", *(_percent(means[name]) for name in present)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
+    lines = []
+    for first, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *aligned]))
     rule = "-" * len(lines[0])
     text = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
     if "coco" in metrics:

@@ -1,6 +1,7 @@
 """PASCAL VOC's rule, in VOC's own pixels and double precision (Everingham et al. 2010; the development kit).
 
-- A box's width is xmax - xmin + 1. Overlap is the intersection over the union; boxes that share no pixel do not overlap.
+- A box's width is xmax - xmin + 1. Overlap is the intersection over the union; boxes without a
+  common pixel do not overlap.
 - Detections of a class go by descending score; equal scores keep the order of the file.
 - Each detection looks at the object of its class and image that it overlaps most (of equals the first in the file),
   whether or not that is taken. If the overlap is at least the threshold: a difficult object makes the detection not

@@ -10,13 +10,15 @@ from pathlib import Path
 
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.files import write_text
+from detection.evaluation.results import file_name_of
 
 
 def write_detections_json(path: Path, detections: Detections, category_ids: dict[str, int] | None = None) -> None:
     """Write detections.json in the form that fits the data set.
 
     VOC: a list of `{"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"}`, 1-based inclusive pixels.
-    COCO: results as the COCO API and its server take them, `{"image_id", "category_id", "bbox": [x, y, w, h], "score"}`.
+    COCO: results as the COCO API and its server take them, `{"image_id", "category_id", "bbox": [x, y, w, h],
+    "score"}`.
 
     Args:
         path: file to be written.
@@ -70,6 +72,6 @@ def write_comp4(folder: Path, detections: Detections, image_set: str = "test") -
         lines[label - 1].append(f"{detections.image_ids[image]} {score!r} {xmin!r} {ymin!r} {xmax!r} {ymax!r}\n")
     paths = []
     for name, text in zip(detections.class_names, lines, strict=True):
-        paths.append(Path(folder) / f"comp4_det_{image_set}_{name}.txt")
+        paths.append(Path(folder) / f"comp4_det_{image_set}_{file_name_of(name)}.txt")
         write_text(paths[-1], "".join(text))
     return paths

@@ -1,0 +1,260 @@
+"""Detections from the files that the official tools read: comp4 folders, COCO results, and this project's VOC list.
+
+What the official tools accept is accepted, with a warning where it is likely a mistake.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs.errors import UserError
+from detection.evaluation.data import Detections, GroundTruth
+from detection.evaluation.files import Rows, no_garbage_collection, read_bytes, read_json
+from detection.evaluation.messages import examples, nearest
+
+logger = logging.getLogger(__name__)
+
+_COMP_FILE = re.compile(r"comp.*?_det_(?P<rest>.+)\.txt")
+_COMP_LINE = "a line is: image_id score xmin ymin xmax ymax"
+
+
+def read_detections(path: Path, ground_truth: GroundTruth, image_set: str = "test") -> Detections:
+    """Saved detections for this ground truth.
+
+    Args:
+        path: VOC: a folder of `comp*_det_<set>_<class>.txt`, one such file, or a JSON list. COCO: a results JSON.
+        ground_truth: whose images the detections belong to; its frame says the format.
+        image_set: of the folder's files those of this set are read, where there are any.
+
+    Raises:
+        UserError: a file is missing or malformed, an image is unknown, or a number is not one; names file and line.
+    """
+    path = Path(path)
+    if ground_truth.frame == "voc" and (path.is_dir() or path.suffix == ".txt"):
+        detections = _read_comp_files(path, ground_truth, image_set)
+    else:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; --dt of format coco is a JSON file of results")
+        with no_garbage_collection():
+            detections = _read_json_detections(path, ground_truth)
+    _warn_of_likely_mistakes(path, detections, ground_truth)
+    return detections
+
+
+# ---------------------------------------------------------------------------------------------- comp4 folders
+
+
+def _read_comp_files(path: Path, truth: GroundTruth, image_set: str) -> Detections:
+    files = _comp_files(path, truth, image_set)
+    position = {identity: index for index, identity in enumerate(truth.image_ids)}
+    class_names = list(truth.class_names)
+    images, labels, scores, boxes = [], [], [], []
+    for file, name in files:
+        if name not in class_names:
+            class_names.append(name)
+        file_images, numbers = _read_comp_file(file, position)
+        images += file_images
+        labels += [class_names.index(name) + 1] * len(file_images)
+        scores.append(numbers[:, 0])
+        boxes.append(numbers[:, 1:])
+    return Detections(
+        frame="voc",
+        image_ids=truth.image_ids,
+        class_names=class_names,
+        image_index=np.array(images, dtype=np.int64),
+        labels=np.array(labels, dtype=np.int64),
+        boxes=np.concatenate(boxes),
+        scores=np.concatenate(scores),
+        source=str(path),
+    )
+
+
+def _comp_files(path: Path, truth: GroundTruth, image_set: str) -> list[tuple[Path, str]]:
+    """The files to read, in sorted order, and the class of each."""
+    candidates = sorted(path.glob("comp*_det_*.txt")) if path.is_dir() else [path]
+    found = [(file, match["rest"]) for file in candidates if (match := _COMP_FILE.fullmatch(file.name))]
+    if not found:
+        raise UserError(f"{path}: no file is named comp*_det_<set>_<class>.txt, as in comp4_det_{image_set}_cat.txt")
+    prefix = f"{image_set}_"
+    by_file_name = {file_name_of(name): name for name in truth.class_names}
+    of_this_set = [(file, rest.removeprefix(prefix)) for file, rest in found if rest.startswith(prefix)]
+    of_this_set = [(file, by_file_name.get(name, name)) for file, name in of_this_set]
+    if not of_this_set:
+        logger.warning("%s: no file is of the image set %s: all are read", path, image_set)
+    chosen = of_this_set or [(file, _class_in(rest, truth.class_names)) for file, rest in found]
+    per_class: dict[str, list[str]] = {}
+    for file, name in chosen:
+        per_class.setdefault(name, []).append(file.name)
+    for name, names in per_class.items():
+        if len(names) > 1:
+            logger.warning("%s: class %s has several files, read in this order: %s", path, name, examples(names))
+    return chosen
+
+
+def _class_in(rest: str, class_names: list[str]) -> str:
+    """The class in `<set>_<class>`: the longest known name that it ends with, else all after the first underscore."""
+    known = [name for name in class_names if rest.endswith(f"_{file_name_of(name)}")]
+    return max(known, key=len) if known else rest.partition("_")[2] or rest
+
+
+def file_name_of(class_name: str) -> str:
+    """The class name as a part of a file name."""
+    return class_name.replace("/", "_")
+
+
+def _read_comp_file(path: Path, position: dict[Any, int]) -> tuple[list[int], np.ndarray]:
+    """The images and (n, 5) float64 score, xmin, ymin, xmax, ymax of one class file."""
+    try:
+        lines = read_bytes(path, "file of detections").decode().splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not text: {_COMP_LINE}") from None
+    rows = [(number, line.split()) for number, line in enumerate(lines, start=1)]
+    rows = [(number, row) for number, row in rows if row]
+    try:
+        images = [position[row[0]] for _, row in rows]
+        numbers = np.array([list(map(float, row[1:])) for _, row in rows], dtype=np.float64).reshape(-1, 5)
+        sound = len(images) == len(numbers) and not np.isnan(numbers).any() and np.isfinite(numbers[:, 1:]).all()
+    except (KeyError, ValueError):
+        sound = False
+    if not sound or any(len(row) != 6 for _, row in rows):
+        for number, row in rows:
+            _check_comp_line(f"{path} line {number}", row, position)
+    return images, numbers
+
+
+def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> None:
+    if len(row) != 6:
+        raise UserError(f"{where}: has {len(row)} fields, not 6: {_COMP_LINE}")
+    if row[0] not in position:
+        alike = nearest(row[0], list(position))
+        raise UserError(f"{where}: image {row[0]!r} is not in the image set{alike}: check --image-set")
+    for name, text in zip(("score", "xmin", "ymin", "xmax", "ymax"), row[1:], strict=True):
+        try:
+            value = float(text)
+        except ValueError:
+            raise UserError(f"{where}: {name} is {text!r}, not a number: {_COMP_LINE}") from None
+        if np.isnan(value) or (np.isinf(value) and name != "score"):
+            raise UserError(f"{where}: {name} is {text}: give a finite number")
+
+
+# ---------------------------------------------------------------------------------------------- JSON
+
+
+def _read_json_detections(path: Path, truth: GroundTruth) -> Detections:
+    content = read_json(path, "file of detections")
+    if isinstance(content, dict) and "annotations" in content:
+        raise UserError(
+            f"{path}: is a data-set dictionary, not a list of detections: join its images and categories by name "
+            "(its ids are its own) and write a list [{...}, ...]"
+        )
+    if not isinstance(content, list):
+        raise UserError(f"{path}: is not a list of detections [{{...}}, ...]")
+    rows = Rows(path, content, "detection")
+    read = _from_voc_list if truth.frame == "voc" else _from_coco_results
+    return read(path, rows, truth)
+
+
+def _from_voc_list(path: Path, rows: Rows, truth: GroundTruth) -> Detections:
+    if rows.items and "category" not in rows.items[0] and "category_id" in rows.items[0]:
+        raise UserError(f"{path}: these are COCO results (category_id): give --format coco, or name each category")
+    names = rows.column("category", "give the class name")
+    class_names = list(dict.fromkeys((*truth.class_names, *map(str, names))))
+    label_of = {name: label for label, name in enumerate(class_names, start=1)}
+    return Detections(
+        frame="voc",
+        image_ids=truth.image_ids,
+        class_names=class_names,
+        image_index=_image_column(rows, truth, as_text=True),
+        labels=np.array([label_of[str(name)] for name in names], dtype=np.int64),
+        boxes=rows.boxes("xmin, ymin, xmax, ymax"),
+        scores=rows.numbers("score", rows.column("score", "give a confidence"), infinite=True),
+        source=str(path),
+    )
+
+
+def _from_coco_results(path: Path, rows: Rows, truth: GroundTruth) -> Detections:
+    first = rows.items[0] if rows.items else {"bbox": []}
+    if "category" in first and "category_id" not in first:
+        raise UserError(f"{path}: this is VOC's list of detections (category): give --format voc, or each category_id")
+    if "bbox" not in first and "segmentation" in first:
+        raise UserError(f"{path}: these are mask results: give box results, with bbox [x, y, width, height]")
+    label_of = {identity: label for label, identity in enumerate(truth.category_ids or (), start=1)}
+    labels = rows.lookup("category_id", label_of, missing=0)
+    known = labels > 0
+    if not known.all():
+        unknown = list(dict.fromkeys(rows.items[index]["category_id"] for index in np.flatnonzero(~known)))
+        logger.warning(
+            "%s: %d detections are of categories that the annotation file does not list; like pycocotools, this passes "
+            "over them: category_id %s", path, (~known).sum(), examples(unknown),
+        )  # fmt: skip
+    return Detections(
+        frame="coco",
+        image_ids=truth.image_ids,
+        class_names=list(truth.class_names),
+        image_index=_image_column(rows, truth)[known],
+        labels=labels[known],
+        boxes=rows.boxes("x, y, width, height")[known],
+        scores=rows.numbers("score", rows.column("score", "give a confidence"), infinite=True)[known],
+        source=str(path),
+    )
+
+
+def _image_column(rows: Rows, truth: GroundTruth, *, as_text: bool = False) -> np.ndarray:
+    """(D,) int64: position of each detection's image in the ground truth."""
+    ids = rows.column("image_id", "name the image")
+    position = {identity: index for index, identity in enumerate(truth.image_ids)}
+    try:
+        return np.fromiter(map(position.__getitem__, ids), dtype=np.int64, count=len(ids))
+    except (KeyError, TypeError):
+        pass
+    if as_text:
+        ids = [str(identity) if isinstance(identity, int) else identity for identity in ids]
+    for index, identity in enumerate(ids):
+        if not isinstance(identity, str | int | float) or identity not in position:
+            mend = nearest(identity, truth.image_ids) if isinstance(identity, str) else ""
+            raise rows.error(index, f"image_id {identity!r} is not in {truth.source}{mend}: is it another set's file?")
+    return np.array([position[identity] for identity in ids], dtype=np.int64)
+
+
+# ---------------------------------------------------------------------------------------------- warnings
+
+
+def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTruth) -> None:
+    """Log what the official tools score without a word, though nobody means it."""
+    if not len(detections):
+        logger.warning("%s: holds no detection at all", path)
+        return
+    used = np.unique(detections.labels)
+    annotated = {truth.class_names[label - 1] for label in np.unique(truth.labels)}
+    found = {detections.class_names[label - 1] for label in used}
+    without = sorted(found - annotated)
+    if without:
+        logger.warning(
+            "%s: detections of classes that have no ground truth are left out of the means: %s%s",
+            path, examples(without), nearest(without[0], sorted(annotated)),
+        )  # fmt: skip
+    missed = sorted(annotated - found)
+    if missed:
+        logger.warning("%s: nothing is detected of %d classes, whose AP is 0: %s", path, len(missed), examples(missed))
+    corners = detections.continuous_boxes
+    sides = corners[:, 2:] - corners[:, :2]
+    _warn_boxes(path, detections, (sides < 0).any(axis=1), "reversed boxes (the second corner before the first)")
+    _warn_boxes(path, detections, (sides >= 0).all(axis=1) & (sides == 0).any(axis=1), "boxes without an area")
+    if truth.image_sizes is not None:
+        limits = truth.image_sizes[detections.image_index][:, ::-1].astype(np.float64)
+        outside = (corners[:, :2] < -1).any(axis=1) | (corners[:, 2:] > limits + 1).any(axis=1)
+        outside &= (limits > 0).all(axis=1)
+        _warn_boxes(path, detections, outside, "boxes that leave the image by more than a pixel")
+
+
+def _warn_boxes(path: Path, detections: Detections, which: np.ndarray, what: str) -> None:
+    if which.any():
+        first = int(np.argmax(which))
+        image = detections.image_ids[detections.image_index[first]]
+        example = f"first: image {image}, {detections.boxes[first].tolist()}"
+        logger.warning("%s: %d %s are scored as they are (%s)", path, int(which.sum()), what, example)

@@ -1,0 +1,77 @@
+"""Score saved detections, of any detector, against VOC or COCO ground truth; no model, no torch.
+
+  python tools/eval_det.py --format voc --gt VOCdevkit/VOC2007 --dt results/ --out metrics.json --report report/
+  python tools/eval_det.py --format coco --gt instances_val2017.json --dt detections.json
+
+VOC: --gt holds Annotations/ and ImageSets/Main/NAME.txt; --dt is a folder of comp4_det_test_<class>.txt or a JSON list
+of {"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"} in VOC's 1-based inclusive pixels.
+COCO: the standard annotation and results files. docs/evaluation.md tells what the numbers mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from configs.errors import UserError
+from detection.evaluation.data import GroundTruth
+from detection.evaluation.evaluate import evaluate, format_table, write_metrics
+from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth
+from detection.evaluation.results import read_detections
+from tools.runtime import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = cli.make_parser(__doc__)
+    add = options.add_argument
+    add("--format", required=True, choices=("voc", "coco"), help="of the ground truth and the detections")
+    add("--gt", required=True, type=Path, help="ground truth: VOC folder or COCO annotation file")
+    add("--dt", required=True, type=Path, help="detections: comp4 folder, VOC list or COCO results")
+    add("--image-set", default="test", metavar="NAME", help="VOC: ImageSets/Main/NAME.txt (default: test)")
+    add("--zero-based", action="store_true", help="VOC: the XML counts pixels from 0")
+    add("--backend", default="auto", choices=("auto", "hotcoco", "pycocotools"), help="computes COCO's numbers")
+    add("--out", type=Path, metavar="FILE", help="write metrics.json here")
+    add("--report", type=Path, metavar="DIR", help="write a page that explains the numbers here")
+    add("--images", type=Path, metavar="DIR", help="report: folder of the images (VOC: default GT/JPEGImages)")
+    add("--compare", type=Path, metavar="DT", help="report: another run's detections, shown side by side")
+    add("--names", nargs=2, metavar=("THIS", "OTHER"), help="report: what to call the two runs")
+    return options
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, score, print, write."""
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
+    if args.compare and not args.report:
+        raise UserError("--compare shows another run in the report: give --report DIR too")
+    truth = read_ground_truth(args)
+    detections = read_detections(args.dt, truth, args.image_set)
+    metrics = evaluate(truth, detections, backend=args.backend)
+    print(format_table(metrics))
+    if args.out:
+        write_metrics(args.out, metrics)
+    if args.report:
+        from detection.evaluation.report import Run, write_report
+
+        names = args.names or (args.dt.stem or "this run", args.compare.stem if args.compare else "")
+        runs = [Run(names[0], detections, metrics)]
+        if args.compare:
+            other = read_detections(args.compare, truth, args.image_set)
+            runs.append(Run(names[1], other, evaluate(truth, other, backend=args.backend)))
+        images = args.images or (args.gt / "JPEGImages" if args.format == "voc" else None)
+        print(f"report: {write_report(args.report, truth, runs, images=images)}")
+
+
+def read_ground_truth(args: argparse.Namespace) -> GroundTruth:
+    """The ground truth that --format, --gt and --image-set name."""
+    if args.format == "coco":
+        return read_coco_ground_truth(args.gt)
+    return read_voc_ground_truth(args.gt, args.image_set, zero_based=args.zero_based)
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
