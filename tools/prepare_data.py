@@ -1,0 +1,71 @@
+"""Download, verify and unpack a public data set: voc2007, voc2012, coco2014, coco2017.
+
+For imagenet, which needs an account, say what to fetch by hand and where to put it.
+
+    python tools/prepare_data.py voc2007 --data-root data
+
+An interrupted download is continued by the same command.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import argparse
+
+from datasets.download import PUBLIC_SETS, plan, prepare
+from tools.runtime import cli
+
+IMAGENET = """\
+ImageNet (ILSVRC2012) needs an account: register at https://www.image-net.org/download.php and fetch by hand
+
+  file                          bytes            md5
+  ILSVRC2012_img_train.tar      147,897,477,120  1d675b47d978889d74fa0da5fadfb00e
+  ILSVRC2012_img_val.tar        6,744,924,160    29b22e2961454d5413ddabcf34fc5622
+  ILSVRC2012_devkit_t12.tar.gz  2,568,145        fa75699e90414af021442c21a62c3abf
+
+Put them into {root} and run there
+
+  md5sum *.tar *.tar.gz
+  mkdir -p train val
+  tar -xf ILSVRC2012_img_val.tar -C val
+  tar -xf ILSVRC2012_devkit_t12.tar.gz
+  tar -xf ILSVRC2012_img_train.tar -C train
+  cd train && for f in *.tar; do mkdir -p "${{f%.tar}}" && tar -xf "$f" -C "${{f%.tar}}" && rm "$f"; done
+
+Afterwards there are
+  {root}/train/<wnid>/*.JPEG  1,281,167 images in 1,000 folders
+  {root}/val/*.JPEG           50,000 images
+  {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = cli.make_parser(__doc__, data_root=True)
+    options.add_argument("name", choices=[*PUBLIC_SETS, "imagenet"], metavar="NAME", help="which data set")
+    options.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing")
+    options.add_argument("--mirror", metavar="URL", help="the archives lie under this URL by their bare names")
+    options.add_argument("--keep-archives", action="store_true", help="do not remove the archives after unpacking")
+    return options
+
+
+def main(args: argparse.Namespace) -> None:
+    """Do it, or say what would be done."""
+    root = cli.find_data_root(args.data_root)
+    if args.name == "imagenet":
+        print(IMAGENET.format(root=root / "imagenet"))
+        return
+    public_set = PUBLIC_SETS[args.name]
+    for line in plan(public_set, root, mirror=args.mirror):
+        print(line)
+    if args.dry_run:
+        return
+    prepare(public_set, root, mirror=args.mirror, keep_archives=args.keep_archives)
+    print(f"{args.name} is in {', '.join(str(root / part) for part in public_set.result.split(', '))}")
+    if args.name == "voc2012":
+        print(f"Its test set needs an account at http://host.robots.ox.ac.uk:8080: unpack it into {root}")
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())
