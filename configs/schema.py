@@ -1,4 +1,4 @@
-"""Every option there is: its default, unit and source. YAML files are checked against these classes by `configs.loading`.
+"""Every option there is: its default, unit and source. `configs.loading` checks YAML files against these classes.
 
 Names follow torchvision's where the option means the same thing there (`min_size`, `box.fg_iou_thresh`,
 `rpn.pre_nms_top_n_train`, ...). Unknown keys are errors. Library code receives its own section, never the whole.
@@ -6,6 +6,7 @@ Names follow torchvision's where the option means the same thing there (`min_siz
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -89,7 +90,8 @@ class DataConfig(Section):
     val: list[SourceConfig] = []
     test: list[SourceConfig] = []
     classes: list[str] | str = "auto"
-    """Names in the order of the labels 1..K, or voc, coco, imagenet_det, or auto: those of the training annotations, sorted."""
+    """Names in the order of the labels 1..K; or voc, coco, imagenet_det; or auto: those of the training annotations,
+    sorted."""
     keep_classes: list[str] | None = None
     """Train and test on these only: objects of other classes are dropped. Default: all of `classes`."""
     rename_classes: dict[str, str] = {}
@@ -99,7 +101,8 @@ class DataConfig(Section):
     train_empty: bool = True
     """Images without objects take part in training (as negatives)."""
     repeat_threshold: NonNegativeFloat = 0.0
-    """Repeat-factor sampling (LVIS, Gupta et al. 2019): images of classes rarer than this fraction of the images are seen more often. 0: off."""
+    """Repeat-factor sampling (LVIS, Gupta et al. 2019): images of classes that fewer than this fraction of the images
+    hold are seen more often. 0: off."""
     min_size: PositiveInt | list[PositiveInt] = 600
     """Shorter side in training, pixels; of several one is drawn for each image (scale jitter)."""
     max_size: PositiveInt = 1000
@@ -129,7 +132,7 @@ class AnchorConfig(Section):
     """Reference boxes of the RPN (Faster R-CNN, Sec. 3.1.1)."""
 
     sizes: list[PositiveInt] | list[list[PositiveInt]] = [128, 256, 512]
-    """Square roots of the areas in pixels, all on the one level (C4, VGG); one list for each level P2..P6 for an FPN."""
+    """Square roots of the areas in pixels, all on one level (C4, VGG); one list for each of P2..P6 (FPN)."""
     aspect_ratios: list[PositiveFloat] = [0.5, 1.0, 2.0]
     """Height / width."""
     rounded: bool = False
@@ -204,7 +207,8 @@ class ModelConfig(Section):
         "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"
     ]
     weights: str
-    """random; torchvision:IMAGENET1K_V1 (or _V2); or the path of a checkpoint of tools/pretrain.py or tools/convert_weights.py."""
+    """random; torchvision:IMAGENET1K_V1 (or _V2); or the path of a checkpoint of tools/pretrain.py or of
+    tools/convert_weights.py."""
     neck: Literal["none", "fpn"] = "none"
     """none: one map of stride 16 (conv4 of a ResNet, conv5_3 of VGG). fpn: P2..P6 (Lin et al. 2017)."""
     norm: Literal["frozen", "batch", "sync"] = "frozen"
@@ -212,7 +216,7 @@ class ModelConfig(Section):
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
     """conv1..convN keep their weights."""
     stride_in_1x1: bool = False
-    """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision). Must be that of the weights."""
+    """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision). Must be as the weights."""
     fpn_channels: PositiveInt = 256
     anchors: AnchorConfig = AnchorConfig()
     rpn: RpnConfig = RpnConfig()
@@ -236,7 +240,9 @@ class ModelConfig(Section):
                 "give model.weights, or set model.norm: batch"
             )
         if self.weights == "random" and self.frozen_stages:
-            raise ValueError("frozen_stages > 0 with weights: random would freeze random weights: set model.frozen_stages: 0")
+            raise ValueError(
+                "frozen_stages > 0 with weights: random would freeze random weights: set model.frozen_stages: 0"
+            )
         return self
 
 
@@ -265,7 +271,8 @@ class OptimConfig(Section):
 
 
 class ScheduleConfig(Section):
-    """Length and learning rate: a pure function of the iteration. Give `iterations` or `epochs`; milestones are in the same unit."""
+    """Length and learning rate, a pure function of the iteration. Give `iterations` or `epochs`; milestones are in the
+    same unit."""
 
     iterations: PositiveInt | None = None
     epochs: PositiveInt | None = None
@@ -281,7 +288,7 @@ class ScheduleConfig(Section):
         if (self.iterations is None) == (self.epochs is None):
             raise ValueError("give either iterations or epochs")
         length = self.iterations or self.epochs
-        if any(b <= a for a, b in zip(self.milestones, self.milestones[1:])) or any(m >= length for m in self.milestones):
+        if any(b <= a for a, b in itertools.pairwise(self.milestones)) or any(m >= length for m in self.milestones):
             raise ValueError(f"milestones must grow and lie before the end ({length})")
         return self
 
@@ -327,5 +334,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _batch_divides(self) -> Config:
         if self.train.batch_size % self.train.accumulate:
-            raise ValueError(f"train.batch_size {self.train.batch_size} is not a multiple of train.accumulate {self.train.accumulate}")
+            raise ValueError(
+                f"batch_size {self.train.batch_size} is not a multiple of accumulate {self.train.accumulate} (both in train)"
+            )
         return self

@@ -33,7 +33,9 @@ def read_detector_file(path: Path | str) -> dict:
         what = f"a {kind} checkpoint" if kind else "not one of this project's checkpoints"
         raise UserError(f"{path} is {what}, not a detector: give last.pt or best.pt of a run of tools/train_det.py")
     if checkpoint.get("format") != FORMAT:
-        raise UserError(f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project")
+        raise UserError(
+            f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project"
+        )
     return checkpoint
 
 
@@ -88,6 +90,8 @@ def load_matching(detector: nn.Module, state: dict[str, torch.Tensor]) -> list[s
     fresh = [name for name in own if name not in fitting]
     wrong = [name for name in fresh if name.startswith(("backbone.", "roi_heads.box_head."))]
     if wrong:
-        raise UserError(f"{wrong[0]} does not fit the weights to start from: they are of another backbone, neck or head")
+        raise UserError(
+            f"{wrong[0]} does not fit the weights to start from: they are of another backbone, neck or head"
+        )
     detector.load_state_dict(fitting, strict=False)
     return fresh

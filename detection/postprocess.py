@@ -35,7 +35,13 @@ class Detections(NamedTuple):
 
 
 def select_candidates(
-    logits: Tensor, deltas: Tensor, rois: Tensor, roi_valid: Tensor, image_sizes: Tensor, delta_weights: Tensor, score_thresh: float
+    logits: Tensor,
+    deltas: Tensor,
+    rois: Tensor,
+    roi_valid: Tensor,
+    image_sizes: Tensor,
+    delta_weights: Tensor,
+    score_thresh: float,
 ) -> Detections:
     """The best-scored (RoI, class) pairs above the threshold, decoded and cut to the image; no NMS yet.
 

@@ -41,7 +41,9 @@ class RoiFeatures:
         return self._pool(canvas, place_on_canvas(rois, self.strides, origins), 1.0)
 
     def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        image = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, rois.shape[1], 1)
+        image = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None, None].expand(
+            -1, rois.shape[1], 1
+        )
         flat = torch.cat((image, rois), dim=-1).flatten(0, 1)
         size = self.config.pool_size
         # The ops have no bf16 on every device, and coordinates need float32.

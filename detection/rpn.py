@@ -6,6 +6,7 @@ P proposals an image, G padded ground-truth boxes.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class RpnHead(nn.Module):
         self.conv = nn.Sequential(
             *(
                 nn.Sequential(nn.Conv2d(a, b, kernel_size=3, padding=1), nn.ReLU(inplace=True))
-                for a, b in zip(widths, widths[1:], strict=False)
+                for a, b in itertools.pairwise(widths)
             )
         )
         self.cls_logits = nn.Conv2d(hidden_channels, num_anchors, kernel_size=1)
@@ -97,7 +98,9 @@ class Rpn(nn.Module):
         after = config.post_nms_top_n_train if training else config.post_nms_top_n_test
         boxes, scores, levels = [], [], []
         level_anchors = output.anchors.split([logits.shape[1] for logits in output.logits])
-        for level, (logits, deltas, anchors) in enumerate(zip(output.logits, output.deltas, level_anchors, strict=True)):
+        for level, (logits, deltas, anchors) in enumerate(
+            zip(output.logits, output.deltas, level_anchors, strict=True)
+        ):
             best, index = logits.topk(min(before, logits.shape[1]), dim=1)
             boxes.append(decode_boxes(gather_boxes(deltas, index), anchors[index]))
             scores.append(best)

@@ -1,4 +1,4 @@
-"""Imports point one way (docs/architecture.md), and the scripts find this project's packages before others of the name."""
+"""Imports point one way (docs/architecture.md); the scripts find our packages before foreign ones of the same name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ ALLOWED = {
     "detection": {"detection", "backbones", "datasets", "configs"},
     "tools": OURS,
 }
-CONTRACT = {"datasets.target", "datasets.batch", "datasets.records", "datasets.voc", "datasets.coco", "datasets.class_lists"}
+CONTRACT = {
+    "datasets.target",
+    "datasets.batch",
+    "datasets.records",
+    "datasets.voc",
+    "datasets.coco",
+    "datasets.class_lists",
+}
 """The only parts of `datasets` that `detection` may use."""
 
 
