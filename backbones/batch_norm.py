@@ -123,11 +123,11 @@ def conv_bn(conv: nn.Conv2d, bn: nn.Module | None, x: Tensor) -> Tensor:
         return conv(x)
     if not isinstance(bn, FrozenBatchNorm2d):
         return bn(conv(x))
-    device_type = x.device.type
-    autocast = torch.is_autocast_enabled(device_type)
     scale, _ = bn.constants(conv.weight.dtype)
     # The bias goes in already in the dtype of the convolution, which saves autocast one cast for each layer.
-    _, bias = bn.constants(torch.get_autocast_dtype(device_type) if autocast else conv.weight.dtype)
+    kind = x.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+    _, bias = bn.constants(torch.get_autocast_dtype(kind) if autocast else conv.weight.dtype)
     if conv.bias is not None:
         bias = torch.addcmul(bias, conv.bias, scale)
     weight = conv.weight * scale[:, None, None, None]

@@ -13,7 +13,7 @@ import os
 import pickle
 import re
 import socket
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -240,7 +240,8 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
         return content
     state = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-    if len(state) != len(content) or not ({"conv1.weight", "features.0.weight"} & state.keys()):
+    bare = any(re.fullmatch(r"(layer\d+\.\d+\.conv\d|features\.\d+)\.weight", key) for key in state)
+    if len(state) != len(content) or not bare:
         some = ", ".join(map(str, list(content)[:3]))
         raise UserError(
             f"{path}: neither a checkpoint of this project nor a torchvision state dict (it begins with {some}): "
@@ -333,13 +334,14 @@ def detect_net(state: Mapping[str, Tensor]) -> str | None:
     if "features.0.weight" in state:
         depth = 3 + sum(key.startswith("features.") and value.dim() == 4 for key, value in state.items())
         return _known(f"vgg{depth}{'_bn' if 'features.1.running_mean' in state else ''}")
-    units = Counter(key.split(".")[0] for key in state if re.fullmatch(r"layer\d+\.\d+\.conv1\.weight", key))
+    units: dict[str, int] = {}
+    for key in state:
+        if match := re.match(r"(layer\d+)\.(\d+)\.", key):
+            units[match[1]] = max(units.get(match[1], 0), int(match[2]) + 1)
     if not units:
         return None
-    convs = 3 if "layer1.0.conv3.weight" in state else 2
-    if "layer4" not in units:
-        return f"cifar_resnet{2 + convs * units.total()}"
-    return _known(f"resnet{2 + convs * units.total()}")
+    depth = 2 + sum(units.values()) * (3 if "layer1.0.conv3.weight" in state else 2)
+    return _known(f"resnet{depth}") if "layer4" in units else f"cifar_resnet{depth}"
 
 
 def _known(name: str) -> str | None:

@@ -45,7 +45,7 @@ def build_without_data(name, **options):
 
 @pytest.mark.parametrize(("name", "published"), PARAMETERS.items())
 def test_parameter_counts_are_the_published_ones(name, published):
-    assert cost(build_without_data(name), (32, 32)).parameters == published
+    assert sum(parameter.numel() for parameter in build_without_data(name).parameters()) == published
 
 
 @pytest.mark.parametrize(("name", "published"), MULTIPLY_ADDS.items())
