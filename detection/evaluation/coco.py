@@ -16,6 +16,7 @@ import importlib.util
 import io
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -191,6 +192,19 @@ def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
         truth.createIndex()
         results.createIndex()
         evaluator = COCOeval(truth, results, "bbox")
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return evaluator.eval["precision"], evaluator.eval["recall"]
+
+
+def plain_pycocotools(truth_file: Path, found_file: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall as pycocotools computes them from its own reading of the files: the reference in tests."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(truth_file))
+        evaluator = COCOeval(truth, truth.loadRes(str(found_file)), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
     return evaluator.eval["precision"], evaluator.eval["recall"]

@@ -183,6 +183,7 @@ class Detections:
 
         Raises:
             ValueError: an image stands twice, there are more or fewer images than ids, or a label is not in 1..K.
+            UserError: a box or a score is NaN.
         """
         image_ids = [identity if isinstance(identity, str) else int(identity) for identity in image_ids]
         per_image = list(detections)
@@ -199,6 +200,10 @@ class Detections:
             continuous, scores, labels = np.zeros((0, 4)), np.zeros(0), np.zeros(0, dtype=np.int64)
         if len(labels) and not 1 <= labels.min() <= labels.max() <= len(class_names):
             raise ValueError(f"labels {labels.min()}..{labels.max()} do not fit {len(class_names)} classes (1..K)")
+        broken = np.isnan(scores) | ~np.isfinite(continuous).all(axis=1)
+        if broken.any():
+            bad = image_ids[int(np.searchsorted(np.cumsum(counts), np.argmax(broken), side="right"))]
+            raise UserError(f"image {bad!r}: a detection holds NaN: the model's weights have diverged; lower optim.lr")
         convert = frames.continuous_to_voc if frame == "voc" else frames.continuous_to_coco
         return cls(
             frame=frame,
