@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.batch_norm import TRAINED, Moments, conv_bn_pairs, eval_mode
+from backbones.batch_norm import TRAINED_BATCH_NORMS, Moments, conv_bn_pairs, eval_mode
 
 
 class Cost(NamedTuple):
@@ -55,7 +55,7 @@ def layer_responses(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, floa
     names = {module: name for name, module in net.named_modules()}
     for parent, conv, bn_name in conv_bn_pairs(net):
         bn = getattr(parent, bn_name)
-        if conv.kernel_size == (3, 3) and isinstance(bn, TRAINED):
+        if conv.kernel_size == (3, 3) and isinstance(bn, TRAINED_BATCH_NORMS):
             layers[names[conv]] = bn
     moments = {bn: Moments(1, bn.running_mean.device) for bn in layers.values()}
     hooks = [

@@ -103,8 +103,8 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
-TRAINED = (nn.BatchNorm2d, nn.SyncBatchNorm)
-ALL = (*TRAINED, TorchvisionFrozenBatchNorm2d)
+TRAINED_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+BATCH_NORMS = (*TRAINED_BATCH_NORMS, TorchvisionFrozenBatchNorm2d)
 NORMS: dict[str, type[nn.Module]] = {
     "batch": nn.BatchNorm2d,
     "frozen": FrozenBatchNorm2d,
@@ -141,7 +141,7 @@ def conv_bn_pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str
     """
     for parent in list(module.modules()):
         for (_, conv), (name, bn) in itertools.pairwise(parent.named_children()):
-            if isinstance(conv, nn.Conv2d) and isinstance(bn, ALL):
+            if isinstance(conv, nn.Conv2d) and isinstance(bn, BATCH_NORMS):
                 yield parent, conv, name
 
 
@@ -230,7 +230,7 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor], device: torch.device 
         ValueError: no batch came.
     """
     net.to(device)
-    norms = [module for module in net.modules() if isinstance(module, TRAINED)]
+    norms = [module for module in net.modules() if isinstance(module, TRAINED_BATCH_NORMS)]
     kept = {bn: (bn.momentum, bn.num_batches_tracked.clone()) for bn in norms}
     moments = {bn: Moments(bn.num_features, bn.running_mean.device) for bn in norms}
     hooks = [bn.register_forward_pre_hook(lambda bn, inputs: moments[bn].add(inputs[0])) for bn in norms]

@@ -21,7 +21,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from backbones.batch_norm import NORMS, TRAINED, conv_bn
+from backbones.batch_norm import NORMS, TRAINED_BATCH_NORMS, conv_bn
 from configs.schema import PositiveInt, Section
 
 Norm = Literal["batch", "frozen", "sync"]
@@ -180,7 +180,7 @@ UNITS: dict[str, type[Unit]] = {"basic": BasicUnit, "bottleneck": BottleneckUnit
 @contextlib.contextmanager
 def _statistics_kept(unit: nn.Module) -> Iterator[None]:
     """Inside, a forward pass in training mode leaves the running statistics as they are."""
-    norms = [module for module in unit.modules() if isinstance(module, TRAINED)]
+    norms = [module for module in unit.modules() if isinstance(module, TRAINED_BATCH_NORMS)]
     kept = [(bn, bn.momentum, bn.num_batches_tracked) for bn in norms]
     for bn in norms:
         bn.momentum = 0.0

@@ -74,7 +74,7 @@ def load_backbone_weights(
 
     Args:
         net: as `build_backbone(name)` built it, with its classifier and all stages.
-        name: the net's name in the zoo.
+        name: the net's name in the zoo, or what messages shall call a net of one's own.
         weights: see the module's first lines. `random` leaves the net as it is and returns `IMAGENET`.
         stride_in_1x1: the style that the net was built with; it must be the one that the weights were trained with.
         data_root: torchvision's files are looked for in `data_root/weights/` before torch hub's cache.
@@ -89,9 +89,7 @@ def load_backbone_weights(
     if weights.startswith("torchvision:"):
         path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
     else:
-        path = Path(weights)
-        if not path.is_file() and data_root is not None and (data_root / weights).is_file():
-            path = data_root / weights
+        path = _given_file(weights, data_root)
     checkpoint = as_classifier(read_weights_file(path), path)
     _check_net(checkpoint["config"].get("model", {}), net, name, stride_in_1x1, path)
     _load(net, checkpoint["model"], name, path, for_classification)
@@ -193,6 +191,18 @@ class _ArrayUnpickler(pickle.Unpickler):
 # ---------------------------------------------------------------------------------------------- sources
 
 
+def _given_file(weights: str, data_root: Path | None) -> Path:
+    """The path that the config gives, as it stands or relative to `data_root`."""
+    candidates = [Path(weights)] + ([data_root / weights] if data_root is not None else [])
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise UserError(
+        f"model.weights: there is no file {' or '.join(map(str, candidates))}; give random, torchvision:IMAGENET1K_V1 "
+        "(or _V2), or the path of a checkpoint"
+    )
+
+
 def _torchvision_file(name: str, version: str, data_root: Path | None) -> Path:
     """The file of torchvision's weights, downloaded if it is nowhere."""
     try:
@@ -260,7 +270,7 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
 def _check_net(stored: Mapping[str, Any], net: nn.Module, name: str, stride_in_1x1: bool, path: Path) -> None:
     """Refuses weights of another net or of another kind of the same net, also where every shape would fit."""
     trained_as = stored.get("backbone", name)
-    if trained_as != name:
+    if isinstance(trained_as, str) and trained_as != name:  # a table of one's own is compared key by key
         raise UserError(f"{path}: weights of {trained_as}, but the config's backbone is {name}")
     if not isinstance(net, ResNet):
         return

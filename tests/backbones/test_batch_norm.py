@@ -134,6 +134,17 @@ def test_bf16_autocast_stays_bf16():
     assert second.counts["_to_copy"] == 19 + 1
 
 
+def test_a_frozen_net_compiles_as_one_graph():
+    stages = [{"units": 1, "width": 8, "stride": 1}, {"units": 1, "width": 8, "stride": 2}]
+    net = build_backbone({"stages": stages, "unit": "bottleneck"}, norm="frozen")
+    net.freeze_stages(2)
+    x = torch.randn(1, 3, 16, 24)
+    compiled = torch.compile(lambda x: net.forward_stages(x, ["conv3"])["conv3"], backend="eager", fullgraph=True)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            assert torch.equal(compiled(x), net.forward_stages(x, ["conv3"])["conv3"])
+
+
 @pytest.mark.parametrize("norm", ["batch", "frozen"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_folding_keeps_the_output(name, norm):

@@ -188,6 +188,23 @@ def test_nets_of_the_same_shapes_are_told_apart(tmp_path):
     assert "plain: True" in error_of(build_backbone("cifar_resnet20"), "cifar_resnet20", path)
 
 
+def test_a_net_of_ones_own(tmp_path):
+    table = {"stages": [{"units": 1, "width": 8, "stride": 2}], "unit": "bottleneck", "num_classes": 2}
+    path = tmp_path / "own.pt"
+    net, other = build_backbone(table), build_backbone(table, stride_in_1x1=True)
+    torch.save(checkpoint_of(net.state_dict(), backbone=table), path)
+    assert load(build_backbone(table), "net", path, for_classification=True) == MSRA
+    assert "set model.stride_in_1x1: false" in error_of(other, "net", path, stride_in_1x1=True)
+    wider = build_backbone({**table, "stem": {"width": 32}})
+    assert "conv1.weight is 64x3x7x7 in the file and 32x3x7x7" in error_of(wider, "net", path)
+
+
+def test_a_path_that_leads_nowhere(tmp_path):
+    message = error_of(nn.Identity(), "resnet18", "r18.pt", data_root=tmp_path)
+    assert f"no file r18.pt or {tmp_path / 'r18.pt'}" in message
+    assert "torchvision:IMAGENET1K_V1" in message
+
+
 def test_shortcut_options_are_explained(resnet18, tmp_path):
     path = tmp_path / "resnet18.pth"
     torch.save(resnet18, path)
