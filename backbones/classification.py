@@ -1,0 +1,243 @@
+"""Training of a classifier: its input, its loss, its rate's two events, the mean that is subtracted.
+
+He et al. 2016, Sec. 3.4 (ImageNet) and 4.2 (CIFAR). B images, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones.augmentation import Mix
+from backbones.weights import Preprocessing, as_classifier, check_keys, load_backbone_weights, read_weights_file
+from backbones.zoo import build_backbone
+from configs.classification import ClassifierConfig
+from configs.errors import UserError
+
+
+class Normalize(nn.Module):
+    """(pixel - mean) / std in the channel order of the weights, on the device.
+
+    Args:
+        preprocessing: the channels' means and deviations.
+        mean_image: (3, H, W) float32 RGB in units of uint8: the per-pixel mean, for inputs of that size; inputs of any
+            other size (dense tests) take the channels' means.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, mean_image: Tensor | None = None) -> None:
+        super().__init__()
+        self.preprocessing = preprocessing
+        self.bgr = preprocessing.channel_order == "bgr"
+        if self.bgr and mean_image is not None:
+            mean_image = mean_image.flip(0)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
+        self.register_buffer("inverse_std", 1.0 / torch.tensor(preprocessing.std)[:, None, None], persistent=False)
+        self.register_buffer("mean_image", mean_image, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 RGB -> float32, same shape and memory format."""
+        if self.bgr:
+            images = images.flip(1)
+        return (images - self.mean_for(images.shape[2:])).mul_(self.inverse_std)
+
+    def mean_for(self, image_size: tuple[int, int]) -> Tensor:
+        """What is subtracted from inputs of a size (H, W): (3, H, W) or (3, 1, 1), in the network's channel order."""
+        fits = self.mean_image is not None and self.mean_image.shape[1:] == tuple(image_size)
+        return self.mean_image if fits else self.mean
+
+    def scaled(self, lighting: Tensor) -> Tensor:
+        """(B, 3) RGB offsets in units of uint8 -> (B, 3, 1, 1) to be added to what `forward` returns."""
+        return (lighting.flip(1) if self.bgr else lighting)[:, :, None, None] * self.inverse_std
+
+
+def measure_mean(batches: Iterable[Tensor]) -> Tensor:
+    """The mean image (3, H, W) float32, in units of uint8, of all images in `batches` (B, 3, H, W) uint8 of one size.
+
+    Raises:
+        ValueError: no batch came.
+    """
+    count, total = 0, torch.zeros(())
+    for images in batches:
+        total = total + images.sum(0, dtype=torch.int64)
+        count += len(images)
+    if not count:
+        raise ValueError("measure_mean: there is no image to take the mean of")
+    return (total.double() / count).float()
+
+
+def classification_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, mix: Mix | None = None) -> Tensor:
+    """Cross entropy, () float32.
+
+    Args:
+        logits: (B, K), any dtype.
+        labels: (B,) int64.
+        smoothing: share of the label that is spread over all K classes (Szegedy et al. 2016).
+        mix: how the images were mixed; the labels are then mixed likewise.
+    """
+    logits = logits.float()
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    if mix is None:
+        return loss
+    return mix.share * loss + (1.0 - mix.share) * F.cross_entropy(logits, labels.roll(1), label_smoothing=smoothing)
+
+
+def wrong_answers(logits: Tensor, labels: Tensor) -> Tensor:
+    """How many of the highest logits are not the label's, () int64 on the device; logits (B, K), labels (B,)."""
+    return (logits.argmax(1) != labels).sum()
+
+
+# ---------------------------------------------------------------------------------------------- the rate's events
+
+
+@dataclass
+class WarmupUntilError:
+    """A low rate until the training error is below a threshold (He et al. 2016, Sec. 4.2, for 110 layers).
+
+    The rate's factor is a pure function of the iteration and of `event`.
+    """
+
+    threshold: float | None
+    """Training error, a fraction; None: never a low rate."""
+    low: float
+    """The factor before the event."""
+    event: int | None = None
+    """The first iteration with the full rate; None: still to come."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the event is still to come."""
+        return self.threshold is not None and self.event is None
+
+    def update(self, error: float, iteration: int) -> None:
+        """Take in the training error of the iterations before `iteration`, the next one."""
+        if self.waiting and error < self.threshold:
+            self.event = iteration
+
+    def factor(self, iteration: int) -> float:
+        """What the rate of an iteration is multiplied by."""
+        if self.threshold is None or (self.event is not None and iteration >= self.event):
+            return 1.0
+        return self.low
+
+
+@dataclass
+class Plateau:
+    """The rate falls where the validation error has stopped falling (He et al. 2016, Sec. 3.4).
+
+    The rate's factor is a pure function of the iteration and of `events`.
+    """
+
+    gamma: float
+    patience: int
+    """So many validations in a row without a new lowest error are a plateau."""
+    threshold: float
+    """An error is a new lowest one when it is lower by more than this, a fraction."""
+    steps: int
+    """The plateau after so many steps is the end."""
+    events: list[int] = field(default_factory=list)
+    """Iterations from which on the rate is multiplied by gamma once more."""
+    lowest: float = float("inf")
+    since: int = 0
+    """Validations since the lowest error or the last step."""
+    finished: bool = False
+
+    def update(self, error: float, iteration: int) -> None:
+        """Take in the validation error before `iteration`, the next one."""
+        if error < self.lowest - self.threshold:
+            self.lowest, self.since = error, 0
+            return
+        self.since += 1
+        if self.since >= self.patience:
+            self.since = 0
+            if len(self.events) < self.steps:
+                self.events.append(iteration)
+            else:
+                self.finished = True
+
+    def factor(self, iteration: int) -> float:
+        """What the rate of an iteration is multiplied by."""
+        return self.gamma ** sum(event <= iteration for event in self.events)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: all that has happened."""
+        return {key: value for key, value in asdict(self).items() if key in ("events", "lowest", "since", "finished")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        for key, value in state.items():
+            setattr(self, key, value)
+
+
+# ---------------------------------------------------------------------------------------------- nets
+
+
+class Classifier(NamedTuple):
+    """A trained net and all that it takes to use it."""
+
+    net: nn.Module
+    normalize: Normalize
+    class_names: list[str]
+    """In the order of the labels; empty where the file does not say."""
+    crop_size: int | None
+    """Side of the training crop, pixels; None where the file does not say."""
+
+
+def build_classifier(model: ClassifierConfig, num_classes: int) -> nn.Module:
+    """The randomly initialised net of a config.
+
+    Raises:
+        UserError: no such net.
+    """
+    return build_backbone(
+        model.backbone,
+        norm=model.norm,
+        stride_in_1x1=model.stride_in_1x1,
+        shortcut=model.shortcut,
+        plain=model.plain,
+        num_classes=num_classes,
+        dropout=model.dropout,
+        activation_checkpointing=model.activation_checkpointing,
+    )
+
+
+def load_classifier(weights: str | Path, model: ClassifierConfig, data_root: Path | None = None) -> Classifier:
+    """The net of a checkpoint, in eval mode on the CPU.
+
+    Args:
+        weights: a checkpoint of tools/pretrain.py or tools/convert_weights.py, a torchvision state dict, or
+            torchvision:IMAGENET1K_V1 (or _V2).
+        model: what the file does not say about the net (a torchvision state dict says nothing).
+        data_root: torchvision's files are looked for in `data_root/weights/` too.
+
+    Raises:
+        UserError: the file cannot be read or does not fit.
+    """
+    if str(weights).startswith("torchvision:"):
+        net = build_classifier(model, 1000)
+        preprocessing = load_backbone_weights(
+            net, str(model.backbone), str(weights), stride_in_1x1=model.stride_in_1x1, data_root=data_root,
+            for_classification=True,
+        )  # fmt: skip
+        return Classifier(net.eval(), Normalize(preprocessing), [], None)
+    path = Path(weights)
+    content = as_classifier(read_weights_file(path), path)
+    stored = content["config"].get("model", {})
+    known = {key: stored[key] for key in ("backbone", "shortcut", "plain", "stride_in_1x1", "dropout") if key in stored}
+    model = model.model_copy(update=known)
+    state = {key: value for key, value in content["model"].items() if not key.endswith("num_batches_tracked")}
+    last = next((key for key in ("fc.bias", "classifier.6.bias") if key in state), None)
+    if last is None:
+        raise UserError(f"{path}: has no classifier (neither fc nor classifier.6): it serves a detector only")
+    net = build_classifier(model, len(state[last]))
+    own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
+    check_keys(own, state, str(model.backbone) if isinstance(model.backbone, str) else "the net", path)
+    net.load_state_dict(state, strict=False)  # check_keys was strict
+    normalize = Normalize(Preprocessing.from_dict(content["preprocessing"]), content.get("mean_image"))
+    crop_size = content["config"].get("data", {}).get("crop_size")
+    return Classifier(net.eval(), normalize, list(content.get("class_names", [])), crop_size)

@@ -1,0 +1,194 @@
+"""CIFAR-10 and other sets of small images of one size, read whole into memory. Imports no torch."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from configs.errors import UserError
+from datasets.folders import ImageFiles, find_class, read_folders
+from datasets.images import IMAGE_SUFFIXES, read_image
+
+CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+"""In the order of the original labels, which is that of the alphabet."""
+_BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
+_PIXELS = 3 * 32 * 32
+
+
+@dataclass(frozen=True)
+class ImageArrays:
+    """A classification set in memory, images of one size."""
+
+    images: np.ndarray
+    """(N, H, W, 3) uint8 RGB."""
+    labels: np.ndarray
+    """(N,) int64, 0..K-1: position in `class_names`."""
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, positions: np.ndarray) -> ImageArrays:
+        """The images at `positions` only, (M,) int64."""
+        return replace(self, images=self.images[positions], labels=self.labels[positions])
+
+
+def read_cifar10(root: Path, split: str, class_names: Sequence[str] | None = None) -> ImageArrays:
+    """CIFAR-10, whichever form it is in.
+
+    Args:
+        root: the folder of the python batches (data_batch_1, ...), of the binary ones (data_batch_1.bin, ...), or of
+            train/<class>/ and test/<class>/; or the folder above it; or a zip file of train/<class>/ and test/<class>/.
+        split: train or test.
+        class_names: the classes in the order of their labels; None: the original order.
+
+    Raises:
+        UserError: none of the forms is there, or a file is damaged.
+    """
+    if zipfile.is_zipfile(root):
+        return _read_zip(root, split, class_names)
+    for folder in (root, root / "cifar-10-batches-py", root / "cifar-10-batches-bin"):
+        for suffix, read in (("", _read_python_batch), (".bin", _read_binary_batch)):
+            paths = [folder / f"{name}{suffix}" for name in _BATCHES[split]]
+            if not paths[0].is_file():
+                continue
+            missing = [path for path in paths if not path.is_file()]
+            if missing:
+                raise UserError(f"{missing[0]}: missing: unpack the archive again")
+            pieces = [read(path) for path in paths]
+            return _arrays(*(np.concatenate(piece) for piece in zip(*pieces, strict=True)), class_names, str(folder))
+    if (root / split).is_dir():
+        return read_into_memory(read_folders(root / split, class_names))
+    raise UserError(
+        f"{root}: holds no CIFAR-10: neither data_batch_1 nor data_batch_1.bin nor a folder {split}/ with a folder for "
+        "each class (an archive must be unpacked)"
+    )
+
+
+def read_into_memory(files: ImageFiles) -> ImageArrays:
+    """The files' images, decoded.
+
+    Raises:
+        UserError: an image cannot be read, or differs in size from the others.
+    """
+    first = read_image(files.path(0)).shape[:2]
+    images = np.empty((len(files), *first, 3), np.uint8)
+
+    def decode(index: int) -> None:
+        _put(images, index, read_image(files.path(index)), str(files.path(index)))
+
+    with ThreadPoolExecutor() as threads:  # decoding lets go of the interpreter lock
+        for _ in threads.map(decode, range(len(files)), chunksize=64):
+            pass
+    return ImageArrays(images, files.labels, files.class_names)
+
+
+def _put(images: np.ndarray, index: int, image: np.ndarray, name: str) -> None:
+    if image.shape != images.shape[1:]:
+        size, others = (f"{shape[0]}x{shape[1]}" for shape in (image.shape, images.shape[1:]))
+        raise UserError(
+            f"{name}: is {size} (H x W), others are {others}: a set in memory has images of one size; "
+            "set data.augment.crop to scale_jitter or random_resized to read files one by one"
+        )
+    images[index] = image
+
+
+def _arrays(planes: np.ndarray, labels: np.ndarray, class_names: Sequence[str] | None, where: str) -> ImageArrays:
+    """(N, 3072) colour planes and original labels -> ImageArrays with the labels of `class_names`."""
+    images = np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+    class_names = list(class_names) if class_names is not None else list(CIFAR10_CLASSES)
+    label_of = np.array([find_class(name, class_names, where) for name in CIFAR10_CLASSES])
+    return ImageArrays(images, label_of[labels].astype(np.int64), class_names)
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+_ARRAY_PIECES = np.zeros(1).__reduce__()[0]
+_ALLOWED = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _ARRAY_PIECES for core in ("core", "_core")},
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
+}
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads arrays and plain values only: a pickle may otherwise run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
+
+
+def _read_python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3072) uint8 and (N,) labels of a pickled batch."""
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="bytes").load()
+        planes, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
+    except Exception as error:  # damaged pickles raise many kinds
+        raise UserError(f"{path}: not a CIFAR-10 python batch ({error}): unpack the archive again") from None
+    return _checked(planes, labels, path)
+
+
+def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3072) uint8 and (N,) labels of a binary batch: for each image one byte of label and the planes."""
+    data = np.fromfile(path, np.uint8)
+    if len(data) == 0 or len(data) % (1 + _PIXELS):
+        raise UserError(
+            f"{path}: {len(data)} bytes are no whole number of images ({1 + _PIXELS} bytes each): truncated"
+        )
+    rows = data.reshape(-1, 1 + _PIXELS)
+    return _checked(rows[:, 1:], rows[:, 0].astype(np.int64), path)
+
+
+def _checked(planes: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.ndarray, np.ndarray]:
+    if planes.dtype != np.uint8 or planes.shape != (len(labels), _PIXELS):
+        raise UserError(
+            f"{path}: holds {planes.dtype} {planes.shape} for {len(labels)} labels, not (N, {_PIXELS}) bytes"
+        )
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(CIFAR10_CLASSES):
+        raise UserError(f"{path}: labels {labels.min()}..{labels.max()} are not those of CIFAR-10 (0..9)")
+    return planes, labels
+
+
+def _read_zip(path: Path, split: str, class_names: Sequence[str] | None) -> ImageArrays:
+    """A zip file with <split>/<class>/<image>, at its top or in one folder."""
+    with zipfile.ZipFile(path) as archive:
+        names = sorted(_members(archive, split))
+        if not names:
+            raise UserError(f"{path}: holds no images in {split}/<class>/")
+        folders = sorted({_class_of(name) for name in names})
+        class_names = list(class_names) if class_names is not None else folders
+        label_of = {folder: find_class(folder, class_names, f"{path}/{split}") for folder in folders}
+        images: np.ndarray | None = None
+        for index, name in enumerate(names):
+            image = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR_RGB)
+            if image is None:
+                raise UserError(f"{path}: {name} cannot be decoded as an image")
+            images = np.empty((len(names), *image.shape), np.uint8) if images is None else images
+            _put(images, index, image, f"{path}: {name}")
+    labels = np.array([label_of[_class_of(name)] for name in names], np.int64)
+    return ImageArrays(images, labels, class_names)
+
+
+def _members(archive: zipfile.ZipFile, split: str) -> Iterable[str]:
+    for name in archive.namelist():
+        if name.lower().endswith(IMAGE_SUFFIXES) and name.split("/")[-3:-2] == [split]:
+            yield name
+
+
+def _class_of(member: str) -> str:
+    return member.split("/")[-2]

@@ -1,0 +1,195 @@
+"""Labelled image files: a folder for each class, ImageNet's flat validation folder, Tiny-ImageNet. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import UserError
+from datasets.images import IMAGE_SUFFIXES
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """The images of a classification set as flat arrays, which loader processes share without copying."""
+
+    root: Path
+    names: np.ndarray
+    """(N,) bytes: path of each image below `root`."""
+    labels: np.ndarray
+    """(N,) int64, 0..K-1: position in `class_names`."""
+    class_names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> Path:
+        """The file of an image."""
+        return self.root / os.fsdecode(bytes(self.names[index]))
+
+    def take(self, positions: np.ndarray) -> ImageFiles:
+        """The images at `positions` only, (M,) int64."""
+        return replace(self, names=self.names[positions], labels=self.labels[positions])
+
+
+def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageFiles:
+    """One folder for each class, in which images lie at any depth.
+
+    Args:
+        root: the folder of the class folders.
+        class_names: the classes in the order of their labels; some may have no folder. None: the folders' names,
+            sorted (ImageNet: wnids, which gives the order that everybody's ImageNet labels have).
+
+    Raises:
+        UserError: no folder, a class folder without images, or a folder that is none of `class_names`.
+    """
+    folders = sorted(entry.name for entry in _scan(root) if entry.is_dir() and not entry.name.startswith("."))
+    if not folders:
+        raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
+    class_names = list(class_names) if class_names is not None else folders
+    names: list[bytes] = []
+    labels: list[int] = []
+    for folder in folders:
+        label = find_class(folder, class_names, f"{root}/{folder}")
+        found = sorted(_images_below(root / folder, folder))
+        if not found:
+            raise UserError(f"{root}/{folder}: has no images ({', '.join(IMAGE_SUFFIXES)}): fill or remove the folder")
+        names += [os.fsencode(name) for name in found]
+        labels += [label] * len(found)
+    return ImageFiles(root, np.array(names), np.array(labels, np.int64), class_names)
+
+
+def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str] | None = None) -> ImageFiles:
+    """ImageNet's validation images in one flat folder, in the order of their names.
+
+    Args:
+        root: the folder of ILSVRC2012_val_00000001.JPEG, ...
+        ground_truth: a .csv of (ImageId, "wnid x1 y1 x2 y2 ..."), the development kit's .txt of one number a line
+            (meta.mat beside it names the numbers' wnids), or a .txt of a file name and a wnid a line.
+        class_names: the wnids in the order of their labels; None: those of the ground truth, sorted.
+
+    Raises:
+        UserError: a file is missing, or images and ground truth do not belong together.
+    """
+    names = sorted(entry.name for entry in _scan(root) if entry.is_file() and _is_image(entry.name))
+    if not names:
+        raise UserError(f"{root}: has no images")
+    lines = [line.split() for line in _lines(ground_truth)]
+    if ground_truth.suffix == ".csv":
+        wnids = _wnids_by_name(names, _csv_rows(ground_truth), ground_truth)
+    elif all(len(line) == 1 and line[0].isdecimal() for line in lines):
+        wnids = _wnids_by_number(names, [int(line[0]) for line in lines], ground_truth)
+    else:
+        rows = [(line[0], line[1]) for line in lines if len(line) >= 2]
+        wnids = _wnids_by_name(names, rows, ground_truth)
+    class_names = list(class_names) if class_names is not None else sorted(set(wnids))
+    label_of = {wnid: find_class(wnid, class_names, str(ground_truth)) for wnid in sorted(set(wnids))}
+    labels = np.array([label_of[wnid] for wnid in wnids], np.int64)
+    return ImageFiles(root, np.array([os.fsencode(name) for name in names]), labels, class_names)
+
+
+def read_tiny_imagenet(root: Path, split: str, class_names: Sequence[str] | None = None) -> ImageFiles:
+    """Tiny-ImageNet's layout: train/<wnid>/images/; val/images/ with val_annotations.txt, or val/<wnid>/.
+
+    Args:
+        root: the folder of train/ and val/.
+        split: train or val.
+        class_names: the wnids in the order of their labels; None: sorted.
+
+    Raises:
+        UserError: as `read_folders`.
+    """
+    annotations = root / split / "val_annotations.txt"
+    if split == "val" and annotations.is_file():
+        return read_imagenet_val(root / split / "images", annotations, class_names)
+    return read_folders(root / split, class_names)
+
+
+def find_class(name: str, class_names: Sequence[str], where: str) -> int:
+    """The label of a class.
+
+    Raises:
+        UserError: names `where` and the nearest class.
+    """
+    try:
+        return class_names.index(name)
+    except ValueError:
+        near = difflib.get_close_matches(name, class_names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(class_names[:5])}, ..."
+        raise UserError(f"{where}: {name} is none of the {len(class_names)} classes: {hint}") from None
+
+
+def _scan(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        parent = folder.parent
+        near = difflib.get_close_matches(folder.name, os.listdir(parent) if parent.is_dir() else [], 1)
+        hint = f": did you mean {parent / near[0]}?" if near else ""
+        raise UserError(f"{folder}: {error.strerror}{hint}") from None
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _images_below(folder: Path, prefix: str) -> Iterable[str]:
+    """Paths of the images in a folder and its subfolders, each beginning with `prefix`."""
+    for entry in _scan(folder):
+        if entry.is_dir():
+            yield from _images_below(folder / entry.name, f"{prefix}/{entry.name}")
+        elif _is_image(entry.name):
+            yield f"{prefix}/{entry.name}"
+
+
+# ---------------------------------------------------------------------------------------------- ground truth files
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such ground truth file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    return [line for line in lines if line.strip()]
+
+
+def _csv_rows(path: Path) -> list[tuple[str, str]]:
+    """(image id, wnid of the first object) of a LOC_val_solution.csv."""
+    rows = list(csv.reader(_lines(path)))
+    return [(row[0], row[1].split()[0]) for row in rows[1:] if len(row) >= 2 and row[1].split()]
+
+
+def _wnids_by_name(names: list[str], rows: list[tuple[str, str]], path: Path) -> list[str]:
+    wnid_of = {Path(name).stem: wnid for name, wnid in rows}
+    for name in names:
+        if Path(name).stem not in wnid_of:
+            raise UserError(f"{path}: says nothing about {name}: another set's ground truth, or a damaged file")
+    return [wnid_of[Path(name).stem] for name in names]
+
+
+def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[str]:
+    if len(numbers) != len(names):
+        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: they go together one by one")
+    meta = path.with_name("meta.mat")
+    if not meta.is_file():
+        raise UserError(f"{meta}: missing: the development kit's meta.mat says which wnid the numbers of {path} mean")
+    from scipy.io import loadmat  # takes a while, and is needed here only
+
+    try:
+        synsets = loadmat(meta, squeeze_me=True, struct_as_record=True)["synsets"]
+        wnid_of = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
+    except Exception as error:  # scipy raises many kinds for damaged files
+        raise UserError(f"{meta}: not the development kit's file ({error})") from None
+    unknown = next((number for number in numbers if number not in wnid_of), None)
+    if unknown is not None:
+        raise UserError(f"{path}: number {unknown} is none of {meta}")
+    return [wnid_of[number] for number in numbers]

@@ -1,0 +1,199 @@
+"""What the classification scripts share: training batches, ready on the device, and the test of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbones.augmentation import DeviceImages, Mix, StepAugmentation, draw_crops, to_device
+from backbones.classification import Normalize
+from backbones.views import count_errors
+from configs.classification import ClassificationConfig, ImageDataConfig
+from datasets.cifar import ImageArrays
+from datasets.classification import (
+    ImageSet,
+    LabelledBatch,
+    TrainStream,
+    centre_batches,
+    local_parts,
+    scaled_batches,
+    train_batches,
+)
+from datasets.loader import prefetch
+from tools.runtime import distributed
+from tools.runtime.progress import Progress
+from tools.runtime.training import autocast
+
+EVALUATION_BATCH = 256
+"""Images of a batch of centre crops. 10-crop and multi-scale tests take fewer, as each has many views."""
+
+
+class TrainBatch(NamedTuple):
+    """A part of a step on the device: normalised, augmented."""
+
+    images: Tensor
+    """(B, 3, H, W) float32."""
+    labels: Tensor
+    """(B,) int64."""
+    index: Tensor
+    """(B,) int64: positions in the training set."""
+    mix: Mix | None
+
+
+def train_feed(
+    images: ImageSet, config: ClassificationConfig, normalize: Normalize, device: torch.device, start_iteration: int
+) -> Iterator[TrainBatch]:
+    """Training batches without end, `accumulate` for each iteration, from `start_iteration` on.
+
+    What an iteration holds is a pure function of (seed, iteration) and of the number of processes.
+    """
+    train = config.train
+    rank, world_size = distributed.rank(), distributed.world_size()
+    parts = local_parts(train.batch_size, train.accumulate, rank, world_size)
+    augmentation = StepAugmentation(config.data.augment, config.seed, train.batch_size, normalize.scaled)
+    if isinstance(images, ImageArrays):
+        batches = _memory_batches(images, config, normalize, device, parts, start_iteration)
+    else:
+        loader = train_batches(
+            images, config.data, batch_size=train.batch_size, accumulate=train.accumulate, seed=config.seed,
+            start_iteration=start_iteration, rank=rank, world_size=world_size, pin_memory=device.type == "cuda",
+        )  # fmt: skip
+        batches = ((normalize(batch.images), batch.labels, batch.index) for batch in prefetch(loader, device))
+    iteration = start_iteration
+    while True:
+        for part in parts:
+            pixels, labels, index = next(batches)
+            pixels, mix = augmentation(pixels, iteration, part)
+            yield TrainBatch(pixels, labels, index, mix)
+        iteration += 1
+
+
+def _memory_batches(
+    images: ImageArrays,
+    config: ClassificationConfig,
+    normalize: Normalize,
+    device: torch.device,
+    parts: list[slice],
+    iteration: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Batches of a set that lives on the device."""
+    pixels = torch.from_numpy(images.images)
+    resident = DeviceImages(
+        pixels.flip(-1) if normalize.bgr else pixels,
+        torch.from_numpy(images.labels),
+        normalize.mean_for(images.images.shape[1:3]),
+        normalize.inverse_std,
+        config.data.augment.pad,
+        device,
+    )
+    stream = TrainStream(len(images), config.train.batch_size, config.seed)
+    augment = config.data.augment
+    while True:
+        _, indices = stream.step(iteration)
+        draws = draw_crops(config.seed, iteration, indices, augment.pad, augment.hflip)
+        for part in parts:
+            chosen = to_device(draws[part], device)
+            yield *resident.crops(chosen), chosen[:, 0]
+        iteration += 1
+
+
+def evaluate(
+    members: Sequence[tuple[nn.Module, Normalize]],
+    images: ImageSet,
+    data: ImageDataConfig,
+    device: torch.device,
+    *,
+    view: str = "center",
+    batch_size: int = EVALUATION_BATCH,
+    amp: str = "none",
+    what: str = "test",
+) -> dict[str, float]:
+    """The errors of a net, or of several nets' averaged scores, on a set; all processes share the work.
+
+    Args:
+        members: nets on `device`, each with its own input; they come back in the mode that they had.
+        images: the set.
+        data: sizes, scales and workers.
+        device: where it runs.
+        view: center, 10crop or multiscale.
+        batch_size: images at a time, at most.
+        amp: none or bf16.
+        what: a word for the progress bar.
+
+    Returns:
+        {"top1_error", "top5_error", "loss", "images"}: errors as fractions.
+    """
+    modes = [net.training for net, _ in members]
+    for net, _ in members:
+        net.eval()
+    batches, total = _view_batches(images, data, device, view, batch_size)
+    with torch.inference_mode(), autocast(device, amp), Progress(total, what, unit="batch") as progress:
+        counter = count_errors(members, _moved(batches, device, progress), view, data.test_crop, device)
+    for (net, _), mode in zip(members, modes, strict=True):
+        net.train(mode)
+    distributed.reduce_sum(counter.sums)
+    return counter.result()
+
+
+def _view_batches(
+    images: ImageSet, data: ImageDataConfig, device: torch.device, view: str, batch_size: int
+) -> tuple[Any, int | None]:
+    """The batches of a view, lists of one for each scale, and their number."""
+    pin = device.type == "cuda"
+    rank, world_size = distributed.rank(), distributed.world_size()
+    if view == "center":
+        loader = centre_batches(images, data, batch_size=batch_size, rank=rank, world_size=world_size, pin_memory=pin)
+        return ([batch] for batch in loader), -(-len(images) // (batch_size * world_size))
+    scales = [data.test_resize] if view == "10crop" else list(data.test_scales)
+    loader = scaled_batches(
+        images, data, scales, batch_size=batch_size, rank=rank, world_size=world_size, pin_memory=pin
+    )
+    return loader, None
+
+
+def _moved(batches: Any, device: torch.device, progress: Progress) -> Iterator[tuple[list[Tensor], Tensor]]:
+    """(images of each scale, labels) on the device."""
+    for scales in batches:
+        moved: list[LabelledBatch] = [batch.to(device) for batch in scales]
+        yield [batch.images for batch in moved], moved[0].labels
+        progress.update()
+
+
+class TrainingError:
+    """The share of wrong answers in training, counted on the device and read since several marks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
+        """Of this process, since the beginning."""
+        self.images = 0
+        """Of all processes."""
+        self.marks: dict[str, list[int]] = {}
+
+    def add(self, wrong: Tensor, images: int) -> None:
+        """Take in () wrong answers of this process, and the number of images that all processes saw."""
+        self.wrong += wrong
+        self.images += images
+
+    def take(self, mark: str) -> float:
+        """The error since the mark, which moves here; waits for the device."""
+        total = self._total()
+        wrong, images = self.marks.get(mark, (0, 0))
+        self.marks[mark] = [total, self.images]
+        return (total - wrong) / max(self.images - images, 1)
+
+    def _total(self) -> int:
+        total = self.wrong.clone()
+        distributed.reduce_sum(total)
+        return int(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"wrong": self._total(), "images": self.images, "marks": dict(self.marks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.wrong.fill_(state["wrong"] if distributed.is_main() else 0)
+        self.images, self.marks = state["images"], dict(state["marks"])
