@@ -66,11 +66,11 @@ def make_parser(
     return parser
 
 
-def add_set(parser: argparse.ArgumentParser) -> None:
-    """Add `--set key.path=value`, which may stand several times, each time with one or several values."""
+def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
+    """Add `--set key.path=value`, which may stand several times, each time with one or (unless `one_each`) several."""
     parser.add_argument(
-        "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="KEY.PATH=VALUE",
-        help="change values of the config; checked like the file: --set optim.lr=0.01 data.train.0.root=my_data",
+        "--set", dest="overrides", action="extend", nargs=1 if one_each else "+", default=[], metavar="KEY.PATH=VALUE",
+        help="change a value of the config; checked like the file: --set optim.lr=0.01 --set data.train.0.root=my_data",
     )  # fmt: skip
 
 
@@ -113,10 +113,14 @@ def select_device(name: str) -> torch.device:
 
 
 def run(
-    main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser, argv: list[str] | None = None
+    main: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+    *,
+    intermixed: bool = False,
 ) -> NoReturn:
-    """Parse the command line, run `main`, and exit with the right code."""
-    args = parser.parse_args(argv)
+    """Parse the command line, run `main`, and exit with the right code; `intermixed`: options may part the inputs."""
+    args = parser.parse_intermixed_args(argv) if intermixed else parser.parse_args(argv)
     try:
         main(args)
         sys.stdout.flush()
@@ -167,6 +171,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested = False
+        self._process = os.getpid()
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -179,8 +184,16 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a loader's worker, which inherited this handler: its parent decides
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         if not self.requested:
             _complain("\nstopping after this step; a checkpoint will be written")
         self.requested = True
+        # The signal may have gone to the loader's workers too; torch would raise an error about them anywhere, also
+        # within the writing of the checkpoint.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

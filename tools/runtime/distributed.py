@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ def processes(device: torch.device) -> Iterator[None]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=device if device.type == "cuda" else None)
+    if not is_main():
+        logging.disable(logging.WARNING)  # process 0 has said it
     try:
         yield
     finally:
@@ -106,6 +109,13 @@ def on_main(action: Callable[[], Value]) -> Value:
     if shared[2] is not None:
         raise RuntimeError(f"process 0 failed: {shared[2]}")
     return shared[0]
+
+
+def main_first(action: Callable[[], Value]) -> Value:
+    """What `action` returns, on every process; process 0 goes first, for it may make files that the others find."""
+    first: list[Value] = []
+    on_main(lambda: first.append(action()))
+    return first[0] if first else action()
 
 
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:

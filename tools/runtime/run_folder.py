@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ import numpy as np
 from configs.errors import UserError
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
+_FILES_OF_A_RUN = (
+    *_SIGNS_OF_A_RUN,
+    "metrics*.json",
+    "detections.json",
+    "comp4_det_*.txt",
+    "submission.*",
+    "report.html",
+)
 
 
 class RunFolder:
@@ -57,6 +66,16 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: no run to resume here: leave out --resume, or give the run's folder with --out"
             )
+
+    def clear(self) -> None:
+        """Remove what an earlier run left here; other files stay."""
+        if not any((self.path / name).exists() for name in _SIGNS_OF_A_RUN):
+            return
+        for pattern in _FILES_OF_A_RUN:
+            for path in self.path.glob(pattern):
+                path.unlink()
+        for name in ("pictures", "report", "tensorboard"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
 
     def open(self, config_yaml: str, *, from_iteration: int = 0) -> None:
         """Start writing; a resumed run's lines from `from_iteration` on are dropped, since it does them again."""

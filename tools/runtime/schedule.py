@@ -17,6 +17,8 @@ class Schedule:
     iterations: int
     """Iterations of the whole training."""
     iterations_per_epoch: float
+    unit: float = 1.0
+    """Iterations in the unit that lengths are given in: 1, or those of an epoch."""
     policy: str = "constant"
     milestones: tuple[int, ...] = ()
     """Iterations from which on the rate is multiplied by gamma once more."""
@@ -39,6 +41,18 @@ class Schedule:
     def epoch(self, iteration: int) -> float:
         """Passes over the training set that are done when `iteration` iterations are."""
         return iteration / self.iterations_per_epoch
+
+    def is_due(self, done: int, every: float | None) -> bool:
+        """Whether what happens each `every` units is due after `done` iterations; at the end it always is.
+
+        None: only at the end.
+        """
+        if done >= self.iterations:
+            return True
+        if every is None or done == 0:
+            return False
+        period = every * self.unit
+        return round(round(done / period) * period) == done
 
     def describe(self) -> str:
         """The schedule in words, in iterations and epochs."""
@@ -65,18 +79,15 @@ def make_schedule(config: ScheduleConfig, *, rate: float, iterations_per_epoch: 
         rate: learning rate, already scaled for the batch size.
         iterations_per_epoch: images of the training set / images of a step.
     """
+    unit = iterations_per_epoch if config.epochs else 1.0
     return Schedule(
         base_rate=rate,
-        iterations=to_iterations(config.iterations or config.epochs, config, iterations_per_epoch),
+        iterations=max(1, round((config.iterations or config.epochs) * unit)),
         iterations_per_epoch=iterations_per_epoch,
+        unit=unit,
         policy=config.policy,
-        milestones=tuple(to_iterations(milestone, config, iterations_per_epoch) for milestone in config.milestones),
+        milestones=tuple(round(milestone * unit) for milestone in config.milestones),
         gamma=config.gamma,
         warmup_iterations=config.warmup_iterations,
         warmup_factor=config.warmup_factor,
     )
-
-
-def to_iterations(length: float, config: ScheduleConfig, iterations_per_epoch: float) -> int:
-    """A length in the schedule's unit (epochs if `config.epochs` is set) as iterations, at least 1."""
-    return max(1, round(length * iterations_per_epoch if config.epochs else length))

@@ -1,0 +1,153 @@
+"""A detector over a whole data set: detections from all processes, scores, and the files of results."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from configs.errors import UserError
+from configs.schema import Config
+from datasets.detection import DetectionDataset
+from datasets.loader import eval_loader, prefetch
+from datasets.records import Records
+from detection.evaluation.data import Detections, GroundTruth
+from detection.evaluation.evaluate import Metrics, evaluate, write_metrics
+from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
+from detection.model import Detector
+from detection.prediction import ImageDetections, to_numpy
+from tools.runtime import distributed
+from tools.runtime.cli import Interrupted, StopRequest
+from tools.runtime.progress import Progress
+from tools.runtime.training import autocast
+
+_LOSS_ITERATION = 0
+"""The validation loss samples anchors and RoIs as this iteration does, every time: only the weights change it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a detector makes of a data set; the same on every process."""
+
+    detections: Detections
+    losses: dict[str, float]
+    """Means over the images, of each loss and their sum `loss`; empty where they were not asked for."""
+
+
+def run_detector(
+    detector: Detector,
+    dataset: DetectionDataset,
+    config: Config,
+    device: torch.device,
+    *,
+    what: str,
+    losses: bool = False,
+    stop: StopRequest | None = None,
+) -> Outcome:
+    """Detections for each image of a data set, shared out over the processes.
+
+    Args:
+        detector: in any mode; it comes back in the same.
+        dataset: unaugmented.
+        config: batch size, workers, autocast, seed.
+        device: the detector's.
+        what: a word for the progress bar.
+        losses: compute the training losses too, without dropout and with fixed samples.
+        stop: ends the work when a stop is requested (in a single process; several go on to the end together).
+
+    Raises:
+        Interrupted: a stop was requested.
+    """
+    rank, world_size = distributed.rank(), distributed.world_size()
+    batch_size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
+    loader = eval_loader(
+        dataset, config.data, batch_size=batch_size, rank=rank, world_size=world_size, pin_memory=device.type == "cuda"
+    )
+    per_image: dict[int, ImageDetections] = {}
+    sums = _LossSums()
+    was_training = detector.training
+    detector.eval()
+    # no_grad, not inference_mode: what modules cache here (anchors) is used in training later
+    with torch.no_grad(), Progress(-(-len(dataset) // world_size), what, unit="image") as progress:
+        for batch in prefetch(loader, device):
+            if stop is not None and stop.requested and world_size == 1:
+                raise Interrupted(f"interrupted during {what}")
+            with autocast(device, config.train.amp):
+                found = detector(batch)
+                parts = detector(batch, seed=config.seed, iteration=_LOSS_ITERATION) if losses else {}
+            per_image.update(zip(batch.index.tolist(), to_numpy(found), strict=True))
+            sums.add(parts, len(batch.index))
+            progress.update(len(batch.index))
+    detector.train(was_training)
+    return Outcome(_merged(per_image, dataset.records, detector.class_names), sums.means())
+
+
+class _LossSums:
+    """Sums of losses over images, on the device; their means over all processes."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._images = 0
+
+    def add(self, losses: dict[str, torch.Tensor], images: int) -> None:
+        for name, loss in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + loss.double() * images
+        self._images += images
+
+    def means(self) -> dict[str, float]:
+        shares = distributed.all_gather(({name: value.item() for name, value in self._sums.items()}, self._images))
+        names = list(dict.fromkeys(name for sums, _ in shares for name in sums))
+        images = sum(count for _, count in shares)
+        means = {name: sum(sums.get(name, 0.0) for sums, _ in shares) / images for name in names}
+        return {**means, "loss": sum(means.values())} if means else {}
+
+
+def _merged(per_image: dict[int, ImageDetections], records: Records, class_names: list[str]) -> Detections:
+    ids = records.image_ids.tolist()
+    frame = GroundTruth.from_records(records).frame
+    mine = sorted(per_image)
+    part = Detections.from_images(
+        [ids[index] for index in mine], [per_image[index] for index in mine], class_names, frame=frame
+    )
+    return Detections.merge(distributed.all_gather(part), ids)
+
+
+def score(records: Records, detections: Detections, protocols: Sequence[str]) -> Metrics:
+    """metrics.json of the detections; one process computes it for all.
+
+    Raises:
+        UserError: there are no annotations to compare with.
+    """
+    if not records.annotated:
+        raise UserError(f"{records.source}: has no annotations, so nothing can be validated on it")
+    return distributed.on_main(lambda: evaluate(GroundTruth.from_records(records), detections, protocols))
+
+
+def write_results(folder: Path, records: Records, detections: Detections, metrics: Metrics | None) -> list[Path]:
+    """Write detections.json, for VOC sets comp4 files, and metrics.json or, without annotations, a submission file.
+
+    Returns:
+        The files that a person will look for.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = GroundTruth.from_records(records)
+    saved = folder / "detections.json"
+    write_detections_json(saved, detections, category_ids_of(truth) if truth.frame == "coco" else None)
+    comp4 = write_comp4(folder, detections) if truth.frame == "voc" else []
+    if metrics is not None:
+        write_metrics(folder / "metrics.json", metrics)
+        return [folder / "metrics.json", saved]
+    if comp4:  # as the server of VOC2012 takes it
+        submission = folder / "submission.tar.gz"
+        with tarfile.open(submission, "w:gz") as archive:
+            for path in comp4:
+                archive.add(path, f"results/VOC2012/Main/{path.name}")
+    else:  # as the server of COCO takes it
+        submission = folder / "submission.zip"
+        with zipfile.ZipFile(submission, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(saved, "detections_test-dev2017_frcnn_results.json")
+    return [submission, saved]

@@ -1,0 +1,102 @@
+"""Evaluate a detector's checkpoint on the test set of a config (on its validation set where it has no test set).
+
+    python tools/test_det.py --cfg configs/demo.yaml --weights runs/demo/last.pt
+    torchrun --nproc-per-node 8 tools/test_det.py --cfg configs/frcnn_r101_coco.yaml --weights last.pt --out results
+
+Prints the table and writes metrics.json, detections.json and, for VOC sets, comp4_det_test_<class>.txt; without
+annotations a submission file in place of metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from backbones.weights import Preprocessing
+from configs.errors import UserError
+from configs.loading import load_config
+from configs.schema import Config
+from datasets.build import build_dataset, resolve_class_names
+from datasets.detection import DetectionDataset
+from detection.checkpoint import load_strictly, read_detector_file
+from detection.evaluation.evaluate import format_table
+from detection.model import build_detector
+from tools.runtime import cli, distributed
+from tools.runtime.distributed import say
+from tools.runtime.evaluation import run_detector, score, write_results
+from tools.runtime.pictures import write_pictures
+
+
+def main(args: argparse.Namespace) -> None:
+    device = cli.select_device(args.device)
+    with distributed.processes(device):
+        test(args, device)
+
+
+def test(args: argparse.Namespace, device: torch.device) -> None:
+    """The whole evaluation, from the config to the files."""
+    config = load_config(args.cfg, cli.config_overrides(args))
+    data_root = cli.find_data_root(args.data_root)
+    split = args.split or ("test" if config.data.test else "val")
+    checkpoint = read_detector_file(args.weights)
+    class_names = list(checkpoint["class_names"])
+    dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights))
+
+    preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+    detector = build_detector(config.model, class_names, preprocessing=preprocessing)
+    load_strictly(detector, checkpoint["model"], args.weights)
+    detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+
+    outcome = run_detector(detector, dataset, config, device, what=split)
+    metrics = score(dataset.records, outcome.detections, config.metrics) if dataset.records.annotated else None
+    if not distributed.is_main():
+        return
+    folder = args.out or args.weights.parent / f"test_{args.weights.stem}"
+    files = write_results(folder, dataset.records, outcome.detections, metrics)
+    write_pictures(folder / "pictures", dataset.records, outcome.detections)
+    if metrics is not None:
+        say(f"{split} set, {len(dataset)} images, {args.weights}:\n")
+        say(format_table(metrics))
+    say(f"\nresults   {', '.join(str(path) for path in files)}")
+    say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
+
+
+def load_split(config: Config, split: str, data_root: Path, class_names: list[str], weights: Path) -> DetectionDataset:
+    """The data set with the checkpoint's labels.
+
+    Raises:
+        UserError: its classes are others than the checkpoint's; names them.
+    """
+    if not getattr(config.data, split):
+        raise UserError(f"data.{split}: the config lists no source to evaluate on")
+    if config.data.classes != "auto":  # auto takes the checkpoint's names, and the reader refuses all others
+        names = resolve_class_names(config.data, data_root)
+        unknown, absent = sorted(set(names) - set(class_names)), sorted(set(class_names) - set(names))
+        if unknown or absent:
+            parts = [f"the data has {_some(unknown)}, which the weights lack"] if unknown else []
+            parts += [f"the weights have {_some(absent)}, which the data lacks"] if absent else []
+            raise UserError(f"{weights}: other classes than the data's: {'; '.join(parts)}: see data.classes")
+    return build_dataset(config.data, split, data_root, seed=config.seed, class_names=class_names)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
+    parser.add_argument("--weights", required=True, type=Path, metavar="W", help="last.pt or best.pt of a run")
+    parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder of the results (default: test_<name> beside the weights)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())
