@@ -58,8 +58,9 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
 
     @torch.no_grad()
     def _compute(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        scale = self.weight.float() * (self.running_var.float() + self.eps).rsqrt()
-        offset = self.bias.float() - self.running_mean.float() * scale
+        exact = torch.promote_types(self.weight.dtype, torch.float32)  # of a bf16 model too
+        scale = self.weight.to(exact) * (self.running_var.to(exact) + self.eps).rsqrt()
+        offset = self.bias.to(exact) - self.running_mean.to(exact) * scale
         return scale.to(dtype), offset.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,9 +91,10 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         synced = self.training and dist.is_available() and dist.is_initialized()
         if not synced or x.device.type != "cpu":
             return super().forward(x)
-        total = _SumOverProcesses.apply(x.new_tensor(x.numel() // x.shape[1]))
-        mean = _SumOverProcesses.apply(x.sum((0, 2, 3))) / total
-        centred = x - mean[:, None, None]
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # bf16 can count to 256
+        total = _SumOverProcesses.apply(exact.new_tensor(x.numel() // x.shape[1]))
+        mean = _SumOverProcesses.apply(exact.sum((0, 2, 3))) / total
+        centred = exact - mean[:, None, None]
         var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / total
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
@@ -100,7 +102,7 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
             self.running_mean.lerp_(mean, momentum)
             self.running_var.lerp_(var * total / (total - 1), momentum)
         scale = self.weight * (var + self.eps).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
 TRAINED_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)

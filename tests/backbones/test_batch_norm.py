@@ -129,6 +129,12 @@ def test_bf16_autocast_stays_bf16():
     assert launches.counts["convolution"] == 19
     assert launches.counts["_to_copy"] <= 19 + 1 + 19 * 2  # weights, the image, and the constants once
 
+    biased = torch.nn.Conv2d(3, 4, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = conv_bn(biased, FrozenBatchNorm2d(4), x)
+    assert out.dtype == torch.bfloat16
+    assert torch.allclose(out.float(), biased(x), atol=0.05)
+
     with torch.autocast("cpu", torch.bfloat16), Launches() as second:
         net.forward_stages(x, ["conv4"])
     assert second.counts["_to_copy"] == 19 + 1
@@ -270,6 +276,10 @@ PROCESS = textwrap.dedent("""
     dist.all_reduce(scale_grad)
     assert torch.allclose(scale_grad, single.weight.grad, atol=1e-4)
     assert torch.equal(synced.eval()(x), nn.BatchNorm2d.forward(synced, x))
+
+    coarse = SyncBatchNorm2d(3)(x[share].bfloat16())
+    assert coarse.dtype == torch.bfloat16
+    assert torch.allclose(coarse.float(), expected[share], atol=0.05)
 
     net = nn.Sequential(nn.BatchNorm2d(3))
     recalibrate(net, [x[share]], "cpu")

@@ -212,3 +212,6 @@ def test_a_copy_and_another_type_follow(tmp_path):
     torch.save(net, tmp_path / "net.pt")
     assert torch.equal(torch.load(tmp_path / "net.pt", weights_only=False)(x), expected)
     assert torch.allclose(net.double()(x.double()), expected.double(), rtol=1e-4, atol=1e-5)
+    twin = build_backbone("cifar_resnet20").double().eval()
+    twin.load_state_dict(net.state_dict())
+    assert torch.allclose(net(x.double()), twin(x.double()), rtol=1e-12, atol=1e-12)
