@@ -60,6 +60,7 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
         class_names = _kept(known, data.keep_classes)
     if data.keep_classes is not None:
         known = known + [name for name in class_names if name not in known]
+    _check_rename(data, known)
     rename = {**(IMAGENET_DET_WNIDS if data.classes == "imagenet_det" else {}), **data.rename_classes}
     return join([part.with_classes(class_names, known=known, rename=rename) for part in parts])
 
@@ -103,6 +104,13 @@ def _known_classes(
     return sorted({data.rename_classes.get(name, name) for part in parts for name in part.class_names})
 
 
+def _check_rename(data: DataConfig, known: list[str]) -> None:
+    if data.classes != "auto":
+        for name in data.rename_classes.values():
+            if name not in known:
+                raise UserError(f"data.rename_classes: {name} is not one of the classes{nearest(name, known)}")
+
+
 def _without_doubles(names: list[str]) -> list[str]:
     doubles = sorted({name for name in names if names.count(name) > 1})
     if doubles:
@@ -116,6 +124,8 @@ def _kept(known: list[str], keep: list[str] | None) -> list[str]:
     """The known classes that keep_classes lists, in their own order."""
     if keep is None:
         return known
+    if not keep:
+        raise UserError("data.keep_classes: is empty")
     for name in keep:
         if name not in known:
             raise UserError(f"data.keep_classes: {name} is not one of the classes{nearest(name, known)}")

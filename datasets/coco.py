@@ -33,7 +33,7 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
     categories = sorted(content.get("categories", []), key=lambda category: category["id"])
     label_of = {category["id"]: label for label, category in enumerate(categories, 1)}
     of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    known_images = {image["id"] for image in content["images"]}
+    known_images = _image_ids(content["images"], annotations)
     for annotation in content.get("annotations", []):
         _check(annotation, annotations, known_images, label_of)
         of_image[annotation["image_id"]].append(annotation)
@@ -75,6 +75,21 @@ def _load(annotations: Path, images: Path) -> dict[str, Any]:
     return content
 
 
+def _image_ids(images: list[dict[str, Any]], path: Path) -> set[int]:
+    """The images' ids, each checked to be there once and to have a file name."""
+    ids: set[int] = set()
+    for image in images:
+        image_id = image.get("id")
+        if image_id is None:
+            raise UserError(f"{path}: image {image.get('file_name', len(ids))} has no id")
+        if image_id in ids:
+            raise UserError(f"{path}: image id {image_id} occurs more than once")
+        if "file_name" not in image:
+            raise UserError(f"{path} image {image_id}: has no file_name")
+        ids.add(image_id)
+    return ids
+
+
 def _check(annotation: dict[str, Any], path: Path, image_ids: set[int], label_of: dict[int, int]) -> None:
     where = f"{path} annotation {annotation.get('id', '?')}"
     for key in ("image_id", "category_id", "bbox"):
@@ -86,8 +101,11 @@ def _check(annotation: dict[str, Any], path: Path, image_ids: set[int], label_of
         raise UserError(
             f"{where}: category_id {annotation['category_id']} is not among the categories {sorted(label_of)}"
         )
-    if len(annotation["bbox"]) != 4:
-        raise UserError(f"{where}: bbox has {len(annotation['bbox'])} numbers, not 4 (x, y, width, height)")
+    box = annotation["bbox"]
+    if len(box) != 4:
+        raise UserError(f"{where}: bbox has {len(box)} numbers, not 4 (x, y, width, height)")
+    if not all(isinstance(number, (int, float)) for number in box):
+        raise UserError(f"{where}: bbox {box} has something that is not a number")
 
 
 def _image(image: dict[str, Any], folder: Path) -> tuple[str, int, tuple[int, int]]:

@@ -108,7 +108,8 @@ def generate(image_set: str, size: int = 0, root: Path = DEFAULT_ROOT) -> tuple[
     missing = [index for index, name in enumerate(names) if name not in present]
     if missing:
         logger.info("drawing %d images of the built-in set into %s", len(missing), root)
-    for index in tqdm(missing, desc=f"drawing {image_set}", unit="image", disable=len(missing) < 50 or None, leave=False):
+    quiet = len(missing) < 50 or None  # None: where there is no terminal
+    for index in tqdm(missing, desc=f"drawing {image_set}", unit="image", disable=quiet, leave=False):
         _write_picture(root, image_set, index, names[index])
     list_file = root / "ImageSets" / "Main" / f"{list_name}.txt"
     if missing or not list_file.is_file():

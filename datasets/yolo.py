@@ -29,7 +29,7 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
     """
     root = Path(root)
     images_folder, labels_folder = _folders(root, image_set)
-    class_names = read_class_names(root) or class_names
+    class_names = read_class_names(root, image_set) or class_names
     if not class_names:
         raise UserError(
             f"{root}: has no data.yaml, classes.txt or obj.names: "
@@ -59,7 +59,7 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
     )
 
 
-def read_class_names(root: Path) -> list[str] | None:
+def read_class_names(root: Path, image_set: str) -> list[str] | None:
     """The folder's own class names in the order of their numbers, or None where it lists none."""
     for file in (root / "data.yaml", root / "data.yml"):
         if file.is_file():
@@ -73,7 +73,8 @@ def read_class_names(root: Path) -> list[str] | None:
                 names = [names[number] for number in range(len(names))]
             if names:
                 return [str(name) for name in names]
-    for file in (root / "classes.txt", root / "obj.names", root / "labels" / "classes.txt"):
+    labels = root / "labels"
+    for file in (root / "classes.txt", root / "obj.names", labels / "classes.txt", labels / image_set / "classes.txt"):
         if file.is_file():
             return [line.strip() for line in file.read_text().splitlines() if line.strip()]
     return None
@@ -112,7 +113,7 @@ def _read_line(line: str, where: str, size: tuple[int, int], num_classes: int) -
         category, *numbers = (float(field) for field in line.split())
     except ValueError:
         raise UserError(f"{where}: {line.strip()!r} has something that is not a number") from None
-    if category != int(category) or not 0 <= category < num_classes:
+    if category not in range(num_classes):
         raise UserError(f"{where}: class {category:g} is not one of 0 to {num_classes - 1}")
     height, width = size
     if len(numbers) == 4:

@@ -1,0 +1,112 @@
+"""The detection data set: samples are pure functions of their keys, sizes are known beforehand, faults are survived."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from configs.schema import AugmentConfig, PhotometricConfig
+from datasets.detection import DetectionDataset, SampleError
+from datasets.target import Sample, SampleKey, check_sample
+
+SIZES = [(60, 80), (80, 60), (50, 90), (64, 64), (30, 90)]
+EVERYTHING = AugmentConfig(hflip=0.5, vflip=0.5, crop=0.5, expand=0.5, photometric=PhotometricConfig(p=0.5))
+
+
+def equal(first: Sample, second: Sample) -> bool:
+    """Whether two samples are the same in every bit."""
+    arrays = [(first.image, second.image)]
+    arrays += [(getattr(first.target, n), getattr(second.target, n)) for n in vars(first.target)]
+    return first.original_size == second.original_size and all(np.array_equal(a, b) for a, b in arrays)
+
+
+@pytest.fixture
+def dataset(random_records) -> DetectionDataset:
+    return DetectionDataset(random_records(SIZES), min_sizes=(40, 56), max_size=90, augment=EVERYTHING, seed=3)
+
+
+def test_every_sample_passes_the_checker_and_has_its_planned_size(dataset) -> None:
+    for epoch in range(8):
+        for index in range(len(dataset)):
+            sample = dataset[SampleKey(epoch, index)]
+            check_sample(sample, num_classes=3)
+            assert sample.image.shape[:2] == dataset.output_size(epoch, index)
+            assert sample.original_size == SIZES[index]
+            assert len(sample.target) == len(dataset.records.target(index))
+
+
+def test_a_sample_is_a_function_of_seed_and_key(dataset) -> None:
+    keys = [SampleKey(epoch, index, repeat=repeat) for epoch in range(3) for index in range(5) for repeat in range(2)]
+    first = [dataset[key] for key in keys]
+    copy = pickle.loads(pickle.dumps(dataset))
+    np.random.default_rng(0).shuffle(order := list(range(len(keys))))
+    for i in order:  # another order, another object, another state of the global generators
+        np.random.seed(i)  # noqa: NPY002
+        assert equal(copy[keys[i]], first[i])
+    distinct = {sample.image.tobytes() for sample in first}
+    assert len(distinct) > 0.9 * len(keys)
+    other = DetectionDataset(dataset.records, min_sizes=(40, 56), max_size=90, augment=EVERYTHING, seed=4)
+    assert sum(equal(other[key], sample) for key, sample in zip(keys, first, strict=True)) < len(keys) // 4
+
+
+def test_without_augmentation_the_image_is_only_resized(random_records) -> None:
+    dataset = DetectionDataset(random_records(SIZES), min_sizes=(30,), max_size=1000)
+    sample = dataset[SampleKey(5, 1)]
+    assert sample.image.shape == (40, 30, 3)
+    expected = dataset.records.target(1).boxes / 2
+    assert sample.target.boxes == pytest.approx(expected, abs=1e-4)
+    assert dataset.evaluation_size(1) == (40, 30)
+    assert equal(sample, dataset[SampleKey(0, 1)])
+
+
+def test_declared_size_that_is_wrong(random_records, caplog) -> None:
+    records = random_records(SIZES)
+    wrong = replace(records, sizes=np.array([(60, 80), (20, 30), (50, 90), (64, 64), (30, 90)]))
+    dataset = DetectionDataset(wrong, min_sizes=(40,), max_size=200)
+    truth = DetectionDataset(records, min_sizes=(40,), max_size=200)
+    sample = dataset[SampleKey(0, 1)]
+    # the image counts, and the boxes are left as they are
+    assert equal(sample, truth[SampleKey(0, 1)])
+    assert sample.original_size == (80, 60)
+    (record,) = caplog.records
+    assert "1.png: the image is 60 wide and 80 high, its annotation declares 30 wide and 20 high" in record.getMessage()
+    # planned for (40, 60), it comes at (53, 40): it is made to fit
+    assert dataset.output_size(0, 1) == (40, 60)
+    fitted = dataset[SampleKey(0, 1, padded_size=(40, 64))]
+    check_sample(fitted, num_classes=3)
+    assert fitted.image.shape[0] == 40
+    factor = fitted.image.shape[0] / sample.image.shape[0]
+    assert fitted.target.boxes == pytest.approx(sample.target.boxes * factor, rel=0.03)
+    assert "resized to fit" in caplog.records[-1].getMessage()
+    before = len(caplog.records)
+    dataset[SampleKey(0, 1, padded_size=(40, 64))]
+    assert len(caplog.records) == before  # each kind is reported once
+    assert dataset.evaluation_size(1) == (53, 40)  # evaluation asks the file itself
+
+
+def test_errors_name_the_file_and_pass_through_a_worker_as_one_line(dataset) -> None:
+    path = str(dataset.records.image_paths[2])
+    Path(path).write_bytes(Path(path).read_bytes()[:100])
+    with pytest.raises(UserError) as error:
+        dataset[SampleKey(0, 2)]
+    assert path in str(error.value)
+    # what DataLoader makes of an exception in a worker
+    text = f"Caught SampleError in DataLoader worker process 1.\nOriginal Traceback:\n  File\n{SampleError.__module__}."
+    arrived = SampleError(f"{text}SampleError: {error.value}\n")
+    assert str(arrived) == str(error.value)
+    shutil.rmtree(Path(path).parent)
+    with pytest.raises(UserError, match=r"0\.png"):
+        dataset[SampleKey(0, 0)]
+
+
+def test_nothing_is_reported_for_good_data(dataset, caplog) -> None:
+    with caplog.at_level(logging.INFO):
+        dataset[SampleKey(0, 1)]
+    assert not caplog.records

@@ -1,0 +1,227 @@
+"""Batches: padding by hand; the same for any number of workers, start method and processes; errors stay readable."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from configs.errors import UserError
+from configs.schema import AugmentConfig, DataConfig, PhotometricConfig
+from datasets.batch import Batch
+from datasets.detection import DetectionDataset
+from datasets.loader import Collate, eval_loader, prefetch, train_loader
+from datasets.target import Sample, SampleKey, Target
+
+SIZES = [(60, 80), (80, 60), (50, 90), (64, 64), (30, 90), (60, 80), (48, 64), (90, 50), (70, 70), (33, 77)]
+
+
+def config(**changes) -> DataConfig:
+    source = {"format": "voc", "root": "x", "image_set": "train"}
+    return DataConfig(train=[source], **{"num_workers": 0, "aspect_groups": 2, "size_divisor": 16, **changes})
+
+
+@pytest.fixture
+def dataset(random_records) -> DetectionDataset:
+    augment = AugmentConfig(hflip=0.5, crop=0.3, expand=0.3, photometric=PhotometricConfig(p=0.3))
+    return DetectionDataset(random_records(SIZES), min_sizes=(32, 48), max_size=80, augment=augment, seed=1)
+
+
+def assert_equal(first: Batch, second: Batch) -> None:
+    for field in fields(Batch):
+        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
+
+
+# ------------------------------------------------------------------------------------------------ collate
+
+
+def _sample(size: tuple[int, int], count: int, padded: tuple[int, int] | None = None, index: int = 0) -> Sample:
+    rng = np.random.default_rng(index)
+    low = rng.uniform(0, 10, (count, 2))
+    target = Target(
+        boxes=np.concatenate([low, low + 5], axis=1).astype(np.float32),
+        labels=rng.integers(1, 4, count),
+        area=np.full(count, 25, np.float32),
+        iscrowd=np.arange(count) % 4 == 3,
+        difficult=np.arange(count) % 3 == 1,
+    )
+    return Sample(rng.integers(1, 256, (*size, 3), np.uint8), target, index, (99, 77), padded)
+
+
+@pytest.mark.parametrize(("largest", "slots"), [(0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (100, 128)])
+def test_ground_truth_is_padded_to_powers_of_two(largest: int, slots: int) -> None:
+    batch = Collate()([_sample((20, 30), largest, index=1), _sample((20, 30), 0, index=2)])
+    assert batch.boxes.shape == (2, slots, 4)
+    assert batch.labels.shape == batch.valid.shape == (2, slots)
+    assert not batch.boxes[1].any()
+    assert not batch.labels[1].any()
+    assert not batch.valid[1].any()
+    assert not batch.boxes[0, largest:].any()
+    assert not batch.labels[0, largest:].any()
+
+
+def test_images_lie_at_the_upper_left_of_a_channels_last_array() -> None:
+    samples = [_sample((20, 30), 2, (32, 48), 1), _sample((25, 17), 1, (32, 48), 2)]
+    batch = Collate()(samples)
+    assert batch.images.shape == (2, 3, 32, 48)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    for b, sample in enumerate(samples):
+        height, width = sample.image.shape[:2]
+        assert np.array_equal(batch.images[b, :, :height, :width].permute(1, 2, 0).numpy(), sample.image)
+        assert int(batch.images[b].count_nonzero()) == sample.image.size
+        assert np.array_equal(batch.boxes[b, : len(sample.target)].numpy(), sample.target.boxes)
+    assert batch.image_sizes.tolist() == [[20, 30], [25, 17]]
+    assert batch.original_sizes.tolist() == [[99, 77]] * 2
+    assert batch.index.tolist() == [1, 2]
+    for name, dtype in [("boxes", torch.float32), ("labels", torch.int64), ("valid", torch.bool)]:
+        assert getattr(batch, name).dtype == dtype
+    for name in ("image_sizes", "original_sizes", "index"):
+        assert getattr(batch, name).dtype == torch.int64
+
+
+def test_without_a_planned_size_the_largest_counts() -> None:
+    batch = Collate(size_divisor=32)([_sample((20, 70), 0), _sample((33, 10), 0)])
+    assert batch.images.shape == (2, 3, 64, 96)
+
+
+def test_crowd_and_difficult_do_not_train() -> None:
+    sample = _sample((20, 30), 7)  # crowd: 3; difficult: 1, 4
+    assert Collate()([sample]).valid[0].tolist() == [True, False, True, False, False, True, True, False]
+    with_difficult = Collate(train_difficult=True)([sample]).valid[0]
+    assert with_difficult.tolist() == [True, True, True, False, True, True, True, False]
+
+
+# ------------------------------------------------------------------------------------------------ training
+
+
+def first_batches(dataset: DetectionDataset, data: DataConfig, count: int, **options) -> list[Batch]:
+    return list(itertools.islice(train_loader(dataset, data, **{"batch_size": 4, "seed": 9, **options}), count))
+
+
+def test_workers_and_start_methods_do_not_matter(dataset) -> None:
+    expected = first_batches(dataset, config(), 6)
+    assert {int(i) for batch in expected for i in batch.index} == set(range(len(SIZES)))
+    for workers, method in [(2, None), (1, "spawn")]:
+        batches = first_batches(dataset, config(num_workers=workers), 6, multiprocessing_context=method)
+        for batch, other in zip(batches, expected, strict=True):
+            assert_equal(batch, other)
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (4, 1), (1, 2), (2, 2)])
+def test_processes_see_the_same_step(dataset, world_size: int, accumulate: int) -> None:
+    expected = first_batches(dataset, config(), 5)
+    ranks = [
+        first_batches(dataset, config(), 5 * accumulate, rank=rank, world_size=world_size, accumulate=accumulate)
+        for rank in range(world_size)
+    ]
+    for step, whole in enumerate(expected):
+        parts = [rank[step * accumulate + a] for a in range(accumulate) for rank in ranks]
+        joined = torch.cat([part.images for part in parts])  # equal shapes: the padding is the whole step's
+        assert torch.equal(joined, whole.images)
+        assert torch.equal(torch.cat([part.index for part in parts]), whole.index)
+        objects = [part.boxes[part.valid] for part in parts]
+        assert torch.equal(torch.cat(objects), whole.boxes[whole.valid])
+
+
+def test_resumption_goes_on_where_it_was(dataset) -> None:
+    whole = first_batches(dataset, config(), 9)
+    for batch, other in zip(first_batches(dataset, config(), 4, start_iteration=5), whole[5:], strict=True):
+        assert_equal(batch, other)
+    parts = first_batches(dataset, config(), 4, accumulate=2, start_iteration=5)
+    assert torch.equal(torch.cat([parts[0].index, parts[1].index]), whole[5].index)
+
+
+def test_the_global_generator_is_left_alone(dataset) -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first_batches(dataset, config(), 1)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_repeat_threshold_shows_rare_classes_more_often(random_records) -> None:
+    records = random_records([(40, 50)] * 12)
+    records.difficult[:] = records.iscrowd[:] = False
+    records.labels[:] = 1
+    records.labels[records.objects(5)] = 2  # class b is in image 5 only
+    dataset = DetectionDataset(records, min_sizes=(32,), max_size=80, augment=AugmentConfig(hflip=0.5))
+    seen = [int(i) for batch in first_batches(dataset, config(repeat_threshold=1.0), 60) for i in batch.index]
+    assert 2.5 < seen.count(5) / np.mean([seen.count(i) for i in range(12) if i != 5]) < 4.5  # sqrt(12) = 3.5
+
+
+def test_error_in_a_worker_is_one_line_that_names_the_file(dataset) -> None:
+    path = Path(str(dataset.records.image_paths[4]))
+    path.write_bytes(b"rubbish")
+    with pytest.raises(UserError) as error:
+        first_batches(dataset, config(num_workers=1), 6)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------ evaluation
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_evaluation_covers_the_set_with_each_images_own_padding(random_records, world_size: int) -> None:
+    dataset = DetectionDataset(random_records(SIZES), min_sizes=(48,), max_size=80)
+    seen = []
+    for rank in range(world_size):
+        for batch in eval_loader(dataset, config(), batch_size=3, rank=rank, world_size=world_size):
+            seen += batch.index.tolist()
+            for b, i in enumerate(batch.index.tolist()):
+                height, width = dataset.evaluation_size(i)
+                assert batch.image_sizes[b].tolist() == [height, width]
+                assert batch.images.shape[2:] == (-(-height // 16) * 16, -(-width // 16) * 16)
+    assert sorted(seen) == list(range(len(SIZES)))
+
+
+def test_evaluation_of_a_wrong_declared_size_uses_the_files_own(random_records) -> None:
+    records = random_records(SIZES)
+    records.sizes[1] = (20, 200)
+    dataset = DetectionDataset(records, min_sizes=(48,), max_size=80)
+    (batch,) = [b for b in eval_loader(dataset, config(), batch_size=1) if b.index.tolist() == [1]]
+    assert batch.image_sizes.tolist() == [[64, 48]]
+    assert batch.images.shape[2:] == (64, 48)
+
+
+# ------------------------------------------------------------------------------------------------ prefetch
+
+
+def test_prefetch_passes_all_batches_and_measures_the_wait(dataset) -> None:
+    expected = first_batches(dataset, config(), 3)
+
+    def slow():
+        for batch in expected:
+            time.sleep(0.05)
+            yield batch
+
+    batches = prefetch(slow(), "cpu")
+    count = 0
+    for batch, other in zip(batches, expected, strict=True):
+        assert_equal(batch, other)
+        assert 0.04 < batches.data_seconds < 0.5
+        count += 1
+    assert count == 3
+
+
+@pytest.mark.gpu
+def test_prefetch_on_cuda(dataset) -> None:
+    expected = first_batches(dataset, config(), 8)
+    loader = train_loader(dataset, config(num_workers=2), batch_size=4, seed=9, pin_memory=True)
+    for batch, other in zip(itertools.islice(prefetch(loader, "cuda"), 8), expected, strict=True):
+        assert batch.images.is_cuda
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        total = batch.images.float().sum()  # work on the device while the next batch is copied
+        assert_equal(batch.to("cpu"), other)
+        assert float(total) == float(other.images.float().sum())
+
+
+def test_key_has_a_default_padded_size() -> None:
+    assert SampleKey(0, 3) == (0, 3, None, 0)

@@ -1,0 +1,186 @@
+"""Steps: every image once an epoch, no group mixed without need, the same for any number of processes."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import UserError
+from datasets.records import make_records
+from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
+
+
+def _size_of(epoch: int, index: int, repeat: int) -> tuple[int, int]:
+    return 40 + index % 37, 50 + (index * 7 + epoch) % 41
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 10**6))
+def test_each_image_once_an_epoch(groups: list[int], batch_size: int, seed: int) -> None:
+    orders = EpochOrders(np.array(groups), batch_size, seed)
+    for epoch in range(4):
+        images, repeats = orders.order(epoch)
+        assert sorted(images.tolist()) == list(range(len(groups)))
+        assert not repeats.any()
+        assert np.array_equal(images, EpochOrders(np.array(groups), batch_size, seed).order(epoch)[0])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 100))
+def test_only_leftovers_are_mixed(groups: list[int], batch_size: int, seed: int) -> None:
+    sampler = TrainSampler(EpochOrders(np.array(groups), batch_size, seed), _size_of)
+    count = len(groups)
+    steps = [sampler.step(i) for i in range(3 * count // batch_size + 1)]
+    whole = [keys for keys in steps if keys[0].epoch == keys[-1].epoch]
+    mixed = Counter(keys[0].epoch for keys in whole if len({groups[key.index] for key in keys}) > 1)
+    # the groups leave at most batch_size - 1 each, and one batch may be broken up for the seams
+    leftovers = len(set(groups)) * (batch_size - 1) + batch_size
+    assert all(number <= leftovers // batch_size for number in mixed.values())
+    # the stream is the epochs' images, each once, one epoch after the other
+    stream = [key for keys in steps for key in keys]
+    assert [key.epoch for key in stream] == sorted(key.epoch for key in stream)
+    for epoch in range(stream[-1].epoch):
+        assert sorted(key.index for key in stream if key.epoch == epoch) == list(range(count))
+
+
+def test_steps_are_shuffled() -> None:
+    groups = np.repeat([0, 1], 200)
+    orders = EpochOrders(groups, 4, seed=0)
+    first, second = orders.order(0)[0], orders.order(1)[0]
+    assert not np.array_equal(first, second)
+    assert (np.diff(groups[first][::4]) != 0).sum() > 20  # the groups' batches alternate
+    assert abs(np.corrcoef(first, np.arange(400))[0, 1]) < 0.2
+
+
+@pytest.mark.parametrize(("world_size", "accumulate"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2), (1, 2)])
+def test_processes_and_parts_make_up_the_same_step(world_size: int, accumulate: int) -> None:
+    orders = EpochOrders(np.arange(50) % 3, 8, seed=1)
+    whole = TrainSampler(orders, _size_of, size_divisor=16)
+    ranks = [
+        TrainSampler(orders, _size_of, size_divisor=16, rank=rank, world_size=world_size, accumulate=accumulate)
+        for rank in range(world_size)
+    ]
+    for iteration in range(15):
+        parts = [sampler.local_step(iteration) for sampler in ranks]
+        assert all(len(part) == accumulate for part in parts)
+        assert all(len(batch) == 8 // world_size // accumulate for part in parts for batch in part)
+        keys = [key for part in parts for batch in part for key in batch]
+        assert sorted(keys) == sorted(whole.step(iteration))  # with equal padded sizes on every process
+        assert len({key.padded_size for key in keys}) == 1
+
+
+def test_padded_size_is_the_steps_largest() -> None:
+    sampler = TrainSampler(EpochOrders(np.zeros(20, int), 4, seed=1), _size_of, size_divisor=32)
+    for iteration in range(12):
+        keys = sampler.step(iteration)
+        sizes = [_size_of(key.epoch, key.index, key.repeat) for key in keys]
+        assert keys[0].padded_size == tuple(-(-max(s[axis] for s in sizes) // 32) * 32 for axis in (0, 1))
+    assert padded_size((1, 64), 32) == (32, 64)
+    assert padded_size((65, 33), 32) == (96, 64)
+
+
+def test_resuming_skips_on_indices() -> None:
+    calls = []
+
+    def size_of(epoch: int, index: int, repeat: int) -> tuple[int, int]:
+        calls.append(index)
+        return 40, 50
+
+    orders = EpochOrders(np.arange(1000) % 5, 8, seed=1)
+    start = 10**6  # 8,000 epochs on
+    resumed = TrainSampler(orders, size_of, start_iteration=start)
+    batch = next(iter(resumed))
+    assert len(calls) == 8
+    assert batch == TrainSampler(orders, size_of).step(start)
+    stream = list(itertools.islice(TrainSampler(orders, size_of, start_iteration=120), 20))
+    fresh = list(itertools.islice(TrainSampler(orders, size_of), 140))
+    assert stream == fresh[120:]
+
+
+def test_sampler_can_be_pickled() -> None:
+    sampler = TrainSampler(EpochOrders(np.arange(10) % 2, 4, seed=1), _size_of)
+    assert pickle.loads(pickle.dumps(sampler)).step(3) == sampler.step(3)
+
+
+def test_batch_that_cannot_be_divided() -> None:
+    with pytest.raises(UserError, match=r"batch_size: 6 is not a multiple of train.accumulate 2 x 2 processes"):
+        TrainSampler(EpochOrders(np.zeros(9, int), 6, 0), _size_of, accumulate=2, world_size=2)
+
+
+# ------------------------------------------------------------------------------------------------ repeat factors
+
+
+def _records_with_classes(per_image: list[list[int]]):
+    labels = [label for image in per_image for label in image]
+    return make_records(
+        images=[("x", i, (100, 100)) for i in range(len(per_image))],
+        boxes=[(0, 0, 50, 50)] * len(labels),
+        labels=labels,
+        counts=[len(image) for image in per_image],
+        class_names=["common", "rare", "absent"],
+        source="s",
+        annotation_file="{}",
+    )
+
+
+def test_repeat_factors_by_hand() -> None:
+    # 16 images; common is in 15 of them, rare in one; the threshold is a quarter
+    records = _records_with_classes([[1, 1]] * 14 + [[1, 2]] + [[]])
+    factors = repeat_factors(records, 0.25)
+    # f(rare) = 1/16: sqrt(0.25 * 16) = 2; f(common) = 15/16 > 0.25: 1; the empty image: 1
+    assert factors.tolist() == [1.0] * 14 + [2.0, 1.0]
+    assert repeat_factors(records, 0.01).tolist() == [1.0] * 16
+
+
+@given(st.lists(st.floats(1, 4), min_size=1, max_size=30), st.integers(1, 5), st.integers(0, 1000))
+def test_images_are_seen_as_often_as_their_factors_say(factors: list[float], batch_size: int, seed: int) -> None:
+    orders = EpochOrders(np.zeros(len(factors), int), batch_size, seed, np.array(factors))
+    length = orders.epoch_length
+    assert abs(length - sum(factors)) <= 0.5
+    scaled = np.array(factors) * length / sum(factors) if orders.factors is not None else np.ones(len(factors))
+    for epoch in range(3):
+        images, repeats = orders.order(epoch)
+        assert len(images) == length
+        counts = np.bincount(images, minlength=len(factors))
+        assert (counts >= np.floor(scaled - 1e-9)).all()
+        assert (counts <= np.ceil(scaled + 1e-9)).all()
+        assert len(set(zip(images.tolist(), repeats.tolist(), strict=True))) == length  # every showing is its own
+        assert repeats.max(initial=0) == counts.max() - 1
+
+
+def test_average_over_epochs_is_the_factor() -> None:
+    factors = np.array([1.0, 1.5, 2.25, 1.0, 1.25])  # sums to 7
+    orders = EpochOrders(np.zeros(5, int), 2, 0, factors)
+    counts = np.mean([np.bincount(orders.order(epoch)[0], minlength=5) for epoch in range(2000)], axis=0)
+    assert counts == pytest.approx(factors, abs=0.05)
+
+
+# ------------------------------------------------------------------------------------------------ groups, evaluation
+
+
+def test_aspect_groups() -> None:
+    sizes = np.array([(100, 50), (100, 60), (50, 100), (40, 100), (80, 80), (80, 81)])  # ratios .5 .6 2 2.5 1 1.01
+    assert aspect_groups(sizes, 0).tolist() == aspect_groups(sizes, 1).tolist() == [0] * 6
+    groups = aspect_groups(sizes, 3)
+    assert groups.tolist() == [0, 0, 2, 2, 1, 1]
+    same = np.array([(480, 640)] * 10)
+    assert len(set(aspect_groups(same, 6).tolist())) == 1
+
+
+@given(st.integers(0, 40), st.integers(1, 5), st.sampled_from([1, 2, 3]))
+def test_evaluation_sees_each_image_once(count: int, batch_size: int, world_size: int) -> None:
+    sizes = [(30 + 20 * (i % 3), 60) for i in range(count)]
+    seen = []
+    for rank in range(world_size):
+        sampler = EvalSampler(sizes, batch_size=batch_size, rank=rank, world_size=world_size, size_divisor=32)
+        assert len(list(sampler)) == len(sampler)
+        for keys in sampler:
+            assert len(keys) <= batch_size
+            assert {key.padded_size for key in keys} == {padded_size(sizes[key.index], 32) for key in keys}
+            assert len({key.padded_size for key in keys}) == 1
+            seen += [key.index for key in keys]
+    assert sorted(seen) == list(range(count))
