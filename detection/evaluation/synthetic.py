@@ -54,11 +54,13 @@ def make_set(
     scores = np.round(np.clip(rng.beta(2, 2, detections) - 0.3 * (clutter | confused), 1e-4, 1.0), 5)
     order = np.argsort(found_image, kind="stable")
 
+    area = boxes[:, 2:].prod(axis=1)
     ids: list[str | int]
     if frame == "voc":
         boxes, found_boxes = coco_to_voc(boxes), coco_to_voc(found_boxes)
         ids = [f"{number:06d}" for number in range(1, images + 1)]
     else:
+        area = np.round(area * rng.uniform(0.5, 1.0, objects), 4)  # of a segment
         ids = (np.cumsum(rng.integers(1, 120, images)) + 100).tolist()
     truth = GroundTruth(
         frame=frame,
@@ -67,7 +69,7 @@ def make_set(
         image_index=image_index,
         labels=labels,
         boxes=boxes,
-        area=np.round(sides.prod(axis=1) * rng.uniform(0.5, 1.0, objects), 4),
+        area=area,
         iscrowd=(rng.random(objects) < 0.01) & (frame == "coco"),
         difficult=(rng.random(objects) < 0.1) & (frame == "voc"),
         image_sizes=np.tile(IMAGE_SIZE, (images, 1)),

@@ -160,9 +160,8 @@ def test_missing_file_is_told_with_its_neighbours(tmp_path: Path) -> None:
 
 def _repeated_ids() -> dict:
     content = dataset()
-    content["annotations"] = [
-        annotation(5, 30, 44, [0, 0, 20, 20]), annotation(6, 30, 44, [30, 0, 20, 20]), annotation(5, 30, 44, [50, 50, 10, 10]),
-    ]  # fmt: skip
+    boxes = [[0, 0, 20, 20], [30, 0, 20, 20], [50, 50, 10, 10]]
+    content["annotations"] = [annotation(5 + number % 2, 30, 44, box) for number, box in enumerate(boxes)]
     return content
 
 
