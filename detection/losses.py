@@ -12,8 +12,8 @@ def mean_count(valid: Tensor) -> Tensor:
     """The number of true values, averaged over all processes, at least 1; a scalar float32 tensor.
 
     DistributedDataParallel averages gradients over processes: a sum of losses divided by this average is the sum
-    over all processes divided by the count over all processes. Without gradients (validation) the count is this process's
-    own: processes may have different numbers of batches, and the others would wait for ever.
+    over all processes divided by the count over all processes. Without gradients (validation) the count is this
+    process's own: processes may have different numbers of batches, and the others would wait for ever.
     """
     count = valid.sum(dtype=torch.float32)
     if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
