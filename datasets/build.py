@@ -55,11 +55,13 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     if not sources:
         raise UserError(f"data.{split}: lists no source")
     parts = [read_source(source, data, data_root) for source in sources]
-    known = _known_classes(data, parts if split == "train" else None, data_root, class_names)
+    if data.classes == "auto" and class_names is not None:
+        # Where the user keeps some classes only, the others may be annotated and are dropped.
+        known = class_names if data.keep_classes is None else sorted({*class_names, *_annotated(parts, data)})
+    else:
+        known = _known_classes(data, parts if split == "train" else None, data_root)
     if class_names is None:
         class_names = _kept(known, data.keep_classes)
-    if data.keep_classes is not None:
-        known = known + [name for name in class_names if name not in known]
     _check_rename(data, known)
     rename = {**(IMAGENET_DET_WNIDS if data.classes == "imagenet_det" else {}), **data.rename_classes}
     return join([part.with_classes(class_names, known=known, rename=rename) for part in parts])
@@ -67,7 +69,7 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
 
 def resolve_class_names(data: DataConfig, data_root: Path) -> list[str]:
     """The names of the labels 1..K; reads the training annotations only for `classes: auto`."""
-    return _kept(_known_classes(data, None, data_root, None), data.keep_classes)
+    return _kept(_known_classes(data, None, data_root), data.keep_classes)
 
 
 def read_source(source: SourceConfig, data: DataConfig, data_root: Path) -> Records:
@@ -83,9 +85,7 @@ def read_source(source: SourceConfig, data: DataConfig, data_root: Path) -> Reco
     return read_yolo(data_root / source.root, source.image_set, class_names=names)
 
 
-def _known_classes(
-    data: DataConfig, parts: list[Records] | None, data_root: Path, class_names: list[str] | None
-) -> list[str]:
+def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Path) -> list[str]:
     """All class names that may be annotated, before keep_classes; `parts` are the training set's where it is read."""
     if isinstance(data.classes, list):
         return _without_doubles(data.classes)
@@ -97,10 +97,11 @@ def _known_classes(
             f"data.classes: {data.classes} is neither a list of names nor one of {', '.join(choices)}"
             f"{nearest(data.classes, choices)}"
         )
-    if parts is None:
-        if class_names is not None and data.keep_classes is None:
-            return class_names
-        parts = [read_source(source, data, data_root) for source in data.train]
+    return _annotated([read_source(source, data, data_root) for source in data.train] if parts is None else parts, data)
+
+
+def _annotated(parts: list[Records], data: DataConfig) -> list[str]:
+    """The class names of some sources after renaming, sorted."""
     return sorted({data.rename_classes.get(name, name) for part in parts for name in part.class_names})
 
 

@@ -61,7 +61,9 @@ def _load(annotations: Path, images: Path) -> dict[str, Any]:
         if not path.exists():
             year = next((year for year in ("2017", "2014") if year in path.name), None)
             official = year and ("coco" in str(path).lower() or path.name.startswith("instances_"))
-            mend = f": get it with: python tools/prepare_data.py coco{year}" if official else ""
+            parts = path.parts
+            data_root = f" --data-root {Path(*parts[: parts.index('coco')])}" if "coco" in parts else ""
+            mend = f": get it with: python tools/prepare_data.py coco{year}{data_root}" if official else ""
             kind = "folder" if path == images else "annotation file"
             raise UserError(f"{path}: there is no such {kind}{mend}")
     try:

@@ -60,6 +60,7 @@ class DetectionDataset:
         self.augment = augment
         self.seed = seed
         self._reported: set[str] = set()
+        self._file_sizes: dict[int, tuple[int, int]] = {}
 
     @property
     def class_names(self) -> list[str]:
@@ -75,8 +76,10 @@ class DetectionDataset:
 
     def evaluation_size(self, index: int) -> tuple[int, int]:
         """(H, W) of image `index` when it is only resized, by the true size in the file's header."""
-        size = image_file_size(str(self.records.image_paths[index]), self.records.image_size(index))
-        return resized_size(size, self.min_sizes[0], self.max_size)
+        if index not in self._file_sizes:  # a loader is made for each validation
+            path = str(self.records.image_paths[index])
+            self._file_sizes[index] = image_file_size(path, self.records.image_size(index))
+        return resized_size(self._file_sizes[index], self.min_sizes[0], self.max_size)
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """The sample of a key.

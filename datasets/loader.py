@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -189,6 +190,8 @@ def _loader(
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    # Ctrl-C reaches the whole process group: the training loop decides, and still needs its batches for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _usable_cpus() -> int:

@@ -92,6 +92,9 @@ def test_keep_and_rename(root: Path) -> None:
     val = build_dataset(data, "val", root, class_names=["cat", "dog"])
     assert val.class_names == ["cat", "dog"]  # in the classes' order, whatever keep_classes has
     assert val.records.labels.tolist() == [1]
+    # a checkpoint's names, the training annotations being elsewhere
+    data = config(keep_classes=["cat"], train=[voc("gone")])
+    assert build_dataset(data, "val", root, class_names=["cat"]).records.labels.tolist() == [1]
 
 
 def test_checkpoints_names_lead(root: Path) -> None:

@@ -112,7 +112,7 @@ def test_mistakes_are_named(tmp_path: Path, write_coco, change, said: str) -> No
 
 def test_missing_and_broken_files(tmp_path: Path, write_coco) -> None:
     path, folder = write_coco(CONTENT)
-    with pytest.raises(UserError, match=r"prepare_data\.py coco2017"):
+    with pytest.raises(UserError, match=rf"prepare_data\.py coco2017 --data-root {tmp_path}$"):
         read_coco(tmp_path / "coco" / "annotations" / "instances_val2017.json", folder)
     with pytest.raises(UserError, match=r"coco/train2014: there is no such folder.*prepare_data\.py coco2014"):
         read_coco(path, tmp_path / "coco" / "train2014")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
+import signal
 import time
 from dataclasses import fields
 from pathlib import Path
@@ -163,6 +166,16 @@ def test_error_in_a_worker_is_one_line_that_names_the_file(dataset) -> None:
         first_batches(dataset, config(num_workers=1), 6)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_workers_survive_ctrl_c(dataset) -> None:
+    iterator = iter(train_loader(dataset, config(num_workers=1), batch_size=4, seed=9))
+    expected = first_batches(dataset, config(), 12)
+    next(iterator)
+    for child in multiprocessing.active_children():  # a terminal sends it to the whole group
+        os.kill(child.pid, signal.SIGINT)
+    for other in expected[1:]:
+        assert_equal(next(iterator), other)
 
 
 # ------------------------------------------------------------------------------------------------ evaluation

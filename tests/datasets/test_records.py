@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -124,6 +126,14 @@ def test_extent_is_robust_to_rounding() -> None:
     assert not has_extent(boxes).any()
     boxes[:, 2] += 0.01
     assert has_extent(boxes).all()
+
+
+def test_annotations_need_neither_torch_nor_albumentations(root) -> None:
+    names = "target records voc coco yolo class_lists images resize detection samplers generated download build"
+    modules = ", ".join(f"datasets.{name}" for name in names.split())
+    code = f"import sys, {modules}; print([n for n in ('torch', 'albumentations') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_arrays_hold_no_python_objects() -> None:
