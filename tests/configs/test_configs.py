@@ -1,0 +1,97 @@
+"""Every detection YAML loads, says what it is, builds its detector and trains one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from configs.loading import load_config
+from datasets.batch import Batch
+from detection.model import build_detector
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+DETECTION = sorted(path.name for path in CONFIGS.glob("*.yaml") if "box" in str(yaml.safe_load(path.read_text())))
+REQUIRED = {
+    "frcnn_r101_voc",
+    "frcnn_r101_voc_paper",
+    "frcnn_vgg16_voc",
+    "frcnn_r101_voc12",
+    "frcnn_vgg16_voc12",
+    "frcnn_r101_coco",
+    "frcnn_vgg16_coco",
+    "frcnn_r101_c4_coco_modern",
+    "frcnn_r101_fpn_coco_modern",
+    "frcnn_r50_fpn_coco_modern",
+    "demo",
+    "bccd_r18_fpn",
+}
+
+
+def test_the_published_recipes_are_there():
+    assert {f"{name}.yaml" for name in REQUIRED} <= set(DETECTION)
+
+
+@pytest.mark.parametrize("name", DETECTION)
+def test_header_says_command_hardware_time_and_expectation(name):
+    header = [line for line in (CONFIGS / name).read_text().splitlines() if line.startswith("#")]
+    text = "\n".join(header)
+    assert f"configs/{name}" in text
+    for word in ("Command:", "Hardware:", "Time:", "Expected:"):
+        assert word in text, word
+
+
+@pytest.mark.parametrize("name", DETECTION)
+def test_builds_and_trains_one_step(name):
+    # No ImageNet weights here, so batch norm trains; few RoIs and narrow fc layers keep the step short.
+    overrides = [
+        "model.weights=random",
+        "model.norm=batch",
+        "model.frozen_stages=0",
+        "model.box.batch_size_per_image=4",
+    ]
+    config = load_config(CONFIGS / name)
+    if config.model.box.fc_width > 256:
+        overrides.append("model.box.fc_width=32")
+    config = load_config(CONFIGS / name, overrides)
+    torch.manual_seed(0)
+    detector = build_detector(config.model, ["cat", "dog"]).train()
+    boxes = torch.zeros(2, 8, 4)
+    boxes[0, 0] = torch.tensor([8.0, 4.0, 60.0, 40.0])
+    batch = Batch(
+        images=torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8),
+        image_sizes=torch.tensor([[64, 96], [50, 80]]),
+        original_sizes=torch.tensor([[64, 96], [50, 80]]),
+        boxes=boxes,
+        labels=torch.tensor([[1] + [0] * 7, [0] * 8]),
+        valid=boxes[..., 2] > 0,
+        index=torch.tensor([0, 1]),
+    )
+    losses = detector(batch, seed=config.seed, iteration=0)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
+    with torch.no_grad():
+        detections = detector.eval()(batch)
+    assert detections.boxes.shape == (2, min(config.model.box.detections_per_img, 8 * 2), 4)
+
+
+def test_recipes_are_those_of_the_interface():
+    """The settings that tell the consensus recipe from the paper's."""
+    consensus, paper = load_config(CONFIGS / "frcnn_r101_voc.yaml"), load_config(CONFIGS / "frcnn_r101_voc_paper.yaml")
+    assert (consensus.model.box.pool, consensus.model.box.pool_size) == ("roi_align", 14)
+    assert consensus.model.rpn.hidden_channels == 512
+    assert consensus.model.rpn.post_nms_top_n_test == 300
+    assert consensus.model.box.bg_iou_range == (0.0, 0.5)
+    assert (consensus.model.box.nms_thresh, consensus.model.box.score_thresh) == (0.3, 0.001)
+    assert consensus.optim.weight_decay == 1e-4
+    assert (paper.model.box.pool, paper.model.rpn.cross_boundary) == ("roi_pool", "drop")
+    assert paper.optim.weight_decay == 5e-4
+    assert paper.model.rpn.smooth_l1_beta == pytest.approx(1 / 9)
+    assert paper.model.box.smooth_l1_beta == 1.0
+    for config in (consensus, paper):
+        assert config.model.weights == "torchvision:IMAGENET1K_V1"
+        assert len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios) == 9
