@@ -51,6 +51,18 @@ def model_config(**changes) -> ModelConfig:
     return ModelConfig.model_validate(options | changes)
 
 
+def small_config(**changes) -> ModelConfig:
+    """A ResNet-18-C4 with few RoIs, where no peer has to be matched."""
+    options = {
+        "backbone": "resnet18",
+        "neck": "none",
+        "anchors": {"sizes": [32, 64, 128]},
+        "rpn": {"batch_size_per_image": 64, "hidden_channels": 64, "post_nms_top_n_test": 30},
+        "box": {"pool_size": 7, "batch_size_per_image": 16},
+    }
+    return model_config(**options | changes)
+
+
 def random_batch(sizes: list[tuple[int, int]], counts: list[int], padded: tuple[int, int], seed: int = 0) -> Batch:
     """A batch of noise images of the given (H, W) with the given numbers of objects."""
     generator = torch.Generator().manual_seed(seed)
@@ -223,11 +235,8 @@ def test_losses_and_gradients_equal_torchvisions_image_by_image():
 @pytest.mark.parametrize("neck", ["none", "fpn"])
 def test_the_batch_does_not_change_an_images_samples_losses_or_detections(neck):
     """At the same padded shape: each image alone, and the batch in another order."""
-    changes = {"rpn": {"batch_size_per_image": 64, "hidden_channels": 64}, "box": {"batch_size_per_image": 16}}
-    options = {"backbone": "resnet18", "neck": neck, "fpn_channels": 64} | changes
-    if neck == "none":
-        options |= {"anchors": {"sizes": [32, 64, 128]}, "box": {"pool_size": 7, "batch_size_per_image": 16}}
-    config = model_config(**options)
+    fpn = {"neck": "fpn", "fpn_channels": 64, "anchors": {"sizes": [[32], [64], [128], [256], [512]]}}
+    config = small_config(**(fpn if neck == "fpn" else {}))
     torch.manual_seed(0)
     detector = build_detector(config, NAMES, preprocessing=default_preprocessing())
     nn.init.normal_(detector.rpn.head.cls_logits.weight, std=0.5)
@@ -248,7 +257,7 @@ def test_the_batch_does_not_change_an_images_samples_losses_or_detections(neck):
 
 
 def test_every_part_that_trains_has_a_gradient_and_nothing_else():
-    config = model_config(backbone="resnet18", neck="none", anchors={"sizes": [32, 64, 128]}, box={"pool_size": 7})
+    config = small_config()
     detector = build_detector(config, NAMES, preprocessing=default_preprocessing()).train()
     sum(detector(random_batch(SIZES, COUNTS, PADDED), seed=0, iteration=0).values()).backward()
     for name, parameter in detector.named_parameters():
@@ -258,10 +267,10 @@ def test_every_part_that_trains_has_a_gradient_and_nothing_else():
 
 
 def test_gradients_flow_with_no_object_at_all():
-    config = model_config(backbone="resnet18", neck="none", anchors={"sizes": [32, 64, 128]}, box={"pool_size": 7})
+    config = small_config()
     detector = build_detector(config, NAMES, preprocessing=default_preprocessing()).train()
     losses = detector(random_batch(SIZES[:2], [0, 0], PADDED), seed=0, iteration=0)
-    assert float(losses["loss_box_reg"]) == float(losses["loss_rpn_box_reg"]) == 0
+    assert losses["loss_box_reg"].item() == losses["loss_rpn_box_reg"].item() == 0
     sum(losses.values()).backward()
     assert all(torch.isfinite(p.grad).all() for p in detector.parameters() if p.grad is not None)
 
@@ -285,7 +294,7 @@ def test_vgg_and_class_agnostic_boxes(pool, agnostic):
 
 
 def test_bf16_autocast_keeps_geometry_in_float32():
-    config = model_config(backbone="resnet18", neck="none", anchors={"sizes": [32, 64, 128]}, box={"pool_size": 7})
+    config = small_config()
     detector = build_detector(config, NAMES, preprocessing=default_preprocessing()).eval()
     batch = random_batch(SIZES, COUNTS, PADDED)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
