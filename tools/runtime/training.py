@@ -117,7 +117,8 @@ class LossMonitor:
         broken = [f"{name} {value}" for name, value in zip(names, values, strict=True) if not _finite(value)]
         mine = (broken, [image_name(int(index)) for index in images]) if bad_here else ([], [])
         all_broken, all_images = zip(*distributed.all_gather(mine), strict=True)
-        broken = list(dict.fromkeys(text for texts in all_broken for text in texts if not text.startswith("loss ")))
+        every = list(dict.fromkeys(text for texts in all_broken for text in texts))
+        broken = [text for text in every if not text.startswith("loss ")] or every  # the sum says nothing more
         shown = [name for texts in all_images for name in texts]
         raise NonFiniteLoss(
             f"iteration {iteration}: {', '.join(broken)} at rate {rate(iteration):.6g}, images {', '.join(shown)}: "
@@ -126,7 +127,7 @@ class LossMonitor:
         )
 
     def read(self, image_name: Callable[[int], str], rate: Callable[[int], float]) -> dict[str, float]:
-        """The means since the last reading, over this process's steps: each loss, `loss`, `gradient_norm`.
+        """The means since the last reading, over all processes: each loss, `loss`, `gradient_norm`.
 
         Raises:
             NonFiniteLoss: see `check`.
@@ -134,7 +135,8 @@ class LossMonitor:
         self.check(image_name, rate)
         if self._sums is None:
             return {}
-        means = (self._sums / self._steps).tolist()
+        distributed.reduce_sum(self._sums)
+        means = (self._sums / (self._steps * distributed.world_size())).tolist()
         self._sums, self._steps = None, 0
         return dict(zip([*self._names, "loss", "gradient_norm"], means, strict=True))
 

@@ -1,0 +1,190 @@
+"""YAML into the schema: values, refusals, and the words of the messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs.errors import UserError
+from configs.loading import dump_config, load_config, parse_config, parse_yaml
+from configs.schema import Config
+
+VALID = """
+data:
+  train: [{format: voc, root: a, image_set: train}]
+model: {backbone: resnet18, weights: random, norm: batch, frozen_stages: 0}
+optim: {lr: 1e-3, reference_batch_size: 1}
+schedule: {iterations: 10}
+train: {batch_size: 2}
+"""
+
+
+def parse(*overrides: str) -> Config:
+    return parse_config(parse_yaml(VALID, "my.yaml"), overrides, Config, "my.yaml")
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        parse(*overrides)
+    assert "\n" not in str(error.value)
+    for jargon in ("pydantic", "Input should", "validation error", "type=", "constrained"):
+        assert jargon not in str(error.value)
+    return str(error.value)
+
+
+# ---------------------------------------------------------------------------------------------- YAML
+
+
+def test_scalars_are_those_of_yaml_1_2():
+    text = "[1e-3, .5, 1., -2, 010, +1, .inf, true, FALSE, ~, null, no, on, 2007-01-01, 1_000, '1', 1:30]"
+    read = parse_yaml(text, "x")
+    inf = float("inf")
+    words = ["no", "on", "2007-01-01", "1_000", "1", "1:30"]
+    assert read == [0.001, 0.5, 1.0, -2, 10, 1, inf, True, False, None, None, *words]
+    assert [type(value) for value in read[:5]] == [float, float, float, int, int]
+
+
+def test_duplicate_keys_are_refused_with_their_lines():
+    with pytest.raises(UserError, match=r"^my\.yaml:3: the key lr stands twice \(first in line 2\)"):
+        parse_yaml("optim:\n  lr: 1\n  lr: 2\n", "my.yaml")
+    parse_yaml("a: {lr: 1}\nb: {lr: 2}\n", "my.yaml")
+
+
+def test_merge_keys_work_and_may_be_overridden():
+    read = parse_yaml("base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}\n", "x")
+    assert read["other"] == {"a": 1, "b": 3}
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 1\n b: 2", "a: !!python/object/apply:os.system [ls]", "\t- a", "a: 'x"])
+def test_no_yaml_is_one_line_with_file_and_line(text):
+    with pytest.raises(UserError, match=r"^my\.yaml:\d+: ") as error:
+        parse_yaml(text, "my.yaml")
+    assert "\n" not in str(error.value)
+
+
+scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(allow_nan=False) | st.text(max_size=8)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+@given(values)
+def test_dumper_and_loader_agree_on_every_value(value):
+    from configs.loading import _Dumper
+
+    assert parse_yaml(yaml.dump({"key": value}, Dumper=_Dumper, allow_unicode=True), "x") == {"key": value}
+
+
+def test_dumped_config_is_the_same_config():
+    config = parse("data.classes=['no', '1e-3', 'null', '7', cat]", "optim.lr=3e-05", "data.rename_classes={a: b}")
+    assert parse_config(parse_yaml(dump_config(config), "x"), [], Config, "x") == config
+
+
+# ---------------------------------------------------------------------------------------------- --set
+
+
+def test_overrides_pass_the_same_checks_and_types():
+    config = parse("optim.lr=2e-2", "data.train.0.root=mine", "train.ema_decay=0.99", "data.min_size=[480, 600]")
+    assert (config.optim.lr, config.data.train[0].root, config.train.ema_decay) == (0.02, "mine", 0.99)
+    assert config.data.min_size == [480, 600]
+    assert parse("seed=1", "seed=2").seed == 2
+    assert parse("schedule.iterations=null", "schedule.epochs=3").schedule.epochs == 3
+
+
+def test_overrides_leave_the_given_values_alone():
+    given_values = parse_yaml(VALID, "x")
+    parse_config(given_values, ["data.train.0.root=mine", "optim.lr=5"], Config, "x")
+    assert given_values == parse_yaml(VALID, "x")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lr", "--set optim.lr: write it as key.path=value"),
+        ("data.train.3.root=a", "data.train is a list of 1: give an index 0..0, not '3'"),
+        ("data.train.x.root=a", "give an index 0..0, not 'x'"),
+        ("data.val.0.root=a", "unknown key data.val.0"),
+        ("optim.lr.x=1", "optim.lr is 0.001: it has no key 'x'"),
+        ("optim.lr=[1", "--set optim.lr=[1:1: "),
+    ],
+)
+def test_overrides_that_lead_nowhere(override, expected):
+    assert expected in message(override) or "data.val must be a list" in message(override)
+
+
+# ---------------------------------------------------------------------------------------------- messages
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("optim.lrr=1", "unknown key optim.lrr: did you mean optim.lr?"),
+        ("train.lr=1", "unknown key train.lr: did you mean optim.lr?"),
+        ("data.train.0.rot=a", "unknown key data.train.0.rot: did you mean data.train.0.root?"),
+        ("data.augment.photometric.q=1", "data.augment.photometric has p, brightness, contrast, saturation, hue"),
+        ("foo=1", "unknown key foo: the config has seed, data, model,"),
+        ("optim.lr=abc", "optim.lr must be a number, not 'abc'"),
+        ("optim.lr=-1", "optim.lr must be greater than 0, not -1"),
+        ("optim.lr=.nan", "optim.lr must be a finite number, not nan"),
+        ("seed=1.5", "seed must be a whole number, not 1.5"),
+        ("train.channels_last=perhaps", "train.channels_last must be true or false, not 'perhaps'"),
+        ("model.backbone=resnet11", "not 'resnet11': did you mean resnet101?"),
+        ("data.classes=[1, 2]", "data.classes.0 must be a text, not 1: put it in quotes"),
+        ("data.min_size=[0]", "data.min_size.0 must be greater than 0, not 0"),
+        ("data.min_size=a", "data.min_size must be a whole number or a list, not 'a'"),
+        ("model.rpn.nms_thresh=2", "model.rpn.nms_thresh must be at most 1, not 2"),
+        ("model.box.bg_iou_range=[1]", "model.box.bg_iou_range.1 is missing"),
+        ("model=3", "model must be a mapping of keys to values, not 3"),
+        ("train=", "train must be a mapping of keys to values, not null"),
+        ("metrics=[voc7]", "must be one of voc07, voc12, coco, not 'voc7': did you mean voc07?"),
+    ],
+)
+def test_message_names_path_value_and_mend(override, expected):
+    text = message(override)
+    assert expected in text
+    assert text.startswith(f"--set {override}: ")
+
+
+def test_what_does_not_fit_together_is_told_in_the_schemas_words():
+    assert message("data.train.0.image_set=null") == "my.yaml: data.train.0: format voc needs image_set"
+    assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
+    assert "train.batch_size 2 is no multiple of train.accumulate 4" in message("train.accumulate=4")
+
+
+def test_mistakes_of_the_file_name_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(VALID.replace("lr: 1e-3", "learning_rate: 1"))
+    with pytest.raises(UserError) as error:
+        load_config(file)
+    assert f"{file}: optim.lr is missing" in str(error.value)
+    assert f"{file}: unknown key optim.learning_rate" in str(error.value)
+
+
+def test_several_mistakes_stay_one_line():
+    with pytest.raises(UserError) as error:
+        parse_config({}, [], Config, "my.yaml")
+    assert (
+        str(error.value)
+        == "my.yaml: data is missing; my.yaml: model is missing; my.yaml: optim is missing (and 2 more)"
+    )
+
+
+@pytest.mark.parametrize("values_", [[1], "text", 3])
+def test_a_config_is_a_mapping(values_):
+    with pytest.raises(UserError, match=r"my\.yaml: a config is a mapping"):
+        parse_config(values_, [], Config, "my.yaml")
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / "demo.yaml").write_text(VALID)
+    with pytest.raises(UserError, match=r"no such config file: did you mean .*demo\.yaml\?"):
+        load_config(tmp_path / "demp.yaml")
+    with pytest.raises(UserError, match="no such config file"):
+        load_config(Path("nowhere/x.yaml"))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_config(tmp_path / "binary.yaml")

@@ -1,0 +1,150 @@
+"""Losses watched on the device, random numbers by iteration, averages of the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tools.runtime.ema import Ema
+from tools.runtime.training import LossMonitor, NonFiniteLoss, autocast, count_parameters, seed_step
+
+
+def step(
+    monitor: LossMonitor, iteration: int, parts: list[dict[str, float]], gradient: float = 1.0, **options
+) -> float:
+    """One step with these losses (one dictionary for each accumulated part) and one gradient (3 g, 4 g)."""
+    parameter = nn.Parameter(torch.zeros(2))
+    parameter.grad = torch.tensor([3.0, 4.0]) * gradient
+    for number, losses in enumerate(parts):
+        tensors = {name: torch.tensor(value) for name, value in losses.items()}
+        monitor.add(tensors, torch.tensor([10 * iteration + 2 * number, 10 * iteration + 2 * number + 1]))
+    skip = monitor.finish_step(iteration, [parameter, nn.Parameter(torch.zeros(1))], **options)
+    step.gradient = parameter.grad
+    return skip.item()
+
+
+def name(index: int) -> str:
+    return f"image_{index}"
+
+
+def rate(iteration: int) -> float:
+    return 0.5 / (iteration + 1)
+
+
+def test_means_over_parts_and_steps():
+    """(1 + 3) / 2 = 2 in the first step, 4 in the second: mean 3. Gradient norms 5 and 10: mean 7.5."""
+    monitor = LossMonitor(torch.device("cpu"))
+    assert step(monitor, 0, [{"a": 1.0, "b": 0.5}, {"a": 3.0, "b": 0.5}]) == 0
+    assert step(monitor, 1, [{"a": 4.0, "b": 0.5}, {"a": 4.0, "b": 0.5}], gradient=2.0) == 0
+    assert monitor.read(name, rate) == {"a": 3.0, "b": 0.5, "loss": 3.5, "gradient_norm": 7.5}
+    step(monitor, 2, [{"a": 8.0, "b": 0.0}] * 2)
+    assert monitor.read(name, rate)["a"] == 8.0  # a new window
+    assert monitor.read(name, rate) == {}
+
+
+def test_gradients_are_cut_to_the_norm():
+    monitor = LossMonitor(torch.device("cpu"))
+    step(monitor, 0, [{"a": 1.0}], clip_norm=1.0)
+    assert torch.allclose(step.gradient, torch.tensor([0.6, 0.8]))
+    step(monitor, 1, [{"a": 1.0}], clip_norm=50.0)
+    assert torch.equal(step.gradient, torch.tensor([3.0, 4.0]))
+    assert monitor.read(name, rate)["gradient_norm"] == 5.0  # before the cut
+
+
+@pytest.mark.parametrize(
+    ("losses", "gradient", "words"),
+    [
+        ({"a": 1.0, "b": float("nan")}, 1.0, "b nan"),
+        ({"a": float("-inf"), "b": 1.0}, 1.0, "a -inf"),
+        ({"a": 1.0, "b": 1.0}, float("inf"), "gradient_norm inf"),
+        ({"a": 3e38, "b": 3e38, "c": 3e38}, 1.0, "loss inf"),  # the sum alone overflows
+    ],
+)
+def test_first_bad_step_is_remembered_and_all_later_ones_are_skipped(losses, gradient, words):
+    monitor = LossMonitor(torch.device("cpu"))
+    good = dict.fromkeys(losses, 1.0)
+    assert step(monitor, 0, [good, good]) == 0
+    assert step(monitor, 1, [good, losses], gradient) == 1
+    assert step(monitor, 2, [good, good]) == 1
+    assert step(monitor, 3, [good | {"a": float("nan")}, good]) == 1
+    for look in (monitor.check, monitor.read):
+        with pytest.raises(NonFiniteLoss) as error:
+            look(name, rate)
+        message = str(error.value)
+        assert words in message
+        assert "iteration 1: " in message
+        assert "rate 0.25" in message
+        assert "image_10, image_11, image_12, image_13" in message
+        assert "a nan" not in message
+
+
+def test_seeds_are_functions_of_seed_and_iteration():
+    def draw(seed: int, iteration: int) -> list[float]:
+        seed_step(seed, iteration)
+        return torch.rand(3).tolist()
+
+    first = draw(0, 5)
+    draw(0, 6)
+    assert draw(0, 5) == first
+    assert len({tuple(draw(seed, iteration)) for seed in range(3) for iteration in range(3)}) == 9
+
+
+def test_autocast_only_where_it_is_asked_for():
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    with autocast(torch.device("cpu"), "bf16"):
+        assert layer(x).dtype == torch.bfloat16
+    with autocast(torch.device("cpu"), "none"):
+        assert layer(x).dtype == torch.float32
+
+
+def test_parameters_are_counted_by_whether_they_train():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    model[0].requires_grad_(False)
+    assert count_parameters(model) == (3, 8)
+
+
+# ---------------------------------------------------------------------------------------------- moving average
+
+
+def test_ema_by_arithmetic():
+    """Decays min(0.5, 1/10), min(0.5, 2/11), ... at the start; 0.5 from iteration 8 on (9/18)."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = Ema(model, 0.5)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    ema.update(0)
+    assert ema.state_dict()["weight"].item() == pytest.approx(0.9)
+    ema.update(1)
+    assert ema.state_dict()["weight"].item() == pytest.approx(1 - 0.1 * 2 / 11)
+    ema.update(1000)
+    assert ema.state_dict()["weight"].item() == pytest.approx(1 - 0.1 * 2 / 11 / 2)
+
+
+def test_ema_takes_buffers_along_and_swaps_bit_for_bit():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    ema = Ema(model, 0.9)
+    for iteration in range(3):
+        with torch.no_grad():
+            model[0].weight.add_(0.1)
+        model(torch.randn(5, 3))
+        ema.update(iteration)
+    assert ema.state_dict()["1.num_batches_tracked"].item() == 3
+    assert not torch.equal(ema.state_dict()["1.running_mean"], model[1].running_mean)
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    averages = {name: value.clone() for name, value in ema.state_dict().items()}
+    with ema.swapped_in():
+        assert all(torch.equal(value, averages[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, averages[name]) for name, value in ema.state_dict().items())
+
+    other = Ema(model, 0.9)
+    other.load_state_dict(averages)
+    with torch.no_grad():
+        model[0].weight.add_(0.1)
+    for one in (ema, other):
+        one.update(3)
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in ema.state_dict().items())
+    with pytest.raises(KeyError, match="another model"):
+        ema.load_state_dict({"weight": torch.zeros(1)})
