@@ -1,0 +1,187 @@
+"""Prediction on one's own files: what is found, named, drawn, left out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.errors import UserError
+from configs.loading import load_config
+from datasets.detection import DetectionDataset
+from datasets.images import image_file_size
+from datasets.loader import Collate
+from datasets.records import make_records
+from datasets.target import SampleKey
+from detection.model import build_detector
+from detection.prediction import to_numpy
+from tools import predict
+from tools.runtime import cli
+from tools.runtime.checkpoint import save_checkpoint
+
+
+@pytest.fixture
+def weights(tiny_config, tmp_path) -> Path:
+    """A detector with random weights that finds much of everything."""
+    config = load_config(tiny_config)
+    torch.manual_seed(0)
+    detector = build_detector(config.model, ["red", "blue"])
+    path = tmp_path / "weights.pt"
+    content = {
+        "format": 1, "kind": "detector", "config": config.model_dump(mode="json"), "class_names": ["red", "blue"],
+        "preprocessing": detector.preprocessing.to_dict(), "model": detector.state_dict(),
+    }  # fmt: skip
+    save_checkpoint(path, content)
+    return path
+
+
+def run(weights: Path, out: Path, *inputs: object, threshold: str = "0.3") -> list[dict]:
+    command = ["--weights", weights, "--out", out, "--threshold", threshold, "--device", "cpu", *inputs]
+    predict.main(predict.make_parser().parse_intermixed_args([str(part) for part in command]))
+    return json.loads((out / "detections.json").read_text())
+
+
+def test_folder_gives_pictures_and_the_detectors_own_boxes(tiny_voc, weights, tmp_path, capsys):
+    """detections.json holds what the detector says of each image at its evaluation size, in VOC's pixels."""
+    images = tiny_voc / "JPEGImages"
+    rows = run(weights, tmp_path / "out", images, "--batch-size", 3)
+    names = sorted(path.name for path in images.iterdir())
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
+    assert "8 images" in capsys.readouterr().out
+
+    detector, config = predict.load_detector(weights, overrides=["model.box.score_thresh=0.3"])
+    paths = [images / name for name in names]
+    records = make_records(
+        images=[(str(path), path.name, image_file_size(path)) for path in paths], boxes=[], labels=[], counts=[0] * 8,
+        class_names=["red", "blue"], source="", annotation_file="{}", annotated=False,
+    )  # fmt: skip
+    dataset = DetectionDataset(records, min_sizes=[48], max_size=64)
+    assert rows
+    for index, name in enumerate(names):
+        with torch.no_grad():
+            (expected,) = to_numpy(detector(Collate(32)([dataset[SampleKey(0, index)]])))
+        mine = [row for row in rows if row["image_id"] == name]
+        assert [row["category"] for row in mine] == [["red", "blue"][label - 1] for label in expected.labels]
+        np.testing.assert_allclose([row["score"] for row in mine], expected.scores, rtol=1e-4)
+        np.testing.assert_allclose([row["bbox"] for row in mine], expected.boxes + [1, 1, 0, 0], atol=0.05)
+    picture = cv2.imread(str(tmp_path / "out" / names[0]))
+    assert picture.shape == cv2.imread(str(paths[0])).shape
+
+
+def test_threshold_and_settings(tiny_voc, weights, tmp_path):
+    images = tiny_voc / "JPEGImages"
+    few, many = run(weights, tmp_path / "a", images, threshold="0.45"), run(weights, tmp_path / "b", images)
+    assert 0 <= len(few) < len(many)
+    assert all(row["score"] >= 0.3 for row in many)
+    one = run(weights, tmp_path / "c", images / "image_0.png", "--set", "model.box.detections_per_img=1", threshold="0")
+    assert len(one) == 1
+    with pytest.raises(UserError, match="unknown key model.box.nms_tresh: did you mean model.box.nms_thresh"):
+        run(weights, tmp_path / "d", "--set", "model.box.nms_tresh=0.5", images)
+
+
+def test_inputs_are_files_folders_and_patterns_each_image_once(tiny_voc, tmp_path):
+    images = tiny_voc / "JPEGImages"
+    (images / "deep").mkdir()
+    shutil.copy(images / "image_0.png", images / "deep" / "x.PNG")
+    (images / "readme.txt").touch()
+    out = tmp_path / "out"
+
+    def names(*inputs: object) -> list[str]:
+        return [image.name for image in predict.find_images([str(text) for text in inputs], out)]
+
+    assert names(images)[:2] == ["deep/x.PNG", "image_0.png"]
+    assert len(names(images)) == 9
+    assert names(images / "image_1.png", images / "*_1.png", images / "image_0.png") == ["image_1.png", "image_0.png"]
+    assert names(images / "d*") == ["x.PNG"]
+    assert names(f"{images}/**/*.PNG") == ["x.PNG"]
+    shutil.copytree(images, tmp_path / "other")
+    both = names(images / "image_0.png", tmp_path / "other" / "image_0.png")
+    assert len(set(both)) == 2
+    with pytest.raises(UserError, match="no such image or folder"):
+        names(images / "nothing.png")
+    with pytest.raises(UserError, match="no images here"):
+        names(images / "*.gif")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no images here"):
+        names(tmp_path / "empty")
+
+
+def test_results_of_an_earlier_run_are_no_inputs_and_no_image_is_overwritten(tiny_voc, weights):
+    images = tiny_voc / "JPEGImages"
+    first = run(weights, images / "out", images)
+    assert run(weights, images / "out", images) == first
+    with pytest.raises(UserError, match="would overwrite it"):
+        run(weights, images, images / "image_0.png")
+
+
+def test_names_with_brackets_are_files_first(tiny_voc, weights, tmp_path):
+    odd = tmp_path / "odd [1].png"
+    shutil.copy(tiny_voc / "JPEGImages/image_0.png", odd)
+    assert {row["image_id"] for row in run(weights, tmp_path / "out", odd)} == {odd.name}
+
+
+def test_photos_are_turned_by_their_exif_note(tiny_voc, weights, tmp_path):
+    """The same picture, upright, and lying on its side with the note that turns it."""
+    upright = Image.open(tiny_voc / "JPEGImages/image_0.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it
+    upright.save(tmp_path / "upright.png")
+    upright.rotate(90, expand=True).save(tmp_path / "lying.png", exif=exif)
+    rows = run(weights, tmp_path / "out", tmp_path / "upright.png", tmp_path / "lying.png")
+    found = {
+        name: [(r["bbox"], r["score"]) for r in rows if r["image_id"] == name] for name in ("upright.png", "lying.png")
+    }
+    assert found["upright.png"]
+    assert found["upright.png"] == found["lying.png"]
+    sizes = [cv2.imread(str(tmp_path / "out" / name)).shape for name in found]
+    assert sizes[0] == sizes[1] == (48, 64, 3)
+
+
+def test_bad_files_are_reported_and_left_out(tiny_voc, weights, tmp_path, capsys):
+    images = tiny_voc / "JPEGImages"
+    (images / "empty.jpg").touch()
+    (images / "text.jpg").write_text("no image")
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    cv2.imwrite(str(images / "cut.jpg"), noise)
+    data = (images / "cut.jpg").read_bytes()
+    (images / "cut.jpg").write_bytes(data[: len(data) // 2])
+    rows = run(weights, tmp_path / "out", images)
+    assert {row["image_id"] for row in rows} <= {f"image_{i}.png" for i in range(8)}
+    printed = capsys.readouterr()
+    for name in ("empty.jpg", "text.jpg", "cut.jpg"):
+        assert name in printed.err
+    assert "3 files could not be read" in printed.out
+    assert "8 images" in printed.out
+
+
+def test_nothing_readable_is_the_users_mistake(weights, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("no image")
+    command = ["--weights", str(weights), "--out", str(tmp_path / "out"), str(tmp_path / "text.jpg")]
+    with pytest.raises(SystemExit) as ending:
+        cli.run(predict.main, predict.make_parser(), command, intermixed=True)
+    assert ending.value.code == 2
+    assert "none of the 1 images could be read" in capsys.readouterr().err
+    assert not (tmp_path / "out/detections.json").exists()
+
+
+@pytest.mark.parametrize("options", [["--threshold", "2"], ["--batch-size", "0"], ["--threshold", "x"]])
+def test_wrong_options(weights, tmp_path, options):
+    with pytest.raises(SystemExit) as ending:
+        predict.make_parser().parse_args(["--weights", "w", "--out", "o", "x", *options])
+    assert ending.value.code == 2
+
+
+def test_grey_transparent_and_16_bit_images(weights, tmp_path):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 255, (40, 50), np.uint8)).save(tmp_path / "grey.png")
+    Image.fromarray(rng.integers(0, 255, (40, 50, 4), np.uint8)).save(tmp_path / "transparent.png")
+    cv2.imwrite(str(tmp_path / "deep.tif"), rng.integers(0, 65535, (40, 50), np.uint16))
+    out = tmp_path / "out"
+    run(weights, out, tmp_path / "grey.png", tmp_path / "transparent.png", tmp_path / "deep.tif", threshold="0")
+    assert sorted(path.name for path in out.glob("*.png")) == ["deep.tif.png", "grey.png", "transparent.png"]

@@ -1,0 +1,164 @@
+"""Evaluation of checkpoints: class names, splits, submissions. (That its results are the training's: test_train_det.)"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from configs.errors import UserError
+from configs.loading import load_config
+from detection.model import build_detector
+from detection.prediction import ImageDetections
+from tools import test_det
+from tools.runtime import evaluation
+from tools.runtime.checkpoint import save_checkpoint
+from tools.runtime.pictures import choose_images
+
+
+@pytest.fixture
+def weights(tiny_config, tmp_path) -> Path:
+    """An untrained detector of the tiny set's classes."""
+    config = load_config(tiny_config)
+    detector = build_detector(config.model, ["red", "blue"])
+    path = tmp_path / "weights.pt"
+    save_checkpoint(
+        path,
+        {
+            "format": 1, "kind": "detector", "config": config.model_dump(mode="json"), "class_names": ["red", "blue"],
+            "preprocessing": detector.preprocessing.to_dict(), "model": detector.state_dict(),
+        },
+    )  # fmt: skip
+    return path
+
+
+def run(config: Path, weights: Path, *more: str) -> None:
+    command = ["--cfg", str(config), "--weights", str(weights), "--device", "cpu", *more]
+    test_det.main(test_det.make_parser().parse_args(command))
+
+
+def perfect(records, *, shift: float = 0.0):
+    """A detector that knows the truth."""
+
+    def detect(batch) -> list[ImageDetections]:
+        found = []
+        for index in batch.index.tolist():
+            target = records.target(index)
+            found.append(ImageDetections(target.boxes + shift, np.linspace(1, 0.9, len(target)), target.labels))
+        return found
+
+    return detect
+
+
+def test_perfect_detections_score_one(tiny_config, weights, tmp_path, monkeypatch, capsys):
+    """Through the loader, the shards, the files and the evaluators: AP 1.0 by every protocol."""
+    real = evaluation.run_detector
+
+    def with_truth(detector, dataset, *args, **options):
+        detect = perfect(dataset.records)
+        monkeypatch.setattr(detector, "forward", detect)
+        monkeypatch.setattr(evaluation, "to_numpy", lambda found: found)
+        return real(detector, dataset, *args, **options)
+
+    monkeypatch.setattr(test_det, "run_detector", with_truth)
+    run(tiny_config, weights, "--out", str(tmp_path / "out"), "--set", "data.test.0.image_set=train")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["voc07"] == metrics["voc12"] == {"mAP": 1.0, "per_class": {"red": 1.0, "blue": 1.0}}
+    assert metrics["coco"]["AP"] == pytest.approx(1.0)
+    assert "100.0" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "out/detections.json").read_text())
+    xml = (tiny_config.parent / "data/tiny/Annotations" / f"{rows[0]['image_id']}.xml").read_text()
+    for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), rows[0]["bbox"], strict=True):
+        assert f"<{tag}>{value:.0f}</{tag}>" in xml  # VOC's own pixels
+
+
+def test_classes_follow_the_checkpoint(tiny_config, weights, tmp_path):
+    """Another order in the config is no matter; other names are refused, with the names."""
+    run(tiny_config, weights, "--set", "data.classes=[blue, red]")
+    assert (tmp_path / "test_weights/metrics.json").exists()  # the default folder
+    run(tiny_config, weights, "--set", "data.classes=auto")
+    with pytest.raises(UserError, match="the data has green, which the weights lack; the weights have blue"):
+        run(tiny_config, weights, "--set", "data.classes=[red, green]")
+    with pytest.raises(UserError, match="the data has green"):
+        run(tiny_config, weights, "--set", "data.classes=[red, blue, green]")
+
+
+def test_annotated_classes_that_the_weights_lack_are_refused_with_auto(tiny_config, tiny_voc, weights):
+    xml = tiny_voc / "Annotations/image_7.xml"
+    xml.write_text(xml.read_text().replace(">red<", ">green<"))
+    with pytest.raises(UserError, match=r"image_7\.xml object 0 \(green\)"):
+        run(tiny_config, weights, "--set", "data.classes=auto")
+
+
+def test_weights_of_another_model_are_refused(tiny_config, weights):
+    with pytest.raises(UserError, match=r"weights\.pt: rpn\.head"):
+        run(tiny_config, weights, "--set", "model.rpn.hidden_channels=32")
+    with pytest.raises(UserError, match="there is no such"):
+        run(tiny_config, weights.with_name("missing.pt"))
+
+
+def test_validation_split_where_there_is_no_test_set(tiny_config, weights, tiny_voc, tmp_path, capsys):
+    val = f"data.val=[{{format: voc, root: {tiny_voc}, image_set: train}}]"
+    run(tiny_config, weights, "--set", val, "data.test=[]")
+    assert "val set, 6 images" in capsys.readouterr().out
+    run(tiny_config, weights, "--split", "val", "--set", val)
+    assert "val set, 6 images" in capsys.readouterr().out
+    with pytest.raises(UserError, match="lists no source"):
+        run(tiny_config, weights, "--split", "val")
+
+
+def test_voc_set_without_annotations_gives_a_submission(tiny_config, tiny_voc, weights, tmp_path, capsys):
+    for name in ("image_6", "image_7"):
+        (tiny_voc / f"Annotations/{name}.xml").unlink()
+    run(tiny_config, weights, "--out", str(tmp_path / "out"))
+    assert not (tmp_path / "out/metrics.json").exists()
+    with tarfile.open(tmp_path / "out/submission.tar.gz") as archive:
+        assert sorted(archive.getnames()) == [f"results/VOC2012/Main/comp4_det_test_{n}.txt" for n in ("blue", "red")]
+    assert "submission.tar.gz" in capsys.readouterr().out
+    assert (tmp_path / "out/pictures/overview.png").exists()
+
+
+def coco_file(root: Path, *, annotated: bool) -> Path:
+    images = [
+        {"id": 70 + i, "file_name": f"image_{i}.png", "height": (48, 64)[i % 2], "width": (64, 48)[i % 2]}
+        for i in (6, 7)
+    ]
+    box = {"id": 1, "image_id": 76, "category_id": 90, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
+    content = {"images": images, "categories": [{"id": 90, "name": "red"}, {"id": 17, "name": "blue"}]}
+    path = root / ("instances_test.json" if annotated else "image_info_test.json")
+    path.write_text(json.dumps(content | ({"annotations": [box]} if annotated else {})))
+    return path
+
+
+@pytest.mark.parametrize("annotated", [True, False])
+def test_coco_set_gives_coco_results(tiny_config, tiny_voc, weights, tmp_path, annotated):
+    file = coco_file(tmp_path, annotated=annotated)
+    config = yaml.safe_load(tiny_config.read_text())
+    config["data"]["test"] = [{"format": "coco", "images": str(tiny_voc / "JPEGImages"), "annotations": str(file)}]
+    tiny_config.write_text(yaml.safe_dump(config))
+    run(tiny_config, weights, "--out", str(tmp_path / "out"))
+    rows = json.loads((tmp_path / "out/detections.json").read_text())
+    assert {row["image_id"] for row in rows} == {76, 77}
+    assert {row["category_id"] for row in rows} <= {90, 17}
+    assert not list((tmp_path / "out").glob("comp4*"))
+    assert (tmp_path / "out/metrics.json").exists() == annotated
+    if not annotated:
+        with zipfile.ZipFile(tmp_path / "out/submission.zip") as archive:
+            (name,) = archive.namelist()
+            assert json.loads(archive.read(name)) == rows
+
+
+def test_pictures_show_images_with_objects_first(tiny_config, tmp_path):
+    from datasets.build import build_records
+
+    records = build_records(load_config(tiny_config).data, "train", tmp_path)
+    offsets = np.array([0, 0, 1, 1, 2, 2, 3])  # images 1, 3 and 5 have objects
+    records = type(records)(**{**records.__dict__, "offsets": offsets})
+    assert choose_images(records, 3) == [1, 3, 5]
+    assert choose_images(records, 2) == [1, 5]
+    assert choose_images(records, 100) == [0, 1, 2, 3, 4, 5]
