@@ -11,6 +11,8 @@ PAIRS_AT_ONCE = 2_000_000
 
 Overlap = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Overlaps of (P, 4) boxes of detections with (P, 4) boxes of objects."""
+Allowed = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(P,) bool for (P,) detections and (P,) objects."""
 
 
 def pairs_in_group(groups: np.ndarray, object_groups: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -42,7 +44,12 @@ def pairs_in_group(groups: np.ndarray, object_groups: np.ndarray) -> Iterator[tu
 
 
 def best_objects(
-    boxes: np.ndarray, groups: np.ndarray, object_boxes: np.ndarray, object_groups: np.ndarray, overlap: Overlap
+    boxes: np.ndarray,
+    groups: np.ndarray,
+    object_boxes: np.ndarray,
+    object_groups: np.ndarray,
+    overlap: Overlap,
+    allowed: Allowed | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """For each detection the object of its group that it overlaps most; of equals the first.
 
@@ -52,6 +59,7 @@ def best_objects(
         object_boxes: (M, 4) float64.
         object_groups: (M,) int64.
         overlap: of paired boxes.
+        allowed: the pairs that count, of positions of detections and of objects; default: all.
 
     Returns:
         (D,) float64 overlaps, -inf where there is no object that is overlapped, and (D,) int64 objects, -1 there.
@@ -60,6 +68,8 @@ def best_objects(
     which = np.full(len(boxes), -1, dtype=np.int64)
     for detection, item in pairs_in_group(groups, object_groups):
         value = overlap(boxes[detection], object_boxes[item])
+        if allowed is not None:
+            value[~allowed(detection, item)] = -np.inf
         starts = np.flatnonzero(np.r_[True, detection[1:] != detection[:-1]])
         top = np.maximum.reduceat(value, starts)
         lengths = np.diff(np.r_[starts, len(detection)])

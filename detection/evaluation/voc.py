@@ -88,8 +88,7 @@ def match(data: Aligned) -> VocMatches:
         truth.labels * images + truth.image_index,
         voc_overlap,
     )
-    by_score = np.argsort(-data.detections.scores, kind="stable")
-    order = by_score[np.argsort(data.detection_labels[by_score], kind="stable")]
+    order, starts = class_order(data.detection_labels, data.detections.scores, classes)
     difficult = truth.difficult | truth.iscrowd
     return VocMatches(
         class_names=data.class_names,
@@ -98,10 +97,21 @@ def match(data: Aligned) -> VocMatches:
         overlap=overlap,
         best_object=best,
         order=order,
-        starts=np.searchsorted(data.detection_labels[order], np.arange(1, classes + 2)),
+        starts=starts,
         difficult=difficult,
         positives=np.bincount(truth.labels[~difficult], minlength=classes + 1)[1:],
     )
+
+
+def class_order(labels: np.ndarray, scores: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Detections by class, then by descending score, then as in the file.
+
+    Returns:
+        (D,) int64 order, and (classes + 1,) int64 where each class begins in it.
+    """
+    by_score = np.argsort(-scores, kind="stable")
+    order = by_score[np.argsort(labels[by_score], kind="stable")]
+    return order, np.searchsorted(labels[order], np.arange(1, classes + 2))
 
 
 def outcomes(matches: VocMatches, threshold: float = 0.5) -> np.ndarray:
