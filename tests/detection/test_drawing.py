@@ -11,9 +11,8 @@ GREY = np.full((60, 100, 3), 128, np.uint8)
 
 
 def draw(boxes, labels, scores=None, names=("a", "b"), image=GREY, **options) -> np.ndarray:
-    return draw_detections(
-        image, np.array(boxes, float).reshape(-1, 4), np.array(labels, int), scores, names, **options
-    )
+    boxes, labels = np.array(boxes, float).reshape(-1, 4), np.array(labels, int)
+    return draw_detections(image, boxes, labels, scores, names, **options)
 
 
 def test_box_lines_have_the_class_colour_and_the_inside_stays():
@@ -38,9 +37,9 @@ def test_ground_truth_is_dashed_white_and_named_only_where_it_was_missed():
     line = missed[38:50, 20].astype(int)
     assert (line == 255).all(axis=1).any()
     assert (line < 128).all(axis=1).any()  # the gaps
-    white = (missed == 255).all(axis=2)
+    white = (missed > 230).all(axis=2)
     assert white[8:24].sum() > 60  # its name's chip
-    assert (found[8:24] == 255).all(axis=2).sum() < white[8:24].sum()
+    assert (found[8:24] > 230).all(axis=2).sum() < white[8:24].sum()
 
 
 def test_scale_enlarges_picture_and_boxes():

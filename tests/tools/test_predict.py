@@ -55,7 +55,7 @@ def test_folder_gives_pictures_and_the_detectors_own_boxes(tiny_voc, weights, tm
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     assert "8 images" in capsys.readouterr().out
 
-    detector, config = predict.load_detector(weights, overrides=["model.box.score_thresh=0.3"])
+    detector, _ = predict.load_detector(weights, overrides=["model.box.score_thresh=0.3"])
     paths = [images / name for name in names]
     records = make_records(
         images=[(str(path), path.name, image_file_size(path)) for path in paths], boxes=[], labels=[], counts=[0] * 8,
@@ -69,7 +69,7 @@ def test_folder_gives_pictures_and_the_detectors_own_boxes(tiny_voc, weights, tm
         mine = [row for row in rows if row["image_id"] == name]
         assert [row["category"] for row in mine] == [["red", "blue"][label - 1] for label in expected.labels]
         np.testing.assert_allclose([row["score"] for row in mine], expected.scores, rtol=1e-4)
-        np.testing.assert_allclose([row["bbox"] for row in mine], expected.boxes + [1, 1, 0, 0], atol=0.05)
+        np.testing.assert_allclose([row["bbox"] for row in mine], expected.boxes + np.array([1, 1, 0, 0]), atol=0.05)
     picture = cv2.imread(str(tmp_path / "out" / names[0]))
     assert picture.shape == cv2.imread(str(paths[0])).shape
 
@@ -81,7 +81,7 @@ def test_threshold_and_settings(tiny_voc, weights, tmp_path):
     assert all(row["score"] >= 0.3 for row in many)
     one = run(weights, tmp_path / "c", images / "image_0.png", "--set", "model.box.detections_per_img=1", threshold="0")
     assert len(one) == 1
-    with pytest.raises(UserError, match="unknown key model.box.nms_tresh: did you mean model.box.nms_thresh"):
+    with pytest.raises(UserError, match=r"unknown key model\.box\.nms_tresh: did you mean model\.box\.nms_thresh"):
         run(weights, tmp_path / "d", "--set", "model.box.nms_tresh=0.5", images)
 
 
