@@ -1,7 +1,8 @@
 """Non-maximum suppression of a whole batch as one operator with an output of fixed size.
 
 torchvision's `nms` returns as many indices as survive: on a GPU that is a wait of the host for the device. This one
-returns a fixed number, padded with -1, so that nothing waits.
+returns a fixed number, padded with -1, and on CUDA is a Triton kernel that nothing waits for (without Triton, and on
+the CPU, torchvision's `nms` does the work inside).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import torch
 import torchvision
 from torch import Tensor
+
+from detection.kernels import kernels_for
 
 
 @torch.library.custom_op("detection::nms", mutates_args=())
@@ -26,6 +29,8 @@ def nms(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_thresh
         iou_threshold: in [0, 1].
         max_output: at most so many survivors an image.
     """
+    if kernels := kernels_for(boxes):
+        return kernels.nms(boxes, scores, valid, groups, iou_threshold, max_output)
     output = torch.full((len(boxes), max_output), -1, dtype=torch.int64, device=boxes.device)
     for image in range(len(boxes)):
         candidates = valid[image].nonzero().squeeze(1)

@@ -16,14 +16,17 @@ class Normalize(nn.Module):
         self.bgr = preprocessing.channel_order == "bgr"
         shape = (1, 3, 1, 1)
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(shape), persistent=False)
+        self.dtype = torch.float32
+        """Of the output."""
         self.register_buffer("inverse_std", 1.0 / torch.tensor(preprocessing.std).view(shape), persistent=False)
 
     def forward(self, images: Tensor, image_sizes: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB -> float32, `image_sizes` (B, 2) being (H, W) without the padding."""
+        """(B, 3, H, W) uint8 RGB -> `dtype`, `image_sizes` (B, 2) being (H, W) without the padding."""
         if self.bgr:
             images = images.flip(1)
-        normalized = (images - self.mean) * self.inverse_std
+        normalized = (images - self.mean).mul_(self.inverse_std)
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < image_sizes[:, :1]
         columns = torch.arange(width, device=images.device) < image_sizes[:, 1:]
-        return normalized * (rows[:, None, :, None] & columns[:, None, None, :])
+        padded = normalized.masked_fill_(~(rows[:, None, :, None] & columns[:, None, None, :]), 0.0)
+        return padded.to(self.dtype)

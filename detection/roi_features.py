@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor
 
 from configs.schema import BoxConfig
+from detection.roi_align import roi_align
 
 CANONICAL_SIZE = 224
 """An RoI of this size, in pixels, belongs to level P4 (Lin et al. 2017, eq. 1)."""
@@ -28,32 +29,28 @@ class RoiFeatures:
         self.config = config
         self.strides = strides
 
-    def __call__(self, features: list[Tensor], rois: Tensor) -> Tensor:
-        """(B * R, C, S, S) in the features' dtype.
+    def __call__(self, features: list[Tensor], rois: Tensor, step: int = 1) -> Tensor:
+        """(B * R, C, T, T) in the features' dtype, T = ceil(S / step).
 
         Args:
             features: one map (B, C, H, W), or P2..P5.
             rois: (B, R, 4) float32 in pixels of the images.
+            step: every `step`-th row and column of the bins is computed: all that a 1x1 convolution of this stride
+                reads. RoIAlign only.
         """
         if len(features) == 1:
-            return self._pool(features[0], rois, 1.0 / self.strides[0])
+            return self._pool(features[0], rois, 1.0 / self.strides[0], step)
         canvas, origins = pack_pyramid(features)
-        return self._pool(canvas, place_on_canvas(rois, self.strides, origins), 1.0)
+        return self._pool(canvas, place_on_canvas(rois, self.strides, origins), 1.0, step)
 
-    def _pool(self, feature: Tensor, rois: Tensor, scale: float) -> Tensor:
-        image = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None, None].expand(
-            -1, rois.shape[1], 1
-        )
-        flat = torch.cat((image, rois), dim=-1).flatten(0, 1)
-        size = self.config.pool_size
-        # The ops have no bf16 on every device, and coordinates need float32.
-        if self.config.pool == "roi_pool":
-            pooled = torchvision.ops.roi_pool(feature.float(), flat, size, scale)
-        else:
-            pooled = torchvision.ops.roi_align(
-                feature.float(), flat, size, scale, self.config.sampling_ratio, self.config.aligned
-            )
-        return pooled.to(feature.dtype)
+    def _pool(self, feature: Tensor, rois: Tensor, scale: float, step: int) -> Tensor:
+        config = self.config
+        if config.pool == "roi_align":
+            return roi_align(feature, rois, scale, config.pool_size, step, config.sampling_ratio, config.aligned)
+        # torchvision's operator has no bf16 on every device, and coordinates need float32.
+        image = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None, None]
+        flat = torch.cat((image.expand(-1, rois.shape[1], 1), rois), dim=-1).flatten(0, 1)
+        return torchvision.ops.roi_pool(feature.float(), flat, config.pool_size, scale).to(feature.dtype)
 
 
 def pack_pyramid(features: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from configs.schema import BoxConfig
 from detection.boxes import encode_boxes, gather_boxes, large_enough
+from detection.heads import Conv5Head
 from detection.losses import box_loss, classification_loss, mean_count
 from detection.matching import match
 from detection.roi_features import RoiFeatures
@@ -51,8 +52,21 @@ class RoiHeads(nn.Module):
 
     def forward(self, features: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R, K + 1) and deltas (B, R, K + 1 or 1, 4) of RoIs (B, R, 4), float32."""
-        logits, deltas = self.box_predictor(self.box_head(self.features(features, rois)))
+        logits, deltas = self.box_predictor(self._hidden(features, rois))
         return logits.unflatten(0, rois.shape[:2]), deltas.unflatten(0, rois.shape[:2]).unflatten(-1, (-1, 4))
+
+    def _hidden(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        """(B * R, D): the head's answers to pooled RoIs, with conv5's first convolutions before the pooling where that
+        computes the same with less."""
+        head, config = self.box_head, self.config
+        if isinstance(head, Conv5Head) and config.pool == "roi_align" and head.can_split():
+            pixels = features[0].shape[0] * features[0].shape[2] * features[0].shape[3]
+            if pixels < rois.shape[0] * rois.shape[1] * (config.pool_size // 2) ** 2:
+                maps = head.before_pooling(features[0])
+                return head.after_pooling(
+                    *(self.features([m], rois, step) for m, step in zip(maps, head.strides, strict=True))
+                )
+        return head(self.features(features, rois))
 
     @torch.no_grad()
     def select(
