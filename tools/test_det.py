@@ -3,8 +3,8 @@
     python tools/test_det.py --cfg configs/demo.yaml --weights runs/demo/last.pt
     torchrun --nproc-per-node 8 tools/test_det.py --cfg configs/frcnn_r101_coco.yaml --weights last.pt --out results
 
-Prints the table and writes metrics.json, detections.json and, for VOC sets, comp4_det_test_<class>.txt; without
-annotations a submission file in place of metrics.
+Prints the table and writes metrics.json, detections.json, pictures, the report (report/index.html) and, for VOC sets,
+comp4_det_test_<class>.txt; without annotations a submission file in place of metrics and report.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     metrics = score(dataset.records, outcome.detections, config.metrics) if dataset.records.annotated else None
     if not distributed.is_main():
         return
-    folder = args.out or args.weights.parent / f"test_{args.weights.stem}"
-    files = write_results(folder, dataset.records, outcome.detections, metrics)
-    write_pictures(folder / "pictures", dataset.records, outcome.detections)
     if metrics is not None:
         say(f"{split} set, {len(dataset)} images, {args.weights}:\n")
         say(format_table(metrics))
+    folder = args.out or args.weights.parent / f"test_{args.weights.stem}"
+    files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
+    write_pictures(folder / "pictures", dataset.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
 
@@ -95,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the results (default: test_<name> beside the weights)"
     )
+    parser.add_argument("--no-report", action="store_true", help="do without report/index.html")
     return parser
 
 

@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 tools/train_det.py --cfg configs/frcnn_r101_coco.yaml
 
 The run's folder holds config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt, metrics_val.json, metrics.json
-(of the test set, with the last weights), detections and pictures.
+(of the test set, with the last weights), detections, pictures and report/index.html.
 """
 
 from __future__ import annotations
@@ -413,11 +413,11 @@ def finish(
     metrics = score(final_set.records, outcome.detections, config.metrics) if final_set.records.annotated else None
     if not run.writes:
         return
-    files = write_results(run.path, final_set.records, outcome.detections, metrics)
-    write_pictures(run.pictures, final_set.records, outcome.detections)
     if metrics is not None:
         say(f"\n{what} set, {len(final_set)} images, last weights (iteration {state.iteration}):\n")
         say(format_table(metrics))
+    files = write_results(run.path, final_set.records, outcome.detections, metrics)
+    write_pictures(run.pictures, final_set.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {run.pictures} (all on one: {run.pictures / 'overview.png'})")
     say(f"weights   {run.last}")

@@ -62,8 +62,8 @@ def tiny_config(tmp_path: Path, tiny_voc: Path) -> Path:
             "backbone": "resnet18", "weights": "random", "norm": "batch", "frozen_stages": 0,
             "anchors": {"sizes": [16, 32]},
             "rpn": {"hidden_channels": 16, "batch_size_per_image": 16, "post_nms_top_n_train": 20,
-                    "post_nms_top_n_test": 20},
-            "box": {"pool_size": 7, "batch_size_per_image": 8, "score_thresh": 0.0},
+                    "post_nms_top_n_test": 10},
+            "box": {"pool_size": 2, "batch_size_per_image": 8, "score_thresh": 0.0},
         },
         "optim": {"name": "sgd", "lr": 0.002, "reference_batch_size": 2},
         "schedule": {"iterations": 4, "policy": "constant"},
@@ -71,4 +71,53 @@ def tiny_config(tmp_path: Path, tiny_voc: Path) -> Path:
     }  # fmt: skip
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))
+    return path
+
+
+# ---------------------------------------------------------------------------------------------- a tiny classifier
+
+CLASSES = {"blue": (30, 60, 220), "green": (40, 200, 60), "red": (220, 40, 30)}
+
+
+def write_tiny_images(root: Path, count: int = 8, side: int = 12) -> None:
+    """train/, val/ and test/ with `count` noisy images of one colour for each of three classes."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for name, colour in CLASSES.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                image = np.clip(np.array(colour) + rng.normal(0, 40, (side, side, 3)), 0, 255).astype(np.uint8)
+                cv2.imwrite(str(folder / f"{number}.png"), image[:, :, ::-1])
+
+
+@pytest.fixture
+def classifier_values(tmp_path: Path) -> dict:
+    """The values of a config that trains a net of two units on the tiny images, in memory, for 6 iterations."""
+    root = tmp_path / "images"
+    write_tiny_images(root)
+    return {
+        "data": {
+            **{split: {"format": "folders", "root": str(root / split)} for split in ("train", "val", "test")},
+            "crop_size": 12, "test_resize": None, "mean": "pixel", "std": [50, 50, 50],
+            "augment": {"crop": "pad", "pad": 2}, "num_workers": 0,
+        },
+        "model": {
+            "backbone": {
+                "stem": {"kernel": 3, "width": 8, "stride": 1, "pool": False},
+                "stages": [{"units": 1, "width": 8, "stride": 1}, {"units": 1, "width": 8, "stride": 2}],
+                "unit": "basic", "shortcut": "A",
+            }
+        },
+        "optim": {"lr": 0.05, "reference_batch_size": 8},
+        "schedule": {"iterations": 6, "milestones": [4]},
+        "train": {"batch_size": 8, "log_every": 2, "validate_every": 2},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def classifier_config(tmp_path: Path, classifier_values: dict) -> Path:
+    """The same as a file."""
+    path = tmp_path / "classifier.yaml"
+    path.write_text(yaml.safe_dump(classifier_values))
     return path

@@ -21,6 +21,14 @@ from tools.runtime.checkpoint import save_checkpoint
 from tools.runtime.pictures import choose_images
 
 
+@pytest.fixture(autouse=True)
+def report(monkeypatch):
+    """The report takes a second: one test writes it, the others do without."""
+    real = evaluation.write_report
+    monkeypatch.setattr(evaluation, "write_report", lambda folder, *_, **__: folder / "index.html")
+    return real
+
+
 @pytest.fixture
 def weights(tiny_config, tmp_path) -> Path:
     """An untrained detector of the tiny set's classes."""

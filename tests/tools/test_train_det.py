@@ -20,10 +20,18 @@ from configs.schema import Config
 from detection.checkpoint import load_detector
 from detection.model import Detector
 from tools import test_det, train_det
-from tools.runtime import cli
+from tools.runtime import cli, evaluation
 from tools.runtime.training import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def report(monkeypatch):
+    """The report takes a second: one test writes it, the others do without."""
+    real = evaluation.write_report
+    monkeypatch.setattr(evaluation, "write_report", lambda folder, *_, **__: folder / "index.html")
+    return real
 
 
 def arguments(config: Path, out: Path, *more: str) -> list[str]:
@@ -65,7 +73,8 @@ def data_root(config: Path) -> list[str]:
 # ---------------------------------------------------------------------------------------------- a whole run
 
 
-def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, capsys):
+def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypatch, capsys, report):
+    monkeypatch.setattr(evaluation, "write_report", report)
     out = tmp_path / "run"
     settings = [with_validation(), "train.validate_every=2", "optim.lr=0.004", "optim.reference_batch_size=4"]
     train(tiny_config, out, *data_root(tiny_config), "--set", *settings)
@@ -77,7 +86,7 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, capsys):
         "comp4_det_test_red.txt",
         "comp4_det_test_blue.txt",
     ]
-    pictures = ["pictures/overview.png", "pictures/image_6.png"]
+    pictures = ["pictures/overview.png", "pictures/image_6.png", "report/index.html"]
     for name in ["config.yaml", "metrics.jsonl", "last.pt", "best.pt", *results, *pictures]:
         assert (out / name).is_file(), name
     assert list((out / "tensorboard").glob("events*"))

@@ -17,6 +17,7 @@ from datasets.loader import eval_loader, prefetch
 from datasets.records import Records
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import Metrics, evaluate, write_metrics
+from detection.evaluation.report import Run, write_report
 from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
 from detection.model import Detector
 from detection.prediction import ImageDetections, to_numpy
@@ -127,8 +128,17 @@ def score(records: Records, detections: Detections, protocols: Sequence[str]) ->
     return distributed.on_main(lambda: evaluate(GroundTruth.from_records(records), detections, protocols))
 
 
-def write_results(folder: Path, records: Records, detections: Detections, metrics: Metrics | None) -> list[Path]:
+def write_results(
+    folder: Path, records: Records, detections: Detections, metrics: Metrics | None, *, report: bool = True
+) -> list[Path]:
     """Write detections.json, for VOC sets comp4 files, and metrics.json or, without annotations, a submission file.
+
+    Args:
+        folder: where to.
+        records: the data set.
+        detections: on it.
+        metrics: of `score`; None: the set has no annotations.
+        report: write the page report/index.html too.
 
     Returns:
         The files that a person will look for.
@@ -140,7 +150,9 @@ def write_results(folder: Path, records: Records, detections: Detections, metric
     comp4 = write_comp4(folder, detections) if truth.frame == "voc" else []
     if metrics is not None:
         write_metrics(folder / "metrics.json", metrics)
-        return [folder / "metrics.json", saved]
+        if report:
+            page = write_report(folder / "report", truth, [Run(folder.name, detections, metrics)], title=records.source)
+        return [folder / "metrics.json", saved, *([page] if report else [])]
     if comp4:  # as the server of VOC2012 takes it
         submission = folder / "submission.tar.gz"
         with tarfile.open(submission, "w:gz") as archive:
