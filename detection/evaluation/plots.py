@@ -56,10 +56,12 @@ def draw_all(folder: Path, runs: Named) -> dict[str, str]:
 
 
 def _save(figure: Figure, path: Path) -> str:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out now: once, not again for each format
     picture, vector = io.BytesIO(), io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(picture, format="png", dpi=150, metadata={"Software": None})
     write_bytes(path, picture.getvalue())
-    figure.savefig(vector, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(vector.getvalue()).decode("ascii")
 
 
