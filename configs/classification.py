@@ -230,9 +230,13 @@ class ClassificationConfig(Section):
         batch_size, parts = self.train.batch_size, self.train.accumulate
         if batch_size % parts:
             raise ValueError(f"train.batch_size {batch_size} is not a multiple of train.accumulate {parts}")
-        if self.schedule.policy == "plateau":
+        watching = {
+            "schedule.policy plateau": self.schedule.policy == "plateau",
+            "train.patience": self.train.patience is not None,
+        }
+        for name in (name for name, is_on in watching.items() if is_on):
             if self.data.val is None and not self.data.hold_out:
-                raise ValueError("schedule.policy plateau watches the validation error: give data.val or data.hold_out")
+                raise ValueError(f"{name} watches the validation error: give data.val or data.hold_out")
             if self.train.validate_every is None:
-                raise ValueError("schedule.policy plateau needs train.validate_every")
+                raise ValueError(f"{name} needs train.validate_every")
         return self

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from configs.errors import UserError
-from datasets.folders import ImageFiles, find_class, read_folders
+from datasets.folders import ImageFiles, find_class, list_folder, read_folders
 from datasets.images import IMAGE_SUFFIXES, read_image
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -68,6 +68,7 @@ def read_cifar10(root: Path, split: str, class_names: Sequence[str] | None = Non
             return _arrays(*(np.concatenate(piece) for piece in zip(*pieces, strict=True)), class_names, str(folder))
     if (root / split).is_dir():
         return read_into_memory(read_folders(root / split, class_names))
+    list_folder(root)
     raise UserError(
         f"{root}: holds no CIFAR-10: neither data_batch_1 nor data_batch_1.bin nor a folder {split}/ with a folder for "
         "each class (an archive must be unpacked)"
@@ -147,9 +148,7 @@ def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3072) uint8 and (N,) labels of a binary batch: for each image one byte of label and the planes."""
     data = np.fromfile(path, np.uint8)
     if len(data) == 0 or len(data) % (1 + _PIXELS):
-        raise UserError(
-            f"{path}: {len(data)} bytes are no whole number of images ({1 + _PIXELS} bytes each): truncated"
-        )
+        raise UserError(f"{path}: truncated: {len(data)} bytes are no whole number of images of {1 + _PIXELS} bytes")
     rows = data.reshape(-1, 1 + _PIXELS)
     return _checked(rows[:, 1:], rows[:, 0].astype(np.int64), path)
 

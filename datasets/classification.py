@@ -307,9 +307,13 @@ def centre_batches(
     world_size: int = 1,
     pin_memory: bool = False,
 ) -> OneScale:
-    """The centre crop of each image, once over all processes; images in memory are taken as they are."""
-    indices = list(range(rank, len(images), world_size))
-    keys = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+    """The centre crop of each image, once over all processes; images in memory are taken as they are.
+
+    All processes get equally many batches, and these are of equal size but for one image.
+    """
+    count = -(-len(images) // (world_size * batch_size))
+    parts = np.array_split(np.arange(rank, len(images), world_size), max(count, 1))
+    keys = [part.tolist() for part in parts if len(part)]
     if isinstance(images, ImageArrays):
         return OneScale(_ArrayBatches(images, keys))
     return OneScale(_loader(ViewImages(images, data, None), keys, data, pin_memory))

@@ -49,7 +49,7 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageF
     Raises:
         UserError: no folder, a class folder without images, or a folder that is none of `class_names`.
     """
-    folders = sorted(entry.name for entry in _scan(root) if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry.name for entry in list_folder(root) if entry.is_dir() and not entry.name.startswith("."))
     if not folders:
         raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
     class_names = list(class_names) if class_names is not None else folders
@@ -77,7 +77,7 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
     Raises:
         UserError: a file is missing, or images and ground truth do not belong together.
     """
-    names = sorted(entry.name for entry in _scan(root) if entry.is_file() and _is_image(entry.name))
+    names = sorted(entry.name for entry in list_folder(root) if entry.is_file() and _is_image(entry.name))
     if not names:
         raise UserError(f"{root}: has no images")
     lines = [line.split() for line in _lines(ground_truth)]
@@ -125,7 +125,12 @@ def find_class(name: str, class_names: Sequence[str], where: str) -> int:
         raise UserError(f"{where}: {name} is none of the {len(class_names)} classes: {hint}") from None
 
 
-def _scan(folder: Path) -> list[os.DirEntry]:
+def list_folder(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder.
+
+    Raises:
+        UserError: it is missing; names the nearest one.
+    """
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -142,7 +147,7 @@ def _is_image(name: str) -> bool:
 
 def _images_below(folder: Path, prefix: str) -> Iterable[str]:
     """Paths of the images in a folder and its subfolders, each beginning with `prefix`."""
-    for entry in _scan(folder):
+    for entry in list_folder(folder):
         if entry.is_dir():
             yield from _images_below(folder / entry.name, f"{prefix}/{entry.name}")
         elif _is_image(entry.name):

@@ -93,10 +93,9 @@ _PLAIN = ("iteration", "validated", "best", "validations_without_better", "metri
 
 def main(args: argparse.Namespace) -> None:
     config = load_config(args.cfg, cli.config_overrides(args), ClassificationConfig)
-    run = RunFolder(args.out or Path("runs") / args.cfg.stem, writes=distributed.is_main())
     device = cli.select_device(args.device)
     with distributed.processes(device), cli.StopRequest() as stop:
-        run.writes = distributed.is_main()
+        run = RunFolder(args.out or Path("runs") / args.cfg.stem, writes=distributed.is_main())
         if args.overwrite:
             distributed.on_main(run.clear)
         train(config, run, cli.find_data_root(args.data_root), device, stop, resume=args.resume)

@@ -1,0 +1,142 @@
+"""All forms of CIFAR-10 give the same images and labels; none of them runs code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from datasets.cifar import CIFAR10_CLASSES, ImageArrays, read_cifar10, read_into_memory
+from datasets.folders import read_folders
+
+PER_BATCH = 4
+
+
+@pytest.fixture
+def original():
+    """24 images in six batches, as planes and labels."""
+    rng = np.random.default_rng(0)
+    planes = rng.integers(0, 256, (6, PER_BATCH, 3072), dtype=np.uint8)
+    return planes, rng.integers(0, 10, (6, PER_BATCH))
+
+
+def names(suffix=""):
+    return [f"data_batch_{number}{suffix}" for number in range(1, 6)] + [f"test_batch{suffix}"]
+
+
+def write_python(folder, original, protocol=2):
+    folder.mkdir(parents=True)
+    for name, planes, labels in zip(names(), *original, strict=True):
+        with (folder / name).open("wb") as file:
+            pickle.dump({b"data": planes, b"labels": labels.tolist(), b"batch_label": b"x"}, file, protocol)
+
+
+def write_binary(folder, original):
+    folder.mkdir(parents=True)
+    for name, planes, labels in zip(names(".bin"), *original, strict=True):
+        np.column_stack((labels.astype(np.uint8), planes)).tofile(folder / name)
+
+
+def by_hand(planes, labels):
+    """Row-major red, green and blue planes -> (H, W, RGB)."""
+    images = np.zeros((len(planes), 32, 32, 3), np.uint8)
+    for n in range(len(planes)):
+        for channel in range(3):
+            images[n, :, :, channel] = planes[n, channel * 1024 : (channel + 1) * 1024].reshape(32, 32)
+    return images, labels
+
+
+def check(read, planes, labels):
+    images, labels = by_hand(planes.reshape(-1, 3072), labels.reshape(-1))
+    np.testing.assert_array_equal(read.images, images)
+    np.testing.assert_array_equal(read.labels, labels)
+    assert read.class_names == CIFAR10_CLASSES
+    assert read.labels.dtype == np.int64
+
+
+def test_python_and_binary_batches(tmp_path, original):
+    planes, labels = original
+    write_python(tmp_path / "py/cifar-10-batches-py", original)
+    write_binary(tmp_path / "bin/cifar-10-batches-bin", original)
+    for root in (tmp_path / "py", tmp_path / "py/cifar-10-batches-py", tmp_path / "bin"):
+        check(read_cifar10(root, "train"), planes[:5], labels[:5])
+        check(read_cifar10(root, "test"), planes[5:], labels[5:])
+
+
+def test_folders_and_a_zip_file_of_them(tmp_path, original):
+    planes, labels = original
+    images, labels = by_hand(planes[0], labels[0])
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = tmp_path / "train" / CIFAR10_CLASSES[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), image[:, :, ::-1])
+    with zipfile.ZipFile(tmp_path / "cifar.zip", "w") as archive:
+        for path in (tmp_path / "train").rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path))
+    for root in (tmp_path, tmp_path / "cifar.zip"):
+        read = read_cifar10(root, "train", CIFAR10_CLASSES)
+        expected = sorted(range(len(labels)), key=lambda n: (CIFAR10_CLASSES[labels[n]], str(n)))
+        np.testing.assert_array_equal(read.labels, labels[expected])
+        np.testing.assert_array_equal(read.images, images[expected])
+    with pytest.raises(UserError, match=r"cifar\.zip: holds no images in test/"):
+        read_cifar10(tmp_path / "cifar.zip", "test")
+
+
+def test_given_classes_renumber_the_labels(tmp_path, original):
+    write_python(tmp_path / "c", original)
+    backwards = CIFAR10_CLASSES[::-1]
+    read = read_cifar10(tmp_path / "c", "test", backwards)
+    np.testing.assert_array_equal(read.labels, 9 - original[1][5])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("owned",)
+
+
+def test_a_pickle_cannot_run_code(tmp_path, original, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_python(tmp_path / "c", original)
+    (tmp_path / "c/data_batch_3").write_bytes(pickle.dumps({b"data": Evil(), b"labels": []}))
+    with pytest.raises(UserError, match=r"data_batch_3: not a CIFAR-10 python batch .*mkdir"):
+        read_cifar10(tmp_path / "c", "train")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_what_is_wrong_is_named(tmp_path, original):
+    write_binary(tmp_path / "c", original)
+    (tmp_path / "c/data_batch_4.bin").unlink()
+    with pytest.raises(UserError, match=r"data_batch_4\.bin: missing"):
+        read_cifar10(tmp_path / "c", "train")
+    path = tmp_path / "c/test_batch.bin"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"test_batch\.bin: truncated"):
+        read_cifar10(tmp_path / "c", "test")
+    path.write_bytes(bytes([10]) + bytes(3072))
+    with pytest.raises(UserError, match=r"labels 10\.\.10"):
+        read_cifar10(tmp_path / "c", "test")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: holds no CIFAR-10"):
+        read_cifar10(tmp_path / "empty", "test")
+    with pytest.raises(UserError, match=r"did you mean .*empty\?"):
+        read_cifar10(tmp_path / "emty", "test")
+
+
+def test_images_in_memory_are_of_one_size(tmp_path):
+    for name, size in (("a/1.png", (4, 6)), ("a/2.png", (4, 5))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((*size, 3), np.uint8))
+    with pytest.raises(UserError, match=r"2\.png: is 4x5 \(H x W\), others are 4x6"):
+        read_into_memory(read_folders(tmp_path))
+
+
+def test_take_keeps_images_and_labels_together():
+    images = np.arange(4 * 2 * 2 * 3, dtype=np.uint8).reshape(4, 2, 2, 3)
+    taken = ImageArrays(images, np.array([5, 6, 7, 8]), ["x"]).take(np.array([2, 0]))
+    assert taken.labels.tolist() == [7, 5]
+    np.testing.assert_array_equal(taken.images, images[[2, 0]])
