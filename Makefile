@@ -20,10 +20,10 @@ demo: venv
 	$(PY) tools/train_det.py --cfg configs/demo.yaml --out runs/demo
 
 test: venv
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist loadfile
 
 test-all: venv
-	$(PY) -m pytest -q -m "not gpu"
+	$(PY) -m pytest -q -n auto --dist loadfile -m "not gpu"
 
 test-gpu: venv
 	$(PY) -m pytest -q -m gpu
