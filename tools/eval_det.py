@@ -57,13 +57,22 @@ def main(args: argparse.Namespace) -> None:
     if args.report:
         from detection.evaluation.report import Run, write_report
 
-        names = args.names or (args.dt.stem or "this run", args.compare.stem if args.compare else "")
+        names = args.names or run_names(args.dt, args.compare)
         runs = [Run(names[0], detections, metrics)]
         if args.compare:
             other = read_detections(args.compare, truth, args.image_set)
             runs.append(Run(names[1], other, evaluate(truth, other, backend=args.backend)))
         images = args.images or (args.gt / "JPEGImages" if args.format == "voc" else None)
         print(f"report: {write_report(args.report, truth, runs, images=images)}")
+
+
+def run_names(this: Path, other: Path | None) -> tuple[str, str]:
+    """What the report calls the runs: their files' names, with the folder where those are equal."""
+    if other is None:
+        return this.stem, ""
+    if this.stem != other.stem:
+        return this.stem, other.stem
+    return f"{this.resolve().parent.name}/{this.stem}", f"{other.resolve().parent.name}/{other.stem}"
 
 
 def read_ground_truth(args: argparse.Namespace) -> GroundTruth:

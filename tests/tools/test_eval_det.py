@@ -129,3 +129,18 @@ assert "torch" not in sys.modules and "albumentations" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_two_runs_are_told_apart_in_the_report(root: Path, voc: tuple[Path, dict]) -> None:
+    folder, _ = voc
+    other = folder / "other"
+    other.mkdir()
+    (other / "detections.json").write_bytes((folder / "detections.json").read_bytes())
+    done = run(
+        root, "--format", "voc", "--gt", folder / "set", "--dt", folder / "detections.json",
+        "--compare", other / "detections.json", "--report", folder / "compared",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (folder / "compared" / "index.html").read_text()
+    assert f"{folder.name}/detections" in page
+    assert "other/detections" in page
