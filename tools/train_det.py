@@ -26,30 +26,36 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from backbones.weights import Preprocessing
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from configs.schema import Config
 from datasets.batch import Batch
-from datasets.build import build_dataset
 from datasets.detection import DetectionDataset
 from datasets.loader import prefetch, train_loader
-from detection.checkpoint import FORMAT, load_matching, load_strictly, read_detector_file
+from detection.checkpoint import FORMAT, load_strictly, read_detector_file
 from detection.drawing import sheet
 from detection.evaluation.evaluate import format_table, write_metrics
-from detection.model import Detector, build_detector
+from detection.model import Detector
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import save_checkpoint, without_training
 from tools.runtime.distributed import say
 from tools.runtime.ema import Ema
 from tools.runtime.evaluation import run_detector, score, write_results
-from tools.runtime.optimizer import build_optimizer, describe_rate, load_optimizer, scaled_rate, set_rate, step_unless
+from tools.runtime.optimizer import build_optimizer, load_optimizer, scaled_rate, set_rate, step_unless
 from tools.runtime.pictures import choose_images, draw_image, write_pictures
 from tools.runtime.progress import Progress, Timed
 from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import RunFolder
 from tools.runtime.schedule import make_schedule
-from tools.runtime.training import LossMonitor, autocast, average_statistics, count_parameters, seed_step
+from tools.runtime.setup import (
+    build_datasets,
+    check_validation,
+    compile_regions,
+    describe,
+    make_detector,
+    rehearse,
+)
+from tools.runtime.training import LossMonitor, autocast, average_statistics, seed_step
 
 
 @dataclass
@@ -101,6 +107,9 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
     if config.train.compile:
         compile_regions(detector)
     model = distributed.wrap(detector, device)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        rehearse(model, train_set, config, device)
 
     loader = train_loader(
         train_set,
@@ -216,66 +225,6 @@ def backward(
         monitor.add(losses, batch.index)
 
 
-# ---------------------------------------------------------------------------------------------- before the loop
-
-
-def build_datasets(
-    config: Config, data_root: Path
-) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
-    """Training, validation and test set; the latter two where the config has them, with the first one's classes."""
-    train_set = build_dataset(config.data, "train", data_root, seed=config.seed)
-    others = [
-        build_dataset(config.data, split, data_root, seed=config.seed, class_names=train_set.class_names)
-        if getattr(config.data, split)
-        else None
-        for split in ("val", "test")
-    ]
-    return train_set, *others
-
-
-def check_validation(
-    config: Config, train_set: DetectionDataset, val_set: DetectionDataset | None, test_set: DetectionDataset | None
-) -> None:
-    """See that what chooses best.pt can be computed, and warn where one set lies in another."""
-    if val_set is not None:
-        if not val_set.records.annotated:
-            raise UserError(f"data.val: {val_set.records.source} has no annotations, so nothing can be validated on it")
-        protocol = config.train.best_metric.partition(".")[0]
-        if protocol != "loss" and protocol not in config.metrics:
-            raise UserError(f"train.best_metric {config.train.best_metric} needs {protocol} among metrics")
-    elif config.train.patience is not None:
-        raise UserError("train.patience needs data.val: early stopping watches the validation set")
-    sets = {"train": train_set, "val": val_set, "test": test_set}
-    consequences = {
-        ("val", "test"): "best.pt is chosen by the test set: its figures flatter",
-        ("train", "test"): "the test set's figures flatter",
-        ("train", "val"): "the validation flatters, and best.pt says nothing",
-    }
-    for (a, b), consequence in consequences.items():
-        if sets[a] is not None and sets[b] is not None:
-            common = len(set(sets[a].records.image_paths.tolist()) & set(sets[b].records.image_paths.tolist()))
-            if common:
-                say(f"warning: data.{a} and data.{b} have {common} images in common: {consequence}")
-
-
-def make_detector(
-    config: Config, class_names: list[str], data_root: Path, checkpoint: dict | None, init_from: Path | None
-) -> Detector:
-    """The detector with the backbone's weights, those of `--init-from`, or those of a checkpoint to resume."""
-    start = checkpoint or (read_detector_file(init_from) if init_from is not None else None)
-    preprocessing = Preprocessing.from_dict(start["preprocessing"]) if start else None
-    detector = build_detector(config.model, class_names, data_root=data_root, preprocessing=preprocessing)
-    if checkpoint is None and start is not None:
-        weights = dict(start["model"])
-        if start["class_names"] != class_names:  # equal numbers of other classes have equal shapes
-            weights = {name: value for name, value in weights.items() if ".box_predictor.cls_score." not in name}
-            if not config.model.box.class_agnostic:
-                weights = {name: value for name, value in weights.items() if ".box_predictor.bbox_pred." not in name}
-        fresh = load_matching(detector, weights)
-        say(f"weights    of {init_from}" + (f"; from scratch: {', '.join(fresh)}" if fresh else ""))
-    return detector
-
-
 def load_training(checkpoint: dict, detector: Detector, optimizer: Optimizer, ema: Ema | None) -> State:
     """Put everything back as it was when the checkpoint was written."""
     training = checkpoint["training"]
@@ -286,46 +235,6 @@ def load_training(checkpoint: dict, detector: Detector, optimizer: Optimizer, em
     if ema is not None:
         ema.load_state_dict(checkpoint["model"])
     return State(**training["state"])
-
-
-def compile_regions(detector: Detector) -> None:
-    """Compile the body and the head; what cannot be compiled runs as it is, with a warning."""
-    torch._dynamo.config.suppress_errors = True
-    detector.backbone.compile()
-    detector.roi_heads.box_head.compile()
-
-
-def describe(
-    config: Config,
-    detector: Detector,
-    train_set: DetectionDataset,
-    val_set: DetectionDataset | None,
-    test_set: DetectionDataset | None,
-    schedule: str,
-    device: torch.device,
-    run: RunFolder,
-) -> None:
-    """Say what will be done."""
-    sizes = [f"{len(train_set)} images with {len(train_set.records.labels)} objects to train on"]
-    sizes += [
-        f"{len(part)} to {verb}" for part, verb in ((val_set, "validate"), (test_set, "test")) if part is not None
-    ]
-    names = detector.class_names
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-    trained, frozen = count_parameters(detector)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    parts = f" in {config.train.accumulate} parts" if config.train.accumulate > 1 else ""
-    model = config.model
-    say(f"data       {', '.join(sizes)}")
-    say(f"classes    {len(names)}: {shown}")
-    say(f"model      {model.backbone}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
-        f"{trained:,} parameters train, {frozen:,} are frozen")  # fmt: skip
-    say(f"step       {config.train.batch_size} images{parts}, {config.optim.name}, "
-        f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
-    say(f"schedule   {schedule}")
-    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
-    say(f"run        {run.path}")
 
 
 # ---------------------------------------------------------------------------------------------- between the updates

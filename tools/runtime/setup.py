@@ -1,0 +1,160 @@
+"""What a detector's training does before its first step: data, model, warnings, a description, a rehearsal."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from backbones.weights import Preprocessing
+from configs.errors import UserError
+from configs.schema import Config
+from datasets.batch import Batch
+from datasets.build import build_dataset
+from datasets.detection import DetectionDataset
+from datasets.resize import resized_size
+from datasets.samplers import padded_size
+from detection.checkpoint import load_matching, read_detector_file
+from detection.heads import Conv5Head
+from detection.model import Detector, build_detector
+from tools.runtime import distributed
+from tools.runtime.distributed import say
+from tools.runtime.optimizer import describe_rate
+from tools.runtime.run_folder import RunFolder
+from tools.runtime.training import autocast, count_parameters
+
+
+def build_datasets(
+    config: Config, data_root: Path
+) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
+    """Training, validation and test set; the latter two where the config has them, with the first one's classes."""
+    train_set = build_dataset(config.data, "train", data_root, seed=config.seed)
+    others = [
+        build_dataset(config.data, split, data_root, seed=config.seed, class_names=train_set.class_names)
+        if getattr(config.data, split)
+        else None
+        for split in ("val", "test")
+    ]
+    return train_set, *others
+
+
+def check_validation(
+    config: Config, train_set: DetectionDataset, val_set: DetectionDataset | None, test_set: DetectionDataset | None
+) -> None:
+    """See that what chooses best.pt can be computed, and warn where one set lies in another."""
+    if val_set is not None:
+        if not val_set.records.annotated:
+            raise UserError(f"data.val: {val_set.records.source} has no annotations, so nothing can be validated on it")
+        protocol = config.train.best_metric.partition(".")[0]
+        if protocol != "loss" and protocol not in config.metrics:
+            raise UserError(f"train.best_metric {config.train.best_metric} needs {protocol} among metrics")
+    elif config.train.patience is not None:
+        raise UserError("train.patience needs data.val: early stopping watches the validation set")
+    sets = {"train": train_set, "val": val_set, "test": test_set}
+    consequences = {
+        ("val", "test"): "best.pt is chosen by the test set: its figures flatter",
+        ("train", "test"): "the test set's figures flatter",
+        ("train", "val"): "the validation flatters, and best.pt says nothing",
+    }
+    for (a, b), consequence in consequences.items():
+        if sets[a] is not None and sets[b] is not None:
+            common = len(set(sets[a].records.image_paths.tolist()) & set(sets[b].records.image_paths.tolist()))
+            if common:
+                say(f"warning: data.{a} and data.{b} have {common} images in common: {consequence}")
+
+
+def make_detector(
+    config: Config, class_names: list[str], data_root: Path, checkpoint: dict | None, init_from: Path | None
+) -> Detector:
+    """The detector with the backbone's weights, those of `--init-from`, or those of a checkpoint to resume."""
+    start = checkpoint or (read_detector_file(init_from) if init_from is not None else None)
+    preprocessing = Preprocessing.from_dict(start["preprocessing"]) if start else None
+    detector = build_detector(config.model, class_names, data_root=data_root, preprocessing=preprocessing)
+    if checkpoint is None and start is not None:
+        weights = dict(start["model"])
+        if start["class_names"] != class_names:  # equal numbers of other classes have equal shapes
+            weights = {name: value for name, value in weights.items() if ".box_predictor.cls_score." not in name}
+            if not config.model.box.class_agnostic:
+                weights = {name: value for name, value in weights.items() if ".box_predictor.bbox_pred." not in name}
+        fresh = load_matching(detector, weights)
+        say(f"weights    of {init_from}" + (f"; from scratch: {', '.join(fresh)}" if fresh else ""))
+    return detector
+
+
+def compile_regions(detector: Detector) -> None:
+    """Compile the backbone and the head, whose shapes are few; what cannot be compiled runs as it is, and says so."""
+    torch._dynamo.config.suppress_errors = True
+    torch._dynamo.config.recompile_limit = 64  # padded sizes
+    detector.backbone.compile(dynamic=False)
+    head = detector.roi_heads.box_head
+    head.compile(dynamic=False)
+    if isinstance(head, Conv5Head):
+        head.after_pooling = torch.compile(head.after_pooling, dynamic=False)
+
+
+def rehearse(model: nn.Module, dataset: DetectionDataset, config: Config, device: torch.device) -> None:
+    """Go forward and backward once with the largest batch that may come, so that memory fails now or never.
+
+    Nothing is left of it: no gradients, and batch norm's statistics as before.
+    """
+    longest = max(dataset.min_sizes)
+    sizes = np.array(
+        [resized_size(tuple(size), longest, dataset.max_size) for size in np.unique(dataset.records.sizes, axis=0)]
+    )
+    height, width = padded_size(tuple(sizes.max(axis=0)), config.data.size_divisor)
+    count = config.train.batch_size // (config.train.accumulate * distributed.world_size())
+    box = torch.tensor([[[width * 0.25, height * 0.25, width * 0.75, height * 0.75]]])
+    batch = Batch(
+        images=torch.zeros((count, 3, height, width), dtype=torch.uint8).contiguous(memory_format=torch.channels_last),
+        image_sizes=torch.tensor([[height, width]]).repeat(count, 1),
+        original_sizes=torch.tensor([[height, width]]).repeat(count, 1),
+        boxes=torch.nn.functional.pad(box, (0, 0, 0, 7)).repeat(count, 1, 1),
+        labels=torch.tensor([[1] + [0] * 7]).repeat(count, 1),
+        valid=torch.tensor([[True] + [False] * 7]).repeat(count, 1),
+        index=torch.arange(count),
+    ).to(device)
+    statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+        with autocast(device, config.train.amp):
+            losses = model(batch, seed=config.seed, iteration=0)
+        sum(losses.values()).backward()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(statistics[name])
+
+
+def describe(
+    config: Config,
+    detector: Detector,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset | None,
+    test_set: DetectionDataset | None,
+    schedule: str,
+    device: torch.device,
+    run: RunFolder,
+) -> None:
+    """Say what will be done."""
+    sizes = [f"{len(train_set)} images with {len(train_set.records.labels)} objects to train on"]
+    sizes += [
+        f"{len(part)} to {verb}" for part, verb in ((val_set, "validate"), (test_set, "test")) if part is not None
+    ]
+    names = detector.class_names
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    trained, frozen = count_parameters(detector)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    parts = f" in {config.train.accumulate} parts" if config.train.accumulate > 1 else ""
+    model = config.model
+    say(f"data       {', '.join(sizes)}")
+    say(f"classes    {len(names)}: {shown}")
+    say(f"model      {model.backbone}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
+        f"{trained:,} parameters train, {frozen:,} are frozen")  # fmt: skip
+    say(f"step       {config.train.batch_size} images{parts}, {config.optim.name}, "
+        f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
+    say(f"schedule   {schedule}")
+    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
+    say(f"run        {run.path}")
