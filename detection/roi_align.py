@@ -38,7 +38,7 @@ def roi_align(
     if feature.device.type == "cpu":
         sums = _weighted_sums(feature, _taps(feature, rois, scale, size, step, sampling_ratio, aligned))
         side = -(-size // step)
-        return sums.view(-1, side, side, feature.shape[1]).permute(0, 3, 1, 2)
+        return _from_rows(sums, (-1, side, side, feature.shape[1]))
     if kernels := kernels_for(feature):
         return kernels.roi_align(feature, rois, scale, size, step, sampling_ratio, aligned)
     pooled = torchvision.ops.roi_align(feature.float(), _with_image(rois), size, scale, sampling_ratio, aligned)
@@ -74,14 +74,13 @@ def roi_align_backward(
 @roi_align.register_fake
 def _(feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int, aligned: bool) -> Tensor:
     side = -(-size // step)
-    rows = feature.new_empty((rois.shape[0] * rois.shape[1], side, side, feature.shape[1]))
-    return rows.permute(0, 3, 1, 2)
+    shape = (rois.shape[0] * rois.shape[1], feature.shape[1], side, side)
+    return torch.empty(shape, dtype=feature.dtype, device=feature.device, memory_format=torch.channels_last)
 
 
 @roi_align_backward.register_fake
 def _(gradient: Tensor, feature: Tensor, rois: Tensor, *options: Any) -> Tensor:
-    batch, channels, height, width = feature.shape
-    return gradient.new_empty((batch, height, width, channels)).permute(0, 3, 1, 2)
+    return torch.empty(feature.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
 
 
 def _keep_inputs(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -188,14 +187,23 @@ def _weighted_sums(feature: Tensor, taps: _Taps) -> Tensor:
 def _scattered_sums(gradient: Tensor, feature: Tensor, taps: _Taps) -> Tensor:
     """The transpose of `_weighted_sums`: for each pixel the weighted sum over the bins that read it, always in the
     same order."""
-    batch, channels, height, width = feature.shape
+    channels, pixels = feature.shape[1], feature.numel() // max(1, feature.shape[1])
     order = taps.pixel.argsort(stable=True)
     lengths = taps.offsets.diff()
     bins = torch.arange(len(lengths), device=lengths.device, dtype=torch.int32).repeat_interleave(lengths)
-    per_pixel = torch.bincount(taps.pixel, minlength=batch * height * width)
+    per_pixel = torch.bincount(taps.pixel, minlength=pixels)
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, channels).float()
     sums = F.embedding_bag(
         bins[order], rows, _offsets(per_pixel), mode="sum", per_sample_weights=taps.weight[order],
         include_last_offset=True,
     )  # fmt: skip
-    return sums.to(gradient.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return _from_rows(sums.to(gradient.dtype), feature.permute(0, 2, 3, 1).shape)
+
+
+def _from_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(N * H * W, C) as (N, C, H, W), channels_last, on the same memory.
+
+    Not a view: autograd forbids to change an operator's output in place if it is one.
+    """
+    view = rows.view(shape).permute(0, 3, 1, 2)
+    return rows.new_empty(0).set_(rows.untyped_storage(), rows.storage_offset(), view.shape, view.stride())

@@ -223,9 +223,10 @@ def roi_align(
     """`detection.roi_align.roi_align` on CUDA."""
     rows = feature.permute(0, 2, 3, 1).contiguous()  # no copy of a channels_last map
     side = -(-size // step)
-    bins = rows.new_empty((rois.shape[0] * rois.shape[1], side, side, rows.shape[3]))
-    _launch_roi_align(rows, rois, bins, scale, size, step, sampling_ratio, aligned, backward=False)
-    return bins.permute(0, 3, 1, 2)
+    shape = (rois.shape[0] * rois.shape[1], feature.shape[1], side, side)
+    bins = torch.empty(shape, dtype=feature.dtype, device=feature.device, memory_format=torch.channels_last)
+    _launch_roi_align(rows, rois, bins.permute(0, 2, 3, 1), scale, size, step, sampling_ratio, aligned, backward=False)
+    return bins
 
 
 def roi_align_backward(
@@ -233,8 +234,7 @@ def roi_align_backward(
     aligned: bool,
 ) -> Tensor:  # fmt: skip
     """`detection.roi_align.roi_align_backward` on CUDA; float32 atomic sums, whose order varies."""
-    batch, channels, height, width = feature.shape
     bins = gradient.permute(0, 2, 3, 1).contiguous()
-    total = torch.zeros((batch, height, width, channels), dtype=torch.float32, device=gradient.device)
-    _launch_roi_align(total, rois, bins, scale, size, step, sampling_ratio, aligned, backward=True)
-    return total.to(gradient.dtype).permute(0, 3, 1, 2)
+    total = torch.zeros_like(feature, dtype=torch.float32, memory_format=torch.channels_last)
+    _launch_roi_align(total.permute(0, 2, 3, 1), rois, bins, scale, size, step, sampling_ratio, aligned, backward=True)
+    return total.to(gradient.dtype)

@@ -1,0 +1,196 @@
+"""Who takes part: `ours`, `torchvision`, and plug-ins.
+
+A plug-in is a Python file that defines a class `Contestant` with the methods of the class of that name here, for
+example around another framework. It is named after its file:
+
+    class Contestant:
+        def __init__(self, case, weights, device, amp, training): ...   # see Contestant below
+        def detect(self, inputs): ...
+        def train_step(self, inputs): ...
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from backbones.weights import IMAGENET
+from configs.errors import UserError
+from configs.schema import ModelConfig
+from datasets.batch import Batch
+from detection.model import Detector, build_detector
+from detection.prediction import to_numpy
+from tools.benchmarks.cases import Case, Inputs, spread_weights
+from tools.benchmarks.torchvision_detector import TorchvisionDetector
+
+RATE, MOMENTUM, WEIGHT_DECAY = 1e-5, 0.9, 1e-4
+"""Of the updates: a rate so low that losses stay what they are."""
+
+Detected = list[tuple[Tensor, Tensor, Tensor]]
+"""For each image boxes (D, 4) in pixels of the input, scores (D,), labels (D,), on the CPU, best first."""
+
+
+class Contestant:
+    """One side of a comparison.
+
+    Args:
+        case: the detector (`case.section()` is a config's section `model`) and the size of its images.
+        weights: a state dict by torchvision's names (`random_weights`).
+        device: where it runs.
+        amp: "none": float32; "bf16": convolutions and fully connected layers in bf16.
+        training: it will train (else it will detect).
+    """
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
+        raise NotImplementedError
+
+    def detect(self, inputs: Inputs) -> Detected:
+        """The detections of a batch, on the host."""
+        raise NotImplementedError
+
+    def train_step(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Losses, their gradients, one update by SGD, and gradients set to None; returns the losses."""
+        raise NotImplementedError
+
+
+class _Contestant(Contestant):
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
+        self.device = device
+        self.amp = amp
+        self.model = self.build(case).to(device)
+        self.model.load_state_dict(weights, strict=False)
+        self.model.train(training)
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
+
+    def build(self, case: Case) -> nn.Module:
+        raise NotImplementedError
+
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def train_step(self, inputs: Inputs) -> dict[str, Tensor]:
+        with self.autocast():
+            losses = self.losses(inputs)
+        sum(losses.values()).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses
+
+
+class Ours(_Contestant):
+    """This project's detector as its scripts run it."""
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
+        super().__init__(case, weights, device, amp, training)
+        self.prepared: tuple[Inputs, Batch] | None = None
+        if training:
+            self.model.to(memory_format=torch.channels_last)
+            parameters = [p for p in self.model.parameters() if p.requires_grad]
+            self.optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+        else:
+            self.model.optimize_for_inference(torch.bfloat16 if amp == "bf16" else torch.float32)
+
+    def build(self, case: Case) -> Detector:
+        model = build_detector(ModelConfig.model_validate(case.section()), class_names(case), preprocessing=IMAGENET)
+        model.normalize = AsTheyAre(model.normalize)
+        return model
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """The inputs as a loader would have laid them out; made once."""
+        if self.prepared is None or self.prepared[0] is not inputs:
+            self.prepared = inputs, make_batch(inputs)
+        return self.prepared[1]
+
+    @torch.inference_mode()
+    def detect(self, inputs: Inputs) -> Detected:
+        images = to_numpy(self.model(self.batch(inputs)))
+        return [tuple(map(torch.from_numpy, (image.boxes, image.scores, image.labels))) for image in images]
+
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
+        return self.model(self.batch(inputs), seed=0, iteration=0)
+
+
+class Torchvision(_Contestant):
+    """torchvision's parts, plainly composed."""
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
+        super().__init__(case, weights, device, amp, training)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+
+    def build(self, case: Case) -> TorchvisionDetector:
+        return TorchvisionDetector(ModelConfig.model_validate(case.section()), case.num_classes)
+
+    @torch.inference_mode()
+    def detect(self, inputs: Inputs) -> Detected:
+        with self.autocast():
+            images = self.model(inputs.images, inputs.image_size)
+        return [tuple(image[name].cpu() for name in ("boxes", "scores", "labels")) for image in images]
+
+    def losses(self, inputs: Inputs) -> dict[str, Tensor]:
+        targets = [{"boxes": b, "labels": k} for b, k in zip(inputs.boxes, inputs.labels, strict=True)]
+        return self.model(inputs.images, inputs.image_size, targets)
+
+
+class AsTheyAre(nn.Module):
+    """In the place of the normalisation: images come normalised; only the dtype changes."""
+
+    def __init__(self, normalize: nn.Module) -> None:
+        super().__init__()
+        self.dtype = normalize.dtype
+
+    def forward(self, images: Tensor, image_sizes: Tensor) -> Tensor:
+        return images.to(self.dtype)
+
+
+def class_names(case: Case) -> list[str]:
+    return [f"class{k}" for k in range(1, case.num_classes + 1)]
+
+
+def make_batch(inputs: Inputs) -> Batch:
+    """The inputs as `datasets.batch.Batch`, but with float images."""
+    device, batch_size = inputs.images.device, len(inputs.images)
+    sizes = torch.tensor([inputs.image_size] * batch_size, device=device)
+    return Batch(
+        images=inputs.images.contiguous(memory_format=torch.channels_last),
+        image_sizes=sizes,
+        original_sizes=sizes,
+        boxes=inputs.boxes,
+        labels=inputs.labels,
+        valid=inputs.labels > 0,
+        index=torch.arange(batch_size, device=device),
+    )
+
+
+def random_weights(case: Case) -> dict[str, Tensor]:
+    """A state dict for all contestants."""
+    config = ModelConfig.model_validate(case.section())
+    detector = build_detector(config, class_names(case), preprocessing=IMAGENET)
+    spread_weights(detector)
+    return detector.state_dict()
+
+
+def load_plugin(path: Path) -> Callable[..., Contestant]:
+    """The class `Contestant` of a Python file.
+
+    Raises:
+        UserError: there is no such file or class.
+    """
+    if not path.is_file():
+        raise UserError(f"--plugin {path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "Contestant"):
+        raise UserError(f"--plugin {path}: defines no class Contestant (see tools/benchmarks/contestants.py)")
+    return module.Contestant
+
+
+CONTESTANTS: dict[str, Callable[..., Contestant]] = {"ours": Ours, "torchvision": Torchvision}
