@@ -5,8 +5,9 @@
     python tools/train_det.py --cfg my.yaml --out runs/mine --resume
     torchrun --nproc-per-node 8 tools/train_det.py --cfg configs/frcnn_r101_coco.yaml
 
-The run's folder holds config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt, metrics_val.json, metrics.json
-(of the test set, with the last weights), detections, pictures and report/index.html.
+The run's folder holds config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt (of the best validation;
+without a validation set, the last), metrics_val.json, metrics.json (of the test set, with the last weights),
+detections, pictures and report/index.html.
 """
 
 from __future__ import annotations
@@ -81,6 +82,8 @@ def main(args: argparse.Namespace) -> None:
 
 def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest) -> None:
     """The whole run, from the config to the test set's table."""
+    if args.overwrite and args.resume:
+        raise UserError("--overwrite and --resume contradict each other: one removes the run, the other continues it")
     config = load_config(args.cfg, cli.config_overrides(args))
     data_root = cli.find_data_root(args.data_root)
     run = RunFolder(args.out or Path("runs") / args.cfg.stem, writes=distributed.is_main())
@@ -126,6 +129,7 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
     rate = scaled_rate(config.optim, config.train.batch_size)
     schedule = make_schedule(config.schedule, rate=rate, iterations_per_epoch=iterations_per_epoch)
     monitor = LossMonitor(device)
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     checkpoint_every = config.train.checkpoint_every or config.train.validate_every
     describe(config, detector, train_set, val_set, test_set, schedule.describe(), device, run)
 
@@ -138,10 +142,9 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
             content = checkpoint_content(config, detector, optimizer, ema, state)
             save_checkpoint(path, content if for_resume else without_training(content))
 
-    with run:
+    with run, Progress(schedule.iterations, "training", initial=state.iteration) as progress:
         run.open(dump_config(config), from_iteration=state.iteration)
         batches = Timed(prefetch(loader, device))
-        progress = Progress(schedule.iterations, "training", initial=state.iteration)
         clock, clock_iteration = time.perf_counter(), state.iteration
         while True:
             # -- what is due between two updates; a resumed run comes by here first
@@ -157,6 +160,7 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
                     raise cli.Interrupted(how_to_resume(run, state.iteration)) from None
                 if is_best:
                     save(run.best, for_resume=False)
+                batches.take_seconds()
                 clock, clock_iteration = time.perf_counter(), state.iteration
             exhausted = config.train.patience is not None and state.validations_without_better >= config.train.patience
             ends = exhausted or state.iteration >= schedule.iterations
@@ -175,10 +179,10 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
             try:
                 backward(model, optimizer, batches, monitor, config, device, state.iteration)
             except RuntimeError:
-                if stop.requested:  # the signal has also ended the loader's workers: this update is not made
+                if stop.requested and distributed.world_size() == 1:  # the signal ended the loader's workers too
                     continue
                 raise
-            skip = monitor.finish_step(state.iteration, detector.parameters(), config.optim.clip_norm)
+            skip = monitor.finish_step(state.iteration, parameters, config.optim.clip_norm)
             step_unless(optimizer, skip)
             if ema is not None:
                 ema.update(state.iteration)
@@ -200,6 +204,8 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
         progress.close()
         if exhausted:
             say(f"stopped early: no better {config.train.best_metric} in {config.train.patience} validations")
+        if val_set is None:  # nothing says that an earlier one was better
+            save(run.best, for_resume=False)
         finish(config, detector, ema, val_set, test_set, device, run, state, stop)
 
 

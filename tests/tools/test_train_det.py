@@ -20,7 +20,7 @@ from configs.schema import Config
 from detection.checkpoint import load_detector
 from detection.model import Detector
 from tools import test_det, train_det
-from tools.runtime import cli, evaluation
+from tools.runtime import cli, evaluation, setup
 from tools.runtime.training import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,8 +201,9 @@ def test_early_stopping(tiny_config, tmp_path, monkeypatch, capsys):
 
 
 def test_without_validation_and_test(tiny_config, tmp_path, capsys):
-    train(tiny_config, tmp_path / "run", "--set", "data.test=[]", "schedule.iterations=1")
-    assert (tmp_path / "run/last.pt").is_file()
+    settings = ["data.test=[]", "schedule.iterations=1", "train.channels_last=false"]
+    train(tiny_config, tmp_path / "run", "--set", *settings)
+    assert_same(load(tmp_path / "run/last.pt")["model"], load(tmp_path / "run/best.pt")["model"])
     assert not (tmp_path / "run/metrics.json").exists()
     assert "is the result" in capsys.readouterr().out
 
@@ -296,6 +297,8 @@ def test_resume_refuses_another_training(tiny_config, tmp_path):
     out = tmp_path / "run"
     with pytest.raises(UserError, match="no run to resume"):
         train(tiny_config, out, "--resume")
+    with pytest.raises(UserError, match="contradict"):
+        train(tiny_config, out, "--resume", "--overwrite")
     train(tiny_config, out, "--set", "schedule.iterations=1")
     with pytest.raises(UserError, match=r"model\.rpn\.nms_thresh 0.7, the config now says 0.5"):
         train(tiny_config, out, "--resume", "--set", "model.rpn.nms_thresh=0.5")
@@ -313,7 +316,7 @@ def test_a_longer_schedule_goes_on(tiny_config, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["frcnn_r101_voc.yaml", "frcnn_r101_coco.yaml"])
 def test_missing_data_is_one_line_before_any_model(name, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train_det, "build_detector", None)  # would be an internal error
+    monkeypatch.setattr(setup, "build_detector", None)  # would be an internal error
     parser = train_det.make_parser()
     argv = arguments(ROOT / "configs" / name, tmp_path / "run", "--data-root", str(tmp_path / "nowhere"))
     with pytest.raises(SystemExit) as ending:
