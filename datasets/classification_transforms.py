@@ -54,20 +54,25 @@ class LazyImage:
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image at `size` (H, W): averaging where it shrinks, bilinear where it grows."""
+def resize(image: np.ndarray, size: tuple[int, int], *, fast: bool = False) -> np.ndarray:
+    """The image at `size` (H, W): averaging where it shrinks, bilinear where it grows.
+
+    `fast`, for training: averaging only where it shrinks to less than half, up to where bilinear interpolation uses
+    every pixel; a fifth of the time.
+    """
     if image.shape[:2] == tuple(size):
         return image
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+    limit = 2 if fast else 1
+    shrinks = limit * size[0] < image.shape[0] or limit * size[1] < image.shape[1]
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
-def resize_shorter(source: LazyImage, shorter: int | None) -> np.ndarray:
+def resize_shorter(source: LazyImage, shorter: int | None, *, fast: bool = False) -> np.ndarray:
     """The image with a shorter side of `shorter` pixels and its aspect ratio kept; None: as it is."""
     if shorter is None:
         return source.shrunk(1)
     image = source.shrunk(min(source.size) / shorter)
-    return resize(image, resized_size(source.size, shorter, _NO_CAP))
+    return resize(image, resized_size(source.size, shorter, _NO_CAP), fast=fast)
 
 
 def centre_crop(image: np.ndarray, side: int) -> np.ndarray:
@@ -140,7 +145,7 @@ class TrainTransform:
     def _jittered(self, source: LazyImage, rng: np.random.Generator, augment: ImageAugmentConfig) -> np.ndarray:
         """Shorter side drawn, then a random crop (He et al. 2016, Sec. 3.4)."""
         side = self.data.crop_size
-        image = resize_shorter(source, int(rng.integers(augment.scale[0], augment.scale[1] + 1)))
+        image = resize_shorter(source, int(rng.integers(augment.scale[0], augment.scale[1] + 1)), fast=True)
         y, x = (int(rng.integers(length - side + 1)) for length in image.shape[:2])
         return image[y : y + side, x : x + side]
 
@@ -152,7 +157,7 @@ class TrainTransform:
         down = image.shape[0] / source.size[0], image.shape[1] / source.size[1]
         top, left = math.floor(y * down[0]), math.floor(x * down[1])
         bottom, right = max(round((y + h) * down[0]), top + 1), max(round((x + w) * down[1]), left + 1)
-        return resize(image[top:bottom, left:right], (side, side))
+        return resize(image[top:bottom, left:right], (side, side), fast=True)
 
 
 def crop_for_test(source: LazyImage, shorter: int | None, side: int) -> np.ndarray:

@@ -57,6 +57,9 @@ def test_shrinking_averages():
     checks = np.zeros((8, 12, 3), np.uint8)
     checks[::2, ::2] = checks[1::2, 1::2] = 200
     assert (resize(checks, (4, 6)) == 100).all(), "bilinear without averaging would give 0 or 200 somewhere"
+    stripes = np.zeros((9, 12, 3), np.uint8)
+    stripes[::3] = 240
+    assert (resize(stripes, (3, 12), fast=True) == 80).all(), "to less than half: averaged in training too"
 
 
 def test_the_centre_crop_is_torchvisions():
