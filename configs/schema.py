@@ -335,6 +335,6 @@ class Config(Section):
     def _batch_divides(self) -> Config:
         if self.train.batch_size % self.train.accumulate:
             raise ValueError(
-                f"batch_size {self.train.batch_size} is not a multiple of accumulate {self.train.accumulate} (both in train)"
+                f"train.batch_size {self.train.batch_size} is no multiple of train.accumulate {self.train.accumulate}"
             )
         return self
