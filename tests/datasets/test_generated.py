@@ -119,4 +119,4 @@ def test_unknown_set(tmp_path: Path) -> None:
 
 
 def test_default_lies_in_the_checkout(root: Path) -> None:
-    assert generated.DEFAULT_ROOT == root / "data" / "generated"
+    assert root / "data" / "generated" == generated.DEFAULT_ROOT
