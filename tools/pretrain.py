@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from backbones.batch_norm import recalibrate
 from backbones.classification import (
@@ -32,25 +32,31 @@ from backbones.classification import (
     WarmupUntilError,
     build_classifier,
     classification_loss,
-    measure_mean,
     wrong_answers,
 )
-from backbones.weights import Preprocessing, load_backbone_weights
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from datasets.classification import ImageFiles, ImageSet, Splits, build_splits, centre_batches, spread
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import FORMAT, load_checkpoint, save_checkpoint, without_training
-from tools.runtime.classification import EVALUATION_BATCH, TrainBatch, TrainingError, evaluate, train_feed
+from tools.runtime.classification import (
+    TrainBatch,
+    TrainingError,
+    compiled,
+    describe,
+    evaluate,
+    make_normalize,
+    train_feed,
+)
 from tools.runtime.distributed import say
 from tools.runtime.ema import Ema
-from tools.runtime.optimizer import build_optimizer, describe_rate, load_optimizer, scaled_rate, set_rate, step_unless
+from tools.runtime.optimizer import build_optimizer, load_optimizer, scaled_rate, set_rate, step_unless
 from tools.runtime.progress import Progress, Timed
 from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import RunFolder, write_json
 from tools.runtime.schedule import make_schedule
-from tools.runtime.training import LossMonitor, autocast, average_statistics, count_parameters, seed_step
+from tools.runtime.training import LossMonitor, autocast, average_statistics, seed_step
 
 WARMUP_WINDOW = 50
 """Iterations whose training error is compared with `schedule.warmup_until_error`."""
@@ -96,6 +102,8 @@ def main(args: argparse.Namespace) -> None:
     device = cli.select_device(args.device)
     with distributed.processes(device), cli.StopRequest() as stop:
         run = RunFolder(args.out or Path("runs") / args.cfg.stem, writes=distributed.is_main())
+        if args.overwrite and args.resume:
+            raise UserError("--overwrite and --resume contradict each other: one removes the run, the other goes on")
         if args.overwrite:
             distributed.on_main(run.clear)
         train(config, run, cli.find_data_root(args.data_root), device, stop, resume=args.resume)
@@ -159,11 +167,11 @@ def train(
             content["training"] |= {"iteration": state.iteration, "metrics": state.metrics}
             save_checkpoint(path, content if for_resume else without_training(content))
 
-    with run:
+    monitor = LossMonitor(device)
+    parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    with run, Progress(schedule.iterations, "training", initial=state.iteration) as progress:
         run.open(dump_config(config), from_iteration=state.iteration)
-        monitor = LossMonitor(device)
         batches = Timed(train_feed(splits.train, config, normalize, device, state.iteration))
-        progress = Progress(schedule.iterations, "training", initial=state.iteration)
         clock, clock_iteration = time.perf_counter(), state.iteration
         while True:
             # -- what is due between two updates; a resumed run comes by here first
@@ -172,6 +180,7 @@ def train(
                 average_statistics(net)
                 if validate(config, net, normalize, ema, splits, device, run, state):
                     save(run.best, for_resume=False)
+                batches.take_seconds()
                 clock, clock_iteration = time.perf_counter(), state.iteration
             patience = config.train.patience
             exhausted = patience is not None and state.validations_without_better >= patience
@@ -192,13 +201,14 @@ def train(
             seed_step(config.seed, state.iteration)
             set_rate(optimizer, rate(state.iteration))
             try:
-                backward(model, optimizer, batches, monitor, state.error, config, device)
+                wrong = backward(model, optimizer, batches, monitor, config, device)
             except RuntimeError:
-                if stop.requested:  # the signal has also ended the loader's workers: this update is not made
+                if stop.requested and distributed.world_size() == 1:  # the signal ended the loader's workers too
                     continue
                 raise
-            skip = monitor.finish_step(state.iteration, net.parameters(), config.optim.clip_norm)
+            skip = monitor.finish_step(state.iteration, parameters, config.optim.clip_norm)
             step_unless(optimizer, skip)
+            state.error.add(wrong, config.train.batch_size)
             if ema is not None:
                 ema.update(state.iteration)
             state.iteration += 1
@@ -219,6 +229,8 @@ def train(
         progress.close()
         if exhausted or state.plateau.finished:
             say(f"ended early after {state.iteration} iterations: the validation error falls no more")
+        if splits.val is None and splits.test is None:  # nothing says that an earlier one was better
+            save(run.best, for_resume=False)
         finish(config, net, normalize, ema, splits, device, run, state)
 
 
@@ -227,13 +239,13 @@ def backward(
     optimizer: torch.optim.Optimizer,
     batches: Iterator[TrainBatch],
     monitor: LossMonitor,
-    error: TrainingError,
     config: ClassificationConfig,
     device: torch.device,
-) -> None:
-    """The gradients of one step, summed up over its accumulated parts."""
+) -> Tensor:
+    """The gradients of one step, summed up over its accumulated parts; and how many answers were wrong, ()."""
     train = config.train
     optimizer.zero_grad(set_to_none=True)
+    wrong = torch.zeros((), dtype=torch.int64, device=device)
     for part in range(train.accumulate):
         batch = next(batches)
         last = part == train.accumulate - 1
@@ -243,33 +255,11 @@ def backward(
             loss = classification_loss(logits, batch.labels, smoothing=train.label_smoothing, mix=batch.mix)
             (loss / train.accumulate).backward()
         monitor.add({"cross_entropy": loss}, batch.index)
-        error.add(wrong_answers(logits.detach(), batch.labels), len(batch.labels) * distributed.world_size())
+        wrong += wrong_answers(logits.detach(), batch.labels)
+    return wrong
 
 
 # ---------------------------------------------------------------------------------------------- before the loop
-
-
-def make_normalize(
-    config: ClassificationConfig, net: nn.Module, train_set: ImageSet, checkpoint: dict | None, data_root: Path
-) -> Normalize:
-    """The net's input: a resumed run's, that of the weights to start from, or the config's, measured if need be."""
-    if checkpoint is not None:
-        return Normalize(Preprocessing.from_dict(checkpoint["preprocessing"]), checkpoint.get("mean_image"))
-    model, data = config.model, config.data
-    if model.weights != "random":
-        name = model.backbone if isinstance(model.backbone, str) else "the net"
-        style = model.stride_in_1x1
-        preprocessing = load_backbone_weights(net, name, model.weights, stride_in_1x1=style, data_root=data_root)
-        say(f"weights    {model.weights}, whose own mean and std stand in for the config's")
-        return Normalize(preprocessing)
-    if not isinstance(data.mean, str):
-        return Normalize(Preprocessing(data.mean, data.std))
-    sample = spread(train_set, data.mean_images)
-    batches = centre_batches(sample, data, batch_size=EVALUATION_BATCH)
-    image = distributed.on_main(lambda: measure_mean(batch.images for batch in batches))
-    mean = tuple(image.double().mean((1, 2)).tolist())
-    say(f"mean       {data.mean}, of {len(sample):,} images: {', '.join(f'{value:.2f}' for value in mean)} (RGB)")
-    return Normalize(Preprocessing(mean, data.std), image if data.mean == "pixel" else None)
 
 
 def fresh_state(config: ClassificationConfig, device: torch.device) -> State:
@@ -294,34 +284,6 @@ def load_training(
     if ema is not None:
         ema.load_state_dict(training.get("ema", checkpoint["model"]))
     state.load_state_dict(training["state"])
-
-
-def compiled(net: nn.Module) -> nn.Module:
-    """The net, compiled for one shape; what cannot be compiled runs as it is, with a warning."""
-    torch._dynamo.config.suppress_errors = True
-    return torch.compile(net, dynamic=False)
-
-
-def describe(
-    config: ClassificationConfig, net: nn.Module, splits: Splits, schedule: str, device: torch.device, run: RunFolder
-) -> None:
-    """Say what will be done."""
-    sets = {"to train on": splits.train, "to validate": splits.val, "to test": splits.test}
-    sizes = [f"{len(images):,} {verb}" for verb, images in sets.items() if images is not None]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    name = config.model.backbone if isinstance(config.model.backbone, str) else "a net of one's own"
-    kind = f"{name}{', plain' if config.model.plain else ''}"
-    say(f"data       {', '.join(sizes)} images{', in memory' if config.data.in_memory else ''}")
-    say(f"classes    {len(splits.train.class_names)}: {', '.join(splits.train.class_names[:10])}, ...")
-    say(f"model      {kind}: {count_parameters(net)[0]:,} parameters")
-    say(f"step       {config.train.batch_size} images, {config.optim.name}, "
-        f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
-    say(f"schedule   {schedule}")
-    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
-    say(f"run        {run.path}")
-    if splits.val is None and splits.test is not None:
-        say("best.pt is chosen by the test set, as there is no validation set: report the figures of last.pt")
 
 
 # ---------------------------------------------------------------------------------------------- between the updates
@@ -409,22 +371,16 @@ def finish(
     run: RunFolder,
     state: State,
 ) -> None:
-    """Recalibrate the last weights (not the best: that choice would need a further set), test them, write the figures.
-
-    last.pt keeps what training would go on from beside the recalibrated net.
-    """
-    metrics = state.metrics
+    """Test the last weights (not the best: that choice would need a further set), and write and print the figures."""
+    metrics, how = state.metrics, "running batch norm"
     if config.train.recalibrate:
         raw = {name: tensor.clone() for name, tensor in net.state_dict().items()}
         averages = {name: tensor.clone() for name, tensor in ema.state_dict().items()} if ema is not None else None
         if averages is not None:
             net.load_state_dict(averages)
-        sample = spread(splits.train, config.train.recalibrate_images)
-        share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-        loader = centre_batches(sample, config.data, batch_size=config.train.batch_size, **share)
-        with autocast(device, config.train.amp):
-            recalibrate(net, (normalize(batch.to(device).images) for batch in loader), device)
-        metrics = test_sets(config, net, normalize, splits, device)
+        recalibrate_over(splits.train, config, net, normalize, device)
+        metrics, how = test_sets(config, net, normalize, splits, device), "batch norm recalibrated"
+        run.log(state.iteration, metrics, prefix="recalibrated")
         if run.writes:
             content = load_checkpoint(run.last)
             content["model"] = net.state_dict()
@@ -432,19 +388,24 @@ def finish(
             if averages is not None:
                 content["training"]["ema"] = averages
             save_checkpoint(run.last, content)
-        run.log(state.iteration, metrics, prefix="recalibrated")
-    if not run.writes:
-        return
-    final = {"iteration": state.iteration, "recalibrated": config.train.recalibrate}
-    for name, file in (("val", "metrics_val.json"), ("test", "metrics.json")):
-        if name in (metrics or {}):
-            write_json(run.path / file, {**metrics[name], **final})
-    if metrics and "test" not in metrics:
-        write_json(run.path / "metrics.json", {**metrics["val"], **final})
-    if metrics:
-        how = "batch norm recalibrated over the training set" if config.train.recalibrate else "running batch norm"
+    if metrics and run.writes:
+        final = {name: {**values, "iteration": state.iteration, "batch_norm": how} for name, values in metrics.items()}
+        write_json(run.path / "metrics.json", final.get("test", final.get("val")))
+        if "val" in final:
+            write_json(run.path / "metrics_val.json", final["val"])
         say(f"\nlast weights (iteration {state.iteration}, {how}): {format_errors(metrics)}")
     say(f"weights    {run.last}")
+
+
+def recalibrate_over(
+    train_set: ImageSet, config: ClassificationConfig, net: nn.Module, normalize: Normalize, device: torch.device
+) -> None:
+    """Give batch norm the true statistics over the training set's centre crops, or a sample of them."""
+    sample = spread(train_set, config.train.recalibrate_images)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = centre_batches(sample, config.data, batch_size=config.train.batch_size, **share)
+    with autocast(device, config.train.amp):
+        recalibrate(net, (normalize(batch.to(device).images) for batch in loader), device)
 
 
 def make_parser() -> argparse.ArgumentParser:

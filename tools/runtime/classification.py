@@ -1,34 +1,98 @@
-"""What the classification scripts share: training batches, ready on the device, and the test of a set."""
+"""What the classification scripts share: the net's input, training batches on the device, the test of a set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from backbones.augmentation import DeviceImages, Mix, StepAugmentation, draw_crops, to_device
-from backbones.classification import Normalize
+from backbones.classification import Normalize, measure_mean
 from backbones.views import count_errors
+from backbones.weights import Preprocessing, load_backbone_weights
 from configs.classification import ClassificationConfig, ImageDataConfig
 from datasets.cifar import ImageArrays
 from datasets.classification import (
     ImageSet,
     LabelledBatch,
+    Splits,
     TrainStream,
     centre_batches,
     local_parts,
     scaled_batches,
+    spread,
     train_batches,
 )
 from datasets.loader import prefetch
 from tools.runtime import distributed
+from tools.runtime.distributed import say
+from tools.runtime.optimizer import describe_rate
 from tools.runtime.progress import Progress
-from tools.runtime.training import autocast
+from tools.runtime.run_folder import RunFolder
+from tools.runtime.training import autocast, count_parameters
 
 EVALUATION_BATCH = 256
 """Images of a batch of centre crops. 10-crop and multi-scale tests take fewer, as each has many views."""
+
+
+# ---------------------------------------------------------------------------------------------- before the loop
+
+
+def make_normalize(
+    config: ClassificationConfig, net: nn.Module, train_set: ImageSet, checkpoint: dict | None, data_root: Path
+) -> Normalize:
+    """The net's input: a resumed run's, that of the weights to start from, or the config's, measured if need be."""
+    if checkpoint is not None:
+        return Normalize(Preprocessing.from_dict(checkpoint["preprocessing"]), checkpoint.get("mean_image"))
+    model, data = config.model, config.data
+    if model.weights != "random":
+        name = model.backbone if isinstance(model.backbone, str) else "the net"
+        style = model.stride_in_1x1
+        preprocessing = load_backbone_weights(net, name, model.weights, stride_in_1x1=style, data_root=data_root)
+        say(f"weights    {model.weights}, whose own mean and std stand in for the config's")
+        return Normalize(preprocessing)
+    if not isinstance(data.mean, str):
+        return Normalize(Preprocessing(data.mean, data.std))
+    sample = spread(train_set, data.mean_images)
+    batches = centre_batches(sample, data, batch_size=EVALUATION_BATCH)
+    image = distributed.on_main(lambda: measure_mean(batch.images for batch in batches))
+    mean = tuple(image.double().mean((1, 2)).tolist())
+    say(f"mean       {data.mean}, of {len(sample):,} images: {', '.join(f'{value:.2f}' for value in mean)} (RGB)")
+    return Normalize(Preprocessing(mean, data.std), image if data.mean == "pixel" else None)
+
+
+def compiled(net: nn.Module) -> nn.Module:
+    """The net, compiled for one shape; what cannot be compiled runs as it is, with a warning."""
+    torch._dynamo.config.suppress_errors = True
+    return torch.compile(net, dynamic=False)
+
+
+def describe(
+    config: ClassificationConfig, net: nn.Module, splits: Splits, schedule: str, device: torch.device, run: RunFolder
+) -> None:
+    """Say what will be done."""
+    sets = {"to train on": splits.train, "to validate": splits.val, "to test": splits.test}
+    sizes = [f"{len(images):,} {verb}" for verb, images in sets.items() if images is not None]
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    name = config.model.backbone if isinstance(config.model.backbone, str) else "a net of one's own"
+    kind = f"{name}{', plain' if config.model.plain else ''}"
+    say(f"data       {', '.join(sizes)} images{', in memory' if config.data.in_memory else ''}")
+    say(f"classes    {len(splits.train.class_names)}: {', '.join(splits.train.class_names[:10])}, ...")
+    say(f"model      {kind}: {count_parameters(net)[0]:,} parameters")
+    say(f"step       {config.train.batch_size} images, {config.optim.name}, "
+        f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
+    say(f"schedule   {schedule}")
+    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
+    say(f"run        {run.path}")
+    if splits.val is None and splits.test is not None:
+        say("best.pt is chosen by the test set, as there is no validation set: report the figures of last.pt")
+
+
+# ---------------------------------------------------------------------------------------------- training
 
 
 class TrainBatch(NamedTuple):
@@ -100,6 +164,46 @@ def _memory_batches(
         iteration += 1
 
 
+class TrainingError:
+    """The share of wrong answers in training, counted on the device and read since several marks."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
+        """Of this process, since the beginning."""
+        self.images = 0
+        """Of all processes."""
+        self.marks: dict[str, list[int]] = {}
+
+    def add(self, wrong: Tensor, images: int) -> None:
+        """Take in () wrong answers of this process, and the number of images that all processes saw."""
+        self.wrong += wrong
+        self.images += images
+
+    def take(self, mark: str) -> float:
+        """The error since the mark, which moves here; waits for the device."""
+        total = self._total()
+        wrong, images = self.marks.get(mark, (0, 0))
+        self.marks[mark] = [total, self.images]
+        return (total - wrong) / max(self.images - images, 1)
+
+    def _total(self) -> int:
+        total = self.wrong.clone()
+        distributed.reduce_sum(total)
+        return int(total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"wrong": self._total(), "images": self.images, "marks": dict(self.marks)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        self.wrong.fill_(state["wrong"] if distributed.is_main() else 0)
+        self.images, self.marks = state["images"], dict(state["marks"])
+
+
+# ---------------------------------------------------------------------------------------------- test
+
+
 def evaluate(
     members: Sequence[tuple[nn.Module, Normalize]],
     images: ImageSet,
@@ -160,40 +264,3 @@ def _moved(batches: Any, device: torch.device, progress: Progress) -> Iterator[t
         moved: list[LabelledBatch] = [batch.to(device) for batch in scales]
         yield [batch.images for batch in moved], moved[0].labels
         progress.update()
-
-
-class TrainingError:
-    """The share of wrong answers in training, counted on the device and read since several marks."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.wrong = torch.zeros((), dtype=torch.int64, device=device)
-        """Of this process, since the beginning."""
-        self.images = 0
-        """Of all processes."""
-        self.marks: dict[str, list[int]] = {}
-
-    def add(self, wrong: Tensor, images: int) -> None:
-        """Take in () wrong answers of this process, and the number of images that all processes saw."""
-        self.wrong += wrong
-        self.images += images
-
-    def take(self, mark: str) -> float:
-        """The error since the mark, which moves here; waits for the device."""
-        total = self._total()
-        wrong, images = self.marks.get(mark, (0, 0))
-        self.marks[mark] = [total, self.images]
-        return (total - wrong) / max(self.images - images, 1)
-
-    def _total(self) -> int:
-        total = self.wrong.clone()
-        distributed.reduce_sum(total)
-        return int(total)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"wrong": self._total(), "images": self.images, "marks": dict(self.marks)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
-        self.wrong.fill_(state["wrong"] if distributed.is_main() else 0)
-        self.images, self.marks = state["images"], dict(state["marks"])
