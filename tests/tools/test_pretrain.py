@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones.classification import load_classifier
+from backbones.classification import build_classifier, load_classifier
 from backbones.weights import load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.classification import ClassificationConfig, ClassifierConfig
@@ -22,7 +24,10 @@ from configs.loading import load_config
 from datasets.classification import build_splits
 from tools import pretrain
 from tools.runtime import cli
-from tools.runtime.training import NonFiniteLoss
+from tools.runtime.classification import TrainingError, make_normalize, train_feed
+from tools.runtime.ema import Ema
+from tools.runtime.optimizer import build_optimizer, step_unless
+from tools.runtime.training import LossMonitor, NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["data.augment.crop=random_resized", "data.mean=channel", "data.test_resize=14", "data.augment.lighting=0.1"]
@@ -253,6 +258,45 @@ def test_a_non_finite_loss_is_named_and_not_saved(classifier_config, tmp_path):
     assert not (tmp_path / "run/last.pt").exists() or all(
         value.isfinite().all() for value in load(tmp_path / "run/last.pt")["model"].values()
     )
+
+
+class NoHostSync(TorchDispatchMode):
+    """Fails where a value of the device is read by the host or decides a shape."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        reading = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select)
+        assert func.overloadpacket not in reading, f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["memory", "files"])
+def test_a_step_never_waits_for_the_device(classifier_config, tmp_path, way):
+    settings = [
+        "data.augment.lighting=0.1",
+        "data.augment.erasing=0.5",
+        "data.augment.cutmix=1.0",
+        "train.ema_decay=0.9",
+    ]
+    config = load_config(
+        classifier_config, [*settings, *(FILES if way == "files" else [])], ClassificationConfig
+    )  # fmt: skip
+    device = torch.device("cpu")
+    splits = build_splits(config.data, tmp_path)
+    net = build_classifier(config.model, 3)
+    normalize = make_normalize(config, net, splits.train, None, tmp_path)
+    batches = train_feed(splits.train, config, normalize, device, 0)
+    optimizer, ema, monitor = build_optimizer(net, config.optim), Ema(net, 0.9), LossMonitor(device)
+    error = TrainingError(device)
+    for iteration in range(3):
+        # At its beginning a DataLoader reads a seed, on the host.
+        with NoHostSync() if iteration else nullcontext():
+            wrong = pretrain.backward(net, optimizer, batches, monitor, config, device)
+            skip = monitor.finish_step(iteration, net.parameters(), 1.0)
+            step_unless(optimizer, skip)
+            error.add(wrong, 8)
+            ema.update(iteration)
+    with pytest.raises(AssertionError, match="waits for the device"), NoHostSync():
+        error.take("log")
 
 
 @pytest.mark.parametrize(
