@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torchvision
 from hypothesis import given
@@ -40,3 +41,26 @@ def test_operator_is_well_formed():
     boxes = torch.rand(2, 5, 4)
     args = (boxes, torch.rand(2, 5), torch.ones(2, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.int64), 0.5, 3)
     torch.library.opcheck(torch.ops.detection.nms.default, args)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("num", "max_output", "num_groups"), [(12000, 2000, 1), (6000, 300, 5), (10, 100, 1)])
+def test_cuda_equals_the_cpu_without_a_sync(num, max_output, num_groups):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(3, num, 2, generator=generator) * 900
+    boxes = torch.cat((corner, corner + 20 + torch.rand(3, num, 2, generator=generator) * 200), dim=-1)
+    args = (
+        boxes,
+        torch.rand(3, num, generator=generator),
+        torch.rand(3, num, generator=generator) < 0.9,
+        torch.randint(0, num_groups, (3, num), generator=generator),
+    )
+    expected = nms(*args, 0.7, max_output)
+    on_device = [arg.cuda() for arg in args]
+    nms(*on_device, 0.7, max_output)  # compiles the kernel
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        kept = nms(*on_device, 0.7, max_output)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(kept.cpu(), expected)

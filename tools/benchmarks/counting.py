@@ -21,7 +21,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -115,3 +116,16 @@ def count(work: Callable[[], object]) -> Counts:
         work()
     counts.flops = flops.get_total_flops()
     return counts
+
+
+def make_fake(module: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """The same module, in place, with fake parameters and buffers: shapes and layouts without values."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None:
+                fake = mode.from_tensor(value.detach())
+                part._parameters[name] = nn.Parameter(fake, requires_grad=value.requires_grad)
+        for name, value in part._buffers.items():
+            if value is not None:
+                part._buffers[name] = mode.from_tensor(value)
+    return module

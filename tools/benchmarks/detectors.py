@@ -1,0 +1,220 @@
+"""The modes that measure detectors: count, infer, train, roofline. Each returns a dictionary for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensorMode
+
+from tools.benchmarks.cases import Case, Inputs, make_inputs
+from tools.benchmarks.checks import check_inference, check_training, resemblance
+from tools.benchmarks.contestants import CONTESTANTS, MOMENTUM, RATE, WEIGHT_DECAY, Contestant, Ours, random_weights
+from tools.benchmarks.counting import Counts, count, make_fake
+from tools.benchmarks.roofline import roofline_seconds
+from tools.benchmarks.timing import compare
+
+Makers = dict[str, Callable[..., Contestant]]
+
+# ---------------------------------------------------------------------------------------------- without computing
+
+
+def fake_work(case: Case, batch_size: int, amp: str, *, training: bool) -> tuple[FakeTensorMode, Callable[[], object]]:
+    """Ours at the case's true shapes on fake tensors: one training step, or detection without the copy to the host."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    device = torch.device("cpu")
+    contestant = Ours(case, {}, device, amp, training)
+    make_fake(contestant.model, mode)
+    with mode:
+        real = make_inputs(case, batch_size, device)
+        inputs = Inputs(*(mode.from_tensor(value) if torch.is_tensor(value) else value for value in real))
+        batch = contestant.batch(inputs)
+    if training:
+        parameters = [p for p in contestant.model.parameters() if p.requires_grad]
+        contestant.optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def work() -> object:
+        if training:
+            return contestant.train_step(inputs)
+        with torch.no_grad():
+            return contestant.model(batch)
+
+    with mode:
+        work()  # anchors, frozen batch norm's constants and momentum are made once
+    return mode, work
+
+
+def count_ours(case: Case, batch_size: int, amp: str, *, training: bool) -> Counts:
+    """Launches, syncs and FLOPs at the case's true shapes. A sync other than the last copy to the host would raise an
+    error: on fake tensors there are no values to read."""
+    mode, work = fake_work(case, batch_size, amp, training=training)
+    with mode:
+        return count(work)
+
+
+def count_detecting(case: Case, amp: str) -> Counts:
+    """The same for the detection of one image, copy to the host included; computed, on a small image."""
+    device = torch.device("cpu")
+    contestant = Ours(case.small(), {}, device, amp, False)
+    inputs = make_inputs(case.small(), 1, device)
+    contestant.detect(inputs)
+    return count(lambda: contestant.detect(inputs))
+
+
+def count_theirs(case: Case, make: Callable[..., Contestant], batch_size: int, *, training: bool) -> Counts:
+    """The counts of another contestant on small images with few RoIs, on which they do not depend; FLOPs do."""
+    device = torch.device("cpu")
+    small = case.small()
+    contestant = make(small, random_weights(small), device, "none", training)
+    inputs = make_inputs(small, batch_size, device)
+    work = contestant.train_step if training else contestant.detect
+    work(inputs)
+    counts = count(lambda: work(inputs))
+    counts.flops = 0
+    return counts
+
+
+def count_mode(case: Case, makers: Makers, amp: str) -> dict[str, Any]:
+    """Counts of inference at batch 1 and training at batch 1 and 8, for every contestant."""
+    report: dict[str, Any] = {}
+    if "ours" in makers:
+        ours = {
+            "infer_b1": count_detecting(case, amp).summary(),
+            "train_b8": count_ours(case, 8, amp, training=True).summary(),
+        }
+        ours["infer_b1"]["flops"] = count_ours(case, 1, amp, training=False).flops
+        ours["per_extra_image"] = count_ours(case, 9, amp, training=True).launches - ours["train_b8"]["launches"]
+        report["ours"] = ours
+    for name, make in makers.items():
+        if name != "ours":
+            one, two = (count_theirs(case, make, batch_size, training=True) for batch_size in (1, 2))
+            report[name] = {
+                "infer_b1": count_theirs(case, make, 1, training=False).summary(),
+                "train_b1": one.summary(),
+                "train_b8": {"launches": one.launches + 7 * (two.launches - one.launches),
+                             "syncs": one.syncs + 7 * (two.syncs - one.syncs), "flops": 0},
+                "per_extra_image": two.launches - one.launches,
+            }  # fmt: skip
+    return report
+
+
+def roofline_mode(case: Case, batch_size: int) -> dict[str, float]:
+    """Milliseconds an image at best in bf16 on the machine of `roofline.py`'s constants."""
+    report = {}
+    for name, training in (("train", True), ("infer", False)):
+        mode, work = fake_work(case, batch_size, "bf16", training=training)
+        with mode:
+            report[f"{name}_ms_per_image"] = 1000 * roofline_seconds(work) / batch_size
+    return report
+
+
+# ---------------------------------------------------------------------------------------------- side by side
+
+
+def infer_mode(
+    case: Case, makers: Makers, device: torch.device, *, batch_size: int, amp: str, reference_amp: str,
+    repetitions: int, warmup: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds a batch, from normalised images on the device to detections on the host."""
+    reference = reference_of(makers)
+    report: dict[str, Any] = {}
+    if len(makers) > 1:
+        with exact_float32():
+            report["equal_detections"] = check_inference(case, makers, reference, device)
+    weights, inputs = random_weights(case), make_inputs(case, batch_size, device)
+    works = {}
+    found = {}
+    for name, make in makers.items():
+        contestant = make(case, weights, device, reference_amp if name == reference else amp, False)
+        works[name] = lambda contestant=contestant: contestant.detect(inputs)
+        if amp != "none" and len(makers) > 1:
+            found[name] = works[name]()
+    if found:
+        report["resembling_detections"] = min(resemblance(found[name], found[reference]) for name in makers)
+    report["seconds"] = compare(works, reference=reference, repetitions=repetitions, warmup=warmup, device=device)
+    if device.type == "cuda":
+        report["busy"] = {name: busy_share(work) for name, work in works.items()}
+        add_roofline(report, case, batch_size, "infer")
+    return report
+
+
+def train_mode(
+    case: Case, makers: Makers, device: torch.device, *, batch_size: int, amp: str, reference_amp: str,
+    repetitions: int, warmup: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds of a step: losses, gradients, update."""
+    reference = reference_of(makers)
+    report: dict[str, Any] = {}
+    if len(makers) > 1:
+        with exact_float32():
+            report["largest_loss_difference"] = check_training(case, makers, reference, device)
+    weights, inputs = random_weights(case), make_inputs(case, batch_size, device)
+    works = {}
+    for name, make in makers.items():
+        contestant = make(case, weights, device, reference_amp if name == reference else amp, True)
+        works[name] = lambda contestant=contestant: contestant.train_step(inputs)
+    report["seconds"] = compare(works, reference=reference, repetitions=repetitions, warmup=warmup, device=device)
+    if device.type == "cuda":
+        report["busy"] = {name: busy_share(work) for name, work in works.items()}
+        add_roofline(report, case, batch_size, "train")
+        if "ours" in works:
+            report["sync_free"] = runs_without_syncs(works["ours"])
+    return report
+
+
+def reference_of(makers: Makers) -> str | None:
+    """Whom the others are divided by: torchvision where it takes part, else the first."""
+    return "torchvision" if "torchvision" in makers else next(iter(makers))
+
+
+def select(names: list[str], plugins: Makers) -> Makers:
+    """The contestants of these names and the plug-ins."""
+    return {name: CONTESTANTS[name] for name in names} | plugins
+
+
+class exact_float32:
+    """Inside, float32 products are float32 on CUDA too."""
+
+    def __enter__(self) -> None:
+        self.kept = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self.kept
+
+
+def add_roofline(report: dict[str, Any], case: Case, batch_size: int, kind: str) -> None:
+    """What share of the roofline ours reaches."""
+    best = roofline_mode(case, batch_size)[f"{kind}_ms_per_image"] * batch_size / 1000
+    if "ours" in report["seconds"]:
+        report["share_of_roofline"] = best / report["seconds"]["ours"]["wall"]["median"]
+
+
+def busy_share(work: Callable[[], object], calls: int = 3) -> float:
+    """The share of the wall time in which kernels run on the GPU."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            work()
+        end.record()
+        torch.cuda.synchronize()
+    kernels = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
+    return kernels / (start.elapsed_time(end) / 1e3)
+
+
+def runs_without_syncs(work: Callable[[], object]) -> bool | str:
+    """Whether a call passes under CUDA's own sync detector; if not, its message."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        work()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return True
