@@ -97,7 +97,16 @@ CASES = {
             },
             (600, 1000),
         ),
-        Case("r50_c4_tiny", {**_C4, "backbone": "resnet50", "anchors": {"sizes": [32, 64]}}, (96, 128)),
+        Case(
+            "tiny",
+            {
+                "backbone": "resnet50",
+                "anchors": {"sizes": [32, 64]},
+                "rpn": {"hidden_channels": 32, "post_nms_top_n_train": 20, "post_nms_top_n_test": 10},
+                "box": {"batch_size_per_image": 8, "score_thresh": 0.001},
+            },
+            (64, 96),
+        ),
     )
 }  # fmt: skip
 
