@@ -68,6 +68,20 @@ def test_recipe_runs_from_training_to_submission(name, devkit, tmp_path):
     assert isinstance(json.loads((tested / "detections.json").read_text()), list)
 
 
+@pytest.mark.slow
+def test_bccd_as_coco_trains_an_epoch(data_dir, bccd_as_coco, tmp_path):
+    """The same images as a COCO file: an epoch, tested on the VOC folder's test set."""
+    source = f"{{format: coco, images: bccd/JPEGImages, annotations: {bccd_as_coco}}}"
+    settings = [f"data.train=[{source}]", "schedule.epochs=1", "schedule.warmup_iterations=5", "data.num_workers=0"]
+    settings += ["data.min_size=120", "data.max_size=160", "data.test_min_size=120", "data.test_max_size=160"]
+    arguments = ["--cfg", "configs/bccd_r18_fpn.yaml", "--data-root", str(data_dir), "--device", "cpu"]
+    done = run("tools/train_det.py", *arguments, "--out", str(tmp_path / "run"), "--set", *settings)
+    assert done.returncode == 0, done.stderr
+    last = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][-1]
+    assert last["iteration"] == 36  # 292 images are 36.5 steps of 8
+    assert (tmp_path / "run/metrics.json").exists()
+
+
 def test_without_the_data_one_line_says_what_to_do(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "DATA_DIR"}
     arguments = ["--cfg", "configs/frcnn_r101_voc.yaml", "--data-root", str(tmp_path), "--device", "cpu"]
