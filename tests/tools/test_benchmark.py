@@ -1,0 +1,188 @@
+"""tools/benchmark.py: that what it compares is equal, that it refuses what is not, and its arithmetic."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from tools import benchmark
+from tools.benchmarks import checks, timing
+from tools.benchmarks.cases import CASES, make_inputs
+from tools.benchmarks.contestants import CONTESTANTS, Ours, Torchvision, load_plugin, random_weights
+from tools.benchmarks.roofline import roofline_seconds
+
+CPU = torch.device("cpu")
+TINY = CASES["tiny"]
+
+WITHOUT_PACKAGES = """
+import sys
+class Blocked:
+    names = {"pydantic", "safetensors", "cv2", "albumentations", "yaml", "pycocotools", "matplotlib", "tqdm",
+             "hotcoco", "rich", "tensorboard", "defusedxml"}
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in self.names:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+import importlib.util
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in Blocked.names else found(name, *rest)
+sys.meta_path.insert(0, Blocked())
+import runpy
+sys.argv = ["benchmark.py", *sys.argv[1:]]
+runpy.run_path(%r, run_name="__main__")
+"""
+
+PLUGIN = """
+from tools.benchmarks.contestants import Ours
+
+class Contestant(Ours):
+    def detect(self, inputs):
+        return [(boxes + %s, scores, labels) for boxes, scores, labels in super().detect(inputs)]
+"""
+
+
+def test_runs_with_torch_torchvision_and_numpy_alone(root: Path, tmp_path: Path):
+    """And writes a report that it can compare with."""
+    out = tmp_path / "new" / "report.json"
+    code = WITHOUT_PACKAGES % str(root / "tools" / "benchmark.py")
+    options = ["infer", "--case", "tiny", "--repetitions", "2", "--device", "cpu", "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(out.read_text())
+    assert {"versions", "device", "threads", "commit"} <= report["environment"].keys()
+    assert report["environment"]["stand_ins"] == ["pydantic", "safetensors"]
+    row = report["results"]["infer tiny"]
+    assert row["equal_detections"] >= 0.99
+    ratio = row["seconds"]["ours"]["ratio"]
+    assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("r101_fpn_coco", "vgg16_voc"))]
+)
+def test_both_sides_train_and_detect_alike(name):
+    """Losses of two steps, so gradients too; detections. At a small size, every neck and head."""
+    case = CASES[name].small()
+    if name != "tiny":
+        backbone = {"r101_fpn_coco": "resnet50", "vgg16_voc": "vgg16"}[name]
+        case = type(case)(name, {**case.model, "backbone": backbone}, (64, 96), 5).with_box(fc_width=64)
+    assert checks.check_training(case, CONTESTANTS, "torchvision", CPU) < checks.LOSS_TOLERANCE
+    assert checks.check_inference(case, CONTESTANTS, "torchvision", CPU) >= checks.EQUAL_SHARE
+
+
+def test_a_ratio_is_refused_where_outputs_differ(tmp_path):
+    wrong, right = tmp_path / "wrong.py", tmp_path / "right.py"
+    wrong.write_text(PLUGIN % 3.0)
+    right.write_text(PLUGIN % 0.0)
+    makers = {"torchvision": Torchvision, "right": load_plugin(right)}
+    assert checks.check_inference(TINY, makers, "torchvision", CPU) >= 0.99
+    makers["wrong"] = load_plugin(wrong)
+    with pytest.raises(UserError, match="no ratio: of the detections of wrong and torchvision only"):
+        checks.check_inference(TINY, makers, "torchvision", CPU)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="defines no class Contestant"):
+        load_plugin(tmp_path / "empty.py")
+
+
+def test_a_loss_that_differs_is_named():
+    class Wrong(Ours):
+        def losses(self, inputs):
+            losses = super().losses(inputs)
+            return losses | {"loss_box_reg": losses["loss_box_reg"] * 1.01}
+
+    with pytest.raises(UserError, match="no ratio: loss_box_reg of step 1 is"):
+        checks.check_training(TINY, {"ours": Ours, "wrong": Wrong}, "ours", CPU)
+
+
+def test_bf16_resembles_float32():
+    weights, inputs = random_weights(TINY), make_inputs(TINY, 2, CPU)
+    exact, low = (Ours(TINY, weights, CPU, amp, False).detect(inputs) for amp in ("none", "bf16"))
+    assert checks.resemblance(low, exact) > 0.8
+    assert checks.resemblance(exact, exact) == 1
+    assert checks.agreement(exact, [(b + 1, s, k) for b, s, k in exact], 0.5, 1e-3) < 0.5
+
+
+def test_order_rotates_and_ratios_are_of_one_repetition(monkeypatch):
+    calls = []
+    clock = iter([3.0, 1.0, 2.0, 8.0, 9.0, 3.0])  # a 3, b 1 | b 2, a 8 | a 9, b 3
+
+    def measure(work, device):
+        work()
+        return {"cpu": next(clock)}
+
+    monkeypatch.setattr(timing, "measure", measure)
+    works = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    result = timing.compare(works, reference="b", repetitions=3, warmup=1, device=CPU)
+    assert calls == ["a", "b", "a", "b", "b", "a", "a", "b"]
+    assert result["a"]["ratio"]["median"] == 3.0  # of 3, 4, 3
+    assert result["a"]["cpu"] == {"median": 8.0, "q1": 5.5, "q3": 8.5}
+    assert "ratio" not in result["b"]
+
+
+def test_roofline_takes_the_larger_of_arithmetic_and_traffic():
+    a, b = torch.ones(4, 8), torch.ones(8, 16)
+    arithmetic, elements = 2 * 4 * 8 * 16, 4 * 8 + 8 * 16 + 4 * 16
+    assert roofline_seconds(lambda: a @ b, flops=1.0, bandwidth=1e9) == pytest.approx(arithmetic)
+    assert roofline_seconds(lambda: a @ b, flops=1e9, bandwidth=1.0) == pytest.approx(2 * elements)
+    assert roofline_seconds(lambda: a + a) == 0
+
+
+def test_comparison_with_an_old_report(capsys):
+    old = {"row": {"launches": 100, "seconds": {"ours": {"cpu": {"median": 2.0, "q1": 1.0}}}}}
+    new = {"row": {"launches": 100, "seconds": {"ours": {"cpu": {"median": 1.0, "q1": 0.5}}}}, "other": None}
+    benchmark.print_comparison(new, old)
+    shown = capsys.readouterr().out
+    assert "row: seconds.ours.cpu.median 2 -> 1 (0.500)" in shown
+    assert "launches" not in shown
+    assert "q1" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["infer", "--case", "nothing"], "there are r101_c4_voc"),
+        (["infer", "--case", "nothing.json"], "cannot be read as JSON"),
+        (["train", "--plugin", "nowhere.py"], "there is no such file"),
+        (["imagenet", "--net", "resnet19"], "torchvision has no such net"),
+    ],
+)
+def test_mistakes(options, message, capsys):
+    args = benchmark.make_parser().parse_args([*options, "--device", "cpu"])
+    with pytest.raises(UserError, match=message):
+        benchmark.main(args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["count", "roofline", "loader", "eval", "cifar", "imagenet"])
+def test_every_mode_runs(mode, tmp_path):
+    out = tmp_path / "report.json"
+    options = [mode, "--device", "cpu", "--repetitions", "1", "--case", "tiny", "--batch-size", "2", "--out", str(out)]
+    benchmark.main(benchmark.make_parser().parse_args(options))
+    (row,) = json.loads(out.read_text())["results"].values()
+    assert benchmark.flatten(row)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_training_step_passes_cudas_sync_detector(amp):
+    from tools.benchmarks.detectors import runs_without_syncs
+
+    device = torch.device("cuda")
+    contestant = Ours(TINY, random_weights(TINY), device, amp, True)
+    inputs = make_inputs(TINY, 2, device)
+    contestant.train_step(inputs)
+    assert runs_without_syncs(lambda: contestant.train_step(inputs)) is True
+
+
+@pytest.mark.gpu
+def test_outputs_equal_torchvisions_on_cuda():
+    from tools.benchmarks.detectors import exact_float32
+
+    with exact_float32():
+        checks.check_training(TINY, CONTESTANTS, "torchvision", torch.device("cuda"))
+        checks.check_inference(TINY, CONTESTANTS, "torchvision", torch.device("cuda"))
