@@ -46,7 +46,7 @@ from tools.runtime.optimizer import build_optimizer, load_optimizer, scaled_rate
 from tools.runtime.pictures import choose_images, draw_image, write_pictures
 from tools.runtime.progress import Progress, Timed
 from tools.runtime.resume import refuse_another_training
-from tools.runtime.run_folder import RunFolder
+from tools.runtime.run_folder import RunFolder, provenance
 from tools.runtime.schedule import make_schedule
 from tools.runtime.setup import (
     build_datasets,
@@ -137,13 +137,13 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
         return str(train_set.records.image_ids[index])
 
     def save(path: Path, *, for_resume: bool = True) -> None:
-        average_statistics(detector)
+        average_statistics(detector, ema)
         if distributed.is_main():
             content = checkpoint_content(config, detector, optimizer, ema, state)
             save_checkpoint(path, content if for_resume else without_training(content))
 
     with run, Progress(schedule.iterations, "training", initial=state.iteration) as progress:
-        run.open(dump_config(config), from_iteration=state.iteration)
+        run.open(provenance(data_root) + dump_config(config), from_iteration=state.iteration)
         batches = Timed(prefetch(loader, device))
         clock, clock_iteration = time.perf_counter(), state.iteration
         while True:
@@ -152,7 +152,7 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
                 state.iteration, config.train.validate_every
             ):  # fmt: skip
                 monitor.check(image_name, schedule.rate)
-                average_statistics(detector)
+                average_statistics(detector, ema)
                 try:
                     is_best = validate(config, detector, ema, val_set, device, run, state, stop)
                 except cli.Interrupted:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,16 @@ def test_command_line_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_stop_request_turns_signals_into_a_flag():
+def test_stop_request_turns_signals_into_a_flag(monkeypatch):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     child_handler = signal.getsignal(signal.SIGCHLD)
     with cli.StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.requested
+        os.kill(os.getpid(), signal.SIGINT)  # an echo of the first
+        now = time.monotonic()
+        monkeypatch.setattr(cli.time, "monotonic", lambda: now + 1.5)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
@@ -137,6 +141,8 @@ import sys; sys.path.insert(0, {root!r})
 import torch
 from configs.errors import UserError
 from tools.runtime import distributed as d
+from tools.runtime.ema import Ema
+from tools.runtime.training import average_statistics
 with d.processes(torch.device("cpu")):
     r = d.rank()
     assert d.all_gather(r * 10) == [0, 10]
@@ -153,6 +159,10 @@ with d.processes(torch.device("cpu")):
     wrapped = d.wrap(layer, torch.device("cpu"))
     wrapped(torch.full((1, 2), float(r))).sum().backward()
     assert torch.equal(layer.weight.grad, torch.full((1, 2), 0.5))
+    norm = torch.nn.BatchNorm1d(2); norm.running_mean.fill_(float(r)); ema = Ema(norm, 0.5)
+    norm.running_var.fill_(2.0 * r); average_statistics(norm, ema)
+    assert torch.equal(norm.running_mean, torch.full((2,), 0.5)) and torch.equal(norm.running_var, torch.ones(2))
+    assert torch.equal(ema.state_dict()["running_mean"], torch.full((2,), 0.5))
     d.say("said")
 """
 

@@ -93,6 +93,7 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypat
 
     config = load_config(tiny_config, settings)
     assert load_config(out / "config.yaml") == config
+    assert f"# Data root: {tmp_path / 'data'}\n" in (out / "config.yaml").read_text()
     last = load(out / "last.pt")
     assert (last["format"], last["kind"], last["class_names"]) == (1, "detector", ["red", "blue"])
     assert Config(**last["config"]) == config

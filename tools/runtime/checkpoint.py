@@ -9,13 +9,13 @@ without it.
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from backbones.weights import read_weights_file
 from configs.errors import UserError
 
 FORMAT = 1
@@ -53,14 +53,8 @@ def load_checkpoint(path: Path, *, kind: str | None = None) -> dict[str, Any]:
     Raises:
         UserError: missing, damaged, or no checkpoint of this kind.
     """
-    path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        raise UserError(f"{path}: not a readable checkpoint ({' '.join(str(error).split())[:120]})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT or "model" not in content:
+    content = read_weights_file(path)
+    if content.get("format") != FORMAT or "model" not in content:
         raise UserError(f"{path}: not a checkpoint of this project: convert it with tools/convert_weights.py")
     if kind is not None and content.get("kind") != kind:
         raise UserError(f"{path}: holds a {content.get('kind')}, not a {kind}")

@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -128,7 +129,7 @@ def run(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Interrupted as interruption:
-        _complain(str(interruption))
+        _complain(str(interruption), once=True)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:
         _complain("interrupted")
@@ -143,8 +144,11 @@ def run(
     sys.exit(0)
 
 
-def _complain(message: str) -> None:
+def _complain(message: str, *, once: bool = False) -> None:
+    """Print on the error stream; `once`: all processes would say the same, one does."""
     rank = os.environ.get("RANK", "0")
+    if once and rank != "0":
+        return
     print(message if rank == "0" else f"[process {rank}] {message}", file=sys.stderr, flush=True)
 
 
@@ -166,12 +170,14 @@ def _readable(error: Exception) -> str | None:
 class StopRequest:
     """Turns SIGINT and SIGTERM into a flag that a loop reads: `with StopRequest() as stop: ... if stop.requested: ...`.
 
-    The second SIGINT ends the program at once (KeyboardInterrupt).
+    A second SIGINT, a second or more later, ends the program at once (KeyboardInterrupt). Sooner it is an echo:
+    torchrun hands the terminal's on.
     """
 
     def __init__(self) -> None:
         self.requested = False
         self._process = os.getpid()
+        self._moment = 0.0
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -189,10 +195,11 @@ class StopRequest:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        if self.requested and number == signal.SIGINT:
+        if self.requested and number == signal.SIGINT and time.monotonic() - self._moment >= 1.0:
             raise KeyboardInterrupt
         if not self.requested:
-            _complain("\nstopping after this step; a checkpoint will be written")
+            _complain("\nstopping after this step; a checkpoint will be written", once=True)
+            self._moment = time.monotonic()
         self.requested = True
         # The signal may have gone to the loader's workers too; torch would raise an error about them anywhere, also
         # within the writing of the checkpoint.

@@ -28,10 +28,8 @@ def processes(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=device if device.type == "cuda" else None)
     if not is_main():
         logging.disable(logging.WARNING)  # process 0 has said it
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error, for the others may be waiting elsewhere: torchrun ends them
 
 
 def rank() -> int:

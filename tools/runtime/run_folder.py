@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
+import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +134,24 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def provenance(data_root: Path) -> str:
+    """Comment lines for config.yaml: the command, where data was looked for, the versions."""
+    checkout = Path(__file__).resolve().parents[2]
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=checkout, capture_output=True, text=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):  # no git here
+        commit = ""
+    versions = f"Python {platform.python_version()}, torch {version('torch')}, torchvision {version('torchvision')}"
+    lines = [
+        f"Command:   {shlex.join(sys.argv)}",
+        f"Data root: {data_root}",
+        f"Versions:  {versions}{f', commit {commit}' if commit else ''}",
+    ]
+    return "".join(f"# {' '.join(line.splitlines())}\n" for line in lines)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from configs.errors import UserError
 from tools.runtime import distributed
+from tools.runtime.ema import Ema
 
 
 class NonFiniteLoss(UserError):
@@ -34,13 +35,18 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
 
 
-def average_statistics(model: nn.Module) -> None:
-    """Put the mean over all processes into batch norm's running statistics, before they are used or saved."""
+def average_statistics(model: nn.Module, ema: Ema | None = None) -> None:
+    """Put the mean over all processes into batch norm's running statistics, before they are used or saved.
+
+    Args:
+        model: whose buffers `running_mean` and `running_var` are meant.
+        ema: averages of the model, of which the same holds.
+    """
     if distributed.world_size() == 1:
         return
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats:
-            for statistic in (module.running_mean, module.running_var):
+    for state in (model.state_dict(), ema.state_dict() if ema is not None else {}):
+        for name, statistic in state.items():
+            if name.endswith(("running_mean", "running_var")):
                 distributed.reduce_sum(statistic)
                 statistic /= distributed.world_size()
 
