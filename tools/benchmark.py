@@ -90,8 +90,8 @@ def suite(device: Any) -> list[tuple[str, dict[str, Any]]]:
         ("train", {**fast, "case": "r101_fpn_coco", "batch_size": 16}),
         ("train", {**fast, "case": "vgg16_voc", "batch_size": 16}),
         ("imagenet", {**fast, "net": "resnet101", "batch_size": 256}),
-        ("cifar", {**fast, "net": "resnet20", "batch_size": 128, "repetitions": 100}),
-        ("cifar", {**fast, "net": "resnet110", "batch_size": 128, "repetitions": 50}),
+        ("cifar", {**fast, "net": "cifar_resnet20", "batch_size": 128, "repetitions": 100}),
+        ("cifar", {**fast, "net": "cifar_resnet110", "batch_size": 128, "repetitions": 50}),
         ("loader", {"repetitions": 3}),
         ("eval", {"reference": False}),
     ]
@@ -111,7 +111,7 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
     if mode == "eval":
         return others.eval_mode(reference=args.reference)
     if mode in ("imagenet", "cifar"):
-        net = args.net or {"imagenet": "resnet101", "cifar": "resnet20"}[mode]
+        net = args.net or {"imagenet": "resnet101", "cifar": "cifar_resnet20"}[mode]
         size = args.batch_size or {"imagenet": 4, "cifar": 128}[mode]
         work = others.imagenet_mode if mode == "imagenet" else others.cifar_mode
         return work(net, device, batch_size=size, amp=args.amp, **common)
@@ -242,7 +242,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--case", default="r101_c4_voc", help="detector and image size: a name (see cases.py) or a JSON file")
     add("--contestants", default="ours,torchvision", metavar="NAMES", help="who takes part (default: %(default)s)")
     add("--plugin", action="append", default=[], type=Path, metavar="FILE", help="another contestant: a Python file")
-    add("--net", help="imagenet, cifar: the network (default: resnet101, resnet20)")
+    add("--net", help="imagenet, cifar: the network (default: resnet101, cifar_resnet20)")
     add("--batch-size", type=int, default=0, help="default: 1; roofline 16, imagenet 4, cifar 128")
     add("--amp", choices=("none", "bf16"), default="none", help="precision of convolutions (default: %(default)s)")
     add("--reference-amp", choices=("none", "bf16"), help="of torchvision, where it is another")

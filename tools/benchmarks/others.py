@@ -77,7 +77,8 @@ def _our_batches(paths: list[str]) -> Callable[[], list[Tensor]]:
         image_paths=np.array(paths), image_ids=np.arange(count), sizes=np.tile((375, 500), (count, 1)),
         offsets=np.arange(count + 1), boxes=np.tile((50.0, 60.0, 250.0, 260.0), (count, 1)),
         labels=np.ones(count, np.int64), area=np.full(count, 40_000.0), iscrowd=np.zeros(count, bool),
-        difficult=np.zeros(count, bool), class_names=["thing"],
+        difficult=np.zeros(count, bool), truncated=np.zeros(count, bool), annotation_ids=np.arange(count) + 1,
+        class_names=["thing"], category_ids=np.ones(1, np.int64),
     )  # fmt: skip
     augment = AugmentConfig(hflip=0.0)
     dataset = DetectionDataset(records, min_sizes=[600], max_size=1000, augment=augment)
