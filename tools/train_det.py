@@ -101,7 +101,9 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
             run.last, checkpoint["config"], config, checkpoint["class_names"], train_set.class_names
         )
     torch.manual_seed(config.seed)  # the new layers
-    detector = make_detector(config, train_set.class_names, data_root, checkpoint, args.init_from)
+    detector = distributed.main_first(  # who goes first may download weights
+        lambda: make_detector(config, train_set.class_names, data_root, checkpoint, args.init_from)
+    )
     detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
     detector.train()
     optimizer = build_optimizer(detector, config.optim)
