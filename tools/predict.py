@@ -63,8 +63,7 @@ def main(args: argparse.Namespace) -> None:
     overrides = [f"model.box.score_thresh={args.threshold}", *args.overrides]
     detector, config = load_detector(args.weights, overrides=overrides, device=device)
     torch.manual_seed(args.seed or 0)
-    if device.type == "cuda":
-        detector = detector.to(memory_format=torch.channels_last)
+    detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
     inputs, sizes, unreadable = readable(inputs)
 
     found: dict[int, ImageDetections] = {}

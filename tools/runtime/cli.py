@@ -183,11 +183,14 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._handle)
+        self._previous[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # A loader may have put its own handler in place meanwhile; ours stays away only if a stop was requested.
+            if number != signal.SIGCHLD or self.requested:
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader's worker, which inherited this handler: its parent decides
