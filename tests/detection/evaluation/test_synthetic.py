@@ -46,12 +46,13 @@ def test_voc_has_no_loop_over_detections() -> None:
 def test_half_a_million_detections_take_less_than_a_gigabyte(root: Path, tmp_path: Path) -> None:
     pytest.importorskip("hotcoco")
     code = f"""
-import resource, sys
+import sys
 sys.path.insert(0, {str(root)!r})
 from pathlib import Path
 from detection.evaluation.synthetic import time_coco
 time_coco(Path({str(tmp_path)!r}), reference=False)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+# VmHWM, not ru_maxrss: the latter begins with that of the process which started this one.
+print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1
+    assert int(done.stdout) < 2**20  # KiB
