@@ -25,7 +25,7 @@ from detection.postprocess import Detections, postprocess
 from detection.preprocess import Normalize
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
-from detection.rpn import Rpn
+from detection.rpn import Proposals, Rpn, RpnOutput
 
 FPN_STAGES = ("conv2", "conv3", "conv4", "conv5")
 
@@ -83,17 +83,30 @@ class Detector(nn.Module):
     def losses(self, batch: Batch, *, seed: int, iteration: int) -> dict[str, Tensor]:
         """Approximate joint training (Faster R-CNN, Sec. 3.2): the four losses of one step."""
         features = self.features(batch)
-        proposals, output = self.rpn(features, batch.image_sizes, training=True)
+        output = self.rpn.predict(features)
+        proposals = self.rpn.propose(output, batch.image_sizes, training=True)
+        draw = {"seed": seed, "iteration": iteration}
+        return self.rpn_losses(output, batch, **draw) | self.roi_losses(features, proposals, batch, **draw)
+
+    def rpn_losses(self, output: RpnOutput, batch: Batch, *, seed: int, iteration: int) -> dict[str, Tensor]:
+        """The RPN's two losses, from what its head says."""
         draw = {"image_index": batch.index, "seed": seed, "iteration": iteration}
-        losses = self.rpn.losses(output, batch.image_sizes, batch.boxes, batch.valid, **draw)
+        return self.rpn.losses(output, batch.image_sizes, batch.boxes, batch.valid, **draw)
+
+    def roi_losses(
+        self, features: list[Tensor], proposals: Proposals, batch: Batch, *, seed: int, iteration: int
+    ) -> dict[str, Tensor]:
+        """The detector's two losses on some proposals, of its own RPN or of another network's."""
+        draw = {"image_index": batch.index, "seed": seed, "iteration": iteration}
         rois = self.roi_heads.select(proposals, batch.boxes, batch.labels, batch.valid, **draw)
         logits, deltas = self.roi_heads(self._roi_maps(features), rois.boxes)
-        return losses | self.roi_heads.losses(logits, deltas, rois)
+        return self.roi_heads.losses(logits, deltas, rois)
 
-    def detect(self, batch: Batch) -> Detections:
-        """Final boxes, scores and labels of the batch's images."""
+    def detect(self, batch: Batch, proposals: Proposals | None = None) -> Detections:
+        """Final boxes, scores and labels of the batch's images, on given proposals or (None) those of its own RPN."""
         features = self.features(batch)
-        proposals, _ = self.rpn(features, batch.image_sizes, training=False)
+        if proposals is None:
+            proposals, _ = self.rpn(features, batch.image_sizes, training=False)
         logits, deltas = self.roi_heads(self._roi_maps(features), proposals.boxes)
         return postprocess(
             logits,

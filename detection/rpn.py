@@ -84,11 +84,15 @@ class Rpn(nn.Module):
             image_sizes: (B, 2) int64 without padding.
             training: take the training numbers of proposals.
         """
+        output = self.predict(features)
+        return self.propose(output, image_sizes, training=training), output
+
+    def predict(self, features: list[Tensor]) -> RpnOutput:
+        """What the head says of each anchor, without proposals: all that the losses need."""
         logits, deltas = self.head(features)
         map_sizes = [tuple(feature.shape[-2:]) for feature in features]
         anchors, codes = self.anchors(map_sizes, features[0].device)
-        output = RpnOutput(logits, deltas, anchors, codes)
-        return self.propose(output, image_sizes, training=training), output
+        return RpnOutput(logits, deltas, anchors, codes)
 
     @torch.no_grad()
     def propose(self, output: RpnOutput, image_sizes: Tensor, *, training: bool) -> Proposals:
