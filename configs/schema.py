@@ -7,7 +7,7 @@ Names follow torchvision's where the option means the same thing there (`min_siz
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -195,6 +195,8 @@ class BoxConfig(Section):
     """FPN and VGG: outputs of the two fully connected layers (VGG with ImageNet weights: 4096)."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """VGG: after fc6 and fc7 in training."""
+    global_context: bool = False
+    """The whole image's feature joins each RoI's before the two siblings (He et al. 2016, App. B)."""
     score_thresh: Fraction = 0.05
     nms_thresh: Fraction = 0.5
     detections_per_img: PositiveInt = 100
@@ -319,6 +321,59 @@ class TrainConfig(Section):
     """Stop after so many validations without a better best_metric."""
 
 
+# ---------------------------------------------------------------------------------------------- test
+
+
+class TtaConfig(Section):
+    """Test-time augmentation: the whole detector on several views of an image, their detections merged."""
+
+    hflip: bool = False
+    """Each view's mirror image too."""
+    scales: list[PositiveInt] = []
+    """Shorter sides of the views, pixels; []: data.test_min_size alone. Caps on the longer side are in proportion."""
+    merge: Literal["nms", "vote"] = "nms"
+    """NMS over the views' detections, or NMS and voting (IoU vote_iou, 0.5 where that is null)."""
+
+    @model_validator(mode="after")
+    def _no_view_twice(self) -> TtaConfig:
+        if len(set(self.scales)) < len(self.scales):
+            raise ValueError(f"scales {self.scales}: a size stands twice: the second view would add nothing")
+        if self.merge == "vote" and not (self.hflip or self.scales):
+            raise ValueError("merge: vote has nothing to merge: give hflip: true or scales")
+        return self
+
+
+class TestConfig(Section):
+    """What the final test does beyond the plain one (He et al. 2016, App. B); no retraining needed."""
+
+    __test__: ClassVar[bool] = False
+    """pytest must not take the class for a test."""
+    refine_rounds: NonNegativeInt = 0
+    """Box refinement: so many times the RoIs' own boxes are pooled and scored again. The paper: 1."""
+    refine_nms_thresh: Fraction = 0.3
+    """Takes the place of model.box.nms_thresh where refine_rounds > 0."""
+    vote_iou: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Box voting among boxes that overlap by at least this; null: off. The paper, with refinement: 0.5."""
+    scales: list[PositiveInt] = []
+    """Multi-scale detector: shorter sides of its feature maps, pixels; the proposals stay at data.test_min_size, caps
+    on the longer side are in proportion. []: off. The paper: [200, 400, 600, 800, 1000]."""
+    tta: TtaConfig = TtaConfig()
+
+    @model_validator(mode="after")
+    def _ways_fit(self) -> TestConfig:
+        if len(self.scales) == 1:
+            raise ValueError(
+                f"scales {self.scales}: the multi-scale detector compares pairs of scales: give two or more (for one "
+                "other size: data.test_min_size)"
+            )
+        if self.scales and self.tta.scales:
+            raise ValueError(
+                "scales and tta.scales exclude each other: one maximum of features over sizes, or one merging of "
+                "detections over sizes (tta.hflip goes with both)"
+            )
+        return self
+
+
 class Config(Section):
     """A detector and its training: what `tools/train_det.py --cfg` reads."""
 
@@ -328,6 +383,7 @@ class Config(Section):
     optim: OptimConfig
     schedule: ScheduleConfig
     train: TrainConfig
+    test: TestConfig = TestConfig()
     metrics: list[Literal["voc07", "voc12", "coco"]] = ["voc07", "voc12", "coco"]
     """Protocols that are computed."""
 

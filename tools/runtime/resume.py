@@ -12,7 +12,7 @@ from configs.errors import UserError
 from tools.runtime.distributed import say
 
 MAY_CHANGE = (
-    "data.train", "data.val", "data.test", "data.num_workers", "metrics", "schedule", "optim.lr",
+    "data.train", "data.val", "data.test", "data.num_workers", "metrics", "schedule", "optim.lr", "test",
     "train.accumulate", "train.compile", "train.log_every", "train.validate_every", "train.checkpoint_every",
     "train.best_metric", "train.patience",
 )  # fmt: skip
