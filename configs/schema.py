@@ -295,6 +295,29 @@ class ScheduleConfig(Section):
         return self
 
 
+class PhaseConfig(Section):
+    """What two of the four phases of alternating training have of their own; null: as in the rest of the config."""
+
+    batch_size: PositiveInt | None = None
+    """In place of train.batch_size."""
+    lr: PositiveFloat | None = None
+    """In place of optim.lr; scaled in the same way."""
+    reference_batch_size: PositiveInt | None = None
+    """In place of optim.reference_batch_size."""
+    schedule: ScheduleConfig | None = None
+    """Of each of the two phases, in place of `schedule`."""
+
+
+class AlternatingConfig(Section):
+    """Four-step alternating training, as the papers trained (Faster R-CNN, Sec. 3.2): the RPN; the detector on its
+    proposals, both from the pretrained weights; then each one's own layers on the second one's body."""
+
+    rpn: PhaseConfig = PhaseConfig()
+    """Phases 1 and 3."""
+    detector: PhaseConfig = PhaseConfig()
+    """Phases 2 and 4."""
+
+
 class TrainConfig(Section):
     """The loop."""
 
@@ -319,6 +342,14 @@ class TrainConfig(Section):
     """Of the validation set: chooses best.pt."""
     patience: PositiveInt | None = None
     """Stop after so many validations without a better best_metric."""
+    alternating: AlternatingConfig | None = None
+    """Train in four phases, each as long as `schedule` says, in place of joint training ({}: all as in the rest)."""
+
+    @model_validator(mode="after")
+    def _phases_have_fixed_lengths(self) -> TrainConfig:
+        if self.alternating is not None and self.patience is not None:
+            raise ValueError("patience is for joint training: the phases of alternating training run to their ends")
+        return self
 
 
 # ---------------------------------------------------------------------------------------------- test
@@ -389,8 +420,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> Config:
-        if self.train.batch_size % self.train.accumulate:
-            raise ValueError(
-                f"train.batch_size {self.train.batch_size} is no multiple of train.accumulate {self.train.accumulate}"
-            )
+        sizes = {"batch_size": self.train.batch_size}
+        if self.train.alternating is not None:
+            for name in ("rpn", "detector"):
+                size = getattr(self.train.alternating, name).batch_size
+                sizes[f"alternating.{name}.batch_size"] = size or self.train.batch_size
+        for name, size in sizes.items():
+            if size % self.train.accumulate:
+                raise ValueError(f"train.{name} {size} is no multiple of train.accumulate {self.train.accumulate}")
         return self

@@ -8,6 +8,8 @@
 The run's folder holds config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt (of the best validation;
 without a validation set, the last), metrics_val.json, metrics.json (of the test set, with the last weights),
 detections, pictures and report/index.html.
+
+`train.alternating` trains in four phases, as the papers did (docs/improvements.md); otherwise all trains at once.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from configs.schema import Config
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
 from datasets.loader import prefetch, train_loader
+from detection.alternating import JOINT, PHASES, Alternating, Phase
 from detection.checkpoint import FORMAT, load_strictly, read_detector_file
 from detection.drawing import sheet
 from detection.evaluation.evaluate import format_table, write_metrics
@@ -53,6 +56,7 @@ from tools.runtime.setup import (
     check_validation,
     compile_regions,
     describe,
+    describe_schedule,
     make_detector,
     rehearse,
 )
@@ -64,7 +68,11 @@ class State:
     """How far a training has come: what a checkpoint keeps beside the tensors."""
 
     iteration: int = 0
-    """Updates done."""
+    """Updates done, in all phases."""
+    phase: int = 1
+    """The number of the phase that trains; joint training has one."""
+    phase_start: int = 0
+    """Updates done before it."""
     validated: int = 0
     """The iteration of the newest validation."""
     best: float | None = None
@@ -72,6 +80,25 @@ class State:
     validations_without_better: int = 0
     metrics: dict[str, Any] | None = None
     """Of the newest validation."""
+
+
+@dataclass
+class Job:
+    """What the phases of a run share."""
+
+    config: Config
+    device: torch.device
+    run: RunFolder
+    stop: cli.StopRequest
+    train_set: DetectionDataset
+    val_set: DetectionDataset | None
+    test_set: DetectionDataset | None
+    detector: Detector
+    alternating: Alternating | None
+    """None: joint training, one phase."""
+    state: State
+    header: str
+    """What stands in the run's config.yaml."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -105,19 +132,48 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
         lambda: make_detector(config, train_set.class_names, data_root, checkpoint, args.init_from)
     )
     detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
-    detector.train()
-    optimizer = build_optimizer(detector, config.optim)
-    ema = Ema(detector, config.train.ema_decay) if config.train.ema_decay else None
-    state = load_training(checkpoint, detector, optimizer, ema) if checkpoint else State()
+    alternating = Alternating(detector) if config.train.alternating is not None else None
+    describe(config, detector, train_set, val_set, test_set, device, run)
     if config.train.compile:
         compile_regions(detector)
-    model = distributed.wrap(detector, device)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+
+    state = state_of(checkpoint) if checkpoint else State()
+    header = provenance(data_root) + dump_config(config)
+    job = Job(config, device, run, stop, train_set, val_set, test_set, detector, alternating, state, header)
+    phases = PHASES if alternating is not None else (JOINT,)
+    for phase in phases[state.phase - 1 :]:
+        train_phase(job, phase, checkpoint)
+        checkpoint = None
+    finish(job)
+
+
+def train_phase(job: Job, phase: Phase, checkpoint: dict | None) -> None:
+    """One phase from its start, or from a checkpoint of it, to its end; joint training has no other.
+
+    Afterwards the detector has the weights that evaluate: the moving averages where there are some.
+    """
+    config = config_of_phase(job.config, phase)
+    detector, device, run, state, stop = job.detector, job.device, job.run, job.state, job.stop
+    if checkpoint is None:
+        state.phase, state.phase_start = phase.number, state.iteration
+        if job.alternating is not None:
+            job.alternating.begin(phase)
+    else:
+        load_weights(checkpoint, job)
+    learner = job.alternating.model(phase) if job.alternating is not None else detector.train()
+    optimizer = build_optimizer(detector, config.optim)
+    ema = Ema(detector, config.train.ema_decay) if config.train.ema_decay else None
+    if checkpoint is not None:
+        load_optimizer(optimizer, checkpoint["training"]["optimizer"])
+        if ema is not None:
+            ema.load_state_dict(checkpoint["model"])
+    model = distributed.wrap(learner, device)
     if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        rehearse(model, train_set, config, device)
+        rehearse(model, job.train_set, config, device)
 
     loader = train_loader(
-        train_set,
+        job.train_set,
         config.data,
         batch_size=config.train.batch_size,
         accumulate=config.train.accumulate,
@@ -128,35 +184,44 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
         pin_memory=device.type == "cuda",
     )
     iterations_per_epoch = loader.batch_sampler.orders.epoch_length / config.train.batch_size
-    rate = scaled_rate(config.optim, config.train.batch_size)
-    schedule = make_schedule(config.schedule, rate=rate, iterations_per_epoch=iterations_per_epoch)
+    base_rate = scaled_rate(config.optim, config.train.batch_size)
+    schedule = make_schedule(config.schedule, rate=base_rate, iterations_per_epoch=iterations_per_epoch)
     monitor = LossMonitor(device)
     parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    validates = job.val_set is not None and phase.detects
     checkpoint_every = config.train.checkpoint_every or config.train.validate_every
-    describe(config, detector, train_set, val_set, test_set, schedule.describe(), device, run)
+    what, names_phase = "training", {}
+    if job.alternating is not None:
+        what, names_phase = f"phase {phase.number} of {len(PHASES)}", {"phase": phase.number}
+        say(f"\n{what}: {phase.description}; {sum(map(torch.numel, parameters)):,} parameters train")
+    describe_schedule(config, schedule.describe())
+
+    def done() -> int:
+        return state.iteration - state.phase_start
+
+    def rate(iteration: int) -> float:
+        return schedule.rate(iteration - state.phase_start)
 
     def image_name(index: int) -> str:
-        return str(train_set.records.image_ids[index])
+        return str(job.train_set.records.image_ids[index])
 
     def save(path: Path, *, for_resume: bool = True) -> None:
         average_statistics(detector, ema)
         if distributed.is_main():
-            content = checkpoint_content(config, detector, optimizer, ema, state)
+            content = checkpoint_content(job, optimizer, ema)
             save_checkpoint(path, content if for_resume else without_training(content))
 
-    with run, Progress(schedule.iterations, "training", initial=state.iteration) as progress:
-        run.open(provenance(data_root) + dump_config(config), from_iteration=state.iteration)
+    with run, Progress(schedule.iterations, what, initial=done()) as progress:
+        run.open(job.header, from_iteration=state.iteration)
         batches = Timed(prefetch(loader, device))
         clock, clock_iteration = time.perf_counter(), state.iteration
         while True:
             # -- what is due between two updates; a resumed run comes by here first
-            if val_set is not None and state.validated < state.iteration and schedule.is_due(
-                state.iteration, config.train.validate_every
-            ):  # fmt: skip
-                monitor.check(image_name, schedule.rate)
+            if validates and state.validated < state.iteration and schedule.is_due(done(), config.train.validate_every):
+                monitor.check(image_name, rate)
                 average_statistics(detector, ema)
                 try:
-                    is_best = validate(config, detector, ema, val_set, device, run, state, stop)
+                    is_best = validate(job, phase, learner, ema)
                 except cli.Interrupted:
                     save(run.last)
                     raise cli.Interrupted(how_to_resume(run, state.iteration)) from None
@@ -165,10 +230,10 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
                 batches.take_seconds()
                 clock, clock_iteration = time.perf_counter(), state.iteration
             exhausted = config.train.patience is not None and state.validations_without_better >= config.train.patience
-            ends = exhausted or state.iteration >= schedule.iterations
+            ends = exhausted or done() >= schedule.iterations
             interrupted = not ends and distributed.any_process(stop.requested)
-            if ends or interrupted or schedule.is_due(state.iteration, checkpoint_every):
-                monitor.check(image_name, schedule.rate)
+            if ends or interrupted or schedule.is_due(done(), checkpoint_every):
+                monitor.check(image_name, rate)
                 save(run.last)
             if interrupted:
                 raise cli.Interrupted(how_to_resume(run, state.iteration))
@@ -177,7 +242,7 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
 
             # -- one update
             seed_step(config.seed, state.iteration)
-            set_rate(optimizer, schedule.rate(state.iteration))
+            set_rate(optimizer, rate(state.iteration))
             try:
                 backward(model, optimizer, batches, monitor, config, device, state.iteration)
             except RuntimeError:
@@ -187,28 +252,30 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
             skip = monitor.finish_step(state.iteration, parameters, config.optim.clip_norm)
             step_unless(optimizer, skip)
             if ema is not None:
-                ema.update(state.iteration)
+                ema.update(done())
             state.iteration += 1
 
             # -- the only regular reading of values from the device
-            if state.iteration % config.train.log_every == 0 or state.iteration == schedule.iterations:
-                values = monitor.read(image_name, schedule.rate)
+            if state.iteration % config.train.log_every == 0 or done() == schedule.iterations:
+                values = monitor.read(image_name, rate)
                 seconds = (time.perf_counter() - clock) / max(1, state.iteration - clock_iteration)
                 data_seconds = batches.take_seconds() / max(1, state.iteration - clock_iteration)
                 clock, clock_iteration = time.perf_counter(), state.iteration
                 speed = {"seconds": seconds, "data_seconds": data_seconds}
                 if device.type == "cuda":
                     speed["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
-                epoch, rate = schedule.epoch(state.iteration), schedule.rate(state.iteration - 1)
-                run.log(state.iteration, {"epoch": epoch, "rate": rate, **values, **speed}, prefix="train")
-                progress.update(0, loss=values["loss"], rate=rate, data=f"{100 * data_seconds / seconds:.0f}%")
+                at = {**names_phase, "epoch": schedule.epoch(done()), "rate": rate(state.iteration - 1)}
+                run.log(state.iteration, {**at, **values, **speed}, prefix="train")
+                progress.update(0, loss=values["loss"], rate=at["rate"], data=f"{100 * data_seconds / seconds:.0f}%")
             progress.update()
         progress.close()
-        if exhausted:
-            say(f"stopped early: no better {config.train.best_metric} in {config.train.patience} validations")
-        if val_set is None:  # nothing says that an earlier one was better
-            save(run.best, for_resume=False)
-        finish(config, detector, ema, val_set, test_set, device, run, state, stop)
+    if exhausted:
+        say(f"stopped early: no better {config.train.best_metric} in {config.train.patience} validations")
+    if job.val_set is None and phase.is_final:  # nothing says that an earlier one was better
+        save(run.best, for_resume=False)
+    optimizer.zero_grad(set_to_none=True)
+    if ema is not None:
+        detector.load_state_dict(ema.state_dict())
 
 
 def backward(
@@ -233,34 +300,47 @@ def backward(
         monitor.add(losses, batch.index)
 
 
-def load_training(checkpoint: dict, detector: Detector, optimizer: Optimizer, ema: Ema | None) -> State:
-    """Put everything back as it was when the checkpoint was written."""
-    training = checkpoint["training"]
-    if "optimizer" not in training:
+def config_of_phase(config: Config, phase: Phase) -> Config:
+    """The config as it holds in a phase: with the batch size, rate and schedule that the phase has of its own."""
+    if config.train.alternating is None:
+        return config
+    own = config.train.alternating.detector if phase.detects else config.train.alternating.rpn
+    optim = {"lr": own.lr, "reference_batch_size": own.reference_batch_size}
+    return config.model_copy(
+        update={
+            "optim": config.optim.model_copy(update={name: value for name, value in optim.items() if value}),
+            "train": config.train.model_copy(update={"batch_size": own.batch_size or config.train.batch_size}),
+            "schedule": own.schedule or config.schedule,
+        }
+    )
+
+
+def state_of(checkpoint: dict) -> State:
+    """How far the run had come when the checkpoint was written."""
+    if "optimizer" not in checkpoint["training"]:
         raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
-    load_strictly(detector, training.get("weights", checkpoint["model"]), "last.pt")
-    load_optimizer(optimizer, training["optimizer"])
-    if ema is not None:
-        ema.load_state_dict(checkpoint["model"])
-    return State(**training["state"])
+    return State(**checkpoint["training"]["state"])
+
+
+def load_weights(checkpoint: dict, job: Job) -> None:
+    """Put the weights back as they were when the checkpoint was written."""
+    training = checkpoint["training"]
+    load_strictly(job.detector, training.get("weights", checkpoint["model"]), job.run.last)
+    if job.alternating is not None:
+        job.alternating.load_state_dict(training["alternating"])
 
 
 # ---------------------------------------------------------------------------------------------- between the updates
 
 
-def validate(
-    config: Config,
-    detector: Detector,
-    ema: Ema | None,
-    val_set: DetectionDataset,
-    device: torch.device,
-    run: RunFolder,
-    state: State,
-    stop: cli.StopRequest,
-) -> bool:
-    """Loss, metrics and pictures on the validation set into the run and the state; whether it is the best so far."""
+def validate(job: Job, phase: Phase, learner: nn.Module, ema: Ema | None) -> bool:
+    """Loss, metrics and pictures on the validation set into the run and the state; whether it is the best so far.
+
+    The detector of phase 2 is none that could be used by itself, so it is validated but never the best.
+    """
+    config, run, state, val_set = job.config, job.run, job.state, job.val_set
     with ema.swapped_in() if ema is not None else nullcontext():
-        outcome = run_detector(detector, val_set, config, device, what="validation", losses=True, stop=stop)
+        outcome = run_detector(learner, val_set, config, job.device, what="validation", losses=True, stop=job.stop)
     metrics = score(val_set.records, outcome.detections, config.metrics)
     summary = {**outcome.losses, **{name: _without_classes(metrics[name]) for name in config.metrics}}
     run.log(state.iteration, summary, prefix="val")
@@ -272,6 +352,7 @@ def validate(
     value = outcome.losses["loss"] if protocol == "loss" else metrics[protocol][name]
     sign = -1.0 if protocol == "loss" else 1.0
     is_best = value is not None and (state.best is None or sign * value > sign * state.best)
+    is_best = is_best and phase.is_final
     state.best = value if is_best else state.best
     state.validations_without_better = 0 if is_best else state.validations_without_better + 1
     state.validated, state.metrics = state.iteration, metrics
@@ -280,18 +361,20 @@ def validate(
     return is_best
 
 
-def checkpoint_content(config: Config, detector: Detector, optimizer: Optimizer, ema: Ema | None, state: State) -> dict:
+def checkpoint_content(job: Job, optimizer: Optimizer, ema: Ema | None) -> dict:
     """Everything that a run needs to go on; the weights that evaluate stand under `model`."""
-    weights = detector.state_dict()
-    training = {"state": asdict(state), "iteration": state.iteration, "optimizer": optimizer.state_dict()}
+    weights = job.detector.state_dict()
+    training = {"state": asdict(job.state), "iteration": job.state.iteration, "optimizer": optimizer.state_dict()}
     if ema is not None:
         training["weights"] = weights
+    if job.alternating is not None:
+        training["alternating"] = job.alternating.state_dict()
     return {
         "format": FORMAT,
         "kind": "detector",
-        "config": config.model_dump(mode="json"),
-        "class_names": list(detector.class_names),
-        "preprocessing": detector.preprocessing.to_dict(),
+        "config": job.config.model_dump(mode="json"),
+        "class_names": list(job.detector.class_names),
+        "preprocessing": job.detector.preprocessing.to_dict(),
         "model": weights if ema is None else ema.state_dict(),
         "training": training,
     }
@@ -304,27 +387,17 @@ def how_to_resume(run: RunFolder, iteration: int) -> str:
 # ---------------------------------------------------------------------------------------------- after the loop
 
 
-def finish(
-    config: Config,
-    detector: Detector,
-    ema: Ema | None,
-    val_set: DetectionDataset | None,
-    test_set: DetectionDataset | None,
-    device: torch.device,
-    run: RunFolder,
-    state: State,
-    stop: cli.StopRequest,
-) -> None:
+def finish(job: Job) -> None:
     """Test the last weights (not the best: that choice would need a further set), and write and print the results."""
+    config, run, state = job.config, job.run, job.state
     if state.metrics is not None and run.writes:
         write_metrics(run.path / "metrics_val.json", state.metrics)
-    final_set, what = (test_set, "test") if test_set is not None else (val_set, "validation")
+    final_set, what = (job.test_set, "test") if job.test_set is not None else (job.val_set, "validation")
     if final_set is None:
         say(f"no validation or test set is given: {run.last} is the result")
         return
     try:
-        with ema.swapped_in() if ema is not None else nullcontext():
-            outcome = run_detector(detector, final_set, config, device, what=what, stop=stop)
+        outcome = run_detector(job.detector, final_set, config, job.device, what=what, stop=job.stop)
     except cli.Interrupted:
         raise cli.Interrupted(how_to_resume(run, state.iteration)) from None
     metrics = score(final_set.records, outcome.detections, config.metrics) if final_set.records.annotated else None

@@ -14,7 +14,7 @@ from tools.runtime.distributed import say
 MAY_CHANGE = (
     "data.train", "data.val", "data.test", "data.num_workers", "metrics", "schedule", "optim.lr", "test",
     "train.accumulate", "train.compile", "train.log_every", "train.validate_every", "train.checkpoint_every",
-    "train.best_metric", "train.patience",
+    "train.best_metric", "train.patience", "train.alternating.rpn.schedule", "train.alternating.detector.schedule",
 )  # fmt: skip
 """What a resumed run may have otherwise: where data lies, how often something is done, how long it goes on and how
 fast. Every change is printed. Anything else would make it another training."""
@@ -29,18 +29,30 @@ def refuse_another_training(
         UserError: the key that may not change, or the classes that do not fit.
     """
     old, new = dict(_flat(stored)), dict(_flat(config.model_dump(mode="json")))
-    for name in new:
-        if name not in old or old[name] == new[name]:
+    for name in _in_both(old, new):
+        before, now = old.get(name, "a section"), new.get(name, "a section")
+        if before == now:
             continue
         if not any(name == allowed or name.startswith(f"{allowed}.") for allowed in MAY_CHANGE):
             raise UserError(
-                f"{path}: was trained with {name} {old[name]}, the config now says {new[name]}: "
+                f"{path}: was trained with {name} {before}, the config now says {now}: "
                 "set it back to resume, or start a new run with --init-from"
             )
-        say(f"resumed with {name} {new[name]} (before: {old[name]})")
+        say(f"resumed with {name} {now} (before: {before})")
     if stored_classes != class_names:
         differing = sorted(set(stored_classes) ^ set(class_names)) or ["their order"]
         raise UserError(f"{path}: was trained on other classes than the data's ({', '.join(differing[:5])} differ)")
+
+
+def _in_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The names to compare, in order: leaves of both, and sections that are null in one of them.
+
+    A leaf that only one has is an option of another version of this project, and no change.
+    """
+    names = [name for name in new if name in old]
+    for one, other in ((old, new), (new, old)):
+        names += [name for name in one if name not in other and any(key.startswith(f"{name}.") for key in other)]
+    return names
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

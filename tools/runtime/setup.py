@@ -133,7 +133,6 @@ def describe(
     train_set: DetectionDataset,
     val_set: DetectionDataset | None,
     test_set: DetectionDataset | None,
-    schedule: str,
     device: torch.device,
     run: RunFolder,
 ) -> None:
@@ -147,14 +146,18 @@ def describe(
     trained, frozen = count_parameters(detector)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    parts = f" in {config.train.accumulate} parts" if config.train.accumulate > 1 else ""
     model = config.model
     say(f"data       {', '.join(sizes)}")
     say(f"classes    {len(names)}: {shown}")
     say(f"model      {model.backbone}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
         f"{trained:,} parameters train, {frozen:,} are frozen")  # fmt: skip
+    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
+    say(f"run        {run.path}")
+
+
+def describe_schedule(config: Config, schedule: str) -> None:
+    """Say how large the steps are and how many there will be."""
+    parts = f" in {config.train.accumulate} parts" if config.train.accumulate > 1 else ""
     say(f"step       {config.train.batch_size} images{parts}, {config.optim.name}, "
         f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
     say(f"schedule   {schedule}")
-    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
-    say(f"run        {run.path}")
