@@ -5,6 +5,7 @@ A sample is a pure function of (seed, key); no worker's or process's history ent
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
 
@@ -43,6 +44,10 @@ class DetectionDataset:
         max_size: cap on the longer side, pixels.
         augment: None: images are only resized, as in evaluation.
         seed: of the draws.
+
+    Attributes:
+        scales: further lengths of the shorter side; each sample brings its image along at these sizes, resized from
+            the decoded file. Of the copies that `with_scales` makes.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class DetectionDataset:
         self.max_size = max_size
         self.augment = augment
         self.seed = seed
+        self.scales: tuple[int, ...] = ()
         self._reported: set[str] = set()
         self._file_sizes: dict[int, tuple[int, int]] = {}
 
@@ -74,12 +80,31 @@ class DetectionDataset:
         """(H, W) of the sample with this key, as far as the declared image size is right; reads no image."""
         return self._geometry(SampleKey(epoch, index, repeat=repeat), self.records.image_size(index)).size
 
+    def with_scales(self, scales: Sequence[int]) -> DetectionDataset:
+        """A copy for evaluation at several sizes (see `scales`); the cap on the longer side changes in proportion."""
+        if self.augment is not None:
+            raise ValueError("only images that are not augmented can be had at several sizes")
+        scaled = copy.copy(self)
+        scaled.scales = tuple(scales)
+        return scaled
+
     def evaluation_size(self, index: int) -> tuple[int, int]:
         """(H, W) of image `index` when it is only resized, by the true size in the file's header."""
+        return resized_size(self._file_size(index), self.min_sizes[0], self.max_size)
+
+    def scaled_evaluation_sizes(self, index: int) -> list[tuple[int, int]]:
+        """(H, W) of image `index` at each of `scales`."""
+        return self._scaled_sizes(self._file_size(index)) if self.scales else []
+
+    def _scaled_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
+        caps = (max(1, round(self.max_size * scale / self.min_sizes[0])) for scale in self.scales)
+        return [resized_size(image_size, scale, cap) for scale, cap in zip(self.scales, caps, strict=True)]
+
+    def _file_size(self, index: int) -> tuple[int, int]:
         if index not in self._file_sizes:  # a loader is made for each validation
             path = str(self.records.image_paths[index])
             self._file_sizes[index] = image_file_size(path, self.records.image_size(index))
-        return resized_size(self._file_sizes[index], self.min_sizes[0], self.max_size)
+        return self._file_sizes[index]
 
     def __getitem__(self, key: SampleKey) -> Sample:
         """The sample of a key.
@@ -102,10 +127,15 @@ class DetectionDataset:
             )
         target = self.records.target(key.index, original_size)
         geometry = self._geometry(key, original_size)
+        decoded = image
         image = apply_to_image(image, geometry, self.augment.photometric if self.augment else None)
         boxes = apply_to_boxes(target.boxes, geometry, original_size)
         image, boxes = self._fit(image, boxes, key, path)
-        return Sample(image, _with_boxes(target, boxes), key.index, original_size, key.padded_size)
+        scaled = tuple(
+            image if size == image.shape[:2] else resize_image(decoded, size)
+            for size in self._scaled_sizes(original_size)
+        )
+        return Sample(image, _with_boxes(target, boxes), key.index, original_size, key.padded_size, scaled)
 
     def _geometry(self, key: SampleKey, image_size: tuple[int, int]) -> Geometry:
         if self.augment is None and len(self.min_sizes) == 1:  # nothing to draw

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from configs.schema import DataConfig
-from datasets.batch import Batch
+from datasets.batch import Batch, ScaledImages
 from datasets.detection import DetectionDataset
 from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
 from datasets.target import Sample
@@ -33,26 +33,43 @@ class Collate:
     def __call__(self, samples: list[Sample]) -> Batch:
         sizes = np.array([sample.image.shape[:2] for sample in samples])
         height, width = samples[0].padded_size or padded_size(tuple(sizes.max(axis=0)), self.size_divisor)
-        images = np.zeros((len(samples), height, width, 3), np.uint8)
         slots = _num_slots(max(len(sample.target) for sample in samples))
         boxes = np.zeros((len(samples), slots, 4), np.float32)
         labels = np.zeros((len(samples), slots), np.int64)
         valid = np.zeros((len(samples), slots), bool)
         for b, sample in enumerate(samples):
             target, count = sample.target, len(sample.target)
-            images[b, : sizes[b, 0], : sizes[b, 1]] = sample.image
             boxes[b, :count] = target.boxes
             labels[b, :count] = target.labels
             valid[b, :count] = ~target.iscrowd & (self.train_difficult | ~target.difficult)
         return Batch(
-            images=torch.from_numpy(images).permute(0, 3, 1, 2),
+            images=_stack([sample.image for sample in samples], (height, width)),
             image_sizes=torch.from_numpy(sizes),
             original_sizes=torch.tensor([sample.original_size for sample in samples]),
             boxes=torch.from_numpy(boxes),
             labels=torch.from_numpy(labels),
             valid=torch.from_numpy(valid),
             index=torch.tensor([sample.index for sample in samples]),
+            scaled=tuple(self._scaled(samples, k) for k in range(len(samples[0].scaled))),
         )
+
+    def _scaled(self, samples: list[Sample], k: int) -> ScaledImages | None:
+        """The samples' `scaled[k]`; None where these are the samples' own images."""
+        parts = [sample.scaled[k] for sample in samples]
+        if all(part is sample.image for part, sample in zip(parts, samples, strict=True)):
+            return None
+        sizes = np.array([part.shape[:2] for part in parts])
+        return ScaledImages(
+            _stack(parts, padded_size(tuple(sizes.max(axis=0)), self.size_divisor)), torch.from_numpy(sizes)
+        )
+
+
+def _stack(images: list[np.ndarray], size: tuple[int, int]) -> torch.Tensor:
+    """(B, 3, H, W) uint8 of images (H_i, W_i, 3), padded with zeros to `size` (H, W)."""
+    stacked = np.zeros((len(images), *size, 3), np.uint8)
+    for place, image in zip(stacked, images, strict=True):
+        place[: image.shape[0], : image.shape[1]] = image
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
 
 
 def train_loader(
@@ -115,12 +132,18 @@ def eval_loader(
 ) -> DataLoader:
     """Each image once over all processes, padded by the fixed rule of its own true size.
 
-    Only images of equal padded size share a batch, so that a result depends on nothing but its own image. Processes may
-    get one batch more or less than others: a collective operation in each batch would hang.
+    Only images of equal padded size (at each of the data set's `scales` too) share a batch, so that a result depends on
+    nothing but its own image. Processes may get one batch more or less than others: a collective operation in each
+    batch would hang.
     """
     sizes = [dataset.evaluation_size(i) for i in range(len(dataset))]
     sampler = EvalSampler(
-        sizes, batch_size=batch_size, rank=rank, world_size=world_size, size_divisor=data.size_divisor
+        sizes,
+        scaled_sizes=[dataset.scaled_evaluation_sizes(i) for i in range(len(dataset))] if dataset.scales else None,
+        batch_size=batch_size,
+        rank=rank,
+        world_size=world_size,
+        size_divisor=data.size_divisor,
     )
     return _loader(dataset, sampler, data, pin_memory, multiprocessing_context)
 
@@ -149,8 +172,8 @@ class prefetch:
         batch = self._copy(self._next(iterator), stream)
         while batch is not None:
             torch.cuda.current_stream(self.device).wait_stream(stream)
-            for name in batch.__dataclass_fields__:  # else the allocator might reuse the memory while it is worked on
-                getattr(batch, name).record_stream(torch.cuda.current_stream(self.device))
+            for tensor in batch.tensors():  # else the allocator might reuse the memory while it is worked on
+                tensor.record_stream(torch.cuda.current_stream(self.device))
             yield batch
             batch = self._copy(self._next(iterator), stream)
 

@@ -190,6 +190,7 @@ class EvalSampler:
 
     Args:
         sizes: (H, W) of each resized image.
+        scaled_sizes: for each image (H, W) at further sizes; they must be padded equally too.
         batch_size: images of a batch, at most.
         rank, world_size: process r takes every world_size-th batch; processes may get one batch more or less.
         size_divisor: padded sizes are multiples of this, pixels.
@@ -199,15 +200,17 @@ class EvalSampler:
         self,
         sizes: Sequence[tuple[int, int]],
         *,
+        scaled_sizes: Sequence[Sequence[tuple[int, int]]] | None = None,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         size_divisor: int = 32,
     ) -> None:
-        of_size: dict[tuple[int, int], list[SampleKey]] = {}
+        of_size: dict[tuple[tuple[int, int], ...], list[SampleKey]] = {}
         for index, size in enumerate(sizes):
-            padded = padded_size(size, size_divisor)
-            of_size.setdefault(padded, []).append(SampleKey(0, index, padded))
+            every = [size, *scaled_sizes[index]] if scaled_sizes is not None else [size]
+            padded = tuple(padded_size(one, size_divisor) for one in every)
+            of_size.setdefault(padded, []).append(SampleKey(0, index, padded[0]))
         batches = [keys[i : i + batch_size] for keys in of_size.values() for i in range(0, len(keys), batch_size)]
         # The largest first: if memory does not suffice, it is known at once.
         batches.sort(key=lambda keys: -keys[0].padded_size[0] * keys[0].padded_size[1] * len(keys))

@@ -62,6 +62,9 @@ class Sample:
     original_size: tuple[int, int]
     """(H, W) of the decoded file."""
     padded_size: tuple[int, int] | None = None
+    scaled: tuple[np.ndarray, ...] = ()
+    """(H, W, 3) uint8 RGB each: the decoded image at other sizes, in evaluation only; `image` itself where that is its
+    size."""
 
 
 def check_sample(sample: Sample, num_classes: int | None = None) -> None:

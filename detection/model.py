@@ -80,6 +80,10 @@ class Detector(nn.Module):
         """The batch's feature maps, (B, C, H / stride, W / stride) each."""
         return self.backbone(self.normalize(batch.images, batch.image_sizes))
 
+    def roi_maps(self, features: list[Tensor]) -> list[Tensor]:
+        """The maps that RoIs are pooled from: P6 serves the RPN only (Lin et al. 2017, Sec. 4.1)."""
+        return features[:-1] if self.backbone.fpn is not None else features
+
     def losses(self, batch: Batch, *, seed: int, iteration: int) -> dict[str, Tensor]:
         """Approximate joint training (Faster R-CNN, Sec. 3.2): the four losses of one step."""
         features = self.features(batch)
@@ -99,7 +103,7 @@ class Detector(nn.Module):
         """The detector's two losses on some proposals, of its own RPN or of another network's."""
         draw = {"image_index": batch.index, "seed": seed, "iteration": iteration}
         rois = self.roi_heads.select(proposals, batch.boxes, batch.labels, batch.valid, **draw)
-        logits, deltas = self.roi_heads(self._roi_maps(features), rois.boxes)
+        logits, deltas = self.roi_heads(self.roi_maps(features), rois.boxes, batch.image_sizes)
         return self.roi_heads.losses(logits, deltas, rois)
 
     def detect(self, batch: Batch, proposals: Proposals | None = None) -> Detections:
@@ -107,7 +111,7 @@ class Detector(nn.Module):
         features = self.features(batch)
         if proposals is None:
             proposals, _ = self.rpn(features, batch.image_sizes, training=False)
-        logits, deltas = self.roi_heads(self._roi_maps(features), proposals.boxes)
+        logits, deltas = self.roi_heads(self.roi_maps(features), proposals.boxes, batch.image_sizes)
         return postprocess(
             logits,
             deltas,
@@ -131,10 +135,6 @@ class Detector(nn.Module):
                 layer.to(dtype)
         self.normalize.dtype = dtype
         return self.to(memory_format=torch.channels_last)
-
-    def _roi_maps(self, features: list[Tensor]) -> list[Tensor]:
-        """The maps that RoIs are pooled from: P6 serves the RPN only (Lin et al. 2017, Sec. 4.1)."""
-        return features[:-1] if self.backbone.fpn is not None else features
 
 
 def build_detector(
@@ -168,7 +168,8 @@ def build_detector(
         backbone, box_head, channels = _c4_parts(config, net)
     anchors = AnchorGenerator(config.anchors, backbone.strides)
     roi_strides = backbone.strides[:-1] if backbone.fpn is not None else backbone.strides
-    predictor = BoxPredictor(box_head.out_channels, len(class_names), class_agnostic=config.box.class_agnostic)
+    width = box_head.out_channels * (2 if config.box.global_context else 1)
+    predictor = BoxPredictor(width, len(class_names), class_agnostic=config.box.class_agnostic)
     roi_heads = RoiHeads(config.box, RoiFeatures(config.box, roi_strides), box_head, predictor)
     return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing)
 

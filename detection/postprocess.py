@@ -15,7 +15,7 @@ from detection.boxes import clip_boxes, decode_boxes, gather_boxes, large_enough
 from detection.nms import nms
 
 MAX_CANDIDATES = 8192
-"""(RoI, class) pairs of an image that go into NMS, best first. A box survives or falls by better ones alone, so this
+"""(RoI, class) pairs of an image that go into NMS and box voting, best first. A box survives or falls by better ones alone, so this
 changes the result only where fewer than `detections_per_img` of the best 8192 survive."""
 MIN_SIZE = 1e-2
 """Smaller detections are dropped, pixels of the resized image (torchvision's rule)."""
@@ -53,17 +53,28 @@ def select_candidates(
         delta_weights: (4,).
         score_thresh: scores must be above it.
     """
-    scores = logits.softmax(-1)[..., 1:]
-    num_classes = scores.shape[-1]
-    eligible = (scores > score_thresh) & roi_valid[..., None]
-    flat = torch.where(eligible, scores, -1.0).flatten(1)
-    best, index = flat.topk(min(MAX_CANDIDATES, flat.shape[1]), dim=1)
-    roi_index = index // num_classes
-    labels = index % num_classes + 1
+    best, roi_index, labels = _best_pairs(logits.softmax(-1)[..., 1:], roi_valid, score_thresh)
     rows = roi_index * deltas.shape[2] + (labels if deltas.shape[2] > 1 else 0)
     boxes = decode_boxes(gather_boxes(deltas.flatten(1, 2), rows), gather_boxes(rois, roi_index), delta_weights)
     boxes = clip_boxes(boxes, image_sizes)
     return Detections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+
+
+def collect_candidates(scores: Tensor, boxes: Tensor, roi_valid: Tensor, score_thresh: float) -> Detections:
+    """The same from scores (B, R, K) and boxes (B, R, K or 1, 4) that are decoded and cut to the image already."""
+    best, roi_index, labels = _best_pairs(scores, roi_valid, score_thresh)
+    rows = roi_index * boxes.shape[2] + (labels - 1 if boxes.shape[2] > 1 else 0)
+    boxes = gather_boxes(boxes.flatten(1, 2), rows)
+    return Detections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+
+
+def _best_pairs(scores: Tensor, roi_valid: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores, RoIs and labels, (B, M) each, of the best pairs among scores (B, R, K); the score of a bad one is -1."""
+    num_classes = scores.shape[-1]
+    eligible = (scores > score_thresh) & roi_valid[..., None]
+    flat = torch.where(eligible, scores, -1.0).flatten(1)
+    best, index = flat.topk(min(MAX_CANDIDATES, flat.shape[1]), dim=1)
+    return best, index // num_classes, index % num_classes + 1
 
 
 def suppress(candidates: Detections, nms_thresh: float, detections_per_img: int) -> Detections:

@@ -1,6 +1,7 @@
 """The detector on the RoIs (Fast R-CNN): which proposals train, the losses, and the predictions.
 
-Shapes: B images, P proposals an image, R RoIs an image, G padded ground-truth boxes, K classes.
+Shapes: B images, P proposals an image, R RoIs an image, G padded ground-truth boxes, K classes,
+D features of an RoI behind the head.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from configs.schema import BoxConfig
 from detection.boxes import encode_boxes, gather_boxes, large_enough
+from detection.context import image_boxes, join_context
 from detection.heads import Conv5Head
 from detection.losses import box_loss, classification_loss, mean_count
 from detection.matching import match
@@ -50,23 +52,39 @@ class RoiHeads(nn.Module):
         weights = torch.tensor(config.bbox_reg_weights, dtype=torch.float32)
         self.register_buffer("delta_weights", weights, persistent=False)
 
-    def forward(self, features: list[Tensor], rois: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, R, K + 1) and deltas (B, R, K + 1 or 1, 4) of RoIs (B, R, 4), float32."""
-        logits, deltas = self.box_predictor(self._hidden(features, rois))
-        return logits.unflatten(0, rois.shape[:2]), deltas.unflatten(0, rois.shape[:2]).unflatten(-1, (-1, 4))
+    def forward(self, features: list[Tensor], rois: Tensor, image_sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, K + 1) and deltas (B, R, K + 1 or 1, 4) of RoIs (B, R, 4), float32.
 
-    def _hidden(self, features: list[Tensor], rois: Tensor) -> Tensor:
-        """(B * R, D): the head's answers to pooled RoIs, with conv5's first convolutions before the pooling where that
-        computes the same with less."""
+        `image_sizes` (B, 2), (H, W), is what the global context is pooled from.
+        """
+        if not self.config.global_context:
+            return self.predict(self.hidden(features, rois))
+        hidden = self.hidden(features, torch.cat((rois, image_boxes(image_sizes)), dim=1))
+        return self.predict(hidden[:, :-1], hidden[:, -1:])
+
+    def predict(self, hidden: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, R, K + 1) and deltas (B, R, K + 1 or 1, 4), float32, by the two siblings.
+
+        Args:
+            hidden: (B, R, D) of `hidden`.
+            context: (B, 1, D), the same of the whole image; with global context only.
+        """
+        if context is not None:
+            hidden = join_context(hidden, context)
+        logits, deltas = self.box_predictor(hidden.flatten(0, 1))
+        return logits.unflatten(0, hidden.shape[:2]), deltas.unflatten(0, hidden.shape[:2]).unflatten(-1, (-1, 4))
+
+    def hidden(self, features: list[Tensor], rois: Tensor) -> Tensor:
+        """(B, R, D): the head's answers to the pooled RoIs (B, R, 4), with conv5's first convolutions before the
+        pooling where that computes the same with less."""
         head, config = self.box_head, self.config
         if isinstance(head, Conv5Head) and config.pool == "roi_align" and head.can_split():
             pixels = features[0].shape[0] * features[0].shape[2] * features[0].shape[3]
             if pixels < rois.shape[0] * rois.shape[1] * (config.pool_size // 2) ** 2:
                 maps = head.before_pooling(features[0])
-                return head.after_pooling(
-                    *(self.features([m], rois, step) for m, step in zip(maps, head.strides, strict=True))
-                )
-        return head(self.features(features, rois))
+                parts = (self.features([m], rois, step) for m, step in zip(maps, head.strides, strict=True))
+                return head.after_pooling(*parts).unflatten(0, rois.shape[:2])
+        return head(self.features(features, rois)).unflatten(0, rois.shape[:2])
 
     @torch.no_grad()
     def select(

@@ -1,10 +1,14 @@
 """Find objects in one's own images: pictures with boxes, and detections.json.
 
     python tools/predict.py --weights runs/demo/last.pt photo.jpg holiday/ 'more/*.png' --out found
+    python tools/predict.py --weights a.pt --weights b.pt photo.jpg --out found --set test.tta.hflip=true
 
 An INPUT is an image, a folder (searched with its subfolders), or a pattern in quotes. Class names and preprocessing
-come from the checkpoint. detections.json is a list of {"image_id": the file's name, from the folder that was given,
-"category", "bbox": [xmin, ymin, xmax, ymax], "score"}; pixels count from 1 and both ends belong to the box, as in VOC.
+come from the checkpoint; several --weights are an ensemble. `--set test.refine_rounds=1` and its like switch on what
+docs/improvements.md describes.
+
+detections.json is a list of {"image_id": the file's name, from the folder that was given, "category",
+"bbox": [xmin, ymin, xmax, ymax], "score"}; pixels count from 1 and both ends belong to the box, as in VOC.
 Photos are turned as their camera's note (EXIF) says. A file that cannot be read is reported and left out.
 """
 
@@ -13,7 +17,7 @@ from __future__ import annotations
 import argparse
 import glob
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +37,11 @@ from datasets.loader import Collate
 from datasets.records import make_records
 from datasets.samplers import padded_size
 from datasets.target import Sample, SampleKey
-from detection.checkpoint import load_detector
 from detection.drawing import draw_detections
+from detection.ensemble import load_ensemble
 from detection.evaluation.data import Detections
 from detection.evaluation.write import write_detections_json
-from detection.model import Detector
+from detection.inference import Inference
 from detection.prediction import ImageDetections, to_numpy
 from tools.runtime import cli
 from tools.runtime.pictures import write_picture
@@ -61,21 +65,25 @@ def main(args: argparse.Namespace) -> None:
     device = cli.select_device(args.device)
     inputs = find_images(args.inputs, args.out)
     overrides = [f"model.box.score_thresh={args.threshold}", *args.overrides]
-    detector, config = load_detector(args.weights, overrides=overrides, device=device)
+    detectors, config = load_ensemble(args.weights, overrides=overrides, device=device)
     torch.manual_seed(args.seed or 0)
-    detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
+    for detector in detectors:
+        detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
+    inference = Inference(detectors, config.test)
+    class_names = inference.class_names
     inputs, sizes, unreadable = readable(inputs)
 
     found: dict[int, ImageDetections] = {}
     cv2.setNumThreads(0)  # the pool's threads are the parallelism
     with ThreadPoolExecutor(THREADS) as pool, Progress(len(inputs), "predicting", unit="image") as progress:
         drawn: list[Future] = []
-        for batch in batches(inputs, sizes, detector.class_names, config, args.batch_size, pool, unreadable):
+        dataset = make_dataset(inputs, sizes, class_names, config, inference.scales)
+        for batch in batches(dataset, config, args.batch_size, pool, unreadable):
             with torch.no_grad(), autocast(device, config.train.amp):
-                results = to_numpy(detector(batch.to(device)))
+                results = to_numpy(inference(batch.to(device)))
             for index, result in zip(batch.index.tolist(), results, strict=True):
                 found[index] = _above(result, args.threshold)
-                drawn.append(pool.submit(draw, inputs[index], found[index], detector.class_names, args.out))
+                drawn.append(pool.submit(draw, inputs[index], found[index], class_names, args.out))
             progress.update(len(results))
         for future in drawn:
             future.result()
@@ -84,7 +92,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"left out: {message}", file=sys.stderr)
     if not found:
         raise UserError(f"none of the {len(unreadable)} images could be read; the first: {unreadable[0]}")
-    save(args.out / "detections.json", inputs, found, detector)
+    save(args.out / "detections.json", inputs, found, class_names)
     count = sum(len(result.scores) for result in found.values())
     print(f"{count} objects in {len(found)} images: {args.out / 'detections.json'}, pictures in {args.out}")
     if unreadable:
@@ -141,16 +149,10 @@ def readable(inputs: list[Input]) -> tuple[list[Input], list[tuple[int, int]], l
     return kept, sizes, unreadable
 
 
-def batches(
-    inputs: list[Input],
-    sizes: list[tuple[int, int]],
-    class_names: list[str],
-    config: Config,
-    batch_size: int,
-    pool: ThreadPoolExecutor,
-    unreadable: list[str],
-) -> Iterator[Batch]:
-    """Batches of images of equal padded size, padded as the evaluation pads; bad images are noted and left out."""
+def make_dataset(
+    inputs: list[Input], sizes: list[tuple[int, int]], class_names: list[str], config: Config, scales: Sequence[int]
+) -> DetectionDataset:
+    """The images as a data set that resizes as the evaluation does, at further `scales` too."""
     rows = [(str(image.path), image.name, size) for image, size in zip(inputs, sizes, strict=True)]
     records = make_records(
         images=rows, boxes=[], labels=[], counts=[0] * len(rows), class_names=class_names, source="input",
@@ -158,17 +160,28 @@ def batches(
     )  # fmt: skip
     data = config.data
     dataset = DetectionDataset(records, min_sizes=[data.test_min_size], max_size=data.test_max_size)
-    collate = Collate(data.size_divisor)
-    padded = [padded_size(dataset.evaluation_size(i), data.size_divisor) for i in range(len(inputs))]
-    order = sorted(range(len(inputs)), key=lambda i: padded[i])
+    return dataset.with_scales(scales)
+
+
+def batches(
+    dataset: DetectionDataset, config: Config, batch_size: int, pool: ThreadPoolExecutor, unreadable: list[str]
+) -> Iterator[Batch]:
+    """Batches of images of equal padded sizes, padded as the evaluation pads; bad images are noted and left out."""
+    divisor = config.data.size_divisor
+    collate = Collate(divisor)
+    padded = [
+        [padded_size(size, divisor) for size in (dataset.evaluation_size(i), *dataset.scaled_evaluation_sizes(i))]
+        for i in range(len(dataset))
+    ]
+    order = sorted(range(len(dataset)), key=lambda i: padded[i])
     ahead = batch_size + 2 * THREADS
     futures: dict[int, Future] = {}
     samples: list[Sample] = []
     for position, index in enumerate(order):
         for later in order[position : position + ahead]:
             if later not in futures:
-                futures[later] = pool.submit(dataset.__getitem__, SampleKey(0, later, padded[later]))
-        if samples and (len(samples) == batch_size or samples[0].padded_size != padded[index]):
+                futures[later] = pool.submit(dataset.__getitem__, SampleKey(0, later, padded[later][0]))
+        if samples and (len(samples) == batch_size or padded[samples[0].index] != padded[index]):
             yield collate(samples)
             samples = []
         try:
@@ -192,12 +205,12 @@ def picture_path(out: Path, image: Input) -> Path:
     return path if path.suffix.lower() in (".jpg", ".jpeg", ".png") else path.with_name(f"{path.name}.png")
 
 
-def save(path: Path, inputs: list[Input], found: dict[int, ImageDetections], detector: Detector) -> None:
+def save(path: Path, inputs: list[Input], found: dict[int, ImageDetections], class_names: list[str]) -> None:
     """Write detections.json, the images in the order in which they were given."""
     order = sorted(found)
     names, results = [inputs[index].name for index in order], [found[index] for index in order]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_detections_json(path, Detections.from_images(names, results, detector.class_names, frame="voc"))
+    write_detections_json(path, Detections.from_images(names, results, class_names, frame="voc"))
 
 
 def _above(result: ImageDetections, threshold: float) -> ImageDetections:
@@ -222,7 +235,11 @@ def positive(text: str) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, device=True, seed=True)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="image, folder, or pattern in quotes")
-    parser.add_argument("--weights", required=True, type=Path, metavar="W", help="last.pt or best.pt of a run")
+    # One each, or it would swallow the inputs behind it.
+    parser.add_argument(
+        "--weights", required=True, action="append", type=Path, metavar="W",
+        help="last.pt or best.pt of a run; given several times: an ensemble",
+    )  # fmt: skip
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder of the pictures and detections.json"
     )

@@ -3,6 +3,12 @@
     python tools/test_det.py --cfg configs/demo.yaml --weights runs/demo/last.pt
     torchrun --nproc-per-node 8 tools/test_det.py --cfg configs/frcnn_r101_coco.yaml --weights last.pt --out results
 
+    python tools/test_det.py --cfg my.yaml --weights runs/a/last.pt runs/b/last.pt --set test.refine_rounds=1
+
+`test` in the config switches on refinement, voting, multi-scale testing and test-time augmentation
+(docs/improvements.md). Several weights are an ensemble: each member is built from its own stored config, --cfg gives
+data, thresholds and `test`.
+
 Prints the table and writes metrics.json, detections.json, pictures, the report (report/index.html) and, for VOC sets,
 comp4_det_test_<class>.txt; without annotations a submission file in place of metrics and report.
 """
@@ -24,12 +30,16 @@ from configs.schema import Config
 from datasets.build import build_dataset, resolve_class_names
 from datasets.detection import DetectionDataset
 from detection.checkpoint import load_strictly, read_detector_file
+from detection.ensemble import load_ensemble
 from detection.evaluation.evaluate import format_table
-from detection.model import build_detector
+from detection.model import Detector, build_detector
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.pictures import write_pictures
+
+THRESHOLDS = ("score_thresh", "nms_thresh", "detections_per_img")
+"""Of `model.box`: what an ensemble takes from --cfg."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,27 +53,45 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     config = load_config(args.cfg, cli.config_overrides(args))
     data_root = cli.find_data_root(args.data_root)
     split = args.split or ("test" if config.data.test else "val")
-    checkpoint = read_detector_file(args.weights)
-    class_names = list(checkpoint["class_names"])
-    dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights))
+    detectors = load_members(args.weights, config) if len(args.weights) > 1 else [load_one(args.weights[0], config)]
+    class_names = detectors[0].class_names
+    dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
+    for detector in detectors:
+        detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
 
-    preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
-    detector = build_detector(config.model, class_names, preprocessing=preprocessing)
-    load_strictly(detector, checkpoint["model"], args.weights)
-    detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
-
-    outcome = run_detector(detector, dataset, config, device, what=split)
+    outcome = run_detector(detectors, dataset, config, device, what=split, test=config.test)
     metrics = score(dataset.records, outcome.detections, config.metrics) if dataset.records.annotated else None
     if not distributed.is_main():
         return
     if metrics is not None:
-        say(f"{split} set, {len(dataset)} images, {args.weights}:\n")
+        say(f"{split} set, {len(dataset)} images, {', '.join(str(path) for path in args.weights)}:\n")
         say(format_table(metrics))
-    folder = args.out or args.weights.parent / f"test_{args.weights.stem}"
+    first = args.weights[0]
+    folder = args.out or first.parent / (f"test_{first.stem}" if len(args.weights) == 1 else "test_ensemble")
     files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
     write_pictures(folder / "pictures", dataset.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
+
+
+def load_one(path: Path, config: Config) -> Detector:
+    """The detector that the config describes, with a checkpoint's weights and classes."""
+    checkpoint = read_detector_file(path)
+    preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
+    detector = build_detector(config.model, list(checkpoint["class_names"]), preprocessing=preprocessing)
+    load_strictly(detector, checkpoint["model"], path)
+    return detector
+
+
+def load_members(paths: list[Path], config: Config) -> list[Detector]:
+    """An ensemble: each checkpoint's own detector, with the config's thresholds.
+
+    Raises:
+        UserError: their classes differ.
+    """
+    box = config.model.box
+    thresholds = [f"model.box.{name}={getattr(box, name)}" for name in THRESHOLDS]
+    return load_ensemble(paths, overrides=thresholds)[0]
 
 
 def load_split(config: Config, split: str, data_root: Path, class_names: list[str], weights: Path) -> DetectionDataset:
@@ -90,10 +118,16 @@ def _some(names: list[str]) -> str:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
-    parser.add_argument("--weights", required=True, type=Path, metavar="W", help="last.pt or best.pt of a run")
+    parser.add_argument(
+        "--weights", required=True, nargs="+", type=Path, metavar="W",
+        help="last.pt or best.pt of a run; several: an ensemble",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder of the results (default: test_<name> beside the weights)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights)",
     )
     parser.add_argument("--no-report", action="store_true", help="do without report/index.html")
     return parser

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import signal
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,9 @@ from configs.errors import UserError
 from configs.schema import AugmentConfig, DataConfig, PhotometricConfig
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
+from datasets.images import read_image
 from datasets.loader import Collate, eval_loader, prefetch, train_loader
+from datasets.resize import resize_image, resized_size
 from datasets.target import Sample, SampleKey, Target
 
 SIZES = [(60, 80), (80, 60), (50, 90), (64, 64), (30, 90), (60, 80), (48, 64), (90, 50), (70, 70), (33, 77)]
@@ -36,8 +37,9 @@ def dataset(random_records) -> DetectionDataset:
 
 
 def assert_equal(first: Batch, second: Batch) -> None:
-    for field in fields(Batch):
-        assert torch.equal(getattr(first, field.name), getattr(second, field.name)), field.name
+    assert len(first.scaled) == len(second.scaled)
+    for position, (one, other) in enumerate(zip(first.tensors(), second.tensors(), strict=True)):
+        assert torch.equal(one, other), position
 
 
 # ------------------------------------------------------------------------------------------------ collate
@@ -202,6 +204,44 @@ def test_evaluation_of_a_wrong_declared_size_uses_the_files_own(random_records) 
     (batch,) = [b for b in eval_loader(dataset, config(), batch_size=1) if b.index.tolist() == [1]]
     assert batch.image_sizes.tolist() == [[64, 48]]
     assert batch.images.shape[2:] == (64, 48)
+
+
+def test_evaluation_at_several_sizes(random_records) -> None:
+    """Images at 24, 48 (the own) and 96 pixels from the files' own pixels; a batch pads each size alike, by the image's
+    own rule; workers, pinning and copies carry all along."""
+    dataset = DetectionDataset(random_records(SIZES), min_sizes=(48,), max_size=80)
+    scaled = dataset.with_scales([24, 48, 96])
+    plain = {int(b.index[0]): b for b in eval_loader(dataset, config(), batch_size=1)}
+    seen = []
+    for batch in eval_loader(scaled, config(num_workers=1), batch_size=3):
+        small, own, large = batch.scaled
+        assert own is None
+        assert batch.at_scale(1) is batch
+        for b, i in enumerate(batch.index.tolist()):
+            height, width = batch.image_sizes[b].tolist()
+            assert torch.equal(batch.images[b, :, :height, :width], plain[i].images[0, :, :height, :width])
+            for part, scale, cap in ((small, 24, 40), (large, 96, 160)):
+                size = resized_size(SIZES[i], scale, cap)
+                assert tuple(part.image_sizes[b].tolist()) == size
+                assert part.images.shape[2:] == tuple(-(-side // 16) * 16 for side in size)
+                image = resize_image(read_image(str(scaled.records.image_paths[i])), size)
+                assert np.array_equal(part.images[b, :, : size[0], : size[1]].permute(1, 2, 0).numpy(), image)
+                assert int(part.images[b].count_nonzero()) == np.count_nonzero(image)
+        moved = batch.to("cpu")
+        assert_equal(moved, batch)
+        assert moved.scaled[1] is None
+        view = batch.at_scale(2)
+        assert view.images is large.images
+        assert view.original_sizes is batch.original_sizes
+        assert len(list(batch.tensors())) == 7 + 4
+        seen += batch.index.tolist()
+    assert sorted(seen) == list(range(len(SIZES)))
+    assert all(batch.scaled == () for batch in plain.values())
+
+
+def test_only_evaluation_knows_several_sizes(dataset) -> None:
+    with pytest.raises(ValueError, match="not augmented"):
+        dataset.with_scales([24])
 
 
 # ------------------------------------------------------------------------------------------------ prefetch

@@ -184,3 +184,10 @@ def test_evaluation_sees_each_image_once(count: int, batch_size: int, world_size
             assert len({key.padded_size for key in keys}) == 1
             seen += [key.index for key in keys]
     assert sorted(seen) == list(range(count))
+
+
+def test_evaluation_at_several_sizes_batches_what_is_padded_alike_at_each() -> None:
+    sizes, scaled = [(60, 60)] * 4, [[(30, 31)], [(30, 33)], [(29, 30)], [(60, 31)]]
+    batches = list(EvalSampler(sizes, scaled_sizes=scaled, batch_size=4, size_divisor=32))
+    assert sorted([key.index for key in keys] for keys in batches) == [[0, 2], [1], [3]]
+    assert {key.padded_size for keys in batches for key in keys} == {(64, 64)}

@@ -89,7 +89,7 @@ def random_batch(sizes: list[tuple[int, int]], counts: list[int], padded: tuple[
 
 def take(batch: Batch, index: list[int]) -> Batch:
     """Some images of a batch, in the given order, at the same padded shape."""
-    return Batch(**{name: getattr(batch, name)[index] for name in batch.__dataclass_fields__})
+    return Batch(*(tensor[index] for tensor in batch.tensors()))
 
 
 def close_rows(ours: torch.Tensor, theirs: torch.Tensor) -> None:

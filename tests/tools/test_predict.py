@@ -19,6 +19,7 @@ from datasets.images import image_file_size
 from datasets.loader import Collate
 from datasets.records import make_records
 from datasets.target import SampleKey
+from detection.checkpoint import load_detector
 from detection.model import build_detector
 from detection.prediction import to_numpy
 from tools import predict
@@ -55,7 +56,7 @@ def test_folder_gives_pictures_and_the_detectors_own_boxes(tiny_voc, weights, tm
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     assert "8 images" in capsys.readouterr().out
 
-    detector, _ = predict.load_detector(weights, overrides=["model.box.score_thresh=0.3"])
+    detector, _ = load_detector(weights, overrides=["model.box.score_thresh=0.3"])
     paths = [images / name for name in names]
     records = make_records(
         images=[(str(path), path.name, image_file_size(path)) for path in paths], boxes=[], labels=[], counts=[0] * 8,
@@ -185,3 +186,27 @@ def test_grey_transparent_and_16_bit_images(weights, tmp_path):
     out = tmp_path / "out"
     run(weights, out, tmp_path / "grey.png", tmp_path / "transparent.png", tmp_path / "deep.tif", threshold="0")
     assert sorted(path.name for path in out.glob("*.png")) == ["deep.tif.png", "grey.png", "transparent.png"]
+
+
+def test_improvements_and_ensembles(tiny_voc, weights, tmp_path):
+    """With the folded net too; an ensemble of one detector twice finds what it finds."""
+    images = tiny_voc / "JPEGImages"
+    plain = run(weights, tmp_path / "plain", images)
+
+    def options(*texts: str) -> list[str]:
+        return [part for text in texts for part in ("--set", text)]
+
+    for number, texts in enumerate((["test.refine_rounds=1", "test.vote_iou=0.5"], ["test.scales=[32,48,80]"],
+                                    ["test.tta={hflip: true, scales: [32, 48]}"])):  # fmt: skip
+        rows = run(weights, tmp_path / f"out{number}", images, "--batch-size", 3, *options(*texts))
+        assert rows
+        assert rows != plain
+        for one in ("image_0.png", "image_1.png"):  # whatever else is in the batch
+            alone = run(weights, tmp_path / f"alone{number}", images / one, *options(*texts))
+            np.testing.assert_allclose([row["bbox"] for row in alone],
+                                       [row["bbox"] for row in rows if row["image_id"] == one], atol=0.05)  # fmt: skip
+    twice = run(weights, tmp_path / "twice", images, "--weights", weights)
+    assert [(row["image_id"], row["category"]) for row in twice] == [(r["image_id"], r["category"]) for r in plain]
+    np.testing.assert_allclose([row["bbox"] for row in twice], [row["bbox"] for row in plain], atol=0.05)
+    with pytest.raises(UserError, match="exclude each other"):
+        run(weights, tmp_path / "wrong", images, *options("test.scales=[32,48]", "test.tta.scales=[32]"))

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from configs.errors import UserError
 from configs.loading import load_config
+from configs.schema import Config
 from detection.model import build_detector
 from detection.prediction import ImageDetections
 from tools import test_det
@@ -29,24 +31,26 @@ def report(monkeypatch):
     return real
 
 
-@pytest.fixture
-def weights(tiny_config, tmp_path) -> Path:
-    """An untrained detector of the tiny set's classes."""
-    config = load_config(tiny_config)
-    detector = build_detector(config.model, ["red", "blue"])
-    path = tmp_path / "weights.pt"
-    save_checkpoint(
-        path,
-        {
-            "format": 1, "kind": "detector", "config": config.model_dump(mode="json"), "class_names": ["red", "blue"],
-            "preprocessing": detector.preprocessing.to_dict(), "model": detector.state_dict(),
-        },
-    )  # fmt: skip
+def save_weights(config: Config, path: Path, names: tuple[str, ...] = ("red", "blue"), seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    detector = build_detector(config.model, list(names))
+    content = {
+        "format": 1, "kind": "detector", "config": config.model_dump(mode="json"), "class_names": list(names),
+        "preprocessing": detector.preprocessing.to_dict(), "model": detector.state_dict(),
+    }  # fmt: skip
+    save_checkpoint(path, content)
     return path
 
 
-def run(config: Path, weights: Path, *more: str) -> None:
-    command = ["--cfg", str(config), "--weights", str(weights), "--device", "cpu", *more]
+@pytest.fixture
+def weights(tiny_config, tmp_path) -> Path:
+    """An untrained detector of the tiny set's classes."""
+    return save_weights(load_config(tiny_config), tmp_path / "weights.pt")
+
+
+def run(config: Path, weights: Path | list[Path], *more: str) -> None:
+    members = [str(path) for path in (weights if isinstance(weights, list) else [weights])]
+    command = ["--cfg", str(config), "--weights", *members, "--device", "cpu", *more]
     test_det.main(test_det.make_parser().parse_args(command))
 
 
@@ -67,11 +71,11 @@ def test_perfect_detections_score_one(tiny_config, weights, tmp_path, monkeypatc
     """Through the loader, the shards, the files and the evaluators: AP 1.0 by every protocol."""
     real = evaluation.run_detector
 
-    def with_truth(detector, dataset, *args, **options):
+    def with_truth(detectors, dataset, *args, **options):
         detect = perfect(dataset.records)
-        monkeypatch.setattr(detector, "forward", detect)
+        monkeypatch.setattr(detectors[0], "forward", detect)
         monkeypatch.setattr(evaluation, "to_numpy", lambda found: found)
-        return real(detector, dataset, *args, **options)
+        return real(detectors, dataset, *args, **options)
 
     monkeypatch.setattr(test_det, "run_detector", with_truth)
     run(tiny_config, weights, "--out", str(tmp_path / "out"), "--set", "data.test.0.image_set=train")
@@ -172,3 +176,52 @@ def test_pictures_show_images_with_objects_first(tiny_config, tmp_path):
     assert choose_images(records, 3) == [1, 3, 5]
     assert choose_images(records, 2) == [1, 5]
     assert choose_images(records, 100) == [0, 1, 2, 3, 4, 5]
+
+
+# ---------------------------------------------------------------------------------------------- improvements
+
+
+def found(folder: Path) -> list[tuple]:
+    rows = json.loads((folder / "detections.json").read_text())
+    return [(row["image_id"], row["category"], row["score"], *row["bbox"]) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["test.refine_rounds=1", "test.vote_iou=0.5"],
+        ["test.scales=[32,48,80]"],
+        ["test.tta={hflip: true, scales: [32, 48], merge: vote}"],
+        ["test.refine_rounds=2", "test.scales=[32,48]", "test.tta.hflip=true"],
+    ],
+)
+def test_improvements_run_and_change_what_is_found(tiny_config, weights, tmp_path, options):
+    run(tiny_config, weights, "--out", str(tmp_path / "plain"))
+    run(tiny_config, weights, "--out", str(tmp_path / "out"), "--set", *options)
+    assert found(tmp_path / "out")
+    assert found(tmp_path / "out") != found(tmp_path / "plain")
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["voc12"]["mAP"] is not None
+
+
+def test_an_ensemble_of_different_nets(tiny_config, weights, tmp_path, capsys):
+    """Each member by its own stored config, with the thresholds of --cfg; the same one twice is itself."""
+    other = {"model.neck": "fpn", "model.anchors.sizes": "[[8],[12],[16],[24],[32]]", "model.fpn_channels": 16,
+             "model.box.class_agnostic": "true", "model.box.score_thresh": 0.9,
+             "model.box.global_context": "true"}  # fmt: skip
+    config = load_config(tiny_config, [f"{key}={value}" for key, value in other.items()])
+    fpn = save_weights(config, tmp_path / "fpn.pt", seed=1)
+    run(tiny_config, weights, "--out", str(tmp_path / "one"))
+    run(tiny_config, [weights, weights], "--out", str(tmp_path / "twice"))
+    one, twice = found(tmp_path / "one"), found(tmp_path / "twice")
+    assert [row[:2] for row in one] == [row[:2] for row in twice]
+    np.testing.assert_allclose([row[2:] for row in one], [row[2:] for row in twice], rtol=1e-3, atol=0.02)
+    run(tiny_config, [fpn, weights], "--set", "model.box.detections_per_img=7")
+    assert {len([row for row in found(tmp_path / "test_ensemble") if row[0] == name]) for name in ("image_6", "image_7")
+            } == {7}  # fmt: skip
+    assert "fpn.pt, " in capsys.readouterr().out
+
+
+def test_members_of_other_classes_are_refused(tiny_config, weights, tmp_path):
+    green = save_weights(load_config(tiny_config), tmp_path / "green.pt", ("red", "green"))
+    with pytest.raises(UserError, match=r"green\.pt: other classes than .*weights\.pt's \(blue, green in one"):
+        run(tiny_config, [weights, green])

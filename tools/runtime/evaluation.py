@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from configs.errors import UserError
-from configs.schema import Config
+from configs.schema import Config, TestConfig
 from datasets.detection import DetectionDataset
 from datasets.loader import eval_loader, prefetch
 from datasets.records import Records
@@ -19,7 +20,7 @@ from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import Metrics, evaluate, write_metrics
 from detection.evaluation.report import Run, write_report
 from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
-from detection.model import Detector
+from detection.inference import Inference
 from detection.prediction import ImageDetections, to_numpy
 from tools.runtime import distributed
 from tools.runtime.cli import Interrupted, StopRequest
@@ -40,29 +41,35 @@ class Outcome:
 
 
 def run_detector(
-    detector: Detector,
+    detectors: nn.Module | Sequence[nn.Module],
     dataset: DetectionDataset,
     config: Config,
     device: torch.device,
     *,
     what: str,
+    test: TestConfig | None = None,
     losses: bool = False,
     stop: StopRequest | None = None,
 ) -> Outcome:
     """Detections for each image of a data set, shared out over the processes.
 
     Args:
-        detector: in any mode; it comes back in the same.
+        detectors: one (a `Detector`, or the model of a phase of alternating training), or the members of an ensemble;
+            in any mode, they come back in the same.
         dataset: unaugmented.
         config: batch size, workers, autocast, seed.
         device: the detector's.
         what: a word for the progress bar.
-        losses: compute the training losses too, without dropout and with fixed samples.
+        test: refinement, sizes and the like; None: the plain test.
+        losses: compute the training losses of the (first) detector too, without dropout and with fixed samples.
         stop: ends the work when a stop is requested (in a single process; several go on to the end together).
 
     Raises:
         Interrupted: a stop was requested.
     """
+    detectors = [detectors] if isinstance(detectors, nn.Module) else list(detectors)
+    inference = Inference(detectors, test or TestConfig())
+    dataset = dataset.with_scales(inference.scales) if inference.scales else dataset
     rank, world_size = distributed.rank(), distributed.world_size()
     batch_size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
     loader = eval_loader(
@@ -70,21 +77,22 @@ def run_detector(
     )
     per_image: dict[int, ImageDetections] = {}
     sums = _LossSums()
-    was_training = detector.training
-    detector.eval()
+    were_training = [detector.training for detector in detectors]
+    inference.eval()
     # no_grad, not inference_mode: what modules cache here (anchors) is used in training later
     with torch.no_grad(), Progress(-(-len(dataset) // world_size), what, unit="image") as progress:
         for batch in prefetch(loader, device):
             if stop is not None and stop.requested and world_size == 1:
                 raise Interrupted(f"interrupted during {what}")
             with autocast(device, config.train.amp):
-                found = detector(batch)
-                parts = detector(batch, seed=config.seed, iteration=_LOSS_ITERATION) if losses else {}
+                found = inference(batch)
+                parts = detectors[0](batch, seed=config.seed, iteration=_LOSS_ITERATION) if losses else {}
             per_image.update(zip(batch.index.tolist(), to_numpy(found), strict=True))
             sums.add(parts, len(batch.index))
             progress.update(len(batch.index))
-    detector.train(was_training)
-    return Outcome(_merged(per_image, dataset.records, detector.class_names), sums.means())
+    for detector, was_training in zip(detectors, were_training, strict=True):
+        detector.train(was_training)
+    return Outcome(_merged(per_image, dataset.records, inference.class_names), sums.means())
 
 
 class _LossSums:

@@ -1,0 +1,89 @@
+"""The test of one or several detectors with everything that `test` in the config asks for (He et al. 2016, App. B).
+
+    proposals of all -> union -> [score by all, average] x (1 + refine_rounds) -> union -> NMS -> voting
+
+and all of it for each view of the test-time augmentation. With everything off and one detector it is that detector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from configs.schema import BoxConfig, TestConfig
+from datasets.batch import Batch
+from detection import tta
+from detection.ensemble import average, unite_proposals
+from detection.model import Detector
+from detection.multi_scale import MultiScaleScorer
+from detection.postprocess import Detections, collect_candidates, suppress, to_original
+from detection.refinement import join_rounds, next_rois, vote
+from detection.scoring import Scorer
+
+TTA_VOTE_IOU = 0.5
+"""Of `tta.merge: vote` where `vote_iou` is null: the paper's."""
+
+
+class Inference(nn.Module):
+    """Detectors and what is done with them at test.
+
+    Args:
+        detectors: of the same classes; thresholds (`score_thresh`, `nms_thresh`, `detections_per_img`) are the first's.
+        test: refinement, voting, sizes, test-time augmentation.
+    """
+
+    def __init__(self, detectors: Sequence[Detector], test: TestConfig) -> None:
+        super().__init__()
+        self.detectors = nn.ModuleList(detectors)
+        self.test = test
+        self.class_names = detectors[0].class_names
+
+    @property
+    def scales(self) -> tuple[int, ...]:
+        """The shorter sides at which batches must bring their images along (`Batch.scaled`), ascending."""
+        return tuple(sorted(self.test.scales or self.test.tta.scales))
+
+    def forward(self, batch: Batch) -> Detections:
+        """Final boxes in pixels of the original images, scores and labels."""
+        found = []
+        for view, mirrored in tta.views(batch, self.test.tta):
+            detections = self._detect(view)
+            found.append(tta.mirror_detections(detections, batch.original_sizes) if mirrored else detections)
+        if len(found) == 1:
+            return found[0]
+        vote_iou = (self.test.vote_iou or TTA_VOTE_IOU) if self.test.tta.merge == "vote" else None
+        return tta.merge(found, self._nms_thresh, self._box.detections_per_img, vote_iou)
+
+    def _detect(self, batch: Batch) -> Detections:
+        """One view through proposals, rounds, NMS and voting."""
+        test = self.test
+        if len(self.detectors) == 1 and not (test.refine_rounds or test.vote_iou or test.scales):
+            return self.detectors[0](batch)
+        scorers, proposals = [], []
+        for detector in self.detectors:
+            features = detector.features(batch)
+            proposals.append(detector.rpn(features, batch.image_sizes, training=False)[0])
+            scorers.append(
+                MultiScaleScorer(detector, features, batch)
+                if test.scales
+                else Scorer(detector, features, batch.image_sizes)
+            )
+        rois, valid = unite_proposals(proposals) if len(proposals) > 1 else (proposals[0].boxes, proposals[0].valid)
+        rounds = [average([scorer(rois, valid) for scorer in scorers])]
+        for _ in range(test.refine_rounds):
+            rois, valid = next_rois(rounds[-1])
+            rounds.append(average([scorer(rois, valid) for scorer in scorers]))
+        candidates = collect_candidates(*join_rounds(rounds), self._box.score_thresh)
+        kept = suppress(candidates, self._nms_thresh, self._box.detections_per_img)
+        if test.vote_iou:
+            kept = vote(kept, candidates, test.vote_iou)
+        return to_original(kept, batch.image_sizes, batch.original_sizes)
+
+    @property
+    def _box(self) -> BoxConfig:
+        return self.detectors[0].roi_heads.config
+
+    @property
+    def _nms_thresh(self) -> float:
+        return self.test.refine_nms_thresh if self.test.refine_rounds else self._box.nms_thresh
