@@ -375,7 +375,8 @@ class TtaConfig(Section):
 
 
 class TestConfig(Section):
-    """What the final test does beyond the plain one (He et al. 2016, App. B); no retraining needed."""
+    """What a test does beyond the plain one (He et al. 2016, App. B): `test_det.py`, `predict.py`, and the end of
+    `train_det.py`, whose validations are plain. No retraining needed."""
 
     __test__: ClassVar[bool] = False
     """pytest must not take the class for a test."""

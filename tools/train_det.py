@@ -10,6 +10,7 @@ without a validation set, the last), metrics_val.json, metrics.json (of the test
 detections, pictures and report/index.html.
 
 `train.alternating` trains in four phases, as the papers did (docs/improvements.md); otherwise all trains at once.
+Validations during the training use the plain test; the final one does what `test` in the config asks for.
 """
 
 from __future__ import annotations
@@ -397,7 +398,7 @@ def finish(job: Job) -> None:
         say(f"no validation or test set is given: {run.last} is the result")
         return
     try:
-        outcome = run_detector(job.detector, final_set, config, job.device, what=what, stop=job.stop)
+        outcome = run_detector(job.detector, final_set, config, job.device, what=what, test=config.test, stop=job.stop)
     except cli.Interrupted:
         raise cli.Interrupted(how_to_resume(run, state.iteration)) from None
     metrics = score(final_set.records, outcome.detections, config.metrics) if final_set.records.annotated else None
