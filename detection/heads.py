@@ -65,11 +65,11 @@ class Conv5Head(nn.Module):
 
         Args:
             inner, shortcut: what was pooled from `before_pooling`'s maps, (R, C1, T1, T1) and (R, C2, T2, T2) with
-                every `strides`-th of the S bins; overwritten.
+                every `strides`-th of the S bins.
         """
         unit = self.conv5[0]
-        inner += _offset(unit.conv1, unit.bn1, inner)
-        out = F.relu(inner, inplace=True)
+        # Not in place: a CUDA graph (compilation.py) may not write to its inputs.
+        out = F.relu(inner + _offset(unit.conv1, unit.bn1, inner), inplace=True)
         out = F.relu(conv_bn(unit.conv2, unit.bn2, out), inplace=True)
         out = conv_bn(unit.conv3, unit.bn3, out)
         out += shortcut

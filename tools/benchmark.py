@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     report = {"environment": environment(device), "results": {}}
-    rows = suite(device) if args.mode == "suite" else [(args.mode, {})]
+    rows = suite(device, args) if args.mode == "suite" else [(args.mode, {})]
     started = time.perf_counter()
     for mode, changes in rows:
         options = argparse.Namespace(**{**vars(args), **changes})
@@ -73,18 +73,19 @@ def main(args: argparse.Namespace) -> None:
         os.replace(temporary, args.out)
 
 
-def suite(device: Any) -> list[tuple[str, dict[str, Any]]]:
+def suite(device: Any, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """All there is to measure: (mode, changes of the options). The most important first."""
     rows: list[tuple[str, dict[str, Any]]] = [("count", {"amp": "none"}), ("count", {"amp": "bf16"}), ("roofline", {})]
     if device.type == "cpu":
-        rows += [(mode, {"repetitions": 3, "warmup": 1}) for mode in ("infer", "train", "loader")]
-        return [*rows, ("eval", {"reference": False}), ("cifar", {"repetitions": 3, "warmup": 1})]
+        few = {"repetitions": min(3, args.repetitions), "warmup": 1}
+        rows += [("infer", few), ("train", few), ("infer", {**few, "amp": "bf16", "reference_amp": "none"})]
+        return [*rows, ("loader", few), ("eval", {"reference": False}), ("cifar", few)]
     fast = {"amp": "bf16", "reference_amp": "bf16", "repetitions": 10, "warmup": 3}
     voc, coco = {**fast, "case": "r101_c4_voc"}, {**fast, "case": "r101_c4_coco"}
     return [
         *rows,
         ("train", {**voc, "batch_size": 16}),
-        ("infer", {**voc, "batch_size": 1}),
+        ("infer", {**voc, "batch_size": 1, "contestants": "ours,ours_compiled,torchvision"}),
         ("infer", {**voc, "batch_size": 16}),
         ("train", {**coco, "batch_size": 16}),
         ("train", {**fast, "case": "r101_fpn_coco", "batch_size": 16}),
@@ -121,6 +122,8 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
     makers = detectors.select(args.contestants.split(","), find_plugins(args.plugin))
     if mode == "count":
         return detectors.count_mode(case, makers, args.amp)
+    if device.type == "cpu" and args.amp == "bf16" and not detectors.has_bf16():
+        raise UserError("--amp bf16: this processor has no bf16 instructions, so there is nothing to measure")
     work = detectors.infer_mode if mode == "infer" else detectors.train_mode
     amps = {"amp": args.amp, "reference_amp": args.reference_amp or args.amp}
     return work(case, makers, device, batch_size=args.batch_size or 1, **amps, **common)

@@ -11,14 +11,17 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from configs.schema import ModelConfig
 from tools import benchmark
 from tools.benchmarks import checks, timing
 from tools.benchmarks.cases import CASES, make_inputs
-from tools.benchmarks.contestants import CONTESTANTS, Ours, Torchvision, load_plugin, random_weights
+from tools.benchmarks.contestants import Ours, Torchvision, load_plugin, random_weights
+from tools.benchmarks.plugins import detectron2_c4
 from tools.benchmarks.roofline import roofline_seconds
 
 CPU = torch.device("cpu")
 TINY = CASES["tiny"]
+SIDES = {"ours": Ours, "torchvision": Torchvision}
 
 WITHOUT_PACKAGES = """
 import sys
@@ -71,8 +74,10 @@ def test_both_sides_train_and_detect_alike(name):
     if name != "tiny":
         backbone = {"r101_fpn_coco": "resnet50", "vgg16_voc": "vgg16"}[name]
         case = type(case)(name, {**case.model, "backbone": backbone}, (64, 96), 5).with_box(fc_width=64)
-    assert checks.check_training(case, CONTESTANTS, "torchvision", CPU) < checks.LOSS_TOLERANCE
-    assert checks.check_inference(case, CONTESTANTS, "torchvision", CPU) >= checks.EQUAL_SHARE
+    losses = checks.check_training(case, SIDES, "torchvision", CPU)
+    assert len(losses) == 2
+    assert max(losses.values()) < checks.LOSS_TOLERANCE
+    assert checks.check_inference(case, SIDES, "torchvision", CPU)["equal_detections"] >= checks.EQUAL_SHARE
 
 
 def test_a_ratio_is_refused_where_outputs_differ(tmp_path):
@@ -80,7 +85,7 @@ def test_a_ratio_is_refused_where_outputs_differ(tmp_path):
     wrong.write_text(PLUGIN % 3.0)
     right.write_text(PLUGIN % 0.0)
     makers = {"torchvision": Torchvision, "right": load_plugin(right)}
-    assert checks.check_inference(TINY, makers, "torchvision", CPU) >= 0.99
+    assert checks.check_inference(TINY, makers, "torchvision", CPU)["equal_detections"] >= 0.99
     makers["wrong"] = load_plugin(wrong)
     with pytest.raises(UserError, match="no ratio: of the detections of wrong and torchvision only"):
         checks.check_inference(TINY, makers, "torchvision", CPU)
@@ -97,6 +102,64 @@ def test_a_loss_that_differs_is_named():
 
     with pytest.raises(UserError, match="no ratio: loss_box_reg of step 1 is"):
         checks.check_training(TINY, {"ours": Ours, "wrong": Wrong}, "ours", CPU)
+
+
+@pytest.mark.slow
+def test_what_is_further_off_in_bf16_than_the_reference_itself_is_refused(monkeypatch):
+    """Equal in float32, and noise in bf16 in place of rounding."""
+    report = checks.check_inference(TINY, SIDES, "torchvision", CPU, "bf16")
+    assert report["equal_detections"] >= 0.99
+    assert 0.5 < report["resembling_detections_in_bf16"] <= 1
+    report = checks.check_training(TINY, SIDES, "torchvision", CPU, "bf16")
+    assert report["largest_loss_difference"] < 1e-3 < report["largest_loss_difference_in_bf16"]
+
+    class Sloppy(Ours):
+        def detect(self, inputs):
+            found = super().detect(inputs)
+            return found if self.amp == "none" else [(b, s, k % 20 + 1) for b, s, k in found]
+
+        def losses(self, inputs):
+            factor = 1.0 if self.amp == "none" else 1.3
+            return {name: factor * loss for name, loss in super().losses(inputs).items()}
+
+    sides = {"torchvision": Torchvision, "sloppy": Sloppy}
+    with pytest.raises(UserError, match=r"no ratio: of the detections of sloppy in bf16 .* resemble those of torchv"):
+        checks.check_inference(TINY, sides, "torchvision", CPU, "bf16")
+    with pytest.raises(UserError, match=r"with sloppy and .* with torchvision in float32 \(its own in bf16"):
+        checks.check_training(TINY, sides, "torchvision", CPU, "bf16")
+
+
+def test_plug_in_around_detectron2():
+    """Renaming loses nothing: each value arrives once, anchors and classes in detectron2's order."""
+    model = ModelConfig.model_validate(CASES["r101_c4_voc"].section())
+    assert detectron2_c4.anchor_order(model).tolist() == [0, 3, 6, 1, 4, 7, 2, 5, 8]  # ours: ratio * 3 + size
+    weights = {
+        "backbone.body.layer1.0.downsample.1.running_var": torch.zeros(4),
+        "backbone.body.layer3.22.bn3.weight": torch.ones(4),
+        "rpn.head.bbox_pred.bias": torch.arange(36.0),
+        "roi_heads.box_predictor.cls_score.bias": torch.arange(4.0),
+        "roi_heads.box_predictor.bbox_pred.bias": torch.arange(16.0),
+    }
+    renamed = detectron2_c4.rename(weights, detectron2_c4.anchor_order(model))
+    assert list(renamed) == [
+        "backbone.res2.0.shortcut.norm.running_var",
+        "backbone.res4.22.conv3.norm.weight",
+        "proposal_generator.rpn_head.anchor_deltas.bias",
+        "roi_heads.box_predictor.cls_score.bias",
+        "roi_heads.box_predictor.bbox_pred.bias",
+    ]
+    values = list(renamed.values())
+    assert values[2].tolist()[:8] == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert values[3].tolist() == [1, 2, 3, 0]  # the background last
+    assert values[4].tolist() == list(range(4, 16))  # and no box for it
+
+
+@pytest.mark.slow
+def test_detectron2_computes_the_same():
+    pytest.importorskip("detectron2", reason="detectron2 is not installed")
+    makers = {"ours": Ours, "detectron2_c4": detectron2_c4.Contestant}
+    assert checks.check_inference(TINY, makers, "detectron2_c4", CPU)["equal_detections"] >= 0.99
+    assert max(checks.check_training(TINY, makers, "detectron2_c4", CPU).values()) < checks.LOSS_TOLERANCE
 
 
 def test_bf16_resembles_float32():
@@ -148,6 +211,7 @@ def test_comparison_with_an_old_report(capsys):
         (["infer", "--case", "nothing"], "there are r101_c4_voc"),
         (["infer", "--case", "nothing.json"], "cannot be read as JSON"),
         (["train", "--plugin", "nowhere.py"], "there is no such file"),
+        (["train", "--contestants", "ours,detectron2"], "--contestants detectron2: there are ours, ours_compiled"),
         (["imagenet", "--net", "resnet19"], "torchvision has no such net"),
     ],
 )
@@ -184,5 +248,5 @@ def test_outputs_equal_torchvisions_on_cuda():
     from tools.benchmarks.detectors import exact_float32
 
     with exact_float32():
-        checks.check_training(TINY, CONTESTANTS, "torchvision", torch.device("cuda"))
-        checks.check_inference(TINY, CONTESTANTS, "torchvision", torch.device("cuda"))
+        checks.check_training(TINY, SIDES, "torchvision", torch.device("cuda"))
+        checks.check_inference(TINY, SIDES, "torchvision", torch.device("cuda"))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from configs.schema import ModelConfig
+
 SIZE_DIVISOR = 32
 NUM_OBJECTS = 8
 """G: objects in each training image."""
@@ -49,15 +51,24 @@ class Case:
         """The same with other values in the section `model.rpn`."""
         return replace(self, model={**self.model, "rpn": {**self.model.get("rpn", {}), **changes}})
 
-    def small(self) -> Case:
-        """The same network on a small image with few RoIs, every candidate of which takes part in the losses: two
-        random generators cannot differ."""
+    def every_candidate(self) -> Case:
+        """The same with every anchor and proposal in the losses: two random generators cannot differ."""
         everything = 10**6
-        small = self.with_rpn(
-            pre_nms_top_n_train=60, post_nms_top_n_train=12, pre_nms_top_n_test=60, post_nms_top_n_test=12,
-            batch_size_per_image=everything,
-        ).with_box(batch_size_per_image=everything, positive_fraction=0.9)  # fmt: skip
-        return replace(small, image_size=(96, 128))
+        return self.with_rpn(batch_size_per_image=everything).with_box(
+            batch_size_per_image=everything, positive_fraction=0.9
+        )
+
+    def small(self) -> Case:
+        """The same network on a small image with few RoIs, all in the losses."""
+        few = self.with_rpn(
+            pre_nms_top_n_train=60, post_nms_top_n_train=12, pre_nms_top_n_test=60, post_nms_top_n_test=12
+        )
+        return replace(few.every_candidate(), image_size=(96, 128))
+
+    def full(self) -> Case:
+        """The case itself with all RoIs in the losses, and no more of them than a sample of the case has."""
+        rois = ModelConfig.model_validate(self.section()).box.batch_size_per_image
+        return self.with_rpn(post_nms_top_n_train=max(1, rois - NUM_OBJECTS)).every_candidate()
 
 
 CASES = {

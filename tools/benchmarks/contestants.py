@@ -1,7 +1,7 @@
-"""Who takes part: `ours`, `torchvision`, and plug-ins.
+"""Who takes part: `ours`, `ours_compiled`, `torchvision`, and plug-ins.
 
-A plug-in is a Python file that defines a class `Contestant` with the methods of the class of that name here, for
-example around another framework. It is named after its file:
+A plug-in is a Python file that defines a class `Contestant`, for example around another framework (see
+`plugins/detectron2_c4.py`). It is named after its file, and may inherit from the class of that name here:
 
     class Contestant:
         def __init__(self, case, weights, device, amp, training): ...   # see Contestant below
@@ -12,6 +12,7 @@ example around another framework. It is named after its file:
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +24,7 @@ from backbones.weights import IMAGENET
 from configs.errors import UserError
 from configs.schema import ModelConfig
 from datasets.batch import Batch
+from detection.compilation import compile_regions
 from detection.model import Detector, build_detector
 from detection.prediction import to_numpy
 from tools.benchmarks.cases import Case, Inputs, spread_weights
@@ -35,47 +37,45 @@ Detected = list[tuple[Tensor, Tensor, Tensor]]
 """For each image boxes (D, 4) in pixels of the input, scores (D,), labels (D,), on the CPU, best first."""
 
 
-class Contestant:
-    """One side of a comparison.
+class Contestant(ABC):
+    """One side of a comparison, around one module: another framework's plug-in may inherit from it.
 
     Args:
         case: the detector (`case.section()` is a config's section `model`) and the size of its images.
-        weights: a state dict by torchvision's names (`random_weights`).
+        weights: a state dict by torchvision's names (`random_weights`); empty: whatever weights it begins with.
         device: where it runs.
         amp: "none": float32; "bf16": convolutions and fully connected layers in bf16.
         training: it will train (else it will detect).
     """
 
-    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
-        raise NotImplementedError
+    optimizer: torch.optim.Optimizer
 
-    def detect(self, inputs: Inputs) -> Detected:
-        """The detections of a batch, on the host."""
-        raise NotImplementedError
-
-    def train_step(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Losses, their gradients, one update by SGD, and gradients set to None; returns the losses."""
-        raise NotImplementedError
-
-
-class _Contestant(Contestant):
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         self.device = device
         self.amp = amp
         self.model = self.build(case).to(device)
-        self.model.load_state_dict(weights, strict=False)
+        if weights:
+            self.load(weights)
         self.model.train(training)
 
-    def autocast(self) -> AbstractContextManager:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
-
+    @abstractmethod
     def build(self, case: Case) -> nn.Module:
-        raise NotImplementedError
+        """The module that is measured."""
 
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Take over the weights that all contestants get."""
+        self.model.load_state_dict(weights)
+
+    @abstractmethod
+    def detect(self, inputs: Inputs) -> Detected:
+        """The detections of a batch, on the host."""
+
+    @abstractmethod
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
-        raise NotImplementedError
+        """The four losses by torchvision's names, scalars."""
 
     def train_step(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Losses, their gradients, one update by SGD, and gradients set to None; returns the losses."""
         with self.autocast():
             losses = self.losses(inputs)
         sum(losses.values()).backward()
@@ -83,8 +83,17 @@ class _Contestant(Contestant):
         self.optimizer.zero_grad(set_to_none=True)
         return losses
 
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp == "bf16")
 
-class Ours(_Contestant):
+
+def plain_sgd(model: nn.Module, *, fused: bool = False) -> torch.optim.SGD:
+    """The update that all contestants make."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=fused or None)
+
+
+class Ours(Contestant):
     """This project's detector as its scripts run it."""
 
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
@@ -92,8 +101,7 @@ class Ours(_Contestant):
         self.prepared: tuple[Inputs, Batch] | None = None
         if training:
             self.model.to(memory_format=torch.channels_last)
-            parameters = [p for p in self.model.parameters() if p.requires_grad]
-            self.optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+            self.optimizer = plain_sgd(self.model, fused=True)
         else:
             self.model.optimize_for_inference(torch.bfloat16 if amp == "bf16" else torch.float32)
 
@@ -117,13 +125,20 @@ class Ours(_Contestant):
         return self.model(self.batch(inputs), seed=0, iteration=0)
 
 
-class Torchvision(_Contestant):
+class OursCompiled(Ours):
+    """The same with its static regions compiled; on CUDA, to detect, as CUDA graphs."""
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
+        super().__init__(case, weights, device, amp, training)
+        compile_regions(self.model, graphs=device.type == "cuda" and not training)
+
+
+class Torchvision(Contestant):
     """torchvision's parts, plainly composed."""
 
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        self.optimizer = plain_sgd(self.model)
 
     def build(self, case: Case) -> TorchvisionDetector:
         return TorchvisionDetector(ModelConfig.model_validate(case.section()), case.num_classes)
@@ -193,4 +208,8 @@ def load_plugin(path: Path) -> Callable[..., Contestant]:
     return module.Contestant
 
 
-CONTESTANTS: dict[str, Callable[..., Contestant]] = {"ours": Ours, "torchvision": Torchvision}
+CONTESTANTS: dict[str, Callable[..., Contestant]] = {
+    "ours": Ours,
+    "ours_compiled": OursCompiled,
+    "torchvision": Torchvision,
+}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch._subclasses import FakeTensorMode
 
+from configs.errors import UserError
 from tools.benchmarks.cases import Case, Inputs, make_inputs
-from tools.benchmarks.checks import check_inference, check_training, resemblance
-from tools.benchmarks.contestants import CONTESTANTS, MOMENTUM, RATE, WEIGHT_DECAY, Contestant, Ours, random_weights
+from tools.benchmarks.checks import check_inference, check_training
+from tools.benchmarks.contestants import CONTESTANTS, Contestant, Ours, plain_sgd, random_weights
 from tools.benchmarks.counting import Counts, count, make_fake
 from tools.benchmarks.roofline import roofline_seconds
 from tools.benchmarks.timing import compare
@@ -31,8 +33,7 @@ def fake_work(case: Case, batch_size: int, amp: str, *, training: bool) -> tuple
         inputs = Inputs(*(mode.from_tensor(value) if torch.is_tensor(value) else value for value in real))
         batch = contestant.batch(inputs)
     if training:
-        parameters = [p for p in contestant.model.parameters() if p.requires_grad]
-        contestant.optimizer = torch.optim.SGD(parameters, RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+        contestant.optimizer = plain_sgd(contestant.model, fused=True)
 
     def work() -> object:
         if training:
@@ -121,17 +122,12 @@ def infer_mode(
     report: dict[str, Any] = {}
     if len(makers) > 1:
         with exact_float32():
-            report["equal_detections"] = check_inference(case, makers, reference, device)
+            report |= check_inference(case, makers, reference, device, amp)
     weights, inputs = random_weights(case), make_inputs(case, batch_size, device)
     works = {}
-    found = {}
     for name, make in makers.items():
         contestant = make(case, weights, device, reference_amp if name == reference else amp, False)
         works[name] = lambda contestant=contestant: contestant.detect(inputs)
-        if amp != "none" and len(makers) > 1:
-            found[name] = works[name]()
-    if found:
-        report["resembling_detections"] = min(resemblance(found[name], found[reference]) for name in makers)
     report["seconds"] = compare(works, reference=reference, repetitions=repetitions, warmup=warmup, device=device)
     if device.type == "cuda":
         report["busy"] = {name: busy_share(work) for name, work in works.items()}
@@ -148,7 +144,7 @@ def train_mode(
     report: dict[str, Any] = {}
     if len(makers) > 1:
         with exact_float32():
-            report["largest_loss_difference"] = check_training(case, makers, reference, device)
+            report |= check_training(case, makers, reference, device, amp)
     weights, inputs = random_weights(case), make_inputs(case, batch_size, device)
     works = {}
     for name, make in makers.items():
@@ -163,13 +159,30 @@ def train_mode(
     return report
 
 
-def reference_of(makers: Makers) -> str | None:
-    """Whom the others are divided by: torchvision where it takes part, else the first."""
-    return "torchvision" if "torchvision" in makers else next(iter(makers))
+def reference_of(makers: Makers) -> str:
+    """Whom the others are divided by: torchvision where it takes part, else the first that is not `ours`."""
+    others = [name for name in makers if name != "ours"]
+    return "torchvision" if "torchvision" in makers else (others or list(makers))[0]
+
+
+def has_bf16() -> bool:
+    """Whether the processor has instructions for bf16; where it does not say, it is taken to have them."""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return True
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 
 
 def select(names: list[str], plugins: Makers) -> Makers:
-    """The contestants of these names and the plug-ins."""
+    """The contestants of these names and the plug-ins.
+
+    Raises:
+        UserError: there is no contestant of such a name.
+    """
+    for name in names:
+        if name not in CONTESTANTS:
+            raise UserError(f"--contestants {name}: there are {', '.join(CONTESTANTS)}; others come with --plugin")
     return {name: CONTESTANTS[name] for name in names} | plugins
 
 
