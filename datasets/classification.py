@@ -174,7 +174,7 @@ def local_parts(batch_size: int, accumulate: int, rank: int, world_size: int) ->
 
 
 @dataclass(frozen=True)
-class _TrainKeys:
+class TrainKeys:
     """Batches of (epoch, index) without end, beginning with `start_iteration`."""
 
     count: int
@@ -294,7 +294,7 @@ def train_batches(
     The same on any number of processes and workers, and after a resumption.
     """
     parts = local_parts(batch_size, accumulate, rank, world_size)
-    keys = _TrainKeys(len(files), batch_size, seed, parts, start_iteration)
+    keys = TrainKeys(len(files), batch_size, seed, parts, start_iteration)
     return OneScale(_loader(TrainImages(files, data, seed), keys, data, pin_memory))
 
 

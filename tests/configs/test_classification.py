@@ -14,7 +14,9 @@ from configs.loading import load_config, parse_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PREFIXES = ("cifar", "imagenet", "tiny_imagenet")
-FILES = sorted(path.name for path in CONFIGS.glob("*.yaml") if path.name.startswith(PREFIXES))
+FILES = sorted(
+    path.name for path in CONFIGS.glob("*.yaml") if path.name.startswith(PREFIXES) and "_loc" not in path.name
+)
 PARAMETERS = {
     "cifar_resnet20": 269_722, "cifar_resnet32": 464_154, "cifar_resnet44": 658_586, "cifar_resnet56": 853_018,
     "cifar_resnet110": 1_727_962, "cifar_resnet1202": 19_421_274, "cifar_plain20": 269_722, "cifar_plain56": 853_018,

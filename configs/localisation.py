@@ -1,0 +1,220 @@
+"""Every option of ImageNet localisation: what `tools/train_loc.py --cfg` reads (He et al. 2016, App. C).
+
+One schema for both stages: `model.stage: rpn` trains the per-class region proposal network, `model.stage: rcnn` the
+R-CNN on its proposals. What the paper leaves open is listed in docs/localisation.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.classification import ClassifierConfig
+from configs.schema import (
+    AnchorConfig,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OptimConfig,
+    PositiveFloat,
+    PositiveInt,
+    ScheduleConfig,
+    Section,
+    TrainConfig,
+)
+
+
+class LocalisationSourceConfig(Section):
+    """Images of one class each, with the boxes of its objects. Relative paths are as everywhere.
+
+    imagenet_loc: Annotations/CLS-LOC/{train/<wnid>/,val/}*.xml and Data/CLS-LOC/ likewise; or the folders named below.
+    tiny_imagenet: train/<wnid>/<wnid>_boxes.txt beside images/; val/val_annotations.txt beside images/.
+    """
+
+    format: Literal["imagenet_loc", "tiny_imagenet"]
+    root: str
+    split: Literal["train", "val"]
+    annotations: str | None = None
+    """imagenet_loc: the split's folder of XML files, where it is not root/Annotations/CLS-LOC/<split>."""
+    images: str | None = None
+    """imagenet_loc: the split's folder of images, where it is not root/Data/CLS-LOC/<split>."""
+
+    @model_validator(mode="after")
+    def _folders_fit(self) -> LocalisationSourceConfig:
+        if self.format == "tiny_imagenet" and (self.annotations or self.images):
+            raise ValueError("annotations and images belong to format imagenet_loc")
+        return self
+
+
+class LocalisationAugmentConfig(Section):
+    """Random views of the training images; boxes are carried along."""
+
+    crop: Literal["scale_jitter", "random_resized", "centre"] = "scale_jitter"
+    """scale_jitter: shorter side drawn from `scale`, then a random square crop (He et al. 2016, Sec. 3.4).
+    random_resized: a random area and aspect ratio. centre: that of the test."""
+    scale: tuple[PositiveInt, PositiveInt] = (256, 480)
+    """scale_jitter: the shorter side is uniform in [low, high], pixels."""
+    area: tuple[PositiveFloat, PositiveFloat] = (0.35, 1.0)
+    """random_resized: share of the image's area."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3.0 / 4.0, 4.0 / 3.0)
+    """random_resized: width / height, uniform in its logarithm."""
+    min_visible: Fraction = 0.5
+    """A crop must hold this share of the area of some object, else another is drawn; objects of which it holds less
+    are left out."""
+    hflip: Fraction = 0.5
+    """Probability of the mirror image."""
+
+    @model_validator(mode="after")
+    def _ranges_grow(self) -> LocalisationAugmentConfig:
+        for name in ("scale", "area", "ratio"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: {low} is greater than {high}")
+        if self.area[1] > 1:
+            raise ValueError(f"area: at most the whole image (1), not {self.area[1]}")
+        return self
+
+
+class LocalisationDataConfig(Section):
+    """What is learned from, validated on and tested on."""
+
+    train: LocalisationSourceConfig
+    val: LocalisationSourceConfig | None = None
+    """Chooses best.pt."""
+    test: LocalisationSourceConfig | None = None
+    """metrics.json is of this set; without it, of the validation set."""
+    crop_size: PositiveInt = 224
+    """Side of the training crop, pixels."""
+    test_resize: PositiveInt = 256
+    """Shorter side before the centre crop of `crop_size`, pixels."""
+    augment: LocalisationAugmentConfig = LocalisationAugmentConfig()
+    num_workers: NonNegativeInt = 4
+    """Loader processes for each training process."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> LocalisationDataConfig:
+        if self.test_resize < self.crop_size:
+            raise ValueError(f"test_resize {self.test_resize} is smaller than the crop of {self.crop_size}")
+        if self.augment.crop == "scale_jitter" and self.augment.scale[0] < self.crop_size:
+            raise ValueError(f"augment.scale starts at {self.augment.scale[0]}, below the crop of {self.crop_size}")
+        return self
+
+
+class PerClassRpnConfig(Section):
+    """The per-class region proposal network."""
+
+    hidden_channels: NonNegativeInt = 0
+    """Width of a 3x3 convolution before the siblings, as in Faster R-CNN; 0: none."""
+    anchors: AnchorConfig = AnchorConfig(sizes=[64, 128, 256], offset=0.5)
+    """In pixels of the crop that is trained on."""
+    fg_iou_thresh: Fraction = 0.7
+    bg_iou_thresh: Fraction = 0.3
+    batch_size_per_image: PositiveInt = 8
+    """Anchors sampled for the loss, half of them positive; where there are fewer positives, as many negatives."""
+    smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
+    """Where the box loss turns from quadratic to linear; 0: plain L1."""
+    box_loss_weight: PositiveFloat = 1.0
+    classification_loss_weight: NonNegativeFloat = 0.0
+    """Of a softmax classifier on the same map, trained along: it then predicts the classes too. 0: none. ResNets."""
+
+    @model_validator(mode="after")
+    def _one_level(self) -> PerClassRpnConfig:
+        if not self.anchors.sizes or isinstance(self.anchors.sizes[0], list):
+            raise ValueError("anchors.sizes is one plain list of sizes: there is one level")
+        if self.batch_size_per_image % 2:
+            raise ValueError(f"batch_size_per_image is even (1:1), not {self.batch_size_per_image}")
+        return self
+
+
+class PerClassRcnnConfig(Section):
+    """The R-CNN on the proposals' warped crops (Girshick et al. 2014)."""
+
+    proposals: str | None = None
+    """The checkpoint of stage rpn whose proposals are learned from."""
+    warp_size: PositiveInt = 224
+    """Side of the warped crops, pixels."""
+    rois_per_image: PositiveInt = 8
+    """Proposals sampled from the best `test.proposals` of an image; a step has train.batch_size times as many."""
+    positive_fraction: Fraction = 0.5
+    fg_iou_thresh: Fraction = 0.5
+    """Proposals with an IoU of at least this are positive, the others negative."""
+    bbox_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
+    smooth_l1_beta: NonNegativeFloat = 1.0
+    box_loss_weight: PositiveFloat = 1.0
+
+
+class LocaliserConfig(ClassifierConfig):
+    """The network: a classifier's (`backbone`, `shortcut`, ...), started from its weights, and the siblings."""
+
+    stage: Literal["rpn", "rcnn"] = "rpn"
+    norm: Literal["frozen", "batch", "sync"] = "frozen"
+    """Batch norm: a constant scale and offset, trained, or trained across processes."""
+    rpn: PerClassRpnConfig = PerClassRpnConfig()
+    rcnn: PerClassRcnnConfig = PerClassRcnnConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> LocaliserConfig:
+        if self.norm == "frozen" and self.weights == "random" and self.backbone not in ("vgg16", "vgg19"):
+            raise ValueError("norm: frozen over weights: random ruins the model: give model.weights, or norm: batch")
+        if self.stage == "rcnn" and self.rcnn.proposals is None:
+            raise ValueError("stage: rcnn needs rcnn.proposals, the checkpoint of stage rpn")
+        if self.rpn.classification_loss_weight and str(self.backbone).startswith("vgg"):
+            raise ValueError("rpn.classification_loss_weight needs a residual net")
+        return self
+
+
+class LocalisationTestConfig(Section):
+    """How an image is tested."""
+
+    view: Literal["center", "dense"] = "dense"
+    """center: one crop. dense: whole images at each of `scales`, fully convolutional, predictions merged."""
+    scales: list[PositiveInt] = [224, 256, 384, 480, 640]
+    """Shorter sides, pixels."""
+    hflip: bool = True
+    """dense: mirror images too."""
+    proposals: Annotated[int, Field(ge=1, le=4096)] = 200
+    """Best-scored boxes of a class that are merged, or that the R-CNN takes (He et al. 2016, App. C: 200)."""
+    nms_thresh: Fraction = 0.7
+    """Of proposals for the R-CNN that overlap more, the best is kept."""
+    merge_iou: Fraction = 0.5
+    """Boxes that overlap at least so much speak for each other: the box with the highest sum of scores wins, and
+    becomes their mean. 1: the single best box."""
+    validation_view: Literal["center", "dense"] = "center"
+    """The view of the validations during training."""
+
+    @model_validator(mode="after")
+    def _has_scales(self) -> LocalisationTestConfig:
+        if not self.scales:
+            raise ValueError("scales: give at least one")
+        return self
+
+
+class LocalisationTrainConfig(TrainConfig):
+    """The loop."""
+
+    best_metric: Literal["true_class_error", "top1_error", "top5_error"] = "true_class_error"
+    """Of the validation set: the lowest chooses best.pt."""
+
+
+class LocalisationConfig(Section):
+    """A localiser and its training: what `tools/train_loc.py --cfg` reads."""
+
+    seed: NonNegativeInt = 0
+    data: LocalisationDataConfig
+    model: LocaliserConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig
+    train: LocalisationTrainConfig
+    test: LocalisationTestConfig = LocalisationTestConfig()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> LocalisationConfig:
+        batch_size, parts = self.train.batch_size, self.train.accumulate
+        if batch_size % parts:
+            raise ValueError(f"train.batch_size {batch_size} is not a multiple of train.accumulate {parts}")
+        if self.train.patience is not None and (self.data.val is None or self.train.validate_every is None):
+            raise ValueError("train.patience watches the validation error: give data.val and train.validate_every")
+        if self.train.best_metric != "true_class_error" and not self.model.rpn.classification_loss_weight:
+            raise ValueError(f"train.best_metric {self.train.best_metric} needs model.rpn.classification_loss_weight")
+        return self

@@ -1,0 +1,245 @@
+"""The localisation scripts, end to end on a tiny generated set: both stages, ensembles, exact resumption, mistakes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tools import test_loc as script
+from tools import train_loc
+from tools.runtime import cli
+
+ROOT = Path(__file__).resolve().parents[2]
+COLOURS = {"n01": (220, 40, 30), "n02": (30, 60, 220)}
+
+
+def write_set(root: Path, split: str, count: int) -> None:
+    """Tiny-ImageNet's layout: a square of the class's colour on grey noise, in images of 32x32."""
+    rng = np.random.default_rng(len(split))
+    for wnid, colour in COLOURS.items():
+        folder = root / split / wnid
+        (folder / "images").mkdir(parents=True)
+        lines = []
+        for number in range(count):
+            image = rng.integers(90, 150, (32, 32, 3)).astype(np.uint8)
+            width, height = rng.integers(12, 24, 2)
+            x, y = rng.integers(0, 32 - width), rng.integers(0, 32 - height)
+            image[y : y + height, x : x + width] = colour
+            name = f"{wnid}_{number}.png"
+            cv2.imwrite(str(folder / "images" / name), image[:, :, ::-1])
+            lines.append(f"{name}\t{x}\t{y}\t{x + width}\t{y + height}")
+        (folder / f"{wnid}_boxes.txt").write_text("\n".join(lines))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("loc")
+    write_set(root / "data", "train", 16)
+    write_set(root / "data", "val", 6)
+    source = {"format": "tiny_imagenet", "root": str(root / "data")}
+    values = {
+        "data": {
+            "train": {**source, "split": "train"}, "val": {**source, "split": "val"}, "crop_size": 32,
+            "test_resize": 32, "augment": {"crop": "random_resized", "area": [0.7, 1.0]}, "num_workers": 0,
+        },
+        "model": {
+            "backbone": {
+                "stem": {"kernel": 3, "width": 8, "stride": 2, "pool": False},
+                "stages": [{"units": 1, "width": 8, "stride": 1}, {"units": 1, "width": 16, "stride": 2}],
+                "unit": "basic",
+            },
+            "norm": "batch",
+            "rpn": {
+                "hidden_channels": 16, "anchors": {"sizes": [12, 20], "offset": 0.5}, "batch_size_per_image": 32,
+                "fg_iou_thresh": 0.5, "classification_loss_weight": 1.0,
+            },
+            "rcnn": {"warp_size": 16, "rois_per_image": 4},
+        },
+        "optim": {"lr": 0.1, "reference_batch_size": 8},
+        "schedule": {"iterations": 6, "policy": "cosine", "warmup_iterations": 2},
+        "train": {"batch_size": 8, "log_every": 2, "validate_every": 3},
+        "test": {"view": "dense", "scales": [32, 48], "proposals": 20},
+    }  # fmt: skip
+    path = root / "tiny_loc.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def train(config: Path, out: Path, *more: str) -> None:
+    train_loc.main(train_loc.make_parser().parse_args(arguments(config, out, *more)))
+
+
+def arguments(config: Path, out: Path, *more: str) -> list[str]:
+    return ["--cfg", str(config), "--out", str(out), "--device", "cpu", *more]
+
+
+def load(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def same(a: object, b: object) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.fixture(scope="module")
+def rpn(config, tmp_path_factory) -> Path:
+    """A run of stage rpn that has learned something."""
+    out = tmp_path_factory.mktemp("runs") / "rpn"
+    train(config, out, "--set", "schedule.iterations=60", "train.validate_every=30", "train.log_every=20")
+    return out
+
+
+@pytest.fixture(scope="module")
+def rcnn(config, rpn) -> Path:
+    """A run of stage rcnn on its proposals."""
+    out = rpn.parent / "rcnn"
+    train(config, out, "--set", "model.stage=rcnn", f"model.rcnn.proposals={rpn}/last.pt", "optim.lr=0.02")
+    return out
+
+
+def test_a_run_learns_and_leaves_what_the_interface_promises(rpn):
+    for name in ("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "metrics.json", "metrics_val.json"):
+        assert (rpn / name).is_file(), name
+    metrics = json.loads((rpn / "metrics.json").read_text())
+    assert metrics["images"] == 12
+    assert metrics["true_class_error"] <= 0.34
+    assert metrics["true_class_error"] < min(metrics["mean_box_error"], metrics["centre_box_error"])
+    assert metrics["top1_class_error"] <= metrics["top1_error"]
+    assert metrics["top5_class_error"] == 0, "there are two classes"
+    assert metrics["top5_error"] == metrics["true_class_error"]
+    lines = [json.loads(line) for line in (rpn / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["split"], line["iteration"]) for line in lines] == [
+        ("train", 20), ("val", 30), ("train", 40), ("train", 60), ("val", 60),
+    ]  # fmt: skip
+    training = [line for line in lines if line["split"] == "train"]
+    assert training[-1]["loss"] < training[0]["loss"]
+    assert {"loss_objectness", "loss_box_reg", "loss_classifier", "rate", "seconds", "data_seconds"} <= training[
+        0
+    ].keys()
+    last, best = load(rpn / "last.pt"), load(rpn / "best.pt")
+    assert (last["format"], last["kind"], last["class_names"]) == (1, "localiser", ["n01", "n02"])
+    assert len(last["mean_boxes"]) == 2
+    assert "optimizer" not in best["training"]
+
+
+def test_the_second_stage_and_the_test_of_both(config, rpn, rcnn, tmp_path):
+    assert load(rcnn / "last.pt")["config"]["model"]["stage"] == "rcnn"
+    assert not any(name.startswith("proposer") for name in load(rcnn / "last.pt")["model"])
+    run = [sys.executable, str(ROOT / "tools/test_loc.py"), "--cfg", str(config), "--device", "cpu", "--weights"]
+    run += [str(rpn / "last.pt")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*run, "--out", str(tmp_path / "one")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "true class, its mean box" in done.stdout
+    one = json.loads((tmp_path / "one/metrics.json").read_text())
+    trained = json.loads((rpn / "metrics.json").read_text())
+    assert {name: one[name] for name in one if name.endswith("_error")} == {
+        name: trained[name] for name in trained if name.endswith("_error")
+    }, "the script and the end of the training agree"
+    predictions = json.loads((tmp_path / "one/predictions.json").read_text())
+    assert len(predictions) == 12 * 2
+    assert predictions[0].keys() == {"image_id", "category", "bbox", "score"}
+
+    both = [*arguments(config, tmp_path / "both"), "--weights", str(rpn / "last.pt"), "--rcnn", str(rcnn / "last.pt")]
+    script.main(script.make_parser().parse_args(both))
+    metrics = json.loads((tmp_path / "both/metrics.json").read_text())
+    assert metrics["rcnn"] == [str(rcnn / "last.pt")]
+    twice = [*both, str(rcnn / "last.pt"), "--out", str(tmp_path / "twice")]
+    script.main(script.make_parser().parse_args(twice))
+    again = json.loads((tmp_path / "twice/metrics.json").read_text())
+    assert {k: v for k, v in again.items() if k != "rcnn"} == {k: v for k, v in metrics.items() if k != "rcnn"}
+    validated = json.loads((rcnn / "metrics.json").read_text())
+    assert validated["true_class_error"] == metrics["true_class_error"]
+
+
+def test_a_classifiers_checkpoint_predicts_the_classes(config, rpn, tmp_path, capsys):
+    """The RPN's own classifier, saved as one, gives the same figures; one of other classes is refused."""
+    last = load(rpn / "last.pt")
+    classifier = {
+        "format": 1, "kind": "classifier", "class_names": last["class_names"], "training": {},
+        "config": {"model": {"backbone": last["config"]["model"]["backbone"]}, "data": {"crop_size": 32}},
+        "preprocessing": last["preprocessing"],
+        "model": {name[4:]: value for name, value in last["model"].items() if name.startswith("net.")},
+    }  # fmt: skip
+    torch.save(classifier, tmp_path / "classifier.pt")
+    options = [*arguments(config, tmp_path / "out"), "--weights", str(rpn / "last.pt")]
+    options += ["--classifier", str(tmp_path / "classifier.pt")]
+    script.main(script.make_parser().parse_args(options))
+    metrics, trained = (json.loads((path / "metrics.json").read_text()) for path in (tmp_path / "out", rpn))
+    assert metrics["top1_error"] == trained["top1_error"]
+    torch.save({**classifier, "class_names": ["n01", "n03"]}, tmp_path / "classifier.pt")
+    with pytest.raises(SystemExit) as ending:
+        cli.run(script.main, script.make_parser(), options)
+    assert ending.value.code == 2
+    assert "classifier.pt: other classes than the localiser's (n02, n03 differ)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stage", ["rpn", "rcnn"])
+def test_interrupted_and_resumed_equals_uninterrupted(config, rpn, tmp_path, monkeypatch, stage):
+    """Weights, averages, optimiser and the best figure: bit for bit."""
+    settings = ["--set", "train.ema_decay=0.9", "train.accumulate=2", "optim.clip_norm=1.0", "train.log_every=1"]
+    settings += [f"model.stage={stage}", f"model.rcnn.proposals={rpn}/last.pt"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config, whole, *settings)
+    real = train_loc.seed_step
+
+    def stop(seed: int, iteration: int) -> None:
+        real(seed, iteration)
+        if iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(train_loc, "seed_step", stop)
+    with pytest.raises(SystemExit) as ending:
+        cli.run(train_loc.main, train_loc.make_parser(), arguments(config, parts, *settings))
+    assert ending.value.code == 3
+    assert load(parts / "last.pt")["training"]["iteration"] == 4
+    monkeypatch.setattr(train_loc, "seed_step", real)
+    train(config, parts, "--resume", *settings)
+    for name in ("last.pt", "best.pt"):
+        assert same(load(whole / name), load(parts / name)), name
+    assert (whole / "metrics.json").read_bytes() == (parts / "metrics.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["data.train.root=nowhere"], "nowhere"),
+        (["model.stage=rcnn", "model.rcnn.proposals=absent.pt"], "absent.pt: there is no such weights file"),
+        (["model.weights=absent.pt"], "there is no file absent.pt"),
+        (["model.rpn.anchor.sizes=[8]"], "did you mean model.rpn.anchors?"),
+        (["data.val.split=vla"], "must be one of train, val"),
+    ],
+)
+def test_mistakes_take_one_line(config, tmp_path, capsys, settings, words):
+    with pytest.raises(SystemExit) as ending:
+        cli.run(train_loc.main, train_loc.make_parser(), arguments(config, tmp_path / "run", "--set", *settings))
+    assert ending.value.code == 2
+    message = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert words in message[-1]
+    assert len(message) == 1
+
+
+def test_another_stages_checkpoint_is_refused(config, rpn, rcnn, tmp_path, capsys):
+    options = [*arguments(config, tmp_path / "out"), "--weights", str(rcnn / "last.pt")]
+    with pytest.raises(SystemExit) as ending:
+        cli.run(script.main, script.make_parser(), options)
+    assert ending.value.code == 2
+    assert "of stage rcnn, where stage rpn is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ending:
+        cli.run(train_loc.main, train_loc.make_parser(), arguments(config, rpn))
+    assert ending.value.code == 2
+    assert "holds a run already" in capsys.readouterr().err

@@ -1,0 +1,124 @@
+"""Test ImageNet localisation: a per-class RPN, an R-CNN on its proposals, ensembles of both (He et al. 2016, App. C).
+
+    python tools/test_loc.py --cfg configs/tiny_imagenet_loc.yaml --weights runs/tiny_imagenet_loc/last.pt
+    python tools/test_loc.py --cfg configs/imagenet_loc_rpn_resnet101.yaml --out DIR \\
+        --weights runs/imagenet_loc_rpn_resnet101/last.pt --rcnn runs/imagenet_loc_rcnn_resnet101/last.pt \\
+        --classifier runs/imagenet_resnet101/last.pt
+
+The config says which images (data.test, else data.val), scales and views. Classes are predicted by the classifiers
+(checkpoints of tools/pretrain.py, scores averaged), else by the RPNs that learned to. Several RPNs join their
+proposals; several R-CNNs average the scores and boxes of all proposals. Prints the localisation errors beside those of
+trivial predictors; writes metrics.json and predictions.json with --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from backbones.classification import load_classifier
+from configs.errors import UserError
+from configs.loading import load_config
+from configs.localisation import LocalisationConfig
+from datasets.localisation import read_localisation
+from detection.localisation import Localiser, load_localiser
+from tools.runtime import cli, distributed
+from tools.runtime.distributed import say
+from tools.runtime.localisation import (
+    Members,
+    figures,
+    predict,
+    say_table,
+    trivial_figures,
+    write_predictions,
+)
+from tools.runtime.run_folder import write_json
+
+
+def main(args: argparse.Namespace) -> None:
+    config = load_config(args.cfg, cli.config_overrides(args), LocalisationConfig)
+    data_root = cli.find_data_root(args.data_root)
+    device = cli.select_device(args.device)
+    view = args.view or config.test.view
+    with distributed.processes(device):
+        rpns = [load_localiser(path, "rpn", device=device) for path in args.weights]
+        rcnns = [load_localiser(path, "rcnn", device=device) for path in args.rcnn]
+        check_classes([*zip(args.weights, rpns, strict=True), *zip(args.rcnn, rcnns, strict=True)])
+        split = args.split or ("test" if config.data.test is not None else "val")
+        source = getattr(config.data, split)
+        if source is None:
+            raise UserError(f"data.{split}: the config has no such set: give --split, or the set with --set")
+        records = read_localisation(source, data_root, rpns[0].class_names)
+        members = Members(
+            [member.net for member in rpns],
+            [member.net for member in rcnns],
+            load_classifiers(args.classifier, rpns, config, data_root, device),
+        )
+        found = predict(members, records, config, device, view=view, batch_size=args.batch_size)
+        values = {**figures(found, records), **trivial_figures(rpns[0].mean_boxes, records)}
+        stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
+        say_table(values, f"{split}, {values['images']:,} images, {stages}, view {view}")
+        if args.out is not None and distributed.is_main():
+            args.out.mkdir(parents=True, exist_ok=True)
+            names = {key: [str(path) for path in getattr(args, key)] for key in ("weights", "rcnn", "classifier")}
+            write_json(args.out / "metrics.json", {**values, "split": split, "view": view, **names})
+            write_predictions(args.out / "predictions.json", found, records)
+            say(f"results    {args.out / 'metrics.json'}, {args.out / 'predictions.json'}")
+
+
+def check_classes(members: list[tuple[Path, Localiser]]) -> None:
+    """See that all networks have the same classes.
+
+    Raises:
+        UserError: names the file that differs.
+    """
+    first_path, first = members[0]
+    for path, member in members[1:]:
+        if member.class_names != first.class_names:
+            differing = sorted(set(member.class_names) ^ set(first.class_names)) or ["their order"]
+            raise UserError(f"{path}: other classes than {first_path} ({', '.join(differing[:5])} differ)")
+
+
+def load_classifiers(
+    paths: list[str], rpns: list[Localiser], config: LocalisationConfig, data_root: Path, device: torch.device
+) -> list[tuple]:
+    """The networks that predict the classes, each with its input.
+
+    Raises:
+        UserError: a classifier's classes are not the localiser's.
+    """
+    if not paths:
+        return [(member.net.net, member.net.normalize) for member in rpns if member.net.classifies]
+    loaded = []
+    for path in paths:
+        member = load_classifier(path, config.model, data_root)
+        if member.class_names != rpns[0].class_names:
+            differing = sorted(set(member.class_names) ^ set(rpns[0].class_names)) or ["their order"]
+            raise UserError(f"{path}: other classes than the localiser's ({', '.join(differing[:5])} differ)")
+        loaded.append((member.net.to(device), member.normalize.to(device)))
+    return loaded
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
+    parser.add_argument(
+        "--weights", required=True, nargs="+", type=Path, metavar="W", help="checkpoints of stage rpn of train_loc.py"
+    )
+    parser.add_argument("--rcnn", nargs="+", type=Path, default=[], metavar="W", help="checkpoints of stage rcnn")
+    parser.add_argument(
+        "--classifier", nargs="+", default=[], metavar="W", help="checkpoints of tools/pretrain.py that predict classes"
+    )
+    parser.add_argument("--view", choices=("center", "dense"), help="what a net sees of an image (default: test.view)")
+    parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json and predictions.json there")
+    return parser
+
+
+if __name__ == "__main__":
+    cli.run(main, make_parser())
