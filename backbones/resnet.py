@@ -12,6 +12,7 @@ pooling is the first thing in conv2. Shapes: x (B, 3, H, W) float, normalised; a
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
@@ -103,7 +104,7 @@ def pad_shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, grown // 2, grown - grown // 2))
 
 
-class Unit(nn.Module):
+class Unit(nn.Module, ABC):
     """Residual unit y = relu(F(x) + shortcut(x)) (He et al. 2016, eqs. 1, 2), or a plain one y = relu(F(x))."""
 
     expansion: int
@@ -120,11 +121,13 @@ class Unit(nn.Module):
         if not spec.plain and (spec.shortcut == "C" or (changes and spec.shortcut == "B")):
             self.downsample = nn.Sequential(_conv(inputs, self.channels, 1, stride), NORMS[norm](self.channels))
 
+    @abstractmethod
     def _add_layers(self, inputs: int, width: int, stride: int, spec: ResNetSpec, norm: Norm) -> None:
-        raise NotImplementedError
+        """Convolutions and batch norms under torchvision's names."""
 
+    @abstractmethod
     def _residual(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """F(x)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""

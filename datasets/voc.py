@@ -154,8 +154,17 @@ def read_image_set(root: Path, image_set: str) -> list[str]:
         raise UserError(
             f"{path}: there is no such image set{nearest(image_set, there)}; there are: {', '.join(there) or 'none'}"
         )
+    return listed_images(path.read_text(), path)
+
+
+def listed_images(text: str, path: Path) -> list[str]:
+    """The image ids of an image set's file, each once.
+
+    Raises:
+        UserError: there is none.
+    """
     # The official per-class lists have a second column (1, 0 or -1).
-    listed = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+    listed = [line.split()[0] for line in text.splitlines() if line.strip()]
     unique = list(dict.fromkeys(listed))
     if not unique:
         raise UserError(f"{path}: lists no image")

@@ -124,9 +124,8 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
         return detectors.count_mode(case, makers, args.amp)
     if device.type == "cpu" and args.amp == "bf16" and not detectors.has_bf16():
         raise UserError("--amp bf16: this processor has no bf16 instructions, so there is nothing to measure")
-    work = detectors.infer_mode if mode == "infer" else detectors.train_mode
     amps = {"amp": args.amp, "reference_amp": args.reference_amp or args.amp}
-    return work(case, makers, device, batch_size=args.batch_size or 1, **amps, **common)
+    return detectors.compare_mode(mode, case, makers, device, batch_size=args.batch_size or 1, **amps, **common)
 
 
 def find_case(name: str) -> Any:

@@ -37,6 +37,7 @@ from datasets.loader import Collate
 from datasets.records import make_records
 from datasets.samplers import padded_size
 from datasets.target import Sample, SampleKey
+from detection.compilation import compile_regions
 from detection.drawing import draw_detections
 from detection.ensemble import load_ensemble
 from detection.evaluation.data import Detections
@@ -69,6 +70,8 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed or 0)
     for detector in detectors:
         detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
+        if args.compile:
+            compile_regions(detector, graphs=device.type == "cuda")
     inference = Inference(detectors, config.test)
     class_names = inference.class_names
     inputs, sizes, unreadable = readable(inputs)
@@ -245,6 +248,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threshold", type=fraction, default=0.5, metavar="P", help="least score (default: 0.5)")
     parser.add_argument("--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile and CUDA graphs: worth it for many images"
+    )
     cli.add_set(parser, one_each=True)  # else it would swallow the inputs behind it
     return parser
 

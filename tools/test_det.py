@@ -30,6 +30,7 @@ from configs.schema import Config
 from datasets.build import build_dataset, resolve_class_names
 from datasets.detection import DetectionDataset
 from detection.checkpoint import load_strictly, read_detector_file
+from detection.compilation import compile_regions
 from detection.ensemble import load_ensemble
 from detection.evaluation.evaluate import format_table
 from detection.model import Detector, build_detector
@@ -58,6 +59,8 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
     for detector in detectors:
         detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+        if args.compile:
+            compile_regions(detector, graphs=device.type == "cuda")
 
     outcome = run_detector(detectors, dataset, config, device, what=split, test=config.test)
     metrics = score(dataset.records, outcome.detections, config.metrics) if dataset.records.annotated else None
@@ -129,6 +132,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights)",
     )
+    parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs for the static regions")
     parser.add_argument("--no-report", action="store_true", help="do without report/index.html")
     return parser
 

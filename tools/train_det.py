@@ -38,6 +38,7 @@ from datasets.detection import DetectionDataset
 from datasets.loader import prefetch, train_loader
 from detection.alternating import JOINT, PHASES, Alternating, Phase
 from detection.checkpoint import FORMAT, load_strictly, read_detector_file
+from detection.compilation import compile_regions
 from detection.drawing import sheet
 from detection.evaluation.evaluate import format_table, write_metrics
 from detection.model import Detector
@@ -55,7 +56,6 @@ from tools.runtime.schedule import make_schedule
 from tools.runtime.setup import (
     build_datasets,
     check_validation,
-    compile_regions,
     describe,
     describe_schedule,
     make_detector,

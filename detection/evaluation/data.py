@@ -38,8 +38,31 @@ class ImageDetectionsLike(Protocol):
     """(D,) in 1..K."""
 
 
+class _Boxes:
+    """Boxes that stand in one frame and are wanted in others."""
+
+    frame: Frame
+    boxes: np.ndarray
+
+    @property
+    def voc_boxes(self) -> np.ndarray:
+        """(N, 4) float64 in VOC's frame."""
+        return self.boxes if self.frame == "voc" else frames.coco_to_voc(self.boxes)
+
+    @property
+    def coco_boxes(self) -> np.ndarray:
+        """(N, 4) float64 in COCO's frame."""
+        return self.boxes if self.frame == "coco" else frames.voc_to_coco(self.boxes)
+
+    @property
+    def continuous_boxes(self) -> np.ndarray:
+        """(N, 4) float64 x1 y1 x2 y2 from 0."""
+        convert = frames.voc_to_continuous if self.frame == "voc" else frames.coco_to_continuous
+        return convert(self.boxes)
+
+
 @dataclass(frozen=True)
-class GroundTruth:
+class GroundTruth(_Boxes):
     """The annotated objects of a set of images."""
 
     frame: Frame
@@ -71,22 +94,6 @@ class GroundTruth:
 
     def __len__(self) -> int:
         return len(self.image_ids)
-
-    @property
-    def voc_boxes(self) -> np.ndarray:
-        """(M, 4) float64 in VOC's frame."""
-        return self.boxes if self.frame == "voc" else frames.coco_to_voc(self.boxes)
-
-    @property
-    def coco_boxes(self) -> np.ndarray:
-        """(M, 4) float64 in COCO's frame."""
-        return self.boxes if self.frame == "coco" else frames.voc_to_coco(self.boxes)
-
-    @property
-    def continuous_boxes(self) -> np.ndarray:
-        """(M, 4) float64 x1 y1 x2 y2 from 0."""
-        convert = frames.voc_to_continuous if self.frame == "voc" else frames.coco_to_continuous
-        return convert(self.boxes)
 
     @classmethod
     def from_records(
@@ -124,7 +131,7 @@ class GroundTruth:
 
 
 @dataclass(frozen=True)
-class Detections:
+class Detections(_Boxes):
     """The detections of a set of images, in the order of their file."""
 
     frame: Frame
@@ -145,22 +152,6 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.scores)
-
-    @property
-    def voc_boxes(self) -> np.ndarray:
-        """(D, 4) float64 in VOC's frame."""
-        return self.boxes if self.frame == "voc" else frames.coco_to_voc(self.boxes)
-
-    @property
-    def coco_boxes(self) -> np.ndarray:
-        """(D, 4) float64 in COCO's frame."""
-        return self.boxes if self.frame == "coco" else frames.voc_to_coco(self.boxes)
-
-    @property
-    def continuous_boxes(self) -> np.ndarray:
-        """(D, 4) float64 x1 y1 x2 y2 from 0."""
-        convert = frames.voc_to_continuous if self.frame == "voc" else frames.coco_to_continuous
-        return convert(self.boxes)
 
     @classmethod
     def from_images(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
-from datasets.voc import read_annotation
+from datasets.voc import listed_images, read_annotation
 from detection.evaluation.boxes import continuous_to_voc
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.files import Rows, no_garbage_collection, read_bytes, read_json
@@ -78,14 +78,7 @@ def _read_image_set(root: Path, image_set: str) -> list[str]:
             f"{path}: there is no such image set{nearest(image_set, there)}: give --image-set with one of: "
             f"{', '.join(there[:10]) or 'none'}"
         )
-    # The official per-class lists have a second column (1, 0 or -1).
-    listed = [line.split()[0] for line in read_bytes(path, "image set").decode().splitlines() if line.strip()]
-    unique = list(dict.fromkeys(listed))
-    if not unique:
-        raise UserError(f"{path}: lists no image")
-    if len(unique) < len(listed):
-        logger.warning("%s: lists %d images more than once; each is counted once", path, len(listed) - len(unique))
-    return unique
+    return listed_images(read_bytes(path, "image set").decode(), path)
 
 
 # ---------------------------------------------------------------------------------------------- COCO

@@ -18,6 +18,7 @@ are duplicates: nothing needs a loop over detections.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,10 +145,8 @@ def precision_recall(outcome: np.ndarray, positives: int) -> tuple[np.ndarray, n
 def average_precision_07(recall: np.ndarray, precision: np.ndarray) -> float:
     """The 11-point average precision of VOC2007."""
     envelope = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    total = 0.0
-    for value in envelope[np.searchsorted(recall, RECALLS_07, side="left")]:
-        total += value / 11.0
-    return float(total)
+    reached = envelope[np.searchsorted(recall, RECALLS_07, side="left")]
+    return math.fsum(reached.tolist()) / 11.0  # exact sums: perfect detections score 1.0, not 1.0000000000000002
 
 
 def average_precision_12(recall: np.ndarray, precision: np.ndarray) -> float:
@@ -155,7 +154,7 @@ def average_precision_12(recall: np.ndarray, precision: np.ndarray) -> float:
     edges = np.concatenate(([0.0], recall, [1.0]))
     envelope = np.maximum.accumulate(np.concatenate(([0.0], precision, [0.0]))[::-1])[::-1]
     steps = np.flatnonzero(edges[1:] != edges[:-1]) + 1
-    return float(np.sum((edges[steps] - edges[steps - 1]) * envelope[steps]))
+    return math.fsum(((edges[steps] - edges[steps - 1]) * envelope[steps]).tolist())
 
 
 def class_curves(matches: VocMatches, outcome: np.ndarray) -> list[tuple[np.ndarray, np.ndarray] | None]:

@@ -1,4 +1,4 @@
-"""The rehearsal with the largest batch, compiled regions, and updates that wait for nothing."""
+"""The rehearsal with the largest batch, and updates that wait for nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datasets.loader import train_loader
 from detection.model import build_detector
 from tools.runtime.ema import Ema
 from tools.runtime.optimizer import build_optimizer, set_rate, step_unless
-from tools.runtime.setup import compile_regions, rehearse
+from tools.runtime.setup import rehearse
 from tools.runtime.training import LossMonitor
 from tools.train_det import backward
 
@@ -32,29 +32,6 @@ def test_rehearsal_takes_the_largest_batch_and_leaves_nothing(tiny_config, tmp_p
     for name, value in detector.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in detector.parameters())
-
-
-@pytest.mark.slow
-def test_compiled_regions_compute_the_same(tiny_config, tmp_path):
-    config = load_config(tiny_config)
-    dataset = build_dataset(config.data, "train", tmp_path)
-    batch = next(iter(train_loader(dataset, config.data, batch_size=2)))
-    torch.manual_seed(0)
-    detector = build_detector(config.model, dataset.class_names).train()
-    names = list(detector.state_dict())
-    results = []
-    for compiled in (False, True):
-        if compiled:
-            compile_regions(detector)
-        detector.zero_grad()
-        losses = detector(batch, seed=0, iteration=0)
-        sum(losses.values()).backward()
-        results.append((losses, [parameter.grad.norm() for parameter in detector.parameters()]))
-    assert list(detector.state_dict()) == names
-    for name, value in results[0][0].items():
-        assert value.item() == pytest.approx(results[1][0][name].item(), rel=1e-3, abs=1e-4)
-    for a, b in zip(results[0][1], results[1][1], strict=True):
-        assert torch.allclose(a, b, rtol=2e-2, atol=1e-3)
 
 
 class _Waits(TorchDispatchMode):

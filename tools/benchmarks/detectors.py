@@ -1,7 +1,8 @@
-"""The modes that measure detectors: count, infer, train, roofline. Each returns a dictionary for the report."""
+"""The modes that measure detectors: count, infer and train, roofline. Each returns a dictionary for the report."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,48 +114,36 @@ def roofline_mode(case: Case, batch_size: int) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------- side by side
 
 
-def infer_mode(
-    case: Case, makers: Makers, device: torch.device, *, batch_size: int, amp: str, reference_amp: str,
+def compare_mode(
+    kind: str, case: Case, makers: Makers, device: torch.device, *, batch_size: int, amp: str, reference_amp: str,
     repetitions: int, warmup: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """Seconds a batch, from normalised images on the device to detections on the host."""
+    """Seconds a batch, side by side, after a check that all compute the same.
+
+    Args:
+        kind: "infer": from normalised images on the device to detections on the host; "train": losses, gradients and
+            update.
+        case, makers, device, batch_size, repetitions, warmup: what, who, where, how much, how often.
+        amp, reference_amp: precision of the contestants, and of the one that the others are divided by.
+    """
+    training = kind == "train"
     reference = reference_of(makers)
     report: dict[str, Any] = {}
     if len(makers) > 1:
+        check = check_training if training else check_inference
         with exact_float32():
-            report |= check_inference(case, makers, reference, device, amp)
+            report |= check(case, makers, reference, device, amp)
     weights, inputs = random_weights(case), make_inputs(case, batch_size, device)
     works = {}
     for name, make in makers.items():
-        contestant = make(case, weights, device, reference_amp if name == reference else amp, False)
-        works[name] = lambda contestant=contestant: contestant.detect(inputs)
+        contestant = make(case, weights, device, reference_amp if name == reference else amp, training)
+        work = contestant.train_step if training else contestant.detect
+        works[name] = functools.partial(work, inputs)
     report["seconds"] = compare(works, reference=reference, repetitions=repetitions, warmup=warmup, device=device)
     if device.type == "cuda":
         report["busy"] = {name: busy_share(work) for name, work in works.items()}
-        add_roofline(report, case, batch_size, "infer")
-    return report
-
-
-def train_mode(
-    case: Case, makers: Makers, device: torch.device, *, batch_size: int, amp: str, reference_amp: str,
-    repetitions: int, warmup: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Seconds of a step: losses, gradients, update."""
-    reference = reference_of(makers)
-    report: dict[str, Any] = {}
-    if len(makers) > 1:
-        with exact_float32():
-            report |= check_training(case, makers, reference, device, amp)
-    weights, inputs = random_weights(case), make_inputs(case, batch_size, device)
-    works = {}
-    for name, make in makers.items():
-        contestant = make(case, weights, device, reference_amp if name == reference else amp, True)
-        works[name] = lambda contestant=contestant: contestant.train_step(inputs)
-    report["seconds"] = compare(works, reference=reference, repetitions=repetitions, warmup=warmup, device=device)
-    if device.type == "cuda":
-        report["busy"] = {name: busy_share(work) for name, work in works.items()}
-        add_roofline(report, case, batch_size, "train")
-        if "ours" in works:
+        add_roofline(report, case, batch_size, kind)
+        if training and "ours" in works:
             report["sync_free"] = runs_without_syncs(works["ours"])
     return report
 

@@ -18,7 +18,6 @@ from datasets.detection import DetectionDataset
 from datasets.resize import resized_size
 from datasets.samplers import padded_size
 from detection.checkpoint import load_matching, read_detector_file
-from detection.heads import Conv5Head
 from detection.model import Detector, build_detector
 from tools.runtime import distributed
 from tools.runtime.distributed import say
@@ -82,17 +81,6 @@ def make_detector(
         fresh = load_matching(detector, weights)
         say(f"weights    of {init_from}" + (f"; from scratch: {', '.join(fresh)}" if fresh else ""))
     return detector
-
-
-def compile_regions(detector: Detector) -> None:
-    """Compile the backbone and the head, whose shapes are few; what cannot be compiled runs as it is, and says so."""
-    torch._dynamo.config.suppress_errors = True
-    torch._dynamo.config.recompile_limit = 64  # padded sizes
-    detector.backbone.compile(dynamic=False)
-    head = detector.roi_heads.box_head
-    head.compile(dynamic=False)
-    if isinstance(head, Conv5Head):
-        head.after_pooling = torch.compile(head.after_pooling, dynamic=False)
 
 
 def rehearse(model: nn.Module, dataset: DetectionDataset, config: Config, device: torch.device) -> None:

@@ -1,0 +1,118 @@
+"""Compiled regions compute what they computed before, and go on without the compiler where it fails."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from backbones.batch_norm import FrozenBatchNorm2d
+from backbones.compilation import with_fallback
+from backbones.weights import IMAGENET
+from configs.schema import ModelConfig
+from datasets.batch import Batch
+from detection.compilation import compile_regions
+from detection.model import Detector, build_detector
+
+
+def tiny_detector() -> Detector:
+    """ResNet-50, whose conv5 takes both ways, with weights that keep activations in range."""
+    config = {
+        "backbone": "resnet50", "weights": "unused", "norm": "frozen", "frozen_stages": 2,
+        "anchors": {"sizes": [32, 64]}, "rpn": {"hidden_channels": 16, "post_nms_top_n_test": 10},
+        "box": {"batch_size_per_image": 10, "score_thresh": 0.01},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    detector = build_detector(ModelConfig.model_validate(config), ["a", "b"], preprocessing=IMAGENET)
+    for module in detector.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.weight.fill_(0.5)
+    return detector
+
+
+def tiny_batch(height: int = 64, width: int = 96) -> Batch:
+    sizes = torch.tensor([[height, width]])
+    generator = torch.Generator().manual_seed(1)
+    return Batch(
+        images=torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator),
+        image_sizes=sizes, original_sizes=sizes, boxes=torch.tensor([[[8.0, 8.0, 50.0, 60.0]]]),
+        labels=torch.tensor([[1]]), valid=torch.tensor([[True]]), index=torch.tensor([0]),
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_training_computes_the_same():
+    detector, batch = tiny_detector().train(), tiny_batch()
+    names = list(detector.state_dict())
+    results = []
+    for compiled in (False, True):
+        if compiled:
+            compile_regions(detector)
+        detector.zero_grad()
+        losses = detector(batch, seed=0, iteration=0)
+        sum(losses.values()).backward()
+        gradients = [parameter.grad.clone() for parameter in detector.parameters() if parameter.requires_grad]
+        results.append(({name: loss.item() for name, loss in losses.items()}, gradients))
+    assert list(detector.state_dict()) == names
+    assert results[1][0] == pytest.approx(results[0][0], rel=1e-4)
+    for eager, compiled in zip(results[0][1], results[1][1], strict=True):
+        assert (eager - compiled).norm() <= 1e-3 * eager.norm()
+
+
+@pytest.mark.slow
+def test_detection_computes_the_same_at_every_padded_size():
+    eager = tiny_detector().optimize_for_inference()
+    fast = compile_regions(tiny_detector().optimize_for_inference(), graphs=True)
+    with torch.inference_mode():
+        for size in ((64, 96), (96, 64)):
+            expected, found = eager(tiny_batch(*size)), fast(tiny_batch(*size))
+            assert expected.valid.any()
+            assert torch.equal(found.valid, expected.valid)
+            assert torch.equal(found.labels, expected.labels)
+            assert torch.allclose(found.scores, expected.scores, atol=1e-5)
+            assert torch.allclose(found.boxes, expected.boxes, atol=1e-2)
+
+
+def test_without_a_compiler_one_line_is_said_and_the_result_is_the_same(monkeypatch, caplog, tmp_path: Path):
+    """Inductor is told to use a C++ compiler that does not exist."""
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    torch._dynamo.reset()
+    layer = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid())
+    layer.forward, plain = with_fallback(layer.forward, "Layer.forward"), layer.forward
+    x = torch.randn(2, 3)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert torch.equal(layer(x), plain(x))
+    ours = [record.getMessage() for record in caplog.records if record.name == "backbones.compilation"]
+    assert len(ours) == 1
+    assert ours[0].startswith("Layer.forward is not compiled, and runs as it is: ")
+    assert "\n" not in ours[0]
+
+
+def test_errors_of_the_function_itself_are_not_hidden():
+    """A function that fails without the compiler fails with it, and is not taken for one that cannot be compiled."""
+
+    def broken(x: torch.Tensor) -> torch.Tensor:
+        return x @ x
+
+    call = with_fallback(broken, "broken")
+    with pytest.raises(RuntimeError, match=r"mat1 and mat2|size mismatch"):
+        call(torch.randn(2, 3))
+
+
+def test_regions_are_those_whose_shapes_are_few():
+    """Names of parameters stay; both ways through conv5 are compiled."""
+    detector = tiny_detector()
+    names = list(detector.state_dict())
+    assert compile_regions(detector) is detector
+    assert list(detector.state_dict()) == names
+    head = detector.roi_heads.box_head
+    for module, name in (
+        (detector.backbone, "forward"), (detector.rpn.head, "forward"), (head, "forward"),
+        (head, "before_pooling"), (head, "after_pooling"),
+    ):  # fmt: skip
+        assert getattr(module, name).__wrapped__ == getattr(type(module), name).__get__(module)
