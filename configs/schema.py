@@ -389,6 +389,9 @@ class TestConfig(Section):
     scales: list[PositiveInt] = []
     """Multi-scale detector: shorter sides of its feature maps, pixels; the proposals stay at data.test_min_size, caps
     on the longer side are in proportion. []: off. The paper: [200, 400, 600, 800, 1000]."""
+    canonical_size: PositiveInt = 224
+    """An RoI takes the two of `scales` at which it is about so large, pixels (the paper's, with 600 pixels in training;
+    for a detector trained on smaller images or objects: what its objects usually measured there)."""
     tta: TtaConfig = TtaConfig()
 
     @model_validator(mode="after")

@@ -65,7 +65,7 @@ class Inference(nn.Module):
             features = detector.features(batch)
             proposals.append(detector.rpn(features, batch.image_sizes, training=False)[0])
             scorers.append(
-                MultiScaleScorer(detector, features, batch)
+                MultiScaleScorer(detector, features, batch, test.canonical_size)
                 if test.scales
                 else Scorer(detector, features, batch.image_sizes)
             )

@@ -1,8 +1,8 @@
 """Multi-scale testing of the detector: each RoI is pooled at two sizes of the image (He et al. 2016, App. B).
 
 The proposals come from one size. Of the adjacent pairs of sizes, an RoI takes the one at which its own size is nearest
-to 224 x 224 pixels, for which the head was pretrained; its two features behind the head are merged by an element-wise
-maximum (He et al. 2015, Sec. 4.2, "maxout").
+to a canonical one (224 x 224 pixels, for which the head was pretrained); its two features behind the head are merged by
+an element-wise maximum (He et al. 2015, Sec. 4.2, "maxout").
 
 The RoIs are sorted by size on the host (one wait for each size), so that it works for every kind of head.
 """
@@ -20,23 +20,23 @@ from detection.boxes import box_area, gather_boxes
 from detection.model import Detector
 from detection.scoring import Scorer
 
-CANONICAL_AREA = 224.0**2
 ROUNDING = 1e-4
 """In units of log area: a tie must not be decided by rounding."""
 
 
-def choose_pairs(areas: Tensor) -> Tensor:
+def choose_pairs(areas: Tensor, canonical_size: int) -> Tensor:
     """(...,) int64 k: sizes k and k + 1 are the pair at which the geometric mean of the RoI's two areas is nearest to
-    224^2, as a ratio; of two equally near ones the larger.
+    canonical_size^2, as a ratio; of two equally near ones the larger.
 
     Args:
         areas: (..., S) of RoIs at the S >= 2 sizes of the image, ascending, pixels^2.
+        canonical_size: side in pixels.
     """
     logs = areas.clamp(min=1e-6).log()
     means = 0.5 * (logs[..., :-1] + logs[..., 1:])
     # The means ascend: k + 1 is as near as k, or nearer, where the middle between the two does not pass the target.
     middles = 0.5 * (means[..., :-1] + means[..., 1:])
-    return (middles <= math.log(CANONICAL_AREA) + ROUNDING).sum(-1)
+    return (middles <= 2 * math.log(canonical_size) + ROUNDING).sum(-1)
 
 
 class Scale(NamedTuple):
@@ -55,10 +55,12 @@ class MultiScaleScorer(Scorer):
         detector: in eval mode.
         features: its maps of the batch at its own size.
         batch: with `scaled`, ascending.
+        canonical_size: side in pixels that RoIs should have.
     """
 
-    def __init__(self, detector: Detector, features: list[Tensor], batch: Batch) -> None:
+    def __init__(self, detector: Detector, features: list[Tensor], batch: Batch, canonical_size: int) -> None:
         super().__init__(detector, features, batch.image_sizes)
+        self.canonical_size = canonical_size
         self.scales = []
         for k in range(len(batch.scaled)):
             view = batch.at_scale(k)
@@ -68,7 +70,8 @@ class MultiScaleScorer(Scorer):
 
     def hidden(self, rois: Tensor, valid: Tensor) -> Tensor:
         """(B, R, D): the maximum of each RoI's features at its two sizes; zeros where not valid."""
-        pairs = choose_pairs(torch.stack([box_area(rois * scale.ratio) for scale in self.scales], dim=-1))
+        areas = torch.stack([box_area(rois * scale.ratio) for scale in self.scales], dim=-1)
+        pairs = choose_pairs(areas, self.canonical_size)
         merged: Tensor | None = None
         for k, scale in enumerate(self.scales):
             here = valid & ((pairs == k) | (pairs == k - 1))

@@ -123,7 +123,7 @@ def test_overrides_that_lead_nowhere(override, expected):
     ("override", "expected"),
     [
         ("optim.lrr=1", "unknown key optim.lrr: did you mean optim.lr?"),
-        ("train.lr=1", "unknown key train.lr: did you mean optim.lr?"),
+        ("train.lr=1", "unknown key train.lr: did you mean optim.lr"),
         ("data.train.0.rot=a", "unknown key data.train.0.rot: did you mean data.train.0.root?"),
         ("data.augment.photometric.q=1", "data.augment.photometric has p, brightness, contrast, saturation, hue"),
         ("foo=1", "unknown key foo: the config has seed, data, model,"),
@@ -140,7 +140,9 @@ def test_overrides_that_lead_nowhere(override, expected):
         ("model.box.bg_iou_range=[1]", "model.box.bg_iou_range.1 is missing"),
         ("model=3", "model must be a mapping of keys to values, not 3"),
         ("train=", "train must be a mapping of keys to values, not null"),
-        ("metrics=[voc7]", "must be one of voc07, voc12, coco, not 'voc7': did you mean voc07?"),
+        ("test.vote_iou=0", "test.vote_iou must be greater than 0, not 0"),
+        ("test.refine_round=1", "unknown key test.refine_round: did you mean test.refine_rounds?"),
+        ("metrics=[voc7]", "must be one of voc07, voc12, coco, imagenet_det, not 'voc7': did you mean voc07?"),
     ],
 )
 def test_message_names_path_value_and_mend(override, expected):
@@ -153,6 +155,19 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
     assert message("data.train.0.image_set=null") == "my.yaml: data.train.0: format voc needs image_set"
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
     assert "train.batch_size 2 is no multiple of train.accumulate 4" in message("train.accumulate=4")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("test.scales=[600]", "test: scales [600]: the multi-scale detector compares pairs of scales: give two or"),
+        ("test={scales: [400, 600], tta: {scales: [600]}}", "test: scales and tta.scales exclude each other"),
+        ("test.tta.scales=[600, 600]", "test.tta: scales [600, 600]: a size stands twice"),
+        ("test.tta.merge=vote", "test.tta: merge: vote has nothing to merge: give hflip: true or scales"),
+    ],
+)
+def test_ways_of_testing_that_exclude_each_other(override, expected):
+    assert expected in message(override)
 
 
 def test_mistakes_of_the_file_name_the_file(tmp_path):

@@ -16,13 +16,13 @@ from torch import nn
 from backbones.weights import IMAGENET
 from configs.schema import ModelConfig, TestConfig
 from datasets.batch import Batch, ScaledImages
-from detection import multi_scale
 from detection.context import image_boxes
 from detection.inference import Inference
 from detection.model import Detector, build_detector
 from detection.postprocess import Detections
 from detection.roi_features import RoiFeatures
 from detection.tta import mirror_batch, mirror_detections
+from tools.benchmarks.counting import Counts, count
 
 NAMES = ["a", "b", "c"]
 KINDS = ["c4", "vgg", "fpn"]
@@ -186,6 +186,28 @@ def test_one_view_of_the_own_size(kind):
     same(found, infer({}, batch, model), tolerance=1e-6)
 
 
+# ---------------------------------------------------------------------------------------------- costs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_off_costs_nothing_and_most_of_it_never_waits(kind):
+    """Launches and syncs; only ensembles and sizes, whose RoIs are counted on the host, may wait."""
+    model, batch = detector(kind), random_batch()
+
+    def counts(test: dict) -> Counts:
+        inference = Inference([model], TestConfig.model_validate(test))
+        with torch.no_grad():
+            return count(lambda: inference(batch))
+
+    with torch.no_grad():
+        plain = count(lambda: model(batch))
+    assert counts({}).operators == plain.operators
+    assert plain.syncs == counts({}).syncs == 0
+    for test in ({"refine_rounds": 2, "vote_iou": 0.5}, {"tta": {"hflip": True, "merge": "vote"}}):
+        assert counts(test).syncs == 0, counts(test).sync_sources
+        assert counts(test).launches > plain.launches
+
+
 # ---------------------------------------------------------------------------------------------- properties
 
 
@@ -207,11 +229,10 @@ def test_members_may_stand_in_any_order_and_be_of_any_kind():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_image_does_not_depend_on_its_batch(kind, monkeypatch):
+def test_an_image_does_not_depend_on_its_batch(kind):
     """The RoIs of each size are gathered over the batch: each image alone gives the same."""
-    monkeypatch.setattr(multi_scale, "CANONICAL_AREA", 50.0**2)  # in place of images that are four times as large
     model, batch = detector(kind, context=True), at_sizes(random_batch(), 1, 1.5, 2)
-    test = {"scales": [64, 96, 128], "refine_rounds": 1, "vote_iou": 0.5, "tta": {"hflip": True}}
+    test = {"scales": [64, 96, 128], "canonical_size": 50, "refine_rounds": 1, "vote_iou": 0.5, "tta": {"hflip": True}}
     together = infer(test, batch, model)
     for k in range(2):
         parts = [None if part is None else ScaledImages(part.images[[k]], part.image_sizes[[k]])

@@ -25,16 +25,17 @@ from detection.multi_scale import MultiScaleScorer, choose_pairs
 )
 def test_the_pair_of_an_roi_of_this_side(side, pair):
     scales = torch.tensor([200.0, 400, 600, 800, 1000])
-    assert choose_pairs((side * scales / 600) ** 2).item() == pair
+    assert choose_pairs((side * scales / 600) ** 2, 224).item() == pair
 
 
 def test_equally_near_pairs_give_the_larger():
     """Sides 112, 224, 448: the means' squares, 112 * 224 and 224 * 448, lie at half and twice 224^2."""
     sides = torch.tensor([112.0, 224, 448])
-    assert choose_pairs(sides**2).item() == 1
-    assert choose_pairs((0.99 * sides) ** 2).item() == 1
-    assert choose_pairs((1.01 * sides) ** 2).item() == 0
-    assert choose_pairs(torch.zeros(2, 5, 2)).tolist() == [[0] * 5] * 2  # two sizes are one pair
+    assert choose_pairs(sides**2, 224).item() == 1
+    assert choose_pairs((0.99 * sides) ** 2, 224).item() == 1
+    assert choose_pairs((1.01 * sides) ** 2, 224).item() == 0
+    assert choose_pairs((2.02 * sides) ** 2, 448).item() == 0
+    assert choose_pairs(torch.zeros(2, 5, 2), 224).tolist() == [[0] * 5] * 2  # two sizes are one pair
 
 
 class Heads:
@@ -72,7 +73,7 @@ def test_the_maximum_over_the_two_sizes():
         roi_heads=heads, roi_maps=lambda features: features, features=lambda batch: [batch.images]
     )
     batch = scaled_batch()
-    scorer = MultiScaleScorer(detector, detector.features(batch), batch)
+    scorer = MultiScaleScorer(detector, detector.features(batch), batch, 224)
     rois = torch.tensor([[[0.0, 0, 400, 400], [0, 0, 100, 100], [0, 0, 50, 50]],
                          [[0, 0, 100, 100], [0, 0, 250, 590], [0, 0, 100, 100]]])  # fmt: skip
     valid = torch.tensor([[True, True, False], [True, True, True]])

@@ -17,7 +17,7 @@ from configs.loading import load_config
 from configs.schema import Config
 from detection.model import build_detector
 from detection.prediction import ImageDetections
-from tools import test_det
+from tools import test_det, train_det
 from tools.runtime import evaluation
 from tools.runtime.checkpoint import save_checkpoint
 from tools.runtime.pictures import choose_images
@@ -225,3 +225,13 @@ def test_members_of_other_classes_are_refused(tiny_config, weights, tmp_path):
     green = save_weights(load_config(tiny_config), tmp_path / "green.pt", ("red", "green"))
     with pytest.raises(UserError, match=r"green\.pt: other classes than .*weights\.pt's \(blue, green in one"):
         run(tiny_config, [weights, green])
+
+
+def test_the_end_of_a_training_is_this_test(tiny_config, tmp_path):
+    """`test` in the config holds for the final test of train_det.py too."""
+    options = ["--set", "test.refine_rounds=1", "test.vote_iou=0.5"]
+    training = ["--cfg", str(tiny_config), "--out", str(tmp_path / "run"), "--device", "cpu", *options]
+    train_det.main(train_det.make_parser().parse_args(training))
+    run(tiny_config, tmp_path / "run/last.pt", "--out", str(tmp_path / "again"), *options)
+    run(tiny_config, tmp_path / "run/last.pt", "--out", str(tmp_path / "plain"))
+    assert found(tmp_path / "run") == found(tmp_path / "again") != found(tmp_path / "plain")
