@@ -111,7 +111,11 @@ class PerClassRpnConfig(Section):
     fg_iou_thresh: Fraction = 0.7
     bg_iou_thresh: Fraction = 0.3
     batch_size_per_image: PositiveInt = 8
-    """Anchors sampled for the loss, half of them positive; where there are fewer positives, as many negatives."""
+    """Anchors sampled for the loss, at most half of them positive."""
+    shortage: Literal["even", "fill"] = "even"
+    """Where there are fewer positives: even: as many negatives (the paper's 1:1). fill: negatives fill the sample (Faster
+    R-CNN's rule). With a sample that holds all positives, fill leaves the odds of large and small objects' anchors as
+    they are; 1:1 weighs an image's negatives by the number of its positives."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
     """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0

@@ -150,9 +150,14 @@ class PerClassRpn(nn.Module):
         anchors, codes = self.anchors([tuple(feature.shape[-2:])], feature.device)
         matches = match(boxes, valid, anchors[None])
         positive = (matches.iou >= config.fg_iou_thresh) | matches.is_best_of_object
-        negative = (matches.iou < config.bg_iou_thresh) & ~positive
+        # An IoU of -1 says that the crop shows no object: of its anchors nothing is known.
+        negative = (matches.iou >= 0) & (matches.iou < config.bg_iou_thresh) & ~positive
         keys = random_keys(seed, iteration, ANCHOR_PURPOSE, index, codes)
-        chosen = sample_evenly(positive, negative, keys, config.batch_size_per_image)
+        size = config.batch_size_per_image
+        if config.shortage == "fill":
+            chosen = sample(positive, negative, keys, size, 0.5)
+        else:
+            chosen = sample_evenly(positive, negative, keys, size)
         objects = gather_boxes(boxes, matches.index.gather(1, chosen.index))
         losses = _losses(logits, deltas, anchors[chosen.index], objects, chosen, config, None)
         if self.classifies:

@@ -29,6 +29,7 @@ from detection.localisation import (
     to_original,
     to_view,
 )
+from detection.matching import match
 from detection.sampling import random_keys
 from tools.benchmarks.counting import count
 
@@ -220,6 +221,22 @@ def test_an_image_without_an_object_in_its_crop_weighs_nothing():
     assert empty["loss_objectness"] == empty["loss_box_reg"] == 0
     scores = rpn.net(rpn.normalize(images))
     torch.testing.assert_close(together["loss_classifier"], 0.5 * F.cross_entropy(scores, LABELS))
+
+
+def test_negatives_fill_the_sample_where_the_config_says_so():
+    """With all anchors in the sample its loss is the mean over all that are positive or negative."""
+    rpn = make_rpn(batch_size_per_image=480, shortage="fill", fg_iou_thresh=0.5, bg_iou_thresh=0.5).eval()
+    images = make_images()
+    losses = rpn(images, LABELS, OBJECTS, VALID, INDEX, seed=0, iteration=0)
+    everyone = 2 * 6 * 10 * 4
+    logits, _ = rpn.siblings(rpn.net.forward_stages(rpn.normalize(images), ["conv3"])["conv3"], LABELS[:, None])
+    anchors, _ = rpn.anchors([(6, 10)], torch.device("cpu"))
+    matches = match(OBJECTS, VALID, anchors[None])
+    positive = (matches.iou >= 0.5) | matches.is_best_of_object
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0], positive.float(), reduction="sum") / everyone
+    torch.testing.assert_close(losses["loss_objectness"], expected)
+    nothing = rpn(images, LABELS, OBJECTS, torch.zeros_like(VALID), INDEX, seed=0, iteration=0)
+    assert nothing["loss_objectness"] == 0, "a crop without an object has no negatives"
 
 
 def test_the_sample_follows_the_image_not_the_batch_and_changes_with_the_iteration():
