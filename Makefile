@@ -23,7 +23,7 @@ test: venv
 	$(PY) -m pytest -q -n auto --dist loadfile
 
 test-all: venv
-	$(PY) -m pytest -q -n auto --dist loadfile -m "not gpu"
+	$(PY) -m pytest -q -n auto --dist worksteal -m "not gpu"
 
 test-gpu: venv
 	$(PY) -m pytest -q -m gpu

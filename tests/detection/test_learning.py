@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -97,7 +98,19 @@ def voc12_map(detector: Detector, dataset: DetectionDataset, data: DataConfig) -
     return evaluate(truth, detections, ["voc12"])["voc12"]["mAP"]
 
 
+@pytest.fixture
+def all_cores():
+    """All of them for a test that runs alone; as the suite's worker processes go, one each."""
+    threads = torch.get_num_threads()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize(
     ("backbone", "box", "lr", "iterations"),
     [
