@@ -113,9 +113,9 @@ class PerClassRpnConfig(Section):
     batch_size_per_image: PositiveInt = 8
     """Anchors sampled for the loss, at most half of them positive."""
     shortage: Literal["even", "fill"] = "even"
-    """Where there are fewer positives: even: as many negatives (the paper's 1:1). fill: negatives fill the sample (Faster
-    R-CNN's rule). With a sample that holds all positives, fill leaves the odds of large and small objects' anchors as
-    they are; 1:1 weighs an image's negatives by the number of its positives."""
+    """Where there are fewer positives: even: as many negatives (the paper's 1:1). fill: negatives fill the sample
+    (Faster R-CNN's rule). With a sample that holds all positives, fill leaves the odds of large and small objects'
+    anchors as they are; 1:1 weighs an image's negatives by the number of its positives."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
     """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0
@@ -138,8 +138,12 @@ class PerClassRcnnConfig(Section):
     """The checkpoint of stage rpn whose proposals are learned from."""
     warp_size: PositiveInt = 224
     """Side of the warped crops, pixels."""
+    proposals_per_image: Annotated[int, Field(ge=1, le=4096)] = 200
+    """The best of an image in training, of which its sample is drawn (He et al. 2016, App. C: 200)."""
+    nms_thresh: Fraction = 0.7
+    """Of proposals that overlap more, the best is kept, in training."""
     rois_per_image: PositiveInt = 8
-    """Proposals sampled from the best `test.proposals` of an image; a step has train.batch_size times as many."""
+    """Proposals sampled from these; a step has train.batch_size times as many."""
     positive_fraction: Fraction = 0.5
     fg_iou_thresh: Fraction = 0.5
     """Proposals with an IoU of at least this are positive, the others negative."""
@@ -180,7 +184,7 @@ class LocalisationTestConfig(Section):
     proposals: Annotated[int, Field(ge=1, le=4096)] = 200
     """Best-scored boxes of a class that are merged, or that the R-CNN takes (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
-    """Of proposals for the R-CNN that overlap more, the best is kept."""
+    """Of proposals for the R-CNN that overlap more, the best is kept, at test."""
     merge_iou: Fraction = 0.5
     """Boxes that overlap at least so much speak for each other: the box with the highest sum of scores wins, and
     becomes their mean. 1: the single best box."""

@@ -252,11 +252,9 @@ def losses_of(
                 view = torch.zeros_like(batch.frames)  # the crop itself is the image: corner 0, scale 1
                 view[:, 2:] = 1.0
                 sizes = torch.full_like(batch.original_sizes, config.data.crop_size)
-                found = propose(
-                    [proposer], [(batch.images, view)], batch.labels[:, None], sizes, config.test.proposals,
-                    mirror=False,
-                )  # fmt: skip
-                inputs.append(suppress(found, config.test.nms_thresh))
+                best = config.model.rcnn.proposals_per_image
+                found = propose([proposer], [(batch.images, view)], batch.labels[:, None], sizes, best, mirror=False)
+                inputs.append(suppress(found, config.model.rcnn.nms_thresh))
         return model(*inputs, seed=config.seed, iteration=iteration)
 
 
