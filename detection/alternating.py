@@ -67,6 +67,8 @@ class Proposer(nn.Module):
         self.normalize = copy.deepcopy(detector.normalize)
         self.backbone = copy.deepcopy(detector.backbone)
         self.rpn = copy.deepcopy(detector.rpn)
+        for module in self.modules():  # compiled: a function of the original, which a copy would call too
+            vars(module).pop("forward", None)
         self.requires_grad_(False)
         self.eval()
 

@@ -9,7 +9,8 @@ import torch
 
 from configs.schema import ModelConfig
 from datasets.batch import Batch
-from detection.alternating import JOINT, PHASES, Alternating, part_of
+from detection import compilation as detector_compilation
+from detection.alternating import JOINT, PHASES, Alternating, Proposer, part_of
 from detection.model import Detector, build_detector
 
 
@@ -152,6 +153,19 @@ def test_phase_4_takes_the_proposals_of_the_shared_network():
     assert {name: value.item() for name, value in losses.items()} == {n: v.item() for n, v in expected.items()}
     assert torch.equal(found.boxes, wanted.boxes)
     assert torch.equal(found.scores, wanted.scores)
+
+
+def test_the_copy_that_proposes_is_one_where_regions_are_compiled(monkeypatch):
+    """Compiled regions are functions on the modules that call the original's forward; the copy must not call them."""
+    detector, batch = make_detector(), make_batch()
+    plain = detector.eval().rpn(detector.features(batch), batch.image_sizes, training=False)[0]
+    monkeypatch.setattr(detector_compilation, "with_fallback", lambda function, name, graphs: lambda *a: function(*a))
+    detector_compilation.compile_regions(detector)
+    proposer = Proposer(detector)
+    with torch.no_grad():
+        for parameter in detector.parameters():
+            parameter.zero_()
+    assert torch.equal(proposer(batch, training=False).boxes, plain.boxes)
 
 
 @pytest.mark.parametrize("number", [1, 2])
