@@ -304,8 +304,9 @@ def _nearest_key(path: tuple[str | int, ...], schema: type[BaseModel]) -> str:
     if near:
         return f": did you mean {'.'.join(filter(None, (prefix, near[0])))}?"
     elsewhere = [dotted for dotted in _dotted_names(schema) if dotted.rpartition(".")[2] == wrong]
-    if elsewhere:
-        return f": did you mean {' or '.join(elsewhere)}?"
+    if elsewhere:  # the plainest ones: some sections have options that stand in for another section's
+        depth = min(dotted.count(".") for dotted in elsewhere)
+        return f": did you mean {' or '.join(dotted for dotted in elsewhere if dotted.count('.') == depth)}?"
     return f": {prefix or 'the config'} has {', '.join(names)}"
 
 

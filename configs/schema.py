@@ -30,11 +30,13 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """One annotated set of images. Relative paths are relative to `--data-root`, else `DATA_DIR`, else `data/`."""
 
-    format: Literal["voc", "coco", "yolo", "generated"]
+    format: Literal["voc", "coco", "yolo", "imagenet_det", "generated"]
     root: str | None = None
-    """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/. yolo: holds images/ and labels/."""
+    """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/. yolo: holds images/ and labels/. imagenet_det:
+    holds Annotations/DET/, Data/DET/ and ImageSets/DET/."""
     image_set: str | None = None
-    """voc: ImageSets/Main/NAME.txt. yolo: images/NAME and labels/NAME. generated: train, val or test."""
+    """voc: ImageSets/Main/NAME.txt. yolo: images/NAME and labels/NAME. imagenet_det: train, val, val1, val2, test or
+    another ImageSets/DET/NAME.txt. generated: train, val or test."""
     images: str | None = None
     """coco: folder of the images."""
     annotations: str | None = None
@@ -43,6 +45,8 @@ class SourceConfig(Section):
     """generated: number of images of this set (0: the generator's default)."""
     zero_based: bool = False
     """voc: the XML counts pixels from 0 (the official files count from 1)."""
+    images_per_class: PositiveInt | None = None
+    """imagenet_det: of train, at most so many positive images of each class (R-CNN: 1000). null: all."""
 
     @model_validator(mode="after")
     def _has_what_the_format_needs(self) -> SourceConfig:
@@ -50,11 +54,14 @@ class SourceConfig(Section):
             "voc": ("root", "image_set"),
             "coco": ("images", "annotations"),
             "yolo": ("root", "image_set"),
+            "imagenet_det": ("root", "image_set"),
             "generated": ("image_set",),
         }[self.format]
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f"format {self.format} needs {' and '.join(missing)}")
+        if self.images_per_class is not None and (self.format, self.image_set) != ("imagenet_det", "train"):
+            raise ValueError("images_per_class is for format imagenet_det, image_set train")
         return self
 
 
@@ -338,7 +345,7 @@ class TrainConfig(Section):
     """In the schedule's unit; null: at the end only."""
     checkpoint_every: PositiveInt | None = None
     """In the schedule's unit; null: at each validation."""
-    best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "loss"] = "voc12.mAP"
+    best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "imagenet_det.mAP", "loss"] = "voc12.mAP"
     """Of the validation set: chooses best.pt."""
     patience: PositiveInt | None = None
     """Stop after so many validations without a better best_metric."""
@@ -419,7 +426,7 @@ class Config(Section):
     schedule: ScheduleConfig
     train: TrainConfig
     test: TestConfig = TestConfig()
-    metrics: list[Literal["voc07", "voc12", "coco"]] = ["voc07", "voc12", "coco"]
+    metrics: list[Literal["voc07", "voc12", "coco", "imagenet_det"]] = ["voc07", "voc12", "coco"]
     """Protocols that are computed."""
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
 from datasets.detection import DetectionDataset
 from datasets.generated import generate
+from datasets.imagenet_det import read_imagenet_det
 from datasets.records import Records, join, logger, nearest
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
@@ -81,6 +82,8 @@ def read_source(source: SourceConfig, data: DataConfig, data_root: Path) -> Reco
         return read_voc(data_root / source.root, source.image_set, zero_based=source.zero_based)
     if source.format == "coco":
         return read_coco(data_root / source.annotations, data_root / source.images)
+    if source.format == "imagenet_det":
+        return read_imagenet_det(data_root / source.root, source.image_set, images_per_class=source.images_per_class)
     names = data.classes if isinstance(data.classes, list) else CLASS_LISTS.get(data.classes)
     return read_yolo(data_root / source.root, source.image_set, class_names=names)
 

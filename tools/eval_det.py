@@ -5,7 +5,9 @@
 
 VOC: --gt holds Annotations/ and ImageSets/Main/NAME.txt; --dt is a folder of comp4_det_test_<class>.txt or a JSON list
 of {"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"} in VOC's 1-based inclusive pixels.
-COCO: the standard annotation and results files. docs/evaluation.md tells what the numbers mean.
+COCO: the standard annotation and results files.
+ImageNet DET: --gt is the folder ILSVRC, --image-set val2 or another list; --dt as for VOC.
+docs/evaluation.md tells what the numbers mean.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError
+from datasets.class_lists import IMAGENET_DET
+from datasets.imagenet_det import read_imagenet_det
 from detection.evaluation.data import GroundTruth
-from detection.evaluation.evaluate import evaluate, format_table, write_metrics
+from detection.evaluation.evaluate import PROTOCOLS, USUAL, evaluate, format_table, write_metrics
 from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth
 from detection.evaluation.results import read_detections
 from tools.runtime import cli
@@ -29,10 +33,20 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = cli.make_parser(__doc__)
     add = options.add_argument
-    add("--format", required=True, choices=("voc", "coco"), help="of the ground truth and the detections")
-    add("--gt", required=True, type=Path, help="ground truth: VOC folder or COCO annotation file")
+    add(
+        "--format",
+        required=True,
+        choices=("voc", "coco", "imagenet_det"),
+        help="of the ground truth and the detections",
+    )
+    add("--gt", required=True, type=Path, help="ground truth: VOC or ILSVRC folder, or COCO annotation file")
     add("--dt", required=True, type=Path, help="detections: comp4 folder, VOC list or COCO results")
-    add("--image-set", default="test", metavar="NAME", help="VOC: ImageSets/Main/NAME.txt (default: test)")
+    add(
+        "--image-set",
+        default="test",
+        metavar="NAME",
+        help="VOC: ImageSets/Main/NAME.txt (default: test); ImageNet DET: ImageSets/DET",
+    )
     add("--zero-based", action="store_true", help="VOC: the XML counts pixels from 0")
     add("--backend", default="auto", choices=("auto", "hotcoco", "pycocotools"), help="computes COCO's numbers")
     add("--out", type=Path, metavar="FILE", help="write metrics.json here")
@@ -50,7 +64,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--compare shows another run in the report: give --report DIR too")
     truth = read_ground_truth(args)
     detections = read_detections(args.dt, truth, args.image_set)
-    metrics = evaluate(truth, detections, backend=args.backend)
+    protocols = PROTOCOLS if args.format == "imagenet_det" else USUAL
+    metrics = evaluate(truth, detections, protocols, backend=args.backend)
     print(format_table(metrics))
     if args.out:
         write_metrics(args.out, metrics)
@@ -61,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
         runs = [Run(names[0], detections, metrics)]
         if args.compare:
             other = read_detections(args.compare, truth, args.image_set)
-            runs.append(Run(names[1], other, evaluate(truth, other, backend=args.backend)))
+            runs.append(Run(names[1], other, evaluate(truth, other, protocols, backend=args.backend)))
         images = args.images or (args.gt / "JPEGImages" if args.format == "voc" else None)
         print(f"report: {write_report(args.report, truth, runs, images=images)}")
 
@@ -79,6 +94,8 @@ def read_ground_truth(args: argparse.Namespace) -> GroundTruth:
     """The ground truth that --format, --gt and --image-set name."""
     if args.format == "coco":
         return read_coco_ground_truth(args.gt)
+    if args.format == "imagenet_det":
+        return GroundTruth.from_records(read_imagenet_det(args.gt, args.image_set).with_classes(IMAGENET_DET))
     return read_voc_ground_truth(args.gt, args.image_set, zero_based=args.zero_based)
 
 

@@ -1,6 +1,6 @@
 """Download, verify and unpack a public data set: voc2007, voc2012, coco2014, coco2017.
 
-For imagenet, which needs an account, say what to fetch by hand and where to put it.
+For imagenet and imagenet_det, which need an account, say what to fetch by hand and where to put it.
 
     python tools/prepare_data.py voc2007 --data-root data
 
@@ -39,11 +39,36 @@ Afterwards there are
   {root}/val/*.JPEG           50,000 images
   {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"""
 
+IMAGENET_DET = """\
+ImageNet DET (detection, 200 classes, ILSVRC2017's edition of the set of 2014) needs an account: register at
+https://www.image-net.org/download.php and fetch by hand
+
+  file                            about
+  ILSVRC2017_DET.tar.gz           55 GB   images, annotations and lists of train and val
+  ILSVRC2017_DET_test_new.tar.gz  0.4 GB  images of test (only for the evaluation server)
+
+Put them into {data_root} and run there
+
+  tar -xzf ILSVRC2017_DET.tar.gz
+  tar -xzf ILSVRC2017_DET_test_new.tar.gz
+
+Afterwards there are
+  {data_root}/ILSVRC/Annotations/DET/train/ILSVRC2013_train/<wnid>/*.xml, ILSVRC2014_train_000*/*.xml
+  {data_root}/ILSVRC/Annotations/DET/val/*.xml  20,121 files
+  {data_root}/ILSVRC/Data/DET/...               the same with .JPEG, and test/
+  {data_root}/ILSVRC/ImageSets/DET/             train_1.txt to train_200.txt, val.txt, test.txt
+
+The halves val1 and val2 of R-CNN (Girshick et al. 2014) come with its code. Where their lists lie as
+  {data_root}/ILSVRC/ImageSets/DET/val1.txt, val2.txt (one image id a line)
+they are taken; otherwise val is halved by this project's own rule, balanced by class, the same each time."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = cli.make_parser(__doc__, data_root=True)
-    options.add_argument("name", choices=[*PUBLIC_SETS, "imagenet"], metavar="NAME", help="which data set")
+    options.add_argument(
+        "name", choices=[*PUBLIC_SETS, "imagenet", "imagenet_det"], metavar="NAME", help="which data set"
+    )
     options.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing")
     options.add_argument("--mirror", metavar="URL", help="the archives lie under this URL by their bare names")
     options.add_argument("--keep-archives", action="store_true", help="do not remove the archives after unpacking")
@@ -55,6 +80,9 @@ def main(args: argparse.Namespace) -> None:
     root = cli.find_data_root(args.data_root)
     if args.name == "imagenet":
         print(IMAGENET.format(root=root / "imagenet"))
+        return
+    if args.name == "imagenet_det":
+        print(IMAGENET_DET.format(data_root=root))
         return
     public_set = PUBLIC_SETS[args.name]
     for line in plan(public_set, root, mirror=args.mirror):

@@ -10,12 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.errors import UserError
-from detection.evaluation import coco, voc
+from detection.evaluation import coco, imagenet_det, voc
 from detection.evaluation.data import Aligned, Detections, GroundTruth, align
 from detection.evaluation.files import write_text
 
-ProtocolName = Literal["voc07", "voc12", "coco"]
-PROTOCOLS: tuple[ProtocolName, ...] = ("voc07", "voc12", "coco")
+ProtocolName = Literal["voc07", "voc12", "coco", "imagenet_det"]
+PROTOCOLS: tuple[ProtocolName, ...] = ("voc07", "voc12", "coco", "imagenet_det")
+USUAL: tuple[ProtocolName, ...] = ("voc07", "voc12", "coco")
+"""What is computed unless something else is asked for."""
 
 Metrics = dict[str, Any]
 """metrics.json: fractions in [0, 1], None where there is no ground truth; a protocol that is not computed is absent."""
@@ -24,7 +26,7 @@ Metrics = dict[str, Any]
 def evaluate(
     ground_truth: GroundTruth,
     detections: Detections,
-    protocols: Iterable[ProtocolName] = PROTOCOLS,
+    protocols: Iterable[ProtocolName] = USUAL,
     *,
     backend: coco.Backend = "auto",
 ) -> Metrics:
@@ -33,14 +35,14 @@ def evaluate(
     Args:
         ground_truth: the objects.
         detections: joined to the ground truth by image id and class name.
-        protocols: of voc07, voc12, coco. COCO's crowd regions count as difficult in VOC's protocols; VOC's difficult
-            objects count like others in COCO's.
+        protocols: of voc07, voc12, coco, imagenet_det. COCO's crowd regions count as difficult in VOC's protocols;
+            VOC's difficult objects count like others in COCO's and ImageNet's.
         backend: the library that computes COCO's numbers.
 
     Returns:
         `{"voc07": {"mAP": x, "per_class": {name: x or None}}, "voc12": {...}, "coco": {"AP": x, ..., "per_class":
-        {...}}, "voc_by_iou": {...}, "coco_backend": "library version"}`. `voc_by_iou` is VOC's area rule at other
-        thresholds and is not comparable to COCO's AP.
+        {...}}, "imagenet_det": {as voc07}, "voc_by_iou": {...}, "coco_backend": "library version"}`. `voc_by_iou` is
+        VOC's area rule at other thresholds and is not comparable to COCO's AP.
 
     Raises:
         UserError: a detection's image is unknown, or no library for COCO's numbers is installed.
@@ -57,20 +59,15 @@ def evaluate(
         result = coco.evaluate_coco(data, backend)
         metrics["coco"] = {**coco.summary(result), "per_class": coco.per_class(result)}
         metrics["coco_backend"] = result.backend
+    if "imagenet_det" in chosen:
+        metrics["imagenet_det"] = _summary(data, imagenet_det.average_precisions(data))
     return metrics
 
 
 def _voc(data: Aligned, chosen: list[ProtocolName]) -> Metrics:
     matches = voc.match(data)
     at_half = dict(zip(("voc07", "voc12"), voc.average_precisions(matches), strict=True))
-    metrics: Metrics = {
-        name: {
-            "mAP": _none_for_nan(voc.mean_of_classes(values)),
-            "per_class": {key: _none_for_nan(value) for key, value in zip(data.class_names, values, strict=True)},
-        }
-        for name, values in at_half.items()
-        if name in chosen
-    }
+    metrics: Metrics = {name: _summary(data, values) for name, values in at_half.items() if name in chosen}
     if "voc12" in chosen:
         means = [voc.mean_of_classes(voc.average_precisions(matches, limit)[1]) for limit in voc.THRESHOLDS]
         metrics["voc_by_iou"] = {
@@ -79,6 +76,14 @@ def _voc(data: Aligned, chosen: list[ProtocolName]) -> Metrics:
             "voc12_mean_iou50_95": _none_for_nan(float(np.mean(means))),
         }
     return metrics
+
+
+def _summary(data: Aligned, values: np.ndarray) -> dict[str, Any]:
+    """mAP and the APs by class of (K,) values."""
+    return {
+        "mAP": _none_for_nan(voc.mean_of_classes(values)),
+        "per_class": {key: _none_for_nan(value) for key, value in zip(data.class_names, values, strict=True)},
+    }
 
 
 def _none_for_nan(value: float) -> float | None:
@@ -93,7 +98,7 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
 # ---------------------------------------------------------------------------------------------- the table
 
 _COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-_COLUMN_TITLES = {"voc07": "VOC07 AP", "voc12": "VOC12 AP", "coco": "COCO AP"}
+_COLUMN_TITLES = {"voc07": "VOC07 AP", "voc12": "VOC12 AP", "coco": "COCO AP", "imagenet_det": "DET AP"}
 
 
 def format_table(metrics: Metrics) -> str:

@@ -20,6 +20,7 @@ _CARDS = {
     "voc07": ("VOC07 mAP", "11 points, IoU .5"),
     "voc12": ("VOC12 mAP", "area under the curve, IoU .5"),
     "coco": ("COCO AP", "mean over IoU .50 to .95"),
+    "imagenet_det": ("ImageNet DET mAP", "area under the curve, IoU .5, less for small objects"),
 }
 _COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 

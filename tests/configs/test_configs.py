@@ -10,10 +10,17 @@ import yaml
 
 from configs.loading import load_config
 from datasets.batch import Batch
+from detection.alternating import PHASES
 from detection.model import build_detector
+from tools.runtime.optimizer import scaled_rate
+from tools.train_det import config_of_phase
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DETECTION = sorted(path.name for path in CONFIGS.glob("*.yaml") if "box" in str(yaml.safe_load(path.read_text())))
+DETECTION = sorted(path.name for path in CONFIGS.glob("*.yaml") if "box" in yaml.safe_load(path.read_text())["model"])
+MODELS = {
+    load_config(CONFIGS / name).model.model_dump_json(exclude={"box": {"score_thresh"}}): name for name in DETECTION
+}
+"""One config for each detector that is built: some configs differ in nothing but the data and the schedule."""
 REQUIRED = {
     "frcnn_r101_voc",
     "frcnn_r101_voc_paper",
@@ -27,6 +34,13 @@ REQUIRED = {
     "frcnn_r50_fpn_coco_modern",
     "demo",
     "bccd_r18_fpn",
+    "frcnn_r101_coco_context",
+    "frcnn_r101_coco_testdev",
+    "frcnn_r101_voc_plus",
+    "frcnn_r101_voc12_plus",
+    "frcnn_r101_voc_alternating",
+    "frcnn_r101_coco_alternating",
+    "frcnn_r101_imagenet_det",
 }
 
 
@@ -43,7 +57,7 @@ def test_header_says_command_hardware_time_and_expectation(name):
         assert word in text, word
 
 
-@pytest.mark.parametrize("name", DETECTION)
+@pytest.mark.parametrize("name", sorted(MODELS.values()))
 def test_builds_and_trains_one_step(name):
     # No ImageNet weights here, so batch norm trains; few RoIs and narrow fc layers keep the step short.
     overrides = [
@@ -95,3 +109,31 @@ def test_recipes_are_those_of_the_interface():
     for config in (consensus, paper):
         assert config.model.weights == "torchvision:IMAGENET1K_V1"
         assert len(config.model.anchors.sizes) * len(config.model.anchors.aspect_ratios) == 9
+
+
+def test_vocs_models_can_start_from_cocos():
+    """Equal shapes but for the class layers: `--init-from` finds a place for all the rest."""
+    voc, voc12 = (load_config(CONFIGS / f"frcnn_r101_{name}_plus.yaml") for name in ("voc", "voc12"))
+    for name in ("testdev", "context"):
+        assert load_config(CONFIGS / f"frcnn_r101_coco_{name}.yaml").model == voc.model == voc12.model
+
+
+def test_alternating_training_has_the_papers_rates():
+    """He et al. 2016, App. A: 8 images in the RPN's steps, 16 in the detector's, all at 1e-3 and then 1e-4."""
+    config = load_config(CONFIGS / "frcnn_r101_coco_alternating.yaml")
+    for phase, images in zip(PHASES, (8, 16, 8, 16), strict=True):
+        own = config_of_phase(config, phase)
+        assert own.train.batch_size == images
+        assert scaled_rate(own.optim, images) == 0.001
+        assert (own.schedule.iterations, own.schedule.milestones) == (320000, [240000])
+    paper = load_config(CONFIGS / "frcnn_r101_voc_paper.yaml")
+    assert load_config(CONFIGS / "frcnn_r101_voc_alternating.yaml").model == paper.model
+
+
+@pytest.mark.parametrize("name", ["coco_context", "coco_testdev", "voc_plus", "voc12_plus", "imagenet_det"])
+def test_the_papers_test(name):
+    """He et al. 2016, App. B."""
+    config = load_config(CONFIGS / f"frcnn_r101_{name}.yaml")
+    assert config.model.box.global_context
+    assert (config.test.refine_rounds, config.test.refine_nms_thresh, config.test.vote_iou) == (1, 0.3, 0.5)
+    assert config.test.scales == [200, 400, 600, 800, 1000]

@@ -60,6 +60,29 @@ def test_both_forms_of_voc_detections_give_the_numbers_in_memory(root: Path, voc
         assert "COCO (by " in done.stdout
 
 
+def test_imagenet_det(root: Path, tmp_path: Path) -> None:
+    """An ant of 10 x 10 pixels at 1..10 (the XML: 0..9), found in 15 x 15: true by ImageNet's rule, not by VOC's."""
+    ilsvrc = tmp_path / "ILSVRC"
+    for folder in ("Annotations/DET/val", "Data/DET/val", "ImageSets/DET"):
+        (ilsvrc / folder).mkdir(parents=True)
+    name = "ILSVRC2012_val_00000007"
+    (ilsvrc / "ImageSets/DET/val.txt").write_text(f"{name} 7\n")
+    (ilsvrc / "Data/DET/val" / f"{name}.JPEG").write_bytes(b"")
+    (ilsvrc / "Annotations/DET/val" / f"{name}.xml").write_text(
+        "<annotation><size><width>60</width><height>40</height></size><object><name>n02219486</name><bndbox>"
+        "<xmin>0</xmin><ymin>0</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+    )
+    found = [{"image_id": name, "category": "ant", "bbox": [1, 1, 15, 15], "score": 0.9}]
+    (tmp_path / "dt.json").write_text(json.dumps(found))
+    files = ["--gt", ilsvrc, "--dt", tmp_path / "dt.json", "--out", tmp_path / "out.json"]
+    done = run(root, "--format", "imagenet_det", "--image-set", "val", *files)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out.json").read_text())
+    assert (metrics["imagenet_det"]["mAP"], metrics["voc12"]["mAP"]) == (1.0, 0.0)
+    assert metrics["imagenet_det"]["per_class"]["bee"] is None
+    assert "DET AP" in done.stdout
+
+
 def test_coco_files_give_the_numbers_in_memory(root: Path, tmp_path: Path) -> None:
     truth, found = make_set("coco", images=30, classes=4, objects=90, detections=400, seed=5)
     write_coco_annotations(tmp_path / "gt.json", truth)

@@ -38,6 +38,13 @@ def test_imagenet_is_explained(root: Path, tmp_path: Path) -> None:
         assert text in result.stdout
 
 
+def test_imagenet_det_is_explained(root: Path, tmp_path: Path) -> None:
+    result = call(root, "imagenet_det", "--data-root", str(tmp_path))
+    assert result.returncode == 0
+    for text in ("image-net.org", "ILSVRC2017_DET.tar.gz", f"{tmp_path}/ILSVRC/ImageSets/DET", "val1.txt", "20,121"):
+        assert text in result.stdout
+
+
 def test_mistakes_take_one_line(root: Path, tmp_path: Path) -> None:
     result = call(root, "voc2008")
     assert result.returncode == 2

@@ -282,6 +282,22 @@ def test_init_from_a_detector_of_other_classes(tiny_config, tiny_voc, tmp_path, 
     assert load_detector(tmp_path / "second/last.pt")[0].class_names == ["blue", "cat"]
 
 
+def test_init_from_a_detector_of_more_classes(tiny_config, tmp_path, capsys):
+    """COCO -> VOC: other numbers of outputs; the two class layers start afresh, all the rest is carried over."""
+    train(tiny_config, tmp_path / "first", "--set", "schedule.iterations=1", "data.classes=[red, blue, green]")
+    settings = ["schedule.iterations=1", "optim.lr=1e-12", "model.norm=batch"]
+    weights = tmp_path / "first/last.pt"
+    train(tiny_config, tmp_path / "second", "--init-from", str(weights), "--set", *settings)
+    layers = [f"roi_heads.box_predictor.{name}" for name in ("cls_score", "bbox_pred")]
+    fresh = ", ".join(f"{layer}.{part}" for layer in layers for part in ("weight", "bias"))
+    assert f"from scratch: {fresh}\n" in capsys.readouterr().out
+    before, after = load(weights)["model"], load(tmp_path / "second/last.pt")["model"]
+    for name, value in before.items():
+        if name.endswith(("weight", "bias")) and "box_predictor" not in name:
+            assert torch.allclose(value, after[name], atol=1e-9), name
+    assert after[f"{layers[0]}.weight"].shape[0] == 3
+
+
 def test_a_run_is_not_overwritten_unasked(tiny_config, tmp_path):
     out = tmp_path / "run"
     train(tiny_config, out, "--set", "schedule.iterations=1")
