@@ -401,7 +401,7 @@ def test_suppression_keeps_the_best_of_those_that_overlap():
 # ---------------------------------------------------------------------------------------------- nets
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "vgg16"])
+@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("vgg16", marks=pytest.mark.slow)])
 def test_both_stages_start_from_a_classifiers_weights(tmp_path, backbone):
     torch.manual_seed(3)
     classifier = build_backbone(backbone, num_classes=7)

@@ -28,6 +28,7 @@ def test_the_trivial_predictors_reach_their_published_figures(tiny, caplog):
     source = {"format": "tiny_imagenet", "root": str(tiny)}
     with caplog.at_level(logging.WARNING):
         train = read_localisation(LocalisationSourceConfig(**source, split="train"), tiny)
+    reports = caplog.text
     val = read_localisation(LocalisationSourceConfig(**source, split="val"), tiny, train.class_names)
     assert np.bincount(image_labels(train)).tolist() == [500] * 20
     assert np.bincount(image_labels(val)).tolist() == [50] * 20
@@ -36,8 +37,8 @@ def test_the_trivial_predictors_reach_their_published_figures(tiny, caplog):
     assert figures["mean_box_error"] == pytest.approx(0.466, abs=0.0005)
     assert figures["centre_box_error"] == pytest.approx(0.443, abs=0.0005)
     # What is dirty is reported once each.
-    assert caplog.text.count("grey images are read as RGB") == 1
-    assert caplog.text.count("at most 1 pixel wide or high") == 1
+    assert reports.count("grey images are read as RGB") == 1
+    assert reports.count("at most 1 pixel wide or high") == 1
     without = (train.boxes[:, 2:] <= train.boxes[:, :2]).any(1)
     assert without.sum() == 30
     assert all(len(train.target(int(i))) == 0 for i in np.flatnonzero(without))

@@ -214,6 +214,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, rpn, tmp_path, mon
     assert (whole / "metrics.json").read_bytes() == (parts / "metrics.json").read_bytes()
 
 
+@pytest.mark.slow  # two processes start up
+def test_two_processes_make_one_training(config, tmp_path):
+    """With batch norm over all processes, two with half the step each train and test as one does, up to rounding."""
+    settings = ["--set", "model.norm=sync", "optim.lr=0.01"]
+    train(config, tmp_path / "one", *settings)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "tools/train_loc.py", *arguments(config, tmp_path / "two", *settings)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    one, two = (load(tmp_path / name / "last.pt")["model"] for name in ("one", "two"))
+    for name, value in one.items():
+        if value.is_floating_point():
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4, msg=name)
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert figures[0]["images"] == figures[1]["images"] == 12
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
