@@ -219,10 +219,10 @@ def print_result(name: str, result: dict[str, Any]) -> None:
             shown = [f"{unit} {v['median']:.4g} ({v['q1']:.4g} to {v['q3']:.4g})" for unit, v in figures.items()]
             print(f"  {contestant:<14}{', '.join(shown)}")
     for key, value in flatten({k: v for k, v in result.items() if k != "seconds"}).items():
-        print(f"  {key:<32}{value:,}" if isinstance(value, int) else f"  {key:<32}{value:.4g}")
+        print(f"  {key:<48} {value:,}" if isinstance(value, int) else f"  {key:<48} {value:.4g}")
     for key, value in result.items():
         if isinstance(value, str | bool):
-            print(f"  {key:<32}{value}")
+            print(f"  {key:<48} {value}")
 
 
 def print_comparison(new: dict[str, Any], old: dict[str, Any]) -> None:

@@ -42,6 +42,17 @@ def weights(tiny_config, tmp_path) -> Path:
     return path
 
 
+@pytest.mark.parametrize("options", [[], ["--compile"]])
+def test_compiles_where_asked_to(tiny_voc, weights, tmp_path, monkeypatch, options):
+    """After folding, without CUDA graphs on the CPU."""
+    calls = []
+    monkeypatch.setattr(predict, "compile_regions", lambda detector, graphs: calls.append((detector, graphs)))
+    run(weights, tmp_path / "out", tiny_voc / "JPEGImages", *options)
+    assert [(isinstance(detector.backbone.body.bn1, torch.nn.Identity), graphs) for detector, graphs in calls] == [
+        (True, False)
+    ] * len(options)
+
+
 def run(weights: Path, out: Path, *inputs: object, threshold: str = "0.3") -> list[dict]:
     command = ["--weights", weights, "--out", out, "--threshold", threshold, "--device", "cpu", *inputs]
     predict.main(predict.make_parser().parse_intermixed_args([str(part) for part in command]))

@@ -42,14 +42,16 @@ class Counts:
 
     launches: int = 0
     syncs: int = 0
-    flops: int = 0
+    flops: int | None = None
+    """None: not counted."""
     operators: Counter[str] = field(default_factory=Counter)
     """Launches by operator."""
     sync_sources: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> dict[str, int]:
-        """The three numbers."""
-        return {"launches": self.launches, "syncs": self.syncs, "flops": self.flops}
+        """The numbers."""
+        flops = {} if self.flops is None else {"flops": self.flops}
+        return {"launches": self.launches, "syncs": self.syncs, **flops}
 
 
 def _is_view(operator: torch._ops.OpOverload) -> bool:

@@ -137,6 +137,7 @@ def _check_batches(ours: list[Tensor], theirs: list[Tensor]) -> float:
 
 _EVAL = """
 import json, resource, sys, tempfile
+from pathlib import Path
 from detection.evaluation import synthetic
 what, reference = sys.argv[1], sys.argv[2] == "reference"
 if what == "voc":
@@ -146,7 +147,12 @@ else:
         timing = synthetic.time_coco(folder, reference=reference)
     result = {"seconds": timing.seconds, "backend": timing.backend, "pycocotools_seconds": timing.reference_seconds,
               "equal": timing.equal}
-result["memory_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+try:  # Linux: ru_maxrss begins with that of the process which started this one
+    status = Path("/proc/self/status").read_text().split()
+    kib = int(status[status.index("VmHWM:") + 1])
+except OSError:
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+result["memory_gib"] = kib / 2**20
 print(json.dumps(result))
 """
 
