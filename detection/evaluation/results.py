@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,13 @@ def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> No
 
 
 def _read_json_detections(path: Path, truth: GroundTruth) -> Detections:
+    rows = _read_rows(path)
+    read = _from_voc_list if truth.frame == "voc" else _from_coco_results
+    return read(path, rows, truth)
+
+
+def _read_rows(path: Path) -> Rows:
+    """The records of a JSON list of detections, of either form."""
     content = read_json(path, "file of detections")
     if isinstance(content, dict) and "annotations" in content:
         raise UserError(
@@ -154,9 +162,52 @@ def _read_json_detections(path: Path, truth: GroundTruth) -> Detections:
         )
     if not isinstance(content, list):
         raise UserError(f"{path}: is not a list of detections [{{...}}, ...]")
-    rows = Rows(path, content, "detection")
-    read = _from_voc_list if truth.frame == "voc" else _from_coco_results
-    return read(path, rows, truth)
+    return Rows(path, content, "detection")
+
+
+def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
+    """Saved detections of several detectors without a ground truth: images and classes are those that the files name.
+
+    Args:
+        paths: JSON lists, all of VOC's form or all COCO results.
+
+    Returns:
+        One for each file, with common image ids and class names (COCO: the categories' ids as text).
+
+    Raises:
+        UserError: as `read_detections`, or the files' forms differ.
+    """
+    with no_garbage_collection():
+        files = [(Path(path), _read_rows(path)) for path in paths]
+        form_of = {path: "coco" if "category_id" in rows.items[0] else "voc" for path, rows in files if rows.items}
+        frames = dict(zip(form_of.values(), form_of, strict=True))
+        if len(frames) > 1:
+            raise UserError(f"{frames['coco']} holds COCO results, {frames['voc']} VOC's list: give files of one form")
+        frame, key = ("coco", "category_id") if "coco" in frames else ("voc", "category")
+        ids = _values_of(files, "image_id", str | int | float)
+        classes = _values_of(files, key, int if frame == "coco" else str | int)
+        if frame == "voc":
+            ids, classes = (list(dict.fromkeys(map(str, values))) for values in (ids, classes))
+        nothing = np.zeros(0)
+        names = GroundTruth(
+            frame=frame, image_ids=ids, class_names=[str(name) for name in classes],
+            category_ids=classes if frame == "coco" else None, image_index=nothing.astype(np.int64),
+            labels=nothing.astype(np.int64), boxes=nothing.reshape(0, 4), area=nothing,
+            iscrowd=nothing.astype(bool), difficult=nothing.astype(bool), source="any of the files",
+        )  # fmt: skip
+        read = _from_voc_list if frame == "voc" else _from_coco_results
+        return [read(path, rows, names) for path, rows in files]
+
+
+def _values_of(files: Sequence[tuple[Path, Rows]], key: str, kinds: Any) -> list[Any]:
+    """The values of a key in all files, each once, in order."""
+    found: dict[Any, None] = {}
+    for _, rows in files:
+        for index, value in enumerate(rows.column(key, "each detection needs one")):
+            if not isinstance(value, kinds):
+                raise rows.error(index, f"{key} is {value!r}: give a number{' or text' if kinds is not int else ''}")
+            found[value] = None
+    return list(found)
 
 
 def _from_voc_list(path: Path, rows: Rows, truth: GroundTruth) -> Detections:
