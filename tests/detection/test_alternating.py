@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema import ModelConfig
 from datasets.batch import Batch
@@ -202,6 +203,33 @@ def test_a_fixed_body_keeps_no_graph():
         course.begin(phase)
         course.model(phase)(batch, seed=0, iteration=0)
     assert seen == [True, True, False, False, False]  # the third is the copy that proposes in phase 2
+
+
+class _Waits(TorchDispatchMode):
+    """Collects the operators whose result the host would have to wait for on a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "unique", "_unique2", "masked_select"):
+            self.found.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_waits_for_nothing_in_any_phase():
+    detector, batch = make_detector(), make_batch()
+    course = Alternating(detector)
+    for phase in PHASES:
+        course.begin(phase)
+        model = course.model(phase)
+        update(model, batch, 0)  # anchors are made
+        with _Waits() as waits:
+            sum(model(batch, seed=0, iteration=1).values()).backward()
+        assert waits.found == []
+        detector.zero_grad(set_to_none=True)
 
 
 def test_the_final_phases_are_those_that_give_a_whole_detector():
