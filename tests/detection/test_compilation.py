@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config as inductor_config
 
 from backbones.batch_norm import FrozenBatchNorm2d
 from backbones.compilation import with_fallback
@@ -76,15 +77,14 @@ def test_detection_computes_the_same_at_every_padded_size():
             assert torch.allclose(found.boxes, expected.boxes, atol=1e-2)
 
 
-def test_without_a_compiler_one_line_is_said_and_the_result_is_the_same(monkeypatch, caplog, tmp_path: Path):
+def test_without_a_compiler_one_line_is_said_and_the_result_is_the_same(caplog, tmp_path: Path):
     """Inductor is told to use a C++ compiler that does not exist."""
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (str(tmp_path / "no-such-compiler"),))
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", True)
+    no_compiler = {"cpp.cxx": (str(tmp_path / "no-such-compiler"),), "force_disable_caches": True}
     torch._dynamo.reset()
     layer = nn.Sequential(nn.Linear(3, 3), nn.Sigmoid())
     layer.forward, plain = with_fallback(layer.forward, "Layer.forward"), layer.forward
     x = torch.randn(2, 3)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING), inductor_config.patch(no_compiler):
         for _ in range(2):
             assert torch.equal(layer(x), plain(x))
     ours = [record.getMessage() for record in caplog.records if record.name == "backbones.compilation"]

@@ -160,7 +160,7 @@ for ratio, aligned, step, dtype in ((0, True, 2, torch.float32), (2, False, 1, t
 
 def test_triton_kernels_equal_the_cpus_operators(root: Path):
     """In Triton's interpreter, which runs kernels on the CPU."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.7")  # 3.6's interpreter fails with NumPy 2.4, its compiler does not
     env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(root))
     done = subprocess.run([sys.executable, "-c", KERNELS], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
