@@ -15,8 +15,8 @@ from detection.boxes import clip_boxes, decode_boxes, gather_boxes, large_enough
 from detection.nms import nms
 
 MAX_CANDIDATES = 8192
-"""(RoI, class) pairs of an image that go into NMS and box voting, best first. A box survives or falls by better ones alone, so this
-changes the result only where fewer than `detections_per_img` of the best 8192 survive."""
+"""(RoI, class) pairs of an image that go into NMS and box voting, best first. A box survives or falls by better ones
+alone, so this changes the result only where fewer than `detections_per_img` of the best 8192 survive."""
 MIN_SIZE = 1e-2
 """Smaller detections are dropped, pixels of the resized image (torchvision's rule)."""
 
