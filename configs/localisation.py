@@ -116,6 +116,9 @@ class PerClassRpnConfig(Section):
     """Where there are fewer positives: even: as many negatives (the paper's 1:1). fill: negatives fill the sample
     (Faster R-CNN's rule). With a sample that holds all positives, fill leaves the odds of large and small objects'
     anchors as they are; 1:1 weighs an image's negatives by the number of its positives."""
+    score: Literal["anchor", "box"] = "anchor"
+    """What the logit of an anchor says: anchor: that the anchor fits an object (the paper's, from the sample above).
+    box: that its regressed box does, with an IoU of at least 0.5, which is what is measured; all anchors learn it."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
     """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0

@@ -35,6 +35,8 @@ KIND = "localiser"
 """What a checkpoint says that it holds."""
 ANCHOR_PURPOSE, ROI_PURPOSE = 2, 3
 """Tell these samplings' random keys from a detector's."""
+RIGHT_IOU = 0.5
+"""A box is right from this overlap on (the benchmark's rule)."""
 MIN_SIZE = 1e-2
 """Boxes that leave less than this of width or height in the image count as none, pixels."""
 WARPED_CROPS = 256
@@ -55,6 +57,9 @@ class PerClassLayers(nn.Module):
 
     Class k's outputs are rows k * A to (k + 1) * A of `cls_logits`, and four times as many of `bbox_pred`. Of a
     thousand classes one is asked for in training and a few at test: their rows alone are multiplied.
+
+    A class's weights are the sum of a part that all classes share and one of its own, which starts at zero. The
+    functions are the same as without; but only one image in K teaches a class's own part, and all teach the shared one.
     """
 
     def __init__(self, in_channels: int, num_classes: int, num_anchors: int = 1) -> None:
@@ -62,8 +67,15 @@ class PerClassLayers(nn.Module):
         self.num_classes = num_classes
         self.cls_logits = nn.Conv2d(in_channels, num_classes * num_anchors, kernel_size=1)
         self.bbox_pred = nn.Conv2d(in_channels, num_classes * num_anchors * 4, kernel_size=1)
-        for layer in (self.cls_logits, self.bbox_pred):
-            nn.init.normal_(layer.weight, std=0.01)
+        self.shared_logits = nn.Conv2d(in_channels, num_anchors, kernel_size=1)
+        self.shared_pred = nn.Conv2d(in_channels, num_anchors * 4, kernel_size=1)
+        for layer, std in (
+            (self.cls_logits, 0.0),
+            (self.bbox_pred, 0.0),
+            (self.shared_logits, 0.01),
+            (self.shared_pred, 0.01),
+        ):
+            nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,17 +85,16 @@ class PerClassLayers(nn.Module):
             features: (B, C, H, W).
             classes: (B, T) int64, 0..K-1.
         """
-        logits = self._of_classes(self.cls_logits, features, classes)
-        deltas = self._of_classes(self.bbox_pred, features, classes).unflatten(-1, (-1, 4))
+        logits = self._of_classes(self.cls_logits, self.shared_logits, features, classes)
+        deltas = self._of_classes(self.bbox_pred, self.shared_pred, features, classes).unflatten(-1, (-1, 4))
         return logits.flatten(2).float(), deltas.flatten(2, 3).float()
 
-    def _of_classes(self, layer: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor:
+    def _of_classes(self, own: nn.Conv2d, shared: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor:
         """(B, T, H * W, outputs of a class)."""
-        outputs = layer.out_channels // self.num_classes
-        weight = F.embedding(classes, layer.weight.view(self.num_classes, -1)).view(len(classes), -1, features.shape[1])
-        bias = F.embedding(classes, layer.bias.view(self.num_classes, -1))
-        products = torch.bmm(weight, features.flatten(2)).unflatten(1, (-1, outputs))
-        return products.transpose(2, 3) + bias[:, :, None]
+        weight = F.embedding(classes, own.weight.view(self.num_classes, -1)) + shared.weight.view(-1)
+        bias = F.embedding(classes, own.bias.view(self.num_classes, -1)) + shared.bias
+        products = torch.bmm(weight.view(len(classes), -1, features.shape[1]), features.flatten(2))
+        return products.unflatten(1, (-1, shared.out_channels)).transpose(2, 3) + bias[:, :, None]
 
 
 def sample_evenly(positive: Tensor, negative: Tensor, keys: Tensor, size: int) -> Sampled:
@@ -160,6 +171,10 @@ class PerClassRpn(nn.Module):
             chosen = sample_evenly(positive, negative, keys, size)
         objects = gather_boxes(boxes, matches.index.gather(1, chosen.index))
         losses = _losses(logits, deltas, anchors[chosen.index], objects, chosen, config, None)
+        if config.score == "box":
+            found = match(boxes, valid, decode_boxes(deltas.detach(), anchors))
+            known = found.iou >= 0
+            losses["loss_objectness"] = objectness_loss(logits, found.iou >= RIGHT_IOU, known, mean_count(known))
         if self.classifies:
             scores = self.net.fc(self.net.dropout(F.adaptive_avg_pool2d(feature, 1).flatten(1))).float()
             everyone = torch.ones_like(labels, dtype=torch.bool)

@@ -60,6 +60,14 @@ def make_images(count: int = 2, size: tuple[int, int] = (24, 40), seed: int = 0)
     return torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
 
 
+def whole_outputs(layers: PerClassLayers, features: Tensor, anchors: int) -> tuple[Tensor, Tensor]:
+    """Of all classes, as plain convolutions: (B, K, A, H, W) and (B, K, A, 4, H, W)."""
+    own, shared = layers.cls_logits(features), layers.shared_logits(features)
+    logits = own.unflatten(1, (-1, anchors)) + shared[:, None]
+    own, shared = layers.bbox_pred(features), layers.shared_pred(features)
+    return logits, own.unflatten(1, (-1, anchors, 4)) + shared.unflatten(1, (anchors, 4))[:, None]
+
+
 def frame_of(count: int, *values: float) -> Tensor:
     return torch.tensor([values or (0.0, 0.0, 1.0, 1.0)]).repeat(count, 1)
 
@@ -72,9 +80,11 @@ def test_only_the_asked_classes_rows_are_multiplied():
     torch.manual_seed(0)
     layers = PerClassLayers(6, num_classes=5, num_anchors=3)
     features, classes = torch.randn(2, 6, 2, 4), torch.tensor([[4, 0], [1, 1]])
+    assert torch.equal(layers(features, classes)[0][:, 0], layers(features, classes[:, [1]])[0][:, 0]), "at first alike"
+    for parameter in layers.parameters():
+        torch.nn.init.normal_(parameter)
     logits, deltas = layers(features, classes)
-    all_logits = layers.cls_logits(features).view(2, 5, 3, 2, 4)
-    all_deltas = layers.bbox_pred(features).view(2, 5, 3, 4, 2, 4)
+    all_logits, all_deltas = whole_outputs(layers, features, 3)
     for b in range(2):
         for t in range(2):
             k = int(classes[b, t])
@@ -83,6 +93,8 @@ def test_only_the_asked_classes_rows_are_multiplied():
     logits[:, 0].sum().backward()
     learns = layers.cls_logits.weight.grad.view(5, -1).abs().sum(1) > 0
     assert learns.tolist() == [False, True, False, False, True], "of each image its own class alone learns"
+    own = layers.cls_logits.weight.grad.view(5, 3, 6).sum(0)
+    torch.testing.assert_close(layers.shared_logits.weight.grad.view(3, 6), own)
 
 
 def test_anchors_and_decoding_by_hand_where_the_map_is_wider_than_high():
@@ -175,8 +187,7 @@ def test_rpn_losses_equal_a_plain_loop_over_the_images():
     images = make_images()
     losses = rpn(images, LABELS, OBJECTS, VALID, INDEX, seed=0, iteration=0)
     feature = rpn.net.forward_stages(rpn.normalize(images), ["conv3"])["conv3"]
-    logits = rpn.siblings.cls_logits(feature).view(2, 5, 4, 6, 10)
-    deltas = rpn.siblings.bbox_pred(feature).view(2, 5, 4, 4, 6, 10)
+    logits, deltas = whole_outputs(rpn.siblings, feature, 4)
     anchors, _ = rpn.anchors([(6, 10)], torch.device("cpu"))
     anchors = anchors.tolist()
     sums = [0.0, 0.0, 0]
@@ -237,6 +248,30 @@ def test_negatives_fill_the_sample_where_the_config_says_so():
     torch.testing.assert_close(losses["loss_objectness"], expected)
     nothing = rpn(images, LABELS, OBJECTS, torch.zeros_like(VALID), INDEX, seed=0, iteration=0)
     assert nothing["loss_objectness"] == 0, "a crop without an object has no negatives"
+
+
+def test_a_score_may_say_that_the_regressed_box_is_right():
+    """All anchors of the images that show an object learn, each from its own box's overlap."""
+    rpn = make_rpn(score="box").eval()
+    with torch.no_grad():  # boxes of about an object's size, so that some are right
+        rpn.siblings.shared_pred.bias.view(4, 4)[:, 2:] += 0.3
+    images = make_images()
+    valid = torch.tensor([[True, True], [False, False]])
+    losses = rpn(images, LABELS, OBJECTS, valid, INDEX, seed=0, iteration=0)
+    feature = rpn.net.forward_stages(rpn.normalize(images), ["conv3"])["conv3"]
+    logits, deltas = (part[0, 0].detach() for part in rpn.siblings(feature, LABELS[:, None]))
+    anchors, _ = rpn.anchors([(6, 10)], torch.device("cpu"))
+    targets, total = 0, 0.0
+    for anchor, delta, z in zip(anchors.tolist(), deltas.tolist(), logits.tolist(), strict=True):
+        width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+        x, y = anchor[0] + width * (0.5 + delta[0]), anchor[1] + height * (0.5 + delta[1])
+        half = 0.5 * width * math.exp(delta[2]), 0.5 * height * math.exp(delta[3])
+        box = [x - half[0], y - half[1], x + half[0], y + half[1]]
+        right = max(plain_iou(box, item) for item in OBJECTS[0].tolist()) >= 0.5
+        targets += right
+        total += math.log1p(math.exp(-z)) if right else math.log1p(math.exp(z))
+    assert 0 < targets < 120
+    assert losses["loss_objectness"].item() == pytest.approx(total / 240, rel=1e-4)
 
 
 def test_the_sample_follows_the_image_not_the_batch_and_changes_with_the_iteration():
