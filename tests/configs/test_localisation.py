@@ -76,9 +76,9 @@ def test_the_recipe_is_the_papers():
         ("model.norm=frozen", "norm: frozen over weights: random ruins the model"),
         ("model.rpn.batch_size_per_image=7", "batch_size_per_image is even"),
         ("model.rpn.anchors.sizes=[[8],[16]]", "there is one level"),
-        ("data.augment={crop: scale_jitter, scale: [32, 64]}", "below the crop of 64"),
+        ("data.augment={crop: scale_jitter, scale: [32, 64]}", "below the crop of 96"),
         ("data.augment.area=[0.5,1.5]", "at most the whole image"),
-        ("data.test_resize=32", "smaller than the crop of 64"),
+        ("data.test_resize=32", "smaller than the crop of 96"),
         ("data.train.images=x", "belong to format imagenet_loc"),
         ("model.rpn.classification_loss_weight=0", "best_metric top1_error needs"),
         ("train.accumulate=3", "is not a multiple of train.accumulate"),
@@ -87,6 +87,10 @@ def test_the_recipe_is_the_papers():
     ],
 )
 def test_what_does_not_fit_is_refused(override, words):
-    overrides = [override, "train.best_metric=top1_error"] if "classification" in override else [override]
+    overrides = [override]
+    if "classification" in override:
+        overrides.append("train.best_metric=top1_error")
+    if "norm" in override:
+        overrides.append("model.weights=random")
     with pytest.raises(UserError, match=words):
         load_config(CONFIGS / "tiny_imagenet_loc.yaml", overrides, LocalisationConfig)
