@@ -164,6 +164,7 @@ with d.processes(torch.device("cpu")):
     assert torch.equal(norm.running_mean, torch.full((2,), 0.5)) and torch.equal(norm.running_var, torch.ones(2))
     assert torch.equal(ema.state_dict()["running_mean"], torch.full((2,), 0.5))
     d.say("said")
+    del wrapped  # as a function's end does in the scripts
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ def processes(device: torch.device) -> Iterator[None]:
     if not is_main():
         logging.disable(logging.WARNING)  # process 0 has said it
     yield
+    gc.collect()  # a wrapped model is a cycle; if it outlives its group, the threads of the group end by abort at exit
     dist.destroy_process_group()  # not after an error, for the others may be waiting elsewhere: torchrun ends them
 
 
