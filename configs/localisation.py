@@ -106,6 +106,9 @@ class PerClassRpnConfig(Section):
 
     hidden_channels: NonNegativeInt = 0
     """Width of a 3x3 convolution before the siblings, as in Faster R-CNN; 0: none."""
+    stage: str | None = None
+    """The stage on whose map the siblings stand, conv2 ... conv5; null: the last (any other: ResNets). A finer map is
+    for small images: at 96 pixels conv5 has 3 x 3 cells, conv4 6 x 6."""
     anchors: AnchorConfig = AnchorConfig(sizes=[64, 128, 256], offset=0.5)
     """In pixels of the crop that is trained on."""
     fg_iou_thresh: Fraction = 0.7
@@ -141,6 +144,8 @@ class PerClassRcnnConfig(Section):
     """The checkpoint of stage rpn whose proposals are learned from."""
     warp_size: PositiveInt = 224
     """Side of the warped crops, pixels."""
+    context: NonNegativeInt = 16
+    """Pixels of the warped crop on each side that show what is around the proposal (Girshick et al. 2014: 16)."""
     proposals_per_image: Annotated[int, Field(ge=1, le=4096)] = 200
     """The best of an image in training, of which its sample is drawn (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
@@ -153,6 +158,12 @@ class PerClassRcnnConfig(Section):
     bbox_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
     smooth_l1_beta: NonNegativeFloat = 1.0
     box_loss_weight: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _context_fits(self) -> PerClassRcnnConfig:
+        if 2 * self.context >= self.warp_size:
+            raise ValueError(f"context {self.context} on each side leaves nothing of warp_size {self.warp_size}")
+        return self
 
 
 class LocaliserConfig(ClassifierConfig):
@@ -170,8 +181,8 @@ class LocaliserConfig(ClassifierConfig):
             raise ValueError("norm: frozen over weights: random ruins the model: give model.weights, or norm: batch")
         if self.stage == "rcnn" and self.rcnn.proposals is None:
             raise ValueError("stage: rcnn needs rcnn.proposals, the checkpoint of stage rpn")
-        if self.rpn.classification_loss_weight and str(self.backbone).startswith("vgg"):
-            raise ValueError("rpn.classification_loss_weight needs a residual net")
+        if str(self.backbone).startswith("vgg") and (self.rpn.classification_loss_weight or self.rpn.stage):
+            raise ValueError("rpn.classification_loss_weight and rpn.stage need a residual net")
         return self
 
 
@@ -185,9 +196,11 @@ class LocalisationTestConfig(Section):
     hflip: bool = True
     """dense: mirror images too."""
     proposals: Annotated[int, Field(ge=1, le=4096)] = 200
-    """Best-scored boxes of a class that are merged, or that the R-CNN takes (He et al. 2016, App. C: 200)."""
+    """Best-scored boxes of a class that are merged, or that the R-CNN chooses from (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
     """Of proposals for the R-CNN that overlap more, the best is kept, at test."""
+    crops: Annotated[int, Field(ge=1, le=4096)] = 200
+    """Of the proposals that are left, so many go through the R-CNN, the best first: the time of the test."""
     merge_iou: Fraction = 0.5
     """Boxes that overlap at least so much speak for each other: the box with the highest sum of scores wins, and
     becomes their mean. 1: the single best box."""

@@ -78,6 +78,15 @@ class PerClassLayers(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
 
+    @torch.no_grad()
+    def start_from(self, classifier: nn.Linear) -> None:
+        """The classes' own scores of one anchor become the classifier's, less the mean of all classes.
+
+        A softmax does not feel that mean; a logistic score would.
+        """
+        self.cls_logits.weight.copy_((classifier.weight - classifier.weight.mean(0))[..., None, None])
+        self.cls_logits.bias.copy_(classifier.bias - classifier.bias.mean())
+
     def forward(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, N) and deltas (B, T, N, 4), float32, in the anchors' order.
 
@@ -112,7 +121,7 @@ def sample_evenly(positive: Tensor, negative: Tensor, keys: Tensor, size: int) -
 
 
 class PerClassRpn(nn.Module):
-    """The per-class region proposal network on a classifier's last map, and its losses.
+    """The per-class region proposal network on a map of a classifier, and its losses.
 
     Args:
         net: the classifier; its last layer is dropped where it does not train along.
@@ -127,11 +136,17 @@ class PerClassRpn(nn.Module):
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.net, self.normalize = net, Normalize(preprocessing)
+        stages = list(net.stage_channels)
+        self.last = stages[-1]
+        self.stage = config.stage or self.last
+        if self.stage not in stages:
+            raise UserError(f"model.rpn.stage is {self.stage}, but the net has {', '.join(stages)}")
         if not config.classification_loss_weight:
             net.pop_classifier()
-        self.last = next(reversed(net.stage_strides))
-        channels = net.stage_channels[self.last]
-        self.anchors = AnchorGenerator(config.anchors, [net.stage_strides[self.last]])
+            for behind in stages[stages.index(self.stage) + 1 :]:
+                net.pop_stage(behind)
+        channels = net.stage_channels[self.stage]
+        self.anchors = AnchorGenerator(config.anchors, [net.stage_strides[self.stage]])
         self.conv: nn.Module = nn.Identity()
         if config.hidden_channels:
             self.conv = nn.Sequential(nn.Conv2d(channels, config.hidden_channels, 3, padding=1), nn.ReLU(inplace=True))
@@ -156,7 +171,9 @@ class PerClassRpn(nn.Module):
             index: (B,) int64, what the images are in their set; with `seed` and `iteration` it decides the sample.
         """
         config = self.config
-        feature = self._feature(images)
+        stages = [self.stage, self.last] if self.classifies else [self.stage]
+        maps = self.net.forward_stages(self.normalize(images), stages)
+        feature = maps[self.stage]
         logits, deltas = (part[:, 0] for part in self.siblings(self.conv(feature), labels[:, None]))
         anchors, codes = self.anchors([tuple(feature.shape[-2:])], feature.device)
         matches = match(boxes, valid, anchors[None])
@@ -176,7 +193,7 @@ class PerClassRpn(nn.Module):
             known = found.iou >= 0
             losses["loss_objectness"] = objectness_loss(logits, found.iou >= RIGHT_IOU, known, mean_count(known))
         if self.classifies:
-            scores = self.net.fc(self.net.dropout(F.adaptive_avg_pool2d(feature, 1).flatten(1))).float()
+            scores = self.net.fc(self.net.dropout(F.adaptive_avg_pool2d(maps[self.last], 1).flatten(1))).float()
             everyone = torch.ones_like(labels, dtype=torch.bool)
             loss = classification_loss(scores, labels, everyone, mean_count(everyone))
             losses["loss_classifier"] = config.classification_loss_weight * loss
@@ -192,7 +209,8 @@ class PerClassRpn(nn.Module):
             count: at most so many.
             mirror: look at the mirror images.
         """
-        feature = self._feature(images.flip(-1) if mirror else images)
+        pixels = self.normalize(images.flip(-1) if mirror else images)
+        feature = self.net.forward_stages(pixels, [self.stage])[self.stage]
         logits, deltas = self.siblings(self.conv(feature), classes)
         anchors, _ = self.anchors([tuple(feature.shape[-2:])], feature.device)
         best, index = logits.flatten(0, 1).topk(min(count, logits.shape[2]), dim=1)
@@ -201,9 +219,6 @@ class PerClassRpn(nn.Module):
             x1, y1, x2, y2 = boxes.unbind(-1)
             boxes = torch.stack((images.shape[-1] - x2, y1, images.shape[-1] - x1, y2), dim=-1)
         return Candidates(to_original(boxes, frames), best.sigmoid().unflatten(0, classes.shape))
-
-    def _feature(self, images: Tensor) -> Tensor:
-        return self.net.forward_stages(self.normalize(images), [self.last])[self.last]
 
 
 def _losses(
@@ -256,10 +271,11 @@ class PerClassRcnn(nn.Module):
         self.config, self.num_classes = config, num_classes
         self.net, self.normalize = net, Normalize(preprocessing)
         if hasattr(net, "fc"):
-            channels, net.fc = net.fc.in_features, nn.Identity()
+            classifier, net.fc = net.fc, nn.Identity()
         else:
-            channels, net.classifier[-1] = net.classifier[-1].in_features, nn.Identity()
-        self.siblings = PerClassLayers(channels, num_classes)
+            classifier, net.classifier[-1] = net.classifier[-1], nn.Identity()
+        self.siblings = PerClassLayers(classifier.in_features, num_classes)
+        self.siblings.start_from(classifier)
         self.register_buffer("delta_weights", torch.tensor(config.bbox_reg_weights), persistent=False)
 
     def forward(
@@ -296,10 +312,16 @@ class PerClassRcnn(nn.Module):
     def answers(self, images: Tensor, rois: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R) and deltas (B, R, 4) of boxes (B, R, 4) in pixels of `images`, each for one class (B, R)."""
         size = self.config.warp_size
-        crops = roi_align(self.normalize(images), rois.float(), 1.0, size, 1, 0, True)
+        crops = roi_align(self.normalize(images), self._with_context(rois.float()), 1.0, size, 1, 0, True)
         features = self.net(crops)[:, :, None, None]
         logits, deltas = self.siblings(features, classes.reshape(-1, 1))
         return logits.view_as(classes), deltas.view(*classes.shape, 4)
+
+    def _with_context(self, rois: Tensor) -> Tensor:
+        """The boxes (B, R, 4), so much larger that the warped crop has `context` pixels around them."""
+        size, context = self.config.warp_size, self.config.context
+        margin = (rois[..., 2:] - rois[..., :2]) * (context / (size - 2 * context))
+        return torch.cat((rois[..., :2] - margin, rois[..., 2:] + margin), dim=-1)
 
 
 # ---------------------------------------------------------------------------------------------- test
@@ -350,10 +372,17 @@ def propose(
     return Candidates(clipped, scores * large_enough(clipped, MIN_SIZE))
 
 
-def suppress(candidates: Candidates, iou_threshold: float) -> Candidates:
-    """The candidates without those that overlap a better one by more; as many places, the free ones score 0."""
+def suppress(candidates: Candidates, iou_threshold: float, count: int | None = None) -> Candidates:
+    """The candidates without those that overlap a better one by more, best first.
+
+    Args:
+        candidates: M of each class.
+        iou_threshold: more than this is too much.
+        count: the best so many of what is left; None: M. Free places score 0.
+    """
     boxes, scores = candidates.boxes.flatten(0, 1), candidates.scores.flatten(0, 1)
-    kept = nms(boxes, scores, scores > 0, torch.zeros_like(scores, dtype=torch.int64), iou_threshold, scores.shape[1])
+    count = min(count or scores.shape[1], scores.shape[1])
+    kept = nms(boxes, scores, scores > 0, torch.zeros_like(scores, dtype=torch.int64), iou_threshold, count)
     there, kept = kept >= 0, kept.clamp(min=0)
     shape = candidates.scores.shape[:2]
     boxes = gather_boxes(boxes, kept) * there[..., None]

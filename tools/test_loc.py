@@ -1,6 +1,6 @@
 """Test ImageNet localisation: a per-class RPN, an R-CNN on its proposals, ensembles of both (He et al. 2016, App. C).
 
-    python tools/test_loc.py --cfg configs/tiny_imagenet_loc.yaml --weights runs/tiny_imagenet_loc/last.pt
+    python tools/test_loc.py --cfg configs/tiny_imagenet_loc_rpn.yaml --weights runs/tiny_imagenet_loc_rpn/last.pt
     python tools/test_loc.py --cfg configs/imagenet_loc_rpn_resnet101.yaml --out DIR \\
         --weights runs/imagenet_loc_rpn_resnet101/last.pt --rcnn runs/imagenet_loc_rcnn_resnet101/last.pt \\
         --classifier runs/imagenet_resnet101/last.pt

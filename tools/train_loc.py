@@ -1,9 +1,9 @@
 """Train ImageNet localisation (He et al. 2016, App. C): the per-class RPN, then the R-CNN on its proposals.
 
-    python tools/train_loc.py --cfg configs/tiny_imagenet_loc.yaml
+    python tools/train_loc.py --cfg configs/tiny_imagenet_loc_rpn.yaml
     torchrun --nproc-per-node 8 tools/train_loc.py --cfg configs/imagenet_loc_rpn_resnet101.yaml
     torchrun --nproc-per-node 8 tools/train_loc.py --cfg configs/imagenet_loc_rcnn_resnet101.yaml
-    python tools/train_loc.py --cfg configs/tiny_imagenet_loc.yaml --resume
+    python tools/train_loc.py --cfg configs/tiny_imagenet_loc_rpn.yaml --resume
 
 Both stages start from a classifier (`model.weights`, a checkpoint of tools/pretrain.py). The run's folder holds
 config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt, metrics_val.json and metrics.json (of the test set
@@ -361,10 +361,14 @@ def finish(
 ) -> None:
     """Test the last weights (not the best: that choice would need a further set), and write and print the figures."""
     final: dict[str, dict[str, Any]] = {}
+    validated = state.validated == state.iteration and config.test.validation_view == config.test.view
     for split, records in sets.items():
-        with ema.swapped_in() if ema is not None else nullcontext():
-            values = figures(predict(members, records, config, device, view=config.test.view, what=split), records)
-        values |= trivial_figures(class_means, records)
+        if split == "val" and validated and state.metrics is not None:
+            values = state.metrics
+        else:
+            with ema.swapped_in() if ema is not None else nullcontext():
+                values = figures(predict(members, records, config, device, view=config.test.view, what=split), records)
+        values = {**values, **trivial_figures(class_means, records)}
         final[split] = {**values, "view": config.test.view, "iteration": state.iteration}
         say_table(values, f"{split}, {values['images']:,} images, last weights, view {config.test.view}")
     if final and run.writes:

@@ -19,7 +19,8 @@ FILES = sorted(path.name for path in CONFIGS.glob("*_loc*.yaml"))
 
 def test_the_papers_rows_are_there():
     names = ("rpn_resnet101", "rcnn_resnet101", "rpn_vgg16")
-    assert {f"imagenet_loc_{name}.yaml" for name in names} | {"tiny_imagenet_loc.yaml"} <= set(FILES)
+    tiny = {"tiny_imagenet_loc_rpn.yaml", "tiny_imagenet_loc_rcnn.yaml"}
+    assert {f"imagenet_loc_{name}.yaml" for name in names} | tiny <= set(FILES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -83,7 +84,8 @@ def test_the_recipe_is_the_papers():
         ("model.rpn.classification_loss_weight=0", "best_metric top1_error needs"),
         ("train.accumulate=3", "is not a multiple of train.accumulate"),
         ("test.scales=[]", "give at least one"),
-        ("model.backbone=vgg16", "needs a residual net"),
+        ("model.backbone=vgg16", "rpn.stage need a residual net"),
+        ("model.rcnn.context=112", "leaves nothing of warp_size 224"),
     ],
 )
 def test_what_does_not_fit_is_refused(override, words):
@@ -93,4 +95,4 @@ def test_what_does_not_fit_is_refused(override, words):
     if "norm" in override:
         overrides.append("model.weights=random")
     with pytest.raises(UserError, match=words):
-        load_config(CONFIGS / "tiny_imagenet_loc.yaml", overrides, LocalisationConfig)
+        load_config(CONFIGS / "tiny_imagenet_loc_rpn.yaml", overrides, LocalisationConfig)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backbones.classification import Normalize
 from backbones.weights import IMAGENET
 from backbones.zoo import build_backbone
 from configs.errors import UserError
@@ -50,9 +51,10 @@ def make_rpn(seed: int = 0, **changes: object) -> PerClassRpn:
     return rpn
 
 
-def make_rcnn(seed: int = 1, **changes: object) -> PerClassRcnn:
+def make_rcnn(seed: int = 1, context: int = 0, **changes: object) -> PerClassRcnn:
     torch.manual_seed(seed)
-    return PerClassRcnn(build_backbone(NET, num_classes=5), PerClassRcnnConfig(warp_size=12, **changes), 5, IMAGENET)
+    config = PerClassRcnnConfig(warp_size=12, context=context, **changes)
+    return PerClassRcnn(build_backbone(NET, num_classes=5), config, 5, IMAGENET)
 
 
 def make_images(count: int = 2, size: tuple[int, int] = (24, 40), seed: int = 0) -> Tensor:
@@ -95,6 +97,30 @@ def test_only_the_asked_classes_rows_are_multiplied():
     assert learns.tolist() == [False, True, False, False, True], "of each image its own class alone learns"
     own = layers.cls_logits.weight.grad.view(5, 3, 6).sum(0)
     torch.testing.assert_close(layers.shared_logits.weight.grad.view(3, 6), own)
+
+
+def test_the_siblings_may_stand_on_an_earlier_map():
+    """Its stride is the anchors'; what is behind it is dropped, unless it classifies along."""
+    rpn, along = make_rpn(stage="conv2"), make_rpn(stage="conv2", classification_loss_weight=1.0)
+    assert rpn.anchors.strides == [2]
+    assert not hasattr(rpn.net, "layer2")
+    for net in (rpn, along):
+        losses = net(make_images(), LABELS, OBJECTS, VALID, INDEX, seed=0, iteration=0)
+        sum(losses.values()).backward()
+        assert all(p.grad is not None for p in net.parameters())
+        with torch.no_grad():
+            found = net.eval().candidates(make_images(1), frame_of(1), torch.tensor([[3]]), 4000, mirror=False)
+            feature = net.net.forward_stages(net.normalize(make_images(1)), ["conv2"])["conv2"]
+            logits, _ = net.siblings(feature, torch.tensor([[3]]))
+        assert found.scores.shape == (1, 1, 12 * 20 * 4)
+        torch.testing.assert_close(found.scores[0, 0], logits[0, 0].sigmoid().sort(descending=True).values)
+    scores = along.net(along.normalize(make_images()))
+    torch.testing.assert_close(
+        along(make_images(), LABELS, OBJECTS, VALID, INDEX, seed=0, iteration=0)["loss_classifier"],
+        F.cross_entropy(scores, LABELS),
+    )
+    with pytest.raises(UserError, match=r"model\.rpn\.stage is conv9, but the net has conv1, conv2, conv3"):
+        make_rpn(stage="conv9")
 
 
 def test_anchors_and_decoding_by_hand_where_the_map_is_wider_than_high():
@@ -324,6 +350,36 @@ def test_a_crop_is_the_resized_region():
     torch.testing.assert_close(seen[0], expected[None, :, None, None].expand(1, 3, 12, 12))
 
 
+def test_context_around_a_crop():
+    """3 of 12 pixels on each side leave 6 for the proposal: the crop is that of a box twice as wide and high."""
+    rcnn, plain = make_rcnn(context=3).eval(), make_rcnn().eval()
+    images, classes = make_images(1, (24, 40)), torch.tensor([[0, 4]])
+    rois = torch.tensor([[[10.0, 8.0, 16.0, 12.0], [36.0, 0.0, 40.0, 20.0]]])
+    wider = torch.tensor([[[7.0, 6.0, 19.0, 14.0], [34.0, -10.0, 42.0, 30.0]]])
+    seen = []
+    rcnn.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(rcnn.answers(images, rois, classes), plain.answers(images, wider, classes))
+    assert not seen[0][1, :, :2].any(), "what is outside the image is the mean colour"
+    assert seen[0][0].all()
+
+
+def test_the_rcnns_scores_start_as_the_classifiers():
+    """Each class's logit is its class score less the mean of all, which a softmax does not feel."""
+    torch.manual_seed(4)
+    net = build_backbone(NET, num_classes=5).eval()
+    torch.nn.init.normal_(net.fc.weight)
+    torch.nn.init.normal_(net.fc.bias)
+    images = make_images(1, (24, 24))
+    whole, classes = torch.tensor([[[0.0, 0.0, 24.0, 24.0]] * 5]), torch.arange(5)[None]
+    expected = net(Normalize(IMAGENET)(images))
+    rcnn = PerClassRcnn(net, PerClassRcnnConfig(warp_size=24, context=0), 5, IMAGENET).eval()
+    torch.nn.init.zeros_(rcnn.siblings.shared_logits.weight)
+    with torch.no_grad():
+        logits, _ = rcnn.answers(images, whole, classes)
+    torch.testing.assert_close(logits, expected - expected.mean(1, keepdim=True))
+
+
 def test_no_step_waits_for_the_device():
     images, rpn, rcnn = make_images(), make_rpn(classification_loss_weight=1.0).train(), make_rcnn().train()
     whole, frames = torch.tensor([[24, 40]] * 2), frame_of(2)
@@ -431,6 +487,9 @@ def test_suppression_keeps_the_best_of_those_that_overlap():
     found = suppress(Candidates(boxes[None, None], torch.tensor([[[0.5, 0.7, 0.6]]])), 0.7)
     assert found.scores[0, 0].tolist() == pytest.approx([0.7, 0.6, 0.0])
     assert found.boxes[0, 0].tolist() == [[0, 1, 10, 10], [20, 0, 30, 10], [0, 0, 0, 0]]
+    first = suppress(Candidates(boxes[None, None], torch.tensor([[[0.5, 0.7, 0.6]]])), 0.7, count=1)
+    assert torch.equal(first.boxes, found.boxes[:, :, :1])
+    assert torch.equal(first.scores, found.scores[:, :, :1])
 
 
 # ---------------------------------------------------------------------------------------------- nets

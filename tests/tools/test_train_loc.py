@@ -63,7 +63,7 @@ def config(tmp_path_factory) -> Path:
                 "hidden_channels": 16, "anchors": {"sizes": [12, 20], "offset": 0.5}, "batch_size_per_image": 32,
                 "fg_iou_thresh": 0.5, "classification_loss_weight": 1.0,
             },
-            "rcnn": {"warp_size": 16, "rois_per_image": 4},
+            "rcnn": {"warp_size": 16, "context": 2, "rois_per_image": 4},
         },
         "optim": {"lr": 0.1, "reference_batch_size": 8},
         "schedule": {"iterations": 6, "policy": "cosine", "warmup_iterations": 2},
@@ -134,6 +134,24 @@ def test_a_run_learns_and_leaves_what_the_interface_promises(rpn):
     assert (last["format"], last["kind"], last["class_names"]) == (1, "localiser", ["n01", "n02"])
     assert len(last["mean_boxes"]) == 2
     assert "optimizer" not in best["training"]
+
+
+def test_the_last_validation_is_not_done_twice(config, rpn, tmp_path, monkeypatch):
+    """Where it has the test's view, its figures are the test's: those of a run whose views differ."""
+    passes = []
+
+    def counted(*inputs, view: str, **more):
+        passes.append(view)
+        return predict(*inputs, view=view, **more)
+
+    predict = train_loc.predict
+    monkeypatch.setattr(train_loc, "predict", counted)
+    overrides = ("--set", "train.validate_every=null", "schedule.iterations=2")
+    for view in ("dense", "center"):
+        train(config, tmp_path / view, *overrides, f"test.validation_view={view}")
+    assert passes == ["dense", "center", "dense"]
+    twice, once = (json.loads((tmp_path / view / "metrics.json").read_text()) for view in ("center", "dense"))
+    assert once == twice
 
 
 def test_the_second_stage_and_the_test_of_both(config, rpn, rcnn, tmp_path):

@@ -102,7 +102,7 @@ def predict(
             found = propose(members.rpns, views, classes, first.original_sizes, test.proposals, mirror=flips)
             if members.rcnns:
                 largest = max(views, key=lambda each: each[0].shape[2])
-                found = suppress(found, test.nms_thresh)
+                found = suppress(found, test.nms_thresh, test.crops)
                 found = rescore(members.rcnns, *largest, classes, first.original_sizes, found)
             boxes, scores = merge(found, test.merge_iou)
             parts.append(tuple(tensor.cpu().numpy() for tensor in (first.index, classes, boxes, scores)))
