@@ -191,6 +191,14 @@ def test_lines_where_there_is_no_terminal():
     assert lines[1].startswith("training 10/10, ")
 
 
+def test_no_more_than_all_is_done():
+    """Two processes with 3 of 5 images each count 6."""
+    stream = io.StringIO()
+    with Progress(5, "val", seconds=0.0, stream=stream) as progress:
+        progress.update(6)
+    assert stream.getvalue().startswith("val 5/5, ")
+
+
 def test_few_lines_in_a_log_file():
     stream = io.StringIO()
     with Progress(1000, "x", seconds=3600, stream=stream) as progress:

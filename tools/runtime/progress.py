@@ -54,6 +54,8 @@ class Progress:
 
     def update(self, steps: int = 1, **values: float | str) -> None:
         """Count steps, and show values (kept until given anew)."""
+        if self._total is not None:  # processes count for all of them, and the last batch of one may be the only one
+            steps = min(steps, self._total - self._done)
         self._done += steps
         self._values.update(
             {name: value if isinstance(value, str) else f"{value:.4g}" for name, value in values.items()}
