@@ -58,8 +58,9 @@ class PerClassLayers(nn.Module):
     Class k's outputs are rows k * A to (k + 1) * A of `cls_logits`, and four times as many of `bbox_pred`. Of a
     thousand classes one is asked for in training and a few at test: their rows alone are multiplied.
 
-    A class's weights are the sum of a part that all classes share and one of its own, which starts at zero. The
-    functions are the same as without; but only one image in K teaches a class's own part, and all teach the shared one.
+    A class's weights are the sum of a part that all classes share and one of its own, which starts at zero (or
+    from a classifier, `start_from`). The functions are the same as without; but only one image in K teaches a class's
+    own part, and all teach the shared one.
     """
 
     def __init__(self, in_channels: int, num_classes: int, num_anchors: int = 1) -> None:
