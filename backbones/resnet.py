@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from backbones.batch_norm import NORMS, TRAINED_BATCH_NORMS, conv_bn
-from configs.schema import PositiveInt, Section
+from configs.common import PositiveInt, Section
 
 Norm = Literal["batch", "frozen", "sync"]
 

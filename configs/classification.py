@@ -1,6 +1,6 @@
 """Every option of a classifier and its training: what `tools/pretrain.py --cfg` reads.
 
-The optimiser, the schedule and the loop have the options of a detector's (`configs.schema`) and a few of their own.
+The optimiser, the schedule and the loop have the options of a detector's (`configs.common`) and a few of their own.
 Errors are fractions in [0, 1] everywhere; the paper's tables state per cents.
 """
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from configs.schema import (
+from configs.common import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -205,6 +205,8 @@ class ClassificationScheduleConfig(ScheduleConfig):
 class ClassificationTrainConfig(TrainConfig):
     """The loop."""
 
+    compile: bool = False
+    """torch.compile; falls back with a warning."""
     best_metric: Literal["top1_error", "top5_error", "loss"] = "top1_error"
     """Of the validation set: the lowest chooses best.pt."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

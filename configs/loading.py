@@ -17,13 +17,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
-from configs.schema import Config
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def load_config(path: Path | str, overrides: Sequence[str] = (), schema: type[Schema] = Config) -> Schema:
+def load_config(path: Path | str, overrides: Sequence[str] = (), schema: type[Schema] = DetectionConfig) -> Schema:
     """The checked config of a YAML file.
 
     Args:

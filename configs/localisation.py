@@ -11,8 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.classification import ClassifierConfig
-from configs.schema import (
-    AnchorConfig,
+from configs.common import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -23,6 +22,7 @@ from configs.schema import (
     Section,
     TrainConfig,
 )
+from configs.detection import AnchorConfig
 
 
 class LocalisationSourceConfig(Section):

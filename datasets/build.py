@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from configs.detection import DataConfig, SourceConfig
 from configs.errors import UserError
-from configs.schema import DataConfig, SourceConfig
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
 from datasets.detection import DetectionDataset

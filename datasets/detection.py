@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from configs.detection import AugmentConfig
 from configs.errors import UserError
-from configs.schema import AugmentConfig
 from datasets.images import image_file_size, read_image
 from datasets.records import Records
 from datasets.resize import resize_boxes, resize_image, resized_size

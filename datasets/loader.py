@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from configs.schema import DataConfig
+from configs.detection import DataConfig
 from datasets.batch import Batch, ScaledImages
 from datasets.detection import DetectionDataset
 from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors

@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from configs.schema import AugmentConfig, PhotometricConfig
+from configs.detection import AugmentConfig, PhotometricConfig
 from datasets.resize import clip_boxes, resize_boxes, resize_image, resized_size
 
 MEAN_COLOUR = (124, 116, 104)

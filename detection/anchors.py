@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from configs.schema import AnchorConfig
+from configs.detection import AnchorConfig
 
 
 def base_anchors(sizes: list[int], aspect_ratios: list[float], *, rounded: bool = False) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from backbones.weights import Preprocessing, read_weights_file
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
-from configs.schema import Config
 from detection.model import Detector, build_detector
 
 FORMAT = 1
@@ -41,7 +41,7 @@ def read_detector_file(path: Path | str) -> dict:
 
 def load_detector(
     path: Path | str, *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
-) -> tuple[Detector, Config]:
+) -> tuple[Detector, DetectionConfig]:
     """The detector of a checkpoint, in eval mode on `device`, and its config.
 
     Args:
@@ -53,7 +53,7 @@ def load_detector(
         UserError: the file is not a detector, or its weights do not fit its (overridden) config.
     """
     checkpoint = read_detector_file(path)
-    config = parse_config(checkpoint["config"], list(overrides), Config, f"{path} (stored config)")
+    config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, f"{path} (stored config)")
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
     detector = build_detector(config.model, list(checkpoint["class_names"]), preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
-from configs.schema import Config
 from detection.boxes import gather_boxes
 from detection.checkpoint import load_detector
 from detection.model import Detector
@@ -51,7 +51,7 @@ def average(members: Sequence[Scored]) -> Scored:
 
 def load_ensemble(
     paths: Sequence[Path], *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
-) -> tuple[list[Detector], Config]:
+) -> tuple[list[Detector], DetectionConfig]:
     """The detectors of some checkpoints, each built from its own stored config, and the config of the first.
 
     Args:

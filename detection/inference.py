@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from configs.schema import BoxConfig, TestConfig
+from configs.detection import BoxConfig, TestConfig
 from datasets.batch import Batch
 from detection import tta
 from detection.ensemble import average, unite_proposals

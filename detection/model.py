@@ -17,7 +17,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from backbones.batch_norm import fold_batch_norm
 from backbones.weights import Preprocessing, load_backbone_weights
 from backbones.zoo import build_backbone
-from configs.schema import ModelConfig
+from configs.detection import ModelConfig
 from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
 from detection.heads import BoxPredictor, Conv5Head, TwoFcHead

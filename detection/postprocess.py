@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.schema import BoxConfig
+from configs.detection import BoxConfig
 from detection.boxes import clip_boxes, decode_boxes, gather_boxes, large_enough
 from detection.nms import nms
 

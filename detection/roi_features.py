@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from configs.schema import BoxConfig
+from configs.detection import BoxConfig
 from detection.roi_align import roi_align
 
 CANONICAL_SIZE = 224

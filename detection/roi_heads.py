@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from configs.schema import BoxConfig
+from configs.detection import BoxConfig
 from detection.boxes import encode_boxes, gather_boxes, large_enough
 from detection.context import image_boxes, join_context
 from detection.heads import Conv5Head

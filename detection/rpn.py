@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from configs.schema import RpnConfig
+from configs.detection import RpnConfig
 from detection.anchors import AnchorGenerator
 from detection.boxes import clip_boxes, decode_boxes, encode_boxes, gather_boxes, large_enough
 from detection.losses import box_loss, mean_count, objectness_loss

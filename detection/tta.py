@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from configs.schema import TtaConfig
+from configs.detection import TtaConfig
 from datasets.batch import Batch, ScaledImages
 from detection.postprocess import Detections, suppress
 from detection.refinement import vote

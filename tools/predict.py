@@ -28,8 +28,8 @@ import cv2
 import numpy as np
 import torch
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
-from configs.schema import Config
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
 from datasets.images import IMAGE_SUFFIXES, image_file_size, read_image
@@ -153,7 +153,11 @@ def readable(inputs: list[Input]) -> tuple[list[Input], list[tuple[int, int]], l
 
 
 def make_dataset(
-    inputs: list[Input], sizes: list[tuple[int, int]], class_names: list[str], config: Config, scales: Sequence[int]
+    inputs: list[Input],
+    sizes: list[tuple[int, int]],
+    class_names: list[str],
+    config: DetectionConfig,
+    scales: Sequence[int],
 ) -> DetectionDataset:
     """The images as a data set that resizes as the evaluation does, at further `scales` too."""
     rows = [(str(image.path), image.name, size) for image, size in zip(inputs, sizes, strict=True)]
@@ -167,7 +171,7 @@ def make_dataset(
 
 
 def batches(
-    dataset: DetectionDataset, config: Config, batch_size: int, pool: ThreadPoolExecutor, unreadable: list[str]
+    dataset: DetectionDataset, config: DetectionConfig, batch_size: int, pool: ThreadPoolExecutor, unreadable: list[str]
 ) -> Iterator[Batch]:
     """Batches of images of equal padded sizes, padded as the evaluation pads; bad images are noted and left out."""
     divisor = config.data.size_divisor

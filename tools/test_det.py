@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from backbones.weights import Preprocessing
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import load_config
-from configs.schema import Config
 from datasets.build import build_dataset, resolve_class_names
 from datasets.detection import DetectionDataset
 from detection.checkpoint import load_strictly, read_detector_file
@@ -77,7 +77,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
 
 
-def load_one(path: Path, config: Config) -> Detector:
+def load_one(path: Path, config: DetectionConfig) -> Detector:
     """The detector that the config describes, with a checkpoint's weights and classes."""
     checkpoint = read_detector_file(path)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
@@ -86,7 +86,7 @@ def load_one(path: Path, config: Config) -> Detector:
     return detector
 
 
-def load_members(paths: list[Path], config: Config) -> list[Detector]:
+def load_members(paths: list[Path], config: DetectionConfig) -> list[Detector]:
     """An ensemble: each checkpoint's own detector, with the config's thresholds.
 
     Raises:
@@ -97,7 +97,9 @@ def load_members(paths: list[Path], config: Config) -> list[Detector]:
     return load_ensemble(paths, overrides=thresholds)[0]
 
 
-def load_split(config: Config, split: str, data_root: Path, class_names: list[str], weights: Path) -> DetectionDataset:
+def load_split(
+    config: DetectionConfig, split: str, data_root: Path, class_names: list[str], weights: Path
+) -> DetectionDataset:
     """The data set with the checkpoint's labels.
 
     Raises:

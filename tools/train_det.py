@@ -30,9 +30,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
-from configs.schema import Config
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
 from datasets.loader import prefetch, train_loader
@@ -87,7 +87,7 @@ class State:
 class Job:
     """What the phases of a run share."""
 
-    config: Config
+    config: DetectionConfig
     device: torch.device
     run: RunFolder
     stop: cli.StopRequest
@@ -284,7 +284,7 @@ def backward(
     optimizer: Optimizer,
     batches: Iterator[Batch],
     monitor: LossMonitor,
-    config: Config,
+    config: DetectionConfig,
     device: torch.device,
     iteration: int,
 ) -> None:
@@ -301,7 +301,7 @@ def backward(
         monitor.add(losses, batch.index)
 
 
-def config_of_phase(config: Config, phase: Phase) -> Config:
+def config_of_phase(config: DetectionConfig, phase: Phase) -> DetectionConfig:
     """The config as it holds in a phase: with the batch size, rate and schedule that the phase has of its own."""
     if config.train.alternating is None:
         return config

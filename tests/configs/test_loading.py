@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config, parse_config, parse_yaml
-from configs.schema import Config
 
 VALID = """
 data:
@@ -23,8 +23,8 @@ train: {batch_size: 2}
 """
 
 
-def parse(*overrides: str) -> Config:
-    return parse_config(parse_yaml(VALID, "my.yaml"), overrides, Config, "my.yaml")
+def parse(*overrides: str) -> DetectionConfig:
+    return parse_config(parse_yaml(VALID, "my.yaml"), overrides, DetectionConfig, "my.yaml")
 
 
 def message(*overrides: str) -> str:
@@ -81,7 +81,7 @@ def test_dumper_and_loader_agree_on_every_value(value):
 
 def test_dumped_config_is_the_same_config():
     config = parse("data.classes=['no', '1e-3', 'null', '7', cat]", "optim.lr=3e-05", "data.rename_classes={a: b}")
-    assert parse_config(parse_yaml(dump_config(config), "x"), [], Config, "x") == config
+    assert parse_config(parse_yaml(dump_config(config), "x"), [], DetectionConfig, "x") == config
 
 
 # ---------------------------------------------------------------------------------------------- --set
@@ -97,7 +97,7 @@ def test_overrides_pass_the_same_checks_and_types():
 
 def test_overrides_leave_the_given_values_alone():
     given_values = parse_yaml(VALID, "x")
-    parse_config(given_values, ["data.train.0.root=mine", "optim.lr=5"], Config, "x")
+    parse_config(given_values, ["data.train.0.root=mine", "optim.lr=5"], DetectionConfig, "x")
     assert given_values == parse_yaml(VALID, "x")
 
 
@@ -181,7 +181,7 @@ def test_mistakes_of_the_file_name_the_file(tmp_path):
 
 def test_several_mistakes_stay_one_line():
     with pytest.raises(UserError) as error:
-        parse_config({}, [], Config, "my.yaml")
+        parse_config({}, [], DetectionConfig, "my.yaml")
     assert (
         str(error.value)
         == "my.yaml: data is missing; my.yaml: model is missing; my.yaml: optim is missing (and 2 more)"
@@ -191,7 +191,7 @@ def test_several_mistakes_stay_one_line():
 @pytest.mark.parametrize("values_", [[1], "text", 3])
 def test_a_config_is_a_mapping(values_):
     with pytest.raises(UserError, match=r"my\.yaml: a config is a mapping"):
-        parse_config(values_, [], Config, "my.yaml")
+        parse_config(values_, [], DetectionConfig, "my.yaml")
 
 
 def test_missing_file_names_the_nearest(tmp_path):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs.detection import DataConfig
 from configs.errors import UserError
-from configs.schema import DataConfig
 from datasets.build import build_dataset, build_records, resolve_class_names
 from datasets.class_lists import COCO, VOC
 from datasets.target import SampleKey, check_sample

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.detection import AugmentConfig, PhotometricConfig
 from configs.errors import UserError
-from configs.schema import AugmentConfig, PhotometricConfig
 from datasets.detection import DetectionDataset, SampleError
 from datasets.target import Sample, SampleKey, check_sample
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from configs.detection import DataConfig
 from configs.errors import UserError
-from configs.schema import DataConfig
 from datasets.build import build_dataset, build_records
 from datasets.class_lists import IMAGENET_DET
 from datasets.imagenet_det import balanced_halves, read_imagenet_det

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from configs.detection import AugmentConfig, DataConfig, PhotometricConfig
 from configs.errors import UserError
-from configs.schema import AugmentConfig, DataConfig, PhotometricConfig
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
 from datasets.images import read_image

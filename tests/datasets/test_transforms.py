@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import AugmentConfig, PhotometricConfig
+from configs.detection import AugmentConfig, PhotometricConfig
 from datasets.transforms import (
     MAX_EXPANSION,
     Geometry,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.schema import ModelConfig
+from configs.detection import ModelConfig
 from datasets.batch import Batch
 from detection import compilation as detector_compilation
 from detection.alternating import JOINT, PHASES, Alternating, Proposer, part_of

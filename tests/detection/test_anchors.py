@@ -4,7 +4,7 @@ import torch
 from torchvision.models.detection.anchor_utils import AnchorGenerator as TorchvisionAnchors
 from torchvision.models.detection.image_list import ImageList
 
-from configs.schema import AnchorConfig
+from configs.detection import AnchorConfig
 from detection.anchors import AnchorGenerator, base_anchors
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from torch._inductor import config as inductor_config
 from backbones.batch_norm import FrozenBatchNorm2d
 from backbones.compilation import with_fallback
 from backbones.weights import IMAGENET
-from configs.schema import ModelConfig
+from configs.detection import ModelConfig
 from datasets.batch import Batch
 from detection.compilation import compile_regions
 from detection.model import Detector, build_detector

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from configs.schema import BoxConfig
+from configs.detection import BoxConfig
 from detection.context import image_boxes, join_context
 from detection.heads import BoxPredictor
 from detection.roi_features import RoiFeatures

@@ -12,8 +12,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from backbones.weights import IMAGENET
+from configs.detection import DetectionConfig
 from configs.loading import load_config
-from configs.schema import Config
 from datasets.batch import Batch
 from detection.model import Detector, build_detector
 from detection.prediction import to_numpy
@@ -24,7 +24,7 @@ NAMES = [f"class{k}" for k in range(20)]
 
 
 @pytest.fixture(scope="module")
-def config(root: Path) -> Config:
+def config(root: Path) -> DetectionConfig:
     return load_config(root / "configs" / "frcnn_r101_voc.yaml")
 
 
@@ -41,7 +41,7 @@ def make_batch(size: int) -> Batch:
     )
 
 
-def fake_detector(config: Config, mode: FakeTensorMode, *, dtype: torch.dtype | None = None) -> Detector:
+def fake_detector(config: DetectionConfig, mode: FakeTensorMode, *, dtype: torch.dtype | None = None) -> Detector:
     """In training mode; with `dtype` prepared for inference."""
     detector = build_detector(config.model, NAMES, preprocessing=IMAGENET)
     detector.train().to(memory_format=torch.channels_last)

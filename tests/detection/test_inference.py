@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from backbones.weights import IMAGENET
-from configs.schema import ModelConfig, TestConfig
+from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch, ScaledImages
 from detection.context import image_boxes
 from detection.inference import Inference

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.detection import DataConfig, DetectionConfig
 from configs.loading import parse_config
-from configs.schema import Config, DataConfig
 from datasets.batch import Batch
 from datasets.build import build_dataset
 from datasets.detection import DetectionDataset
@@ -26,7 +26,7 @@ MIN_OBJECT = 24
 """Pixels of the resized image: smaller objects are less than two feature pixels of a stride-16 map."""
 
 
-def config_for(backbone: str, box: dict, lr: float) -> Config:
+def config_for(backbone: str, box: dict, lr: float) -> DetectionConfig:
     """The consensus settings at 240x320 from random weights."""
     content = {
         "data": {
@@ -49,7 +49,7 @@ def config_for(backbone: str, box: dict, lr: float) -> Config:
         "schedule": {"iterations": 300},
         "train": {"batch_size": 4},
     }
-    return parse_config(content, [f"{key}={value}" for key, value in SIDE.items()], Config, "test")
+    return parse_config(content, [f"{key}={value}" for key, value in SIDE.items()], DetectionConfig, "test")
 
 
 def eight_images(data: DataConfig, data_dir: Path) -> DetectionDataset:

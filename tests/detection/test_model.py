@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn
 from torchvision.models.detection.image_list import ImageList
 
-from configs.schema import ModelConfig
+from configs.detection import ModelConfig
 from datasets.batch import Batch
 from detection.model import Detector, build_detector
 

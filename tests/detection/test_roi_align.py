@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from backbones.batch_norm import fold_batch_norm
 from backbones.zoo import build_backbone
-from configs.schema import BoxConfig
+from configs.detection import BoxConfig
 from detection.heads import BoxPredictor, Conv5Head
 from detection.roi_align import roi_align
 from detection.roi_features import RoiFeatures

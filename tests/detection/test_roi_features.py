@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.ops.poolers import LevelMapper
 
-from configs.schema import BoxConfig
+from configs.detection import BoxConfig
 from detection.roi_features import RoiFeatures, roi_levels
 
 STRIDES = [4, 8, 16, 32]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from configs.schema import TtaConfig
+from configs.detection import TtaConfig
 from datasets.batch import Batch, ScaledImages
 from detection.postprocess import Detections
 from detection.tta import merge, mirror_batch, mirror_detections, mirror_images, views

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs.schema import DataConfig
+from configs.detection import DataConfig
 from datasets.build import build_dataset, build_records
 from datasets.class_lists import COCO, VOC
 from datasets.images import image_file_size, read_image

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.detection import ModelConfig
 from configs.errors import UserError
-from configs.schema import ModelConfig
 from tools import benchmark
 from tools.benchmarks import checks, timing
 from tools.benchmarks.cases import CASES, make_inputs

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from configs.common import OptimConfig
 from configs.errors import UserError
-from configs.schema import OptimConfig
 from tools.runtime.optimizer import (
     build_optimizer,
     describe_rate,

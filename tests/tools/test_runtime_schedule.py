@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs.schema import ScheduleConfig
+from configs.common import ScheduleConfig
 from tools.runtime.schedule import make_schedule
 
 

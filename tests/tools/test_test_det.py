@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import load_config
-from configs.schema import Config
 from detection.model import build_detector
 from detection.prediction import ImageDetections
 from tools import test_det, train_det
@@ -31,7 +31,7 @@ def report(monkeypatch):
     return real
 
 
-def save_weights(config: Config, path: Path, names: tuple[str, ...] = ("red", "blue"), seed: int = 0) -> Path:
+def save_weights(config: DetectionConfig, path: Path, names: tuple[str, ...] = ("red", "blue"), seed: int = 0) -> Path:
     torch.manual_seed(seed)
     detector = build_detector(config.model, list(names))
     content = {

@@ -14,9 +14,9 @@ import pytest
 import torch
 import yaml
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import load_config
-from configs.schema import Config
 from detection.checkpoint import load_detector
 from detection.model import Detector
 from tools import test_det, train_det
@@ -96,7 +96,7 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypat
     assert f"# Data root: {tmp_path / 'data'}\n" in (out / "config.yaml").read_text()
     last = load(out / "last.pt")
     assert (last["format"], last["kind"], last["class_names"]) == (1, "detector", ["red", "blue"])
-    assert Config(**last["config"]) == config
+    assert DetectionConfig(**last["config"]) == config
     assert "optimizer" not in load(out / "best.pt")["training"]
 
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from configs.detection import DataConfig, DetectionConfig, SourceConfig
 from configs.loading import parse_config, parse_yaml
-from configs.schema import Config, DataConfig, SourceConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def test_configs_are_valid():
     whole = [values for values in configs if "model" in values]
     assert len(whole) == 2
     for values in whole:
-        parse_config(values, [], Config, "tutorial")
+        parse_config(values, [], DetectionConfig, "tutorial")
     for values in configs:
         parse_config(values["data"], [], DataConfig, "tutorial")
 
@@ -39,7 +39,7 @@ def test_settings_named_in_the_text_exist():
     text = (ROOT / "docs/tutorial.md").read_text().replace("`data.yaml`", "")  # YOLO's file
     names = set(re.findall(r"`(?:--set )?((?:data|model|optim|schedule|train)\.[a-z_.]+)", text))
     assert len(names) >= 10
-    config = parse_config(parse_yaml(blocks("yaml")[0], "tutorial"), [], Config, "tutorial")
+    config = parse_config(parse_yaml(blocks("yaml")[0], "tutorial"), [], DetectionConfig, "tutorial")
     for name in names:
         section = config
         for key in name.split("."):

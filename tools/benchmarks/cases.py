@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from configs.schema import ModelConfig
+from configs.detection import ModelConfig
 
 SIZE_DIVISOR = 32
 NUM_OBJECTS = 8

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.weights import IMAGENET
+from configs.detection import ModelConfig
 from configs.errors import UserError
-from configs.schema import ModelConfig
 from datasets.batch import Batch
 from detection.compilation import compile_regions
 from detection.model import Detector, build_detector

@@ -66,7 +66,7 @@ def _write_jpegs(folder: Path, images: int) -> list[str]:
 
 
 def _our_batches(paths: list[str]) -> Callable[[], list[Tensor]]:
-    from configs.schema import AugmentConfig
+    from configs.detection import AugmentConfig
     from datasets.detection import DetectionDataset
     from datasets.loader import Collate
     from datasets.records import Records

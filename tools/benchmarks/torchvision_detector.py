@@ -17,7 +17,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, RoIAlign, RoIPool
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from configs.schema import ModelConfig
+from configs.detection import ModelConfig
 
 LEVEL_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from configs.detection import DetectionConfig, TestConfig
 from configs.errors import UserError
-from configs.schema import Config, TestConfig
 from datasets.detection import DetectionDataset
 from datasets.loader import eval_loader, prefetch
 from datasets.records import Records
@@ -43,7 +43,7 @@ class Outcome:
 def run_detector(
     detectors: nn.Module | Sequence[nn.Module],
     dataset: DetectionDataset,
-    config: Config,
+    config: DetectionConfig,
     device: torch.device,
     *,
     what: str,

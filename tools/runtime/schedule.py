@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from configs.schema import ScheduleConfig
+from configs.common import ScheduleConfig
 
 
 @dataclass(frozen=True)

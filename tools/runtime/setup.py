@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from backbones.weights import Preprocessing
+from configs.detection import DetectionConfig
 from configs.errors import UserError
-from configs.schema import Config
 from datasets.batch import Batch
 from datasets.build import build_dataset
 from datasets.detection import DetectionDataset
@@ -27,7 +27,7 @@ from tools.runtime.training import autocast, count_parameters
 
 
 def build_datasets(
-    config: Config, data_root: Path
+    config: DetectionConfig, data_root: Path
 ) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
     """Training, validation and test set; the latter two where the config has them, with the first one's classes."""
     train_set = build_dataset(config.data, "train", data_root, seed=config.seed)
@@ -41,7 +41,10 @@ def build_datasets(
 
 
 def check_validation(
-    config: Config, train_set: DetectionDataset, val_set: DetectionDataset | None, test_set: DetectionDataset | None
+    config: DetectionConfig,
+    train_set: DetectionDataset,
+    val_set: DetectionDataset | None,
+    test_set: DetectionDataset | None,
 ) -> None:
     """See that what chooses best.pt can be computed, and warn where one set lies in another."""
     if val_set is not None:
@@ -66,7 +69,7 @@ def check_validation(
 
 
 def make_detector(
-    config: Config, class_names: list[str], data_root: Path, checkpoint: dict | None, init_from: Path | None
+    config: DetectionConfig, class_names: list[str], data_root: Path, checkpoint: dict | None, init_from: Path | None
 ) -> Detector:
     """The detector with the backbone's weights, those of `--init-from`, or those of a checkpoint to resume."""
     start = checkpoint or (read_detector_file(init_from) if init_from is not None else None)
@@ -83,7 +86,7 @@ def make_detector(
     return detector
 
 
-def rehearse(model: nn.Module, dataset: DetectionDataset, config: Config, device: torch.device) -> None:
+def rehearse(model: nn.Module, dataset: DetectionDataset, config: DetectionConfig, device: torch.device) -> None:
     """Go forward and backward once with the largest batch that may come, so that memory fails now or never.
 
     Nothing is left of it: no gradients, and batch norm's statistics as before.
@@ -116,7 +119,7 @@ def rehearse(model: nn.Module, dataset: DetectionDataset, config: Config, device
 
 
 def describe(
-    config: Config,
+    config: DetectionConfig,
     detector: Detector,
     train_set: DetectionDataset,
     val_set: DetectionDataset | None,
@@ -143,7 +146,7 @@ def describe(
     say(f"run        {run.path}")
 
 
-def describe_schedule(config: Config, schedule: str) -> None:
+def describe_schedule(config: DetectionConfig, schedule: str) -> None:
     """Say how large the steps are and how many there will be."""
     parts = f" in {config.train.accumulate} parts" if config.train.accumulate > 1 else ""
     say(f"step       {config.train.batch_size} images{parts}, {config.optim.name}, "

@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from configs.detection import ModelConfig
 from configs.errors import UserError
-from configs.schema import ModelConfig
 from tools.benchmarks import contestants
 from tools.benchmarks.cases import Case, Inputs
 

@@ -1,28 +1,26 @@
-"""Every option there is: its default, unit and source. `configs.loading` checks YAML files against these classes.
+"""Every option of a detector and its training: what `tools/train_det.py --cfg` reads.
 
 Names follow torchvision's where the option means the same thing there (`min_size`, `box.fg_iou_thresh`,
-`rpn.pre_nms_top_n_train`, ...). Unknown keys are errors. Library code receives its own section, never the whole.
+`rpn.pre_nms_top_n_train`, ...). The optimiser, the schedule and the loop are in `configs.common`.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of a config: unknown keys are refused, defaults are checked too, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
-
+from configs.common import (
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OptimConfig,
+    PositiveFloat,
+    PositiveInt,
+    ScheduleConfig,
+    Section,
+    TrainConfig,
+)
 
 # ---------------------------------------------------------------------------------------------- data
 
@@ -258,50 +256,6 @@ class ModelConfig(Section):
 # ---------------------------------------------------------------------------------------------- training
 
 
-class OptimConfig(Section):
-    """The optimiser. `lr` is stated for `reference_batch_size` images a step and scaled in proportion."""
-
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat
-    reference_batch_size: PositiveInt
-    momentum: Fraction = 0.9
-    nesterov: bool = False
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """adamw."""
-    weight_decay: NonNegativeFloat = 1e-4
-    norm_weight_decay: NonNegativeFloat | None = None
-    """Of batch norm's scale and offset; null: as the rest."""
-    bias_weight_decay: NonNegativeFloat | None = None
-    """Of the biases; null: as the rest. Caffe's Fast R-CNN: 0."""
-    bias_lr_factor: PositiveFloat = 1.0
-    """Caffe's Fast R-CNN: 2."""
-    clip_norm: PositiveFloat | None = None
-    """The gradient's norm is cut to this."""
-
-
-class ScheduleConfig(Section):
-    """Length and learning rate, a pure function of the iteration. Give `iterations` or `epochs`; milestones are in the
-    same unit."""
-
-    iterations: PositiveInt | None = None
-    epochs: PositiveInt | None = None
-    policy: Literal["multistep", "cosine", "constant"] = "multistep"
-    milestones: list[PositiveFloat] = []
-    gamma: PositiveFloat = 0.1
-    warmup_iterations: NonNegativeInt = 0
-    warmup_factor: Fraction = 0.001
-    """The rate starts at this share and grows linearly."""
-
-    @model_validator(mode="after")
-    def _one_length(self) -> ScheduleConfig:
-        if (self.iterations is None) == (self.epochs is None):
-            raise ValueError("give either iterations or epochs")
-        length = self.iterations or self.epochs
-        if any(b <= a for a, b in itertools.pairwise(self.milestones)) or any(m >= length for m in self.milestones):
-            raise ValueError(f"milestones must grow and lie before the end ({length})")
-        return self
-
-
 class PhaseConfig(Section):
     """What two of the four phases of alternating training have of their own; null: as in the rest of the config."""
 
@@ -325,35 +279,18 @@ class AlternatingConfig(Section):
     """Phases 2 and 4."""
 
 
-class TrainConfig(Section):
+class DetectionTrainConfig(TrainConfig):
     """The loop."""
 
-    batch_size: PositiveInt
-    """Images a step, over all processes and accumulated parts."""
-    accumulate: PositiveInt = 1
-    """The step's images go through the network in so many parts, to save memory."""
-    amp: Literal["none", "bf16"] = "none"
-    """bf16 autocast for convolutions and fully connected layers; boxes and losses stay in float32."""
-    channels_last: bool = True
     compile: bool = False
     """torch.compile for the regions of fixed shape; falls back with a warning."""
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Exponential moving average of the weights, used for validation, test and best.pt; 0: off."""
-    log_every: PositiveInt = 20
-    """Iterations between lines of metrics.jsonl; the only regular reading of values from the device."""
-    validate_every: PositiveInt | None = None
-    """In the schedule's unit; null: at the end only."""
-    checkpoint_every: PositiveInt | None = None
-    """In the schedule's unit; null: at each validation."""
     best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "imagenet_det.mAP", "loss"] = "voc12.mAP"
     """Of the validation set: chooses best.pt."""
-    patience: PositiveInt | None = None
-    """Stop after so many validations without a better best_metric."""
     alternating: AlternatingConfig | None = None
     """Train in four phases, each as long as `schedule` says, in place of joint training ({}: all as in the rest)."""
 
     @model_validator(mode="after")
-    def _phases_have_fixed_lengths(self) -> TrainConfig:
+    def _phases_have_fixed_lengths(self) -> DetectionTrainConfig:
         if self.alternating is not None and self.patience is not None:
             raise ValueError("patience is for joint training: the phases of alternating training run to their ends")
         return self
@@ -416,7 +353,7 @@ class TestConfig(Section):
         return self
 
 
-class Config(Section):
+class DetectionConfig(Section):
     """A detector and its training: what `tools/train_det.py --cfg` reads."""
 
     seed: NonNegativeInt = 0
@@ -424,13 +361,13 @@ class Config(Section):
     model: ModelConfig
     optim: OptimConfig
     schedule: ScheduleConfig
-    train: TrainConfig
+    train: DetectionTrainConfig
     test: TestConfig = TestConfig()
     metrics: list[Literal["voc07", "voc12", "coco", "imagenet_det"]] = ["voc07", "voc12", "coco"]
     """Protocols that are computed."""
 
     @model_validator(mode="after")
-    def _batch_divides(self) -> Config:
+    def _batch_divides(self) -> DetectionConfig:
         sizes = {"batch_size": self.train.batch_size}
         if self.train.alternating is not None:
             for name in ("rpn", "detector"):
