@@ -42,7 +42,7 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
     for path in paths:
         size = image_file_size(path)
         name = path.relative_to(images_folder).with_suffix("")
-        objects = _read_lines(labels_folder / f"{name}.txt", size, len(class_names))
+        objects = read_label_file(labels_folder / f"{name}.txt", size, len(class_names))
         images.append((str(path), name.as_posix(), size))
         labels += [label for label, _ in objects]
         boxes += [box for _, box in objects]
@@ -80,6 +80,11 @@ def read_class_names(root: Path, image_set: str) -> list[str] | None:
     return None
 
 
+def image_folder(root: Path, image_set: str) -> Path:
+    """Where the images of a set lie: images/NAME or NAME/images."""
+    return _folders(root, image_set)[0]
+
+
 def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
     pairs = [
         (root / "images" / image_set, root / "labels" / image_set),
@@ -97,8 +102,14 @@ def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
     )
 
 
-def _read_lines(path: Path, size: tuple[int, int], num_classes: int) -> list[tuple[int, tuple[float, ...]]]:
-    """(label, box in pixels) of each line of a label file; none where there is no file."""
+def read_label_file(path: Path, size: tuple[int, int], num_classes: int) -> list[tuple[int, tuple[float, ...]]]:
+    """(label, box in pixels) of each line of a label file; none where there is no file.
+
+    Args:
+        path: the file.
+        size: (H, W) of the image as a viewer shows it.
+        num_classes: K: labels are 1..K, the file's class numbers 0..K - 1.
+    """
     if not path.is_file():
         return []
     objects = []

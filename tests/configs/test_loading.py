@@ -152,7 +152,7 @@ def test_message_names_path_value_and_mend(override, expected):
 
 
 def test_what_does_not_fit_together_is_told_in_the_schemas_words():
-    assert message("data.train.0.image_set=null") == "my.yaml: data.train.0: format voc needs image_set"
+    assert message("data.train.0.root=null") == "my.yaml: data.train.0: format voc needs root"
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
     assert "train.batch_size 2 is no multiple of train.accumulate 4" in message("train.accumulate=4")
 
