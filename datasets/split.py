@@ -116,16 +116,18 @@ def choose_seed(records: Records, split: float | Sequence[float], keys: Sequence
     groups, index = np.unique(np.asarray(keys, np.str_), return_inverse=True)
     if len(groups) < len(shares):
         return 0
-    has = np.zeros((len(records), len(records.class_names)), bool)
+    has = np.zeros((len(records), len(records.class_names)), bool)  # which image shows which class
     has[records.image_of_object(), records.labels - 1] = True
     owners = [len(np.unique(index[has[:, k]])) for k in range(has.shape[1])]
     divisible = has[:, np.array(owners, int) >= len(shares)] if len(owners) else has
+    totals = np.maximum(has.sum(axis=0), 1)
     best, least = 0, np.inf
     for seed in range(tries):
         part = split_parts(keys, shares.tolist(), seed=seed)
         cost = np.abs(np.bincount(part, minlength=len(shares)) / len(part) - shares).sum()
         for number in range(len(shares)):
             cost += (~divisible[part == number].any(axis=0)).sum()
+            cost += np.abs(has[part == number].sum(axis=0) / totals - shares[number]).mean() if has.size else 0
         if cost < least - 1e-12:
             best, least = seed, float(cost)
     return best
