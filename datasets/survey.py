@@ -43,7 +43,8 @@ def class_table(parts: Mapping[str, Records]) -> list[str]:
 def resized_extents(records: Records, min_size: int, max_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Width and height, (M, 2) float64 pixels after resizing, of objects that can be trained on, and their labels."""
     usable = records.trainable(train_difficult=True)
-    scales = np.array([resized_size(tuple(size), min_size, max_size)[0] / size[0] for size in records.sizes])
+    different, which = np.unique(records.sizes, axis=0, return_inverse=True)
+    scales = np.array([resized_size((int(h), int(w)), min_size, max_size)[0] / h for h, w in different])[which.ravel()]
     owners = records.image_of_object()
     limits = records.sizes[owners][:, [1, 0, 1, 0]]
     boxes = np.clip(records.boxes, 0, limits)
