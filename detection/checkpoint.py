@@ -6,7 +6,7 @@ evaluate: the moving average where there is one), and, for resuming, training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -66,7 +66,16 @@ def load_strictly(detector: nn.Module, state: dict[str, torch.Tensor], path: Pat
     Raises:
         UserError: names the first parameter that is missing, unknown or of another shape.
     """
-    own = detector.state_dict()
+    check_fit(detector.state_dict(), state, path)
+    detector.load_state_dict(state)
+
+
+def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], path: Path | str) -> None:
+    """Refuses weights `state` of the file `path` that are not, name by name and shape by shape, a detector's `own`.
+
+    Raises:
+        UserError: names the first parameter that is missing, unknown or of another shape.
+    """
     for name in own:
         if name not in state:
             raise UserError(f"{path}: {name} is missing: the weights are of another model than the config's")
@@ -76,7 +85,6 @@ def load_strictly(detector: nn.Module, state: dict[str, torch.Tensor], path: Pat
     unknown = next((name for name in state if name not in own), None)
     if unknown is not None:
         raise UserError(f"{path}: {unknown} is not a part of the config's model: the weights are of another one")
-    detector.load_state_dict(state)
 
 
 def load_matching(detector: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
