@@ -6,17 +6,19 @@ evaluate: the moving average where there is one), and, for resuming, training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from backbones.fetch import is_name
 from backbones.weights import Preprocessing, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
 from detection.model import Detector, build_detector
+from detection.zoo import read_by_name
 
 FORMAT = 1
 
@@ -24,10 +26,13 @@ FORMAT = 1
 def read_detector_file(path: Path | str) -> dict:
     """The checkpoint's dict, checked to be a detector's.
 
+    Args:
+        path: a file, or a name of the zoo (`detection.zoo`), which is downloaded where it is not kept yet.
+
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
     """
-    checkpoint = read_weights_file(path)
+    checkpoint = read_by_name(path) if is_name(path) else read_weights_file(path)
     kind = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if kind != "detector":
         what = f"a {kind} checkpoint" if kind else "not one of this project's checkpoints"
@@ -45,7 +50,7 @@ def load_detector(
     """The detector of a checkpoint, in eval mode on `device`, and its config.
 
     Args:
-        path: a file of `tools/train_det.py` or `tools/convert_weights.py`.
+        path: a file of `tools/train_det.py` or `tools/convert_weights.py`, or a name of the zoo.
         overrides: `key.path=value` changes of the stored config (thresholds, sizes).
         device: where the detector goes.
 
@@ -66,16 +71,7 @@ def load_strictly(detector: nn.Module, state: dict[str, torch.Tensor], path: Pat
     Raises:
         UserError: names the first parameter that is missing, unknown or of another shape.
     """
-    check_fit(detector.state_dict(), state, path)
-    detector.load_state_dict(state)
-
-
-def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], path: Path | str) -> None:
-    """Refuses weights `state` of the file `path` that are not, name by name and shape by shape, a detector's `own`.
-
-    Raises:
-        UserError: names the first parameter that is missing, unknown or of another shape.
-    """
+    own = detector.state_dict()
     for name in own:
         if name not in state:
             raise UserError(f"{path}: {name} is missing: the weights are of another model than the config's")
@@ -85,6 +81,7 @@ def check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
     unknown = next((name for name in state if name not in own), None)
     if unknown is not None:
         raise UserError(f"{path}: {unknown} is not a part of the config's model: the weights are of another one")
+    detector.load_state_dict(state)
 
 
 def load_matching(detector: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:

@@ -26,12 +26,11 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from backbones.conversion import BATCH_NORM_EPS, residual_name
-from backbones.weights import IMAGENET, Preprocessing
+from backbones.weights import IMAGENET, Preprocessing, check_keys
 from configs.detection import DataConfig, DetectionConfig, ModelConfig
 from configs.errors import UserError
 from datasets.class_lists import CLASS_LISTS, COCO
 from detection.anchors import base_anchors
-from detection.checkpoint import FORMAT, check_fit
 from detection.model import build_detector
 
 DETECTRON2_PIXELS = Preprocessing((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "bgr")
@@ -252,9 +251,9 @@ def convert_detector(
     own = detector.state_dict()
     counters = {key: torch.zeros((), dtype=torch.int64) for key in own if key.endswith("num_batches_tracked")}
     state = {**counters, **{key: value.float().contiguous() for key, value in converted.state.items()}}
-    check_fit(own, state, path)
+    check_keys(own, state, "the config's detector", path)
     return {
-        "format": FORMAT,
+        "format": 1,
         "kind": "detector",
         "config": config.model_dump(mode="json"),
         "class_names": names,
