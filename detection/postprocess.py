@@ -91,6 +91,12 @@ def suppress(candidates: Detections, nms_thresh: float, detections_per_img: int)
     )
 
 
+def only_classes(detections: Detections, num_classes: int) -> Detections:
+    """The detections whose label is one of 1..num_classes; the others are no longer valid, and zero."""
+    kept = detections.valid & (detections.labels <= num_classes)
+    return Detections(detections.boxes * kept[..., None], detections.scores * kept, detections.labels * kept, kept)
+
+
 def to_original(detections: Detections, image_sizes: Tensor, original_sizes: Tensor) -> Detections:
     """Boxes of the resized images in pixels of the decoded files; both sizes (B, 2), (H, W)."""
     ratio = (original_sizes / image_sizes).flip(-1).repeat(1, 2)[:, None].to(detections.boxes.dtype)
