@@ -24,6 +24,7 @@ from datasets.records import Records
 from datasets.survey import class_table, problems, size_lines
 from tools.runtime import cli
 from tools.runtime.own_data import OwnData, divide, read_own_data
+from tools.runtime.starting_points import choose_start
 from tools.runtime.suggest import Plan, config_text, make_plan, this_machine, training_command
 
 SHEET = 16
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="FILE", help="the config (default: the folder's name with .yaml, here)")
     add("--split", type=float, default=0.8, metavar="SHARE", help="share that trains where there are no parts (0.8)")
     add("--split-by", metavar="PATTERN", help="regular expression: photos with equal first groups stay together")
+    add("--start", default="auto", metavar="NAME", help="auto; scratch: random weights; or a detector of docs/zoo.md")
     add("--overwrite", action="store_true", help="write over a config and a sheet that are there")
     return options
 
@@ -53,7 +55,8 @@ def main(args: argparse.Namespace) -> None:
 
     own = divide(read_own_data(folder), args.split, args.split_by)
     machine = this_machine()
-    plan = make_plan(own.records["train"], machine)
+    start = choose_start(args.start, machine, len(own.records["train"]))
+    plan = make_plan(own.records["train"], machine, pretrained=start.name is not None)
     _say(own, plan)
     _draw(sheet_path, own.records["train"])
     images = ", ".join(f"{len(records)} to {part}" for part, records in own.records.items())
@@ -66,16 +69,17 @@ def main(args: argparse.Namespace) -> None:
             plan,
             machine,
             about=f"{folder}: {own.layout.name}; {images}; {objects} objects of {len(own.class_names)} classes.",
-            command=training_command(out),
-            start="random weights. Few photos gain much from a detector that has learned others (docs/tutorial.md).",
+            command=training_command(out, start.name),
+            start=start.reason,
+            model=start.model,
         ),
         encoding="utf-8",
     )
     load_config(out)  # what was written can be read
     print(f"\nconfig     {out}")
     print(f"sheet      {sheet_path}: look whether the boxes lie where they should")
-    print("start      from random weights")
-    print(f"train      {training_command(out)}")
+    print(f"start      {start.reason}")
+    print(f"train      {training_command(out, start.name)}")
     if plan.minutes:
         print(f"           {plan.epochs} epochs, about {max(1, round(plan.minutes))} minutes on {machine}")
 

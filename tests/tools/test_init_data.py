@@ -14,6 +14,13 @@ from tests.tools.conftest import write_tiny_voc
 from tools import init_data
 
 
+@pytest.fixture(autouse=True)
+def offline(tmp_path_factory, monkeypatch) -> None:
+    """No published detector can be had: a training starts from scratch."""
+    monkeypatch.setenv("RESIDUAL_DETECTION_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setenv("RESIDUAL_DETECTION_TORCHVISION_URL", "http://127.0.0.1:9")
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Ten photos with XML beside them, in a folder with a space in its name, and one without."""
@@ -37,6 +44,7 @@ def test_it_writes_a_config_that_builds(photos: Path, tmp_path: Path, monkeypatc
     assert "layout     Pascal VOC XML beside the images" in said
     assert "1 of 11 images have no annotation" in said
     assert "python tools/train_det.py --cfg my_photos.yaml" in said
+    assert "start      random weights: torchvision://fasterrcnn_resnet50_fpn is not in the cache" in said
     assert (tmp_path / "my_photos_sheet.jpg").is_file()
     config = load_config("my_photos.yaml")
     train, val = (build_dataset(config.data, part, tmp_path / "elsewhere") for part in ("train", "val"))

@@ -9,10 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import yaml
 
 from configs.detection import SourceConfig
 from datasets.records import Records
@@ -69,22 +72,28 @@ def this_machine() -> Machine:
     return Machine(cpus, torch.cuda.get_device_properties(0).total_memory / 2**30)
 
 
-def make_plan(train: Records, machine: Machine) -> Plan:
+def make_plan(train: Records, machine: Machine, *, pretrained: bool = False) -> Plan:
     """The numbers that suit a training set and a machine.
 
     Args:
         train: the training images.
         machine: where they are trained on.
+        pretrained: the training starts from a published ResNet-50-FPN, not from random weights.
     """
     gpu = machine.gpu_gib is not None
-    min_size, max_size = input_size(train, long_side=640 if gpu else 320)
+    min_size, max_size = input_size(train, long_side=(1024 if gpu else 640) if pretrained else (640 if gpu else 320))
     extents, _ = resized_extents(train, min_size, max_size)
     batch = batch_size(len(train), machine)
+    if pretrained and not gpu:
+        batch = min(batch, 2)
     area = min_size * max_size
     shown = SHOWN * (8 if gpu else max(0.25, min(1.0, REFERENCE_AREA / area)))
-    epochs = int(np.clip(round(shown / len(train)), FEWEST_EPOCHS, MOST_EPOCHS))
+    fewest, most = (5, 60) if pretrained else (FEWEST_EPOCHS, MOST_EPOCHS)
+    epochs = int(np.clip(round(shown / len(train)), fewest, most))
     steps = max(1, epochs * len(train) // batch)
     seconds = SECONDS * epochs * len(train) * area / REFERENCE_AREA * 2 / min(machine.cpus, 8)
+    if pretrained:
+        seconds *= 2.5  # more layers, of which the first two stages are frozen
     return Plan(
         min_size=min_size,
         max_size=max_size,
@@ -171,6 +180,7 @@ def config_text(
     about: str,
     command: str,
     start: str,
+    model: dict[str, Any] | None = None,
 ) -> str:
     """The YAML of a whole config, with a header that says what it is for and why its numbers are as they are.
 
@@ -182,17 +192,29 @@ def config_text(
         about: the data set in a line.
         command: how to train.
         start: what the weights start from, in a line.
+        model: the model section of a published detector that the training starts from; None: a small one's.
     """
     time = f"about {max(1, round(plan.minutes))} minutes" if plan.minutes else "not measured"
     amp = ", amp: bf16" if machine.gpu_gib is not None else ""
-    anchors = ", ".join(f"[{size}]" for size in plan.anchor_sizes)
+    rule = (
+        ["# Epochs:   for so many images; 5 to 60. More epochs, better boxes, until the validation says otherwise."]
+        if model
+        else [
+            f"# Epochs:   {SHOWN} showings of an image of 240x320 (fewer of larger ones, 8 times as many on a GPU):",
+            f"#           15 to 20 minutes on two cores; {FEWEST_EPOCHS} to {MOST_EPOCHS} epochs. More: better boxes.",
+        ]
+    )
+    optim = (
+        "optim: {name: sgd, lr: 0.01, reference_batch_size: 16, momentum: 0.9, weight_decay: 0.0001}"
+        if model
+        else "optim: {name: adamw, lr: 0.0005, reference_batch_size: 8, weight_decay: 0.01}"
+    )
     lines = [
         f"# {about}",
         f"# Command:  {command}",
         f"# Hardware: {machine}. Time: {time}.",
         f"# Start:    {start}",
-        f"# Epochs:   {SHOWN} showings of an image of 240x320 in all (fewer of larger ones, 8 times as many on a GPU):",
-        f"#           15 to 20 minutes on two cores; {FEWEST_EPOCHS} to {MOST_EPOCHS} epochs. More: better boxes.",
+        *rule,
         "seed: 0",
         "data:",
         *(line for part, items in sources.items() for line in (f"  {part}:", *map(_source_line, items))),
@@ -203,6 +225,18 @@ def config_text(
         f"  test_max_size: {plan.max_size}",
         f"  num_workers: {plan.num_workers}",
         f"  augment: {{hflip: {plan.hflip}, photometric: {{p: 0.5}}}}    # vflip: 0.5 for cells and views from above",
+        *(_small_model(plan) if model is None else _given_model(model)),
+        optim,
+        f"schedule: {{epochs: {plan.epochs}, policy: cosine, warmup_iterations: {plan.warmup_iterations}}}",
+        f"train: {{batch_size: {plan.batch_size}, validate_every: {plan.validate_every}{amp}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _small_model(plan: Plan) -> list[str]:
+    """The model section of configs/bccd_r18_fpn.yaml with anchors for this set's boxes."""
+    anchors = ", ".join(f"[{size}]" for size in plan.anchor_sizes)
+    return [
         "model:",
         "  backbone: resnet18",
         "  weights: random",
@@ -214,11 +248,12 @@ def config_text(
         "  rpn: {hidden_channels: 128, pre_nms_top_n_train: 1000, post_nms_top_n_train: 500, pre_nms_top_n_test: 500, "
         "post_nms_top_n_test: 300}",
         "  box: {pool_size: 7, sampling_ratio: 2, fc_width: 512, batch_size_per_image: 128, smooth_l1_beta: 0.1111}",
-        "optim: {name: adamw, lr: 0.0005, reference_batch_size: 8, weight_decay: 0.01}",
-        f"schedule: {{epochs: {plan.epochs}, policy: cosine, warmup_iterations: {plan.warmup_iterations}}}",
-        f"train: {{batch_size: {plan.batch_size}, validate_every: {plan.validate_every}{amp}}}",
     ]
-    return "\n".join(lines) + "\n"
+
+
+def _given_model(model: dict[str, Any]) -> list[str]:
+    text = yaml.safe_dump({"model": model}, default_flow_style=None, sort_keys=False, width=120)
+    return text.splitlines()
 
 
 def _source_line(source: SourceConfig) -> str:
@@ -227,8 +262,6 @@ def _source_line(source: SourceConfig) -> str:
     return f"    - {{{', '.join(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in values.items())}}}"
 
 
-def training_command(config: Path) -> str:
-    """What to type to train with a config."""
-    import shlex
-
-    return f"python tools/train_det.py --cfg {shlex.quote(str(config))}"
+def training_command(config: Path, start: str | None) -> str:
+    """What to type to train with a config, from a detector of the zoo or from random weights."""
+    return f"python tools/train_det.py --cfg {shlex.quote(str(config))}" + (f" --init-from {start}" if start else "")
