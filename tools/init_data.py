@@ -25,7 +25,7 @@ from datasets.survey import class_table, problems, size_lines
 from tools.runtime import cli
 from tools.runtime.own_data import OwnData, divide, read_own_data
 from tools.runtime.starting_points import choose_start
-from tools.runtime.suggest import Plan, config_text, make_plan, this_machine, training_command
+from tools.runtime.suggest import Plan, config_text, in_minutes, make_plan, this_machine, training_command
 
 SHEET = 16
 """Photos on the sheet."""
@@ -81,7 +81,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"start      {start.reason}")
     print(f"train      {training_command(out, start.name)}")
     if plan.minutes:
-        print(f"           {plan.epochs} epochs, about {max(1, round(plan.minutes))} minutes on {machine}")
+        print(f"           {plan.epochs} epochs, about {in_minutes(plan.minutes)} on {machine}")
 
 
 def _file_name(folder: Path) -> str:

@@ -194,7 +194,7 @@ def config_text(
         start: what the weights start from, in a line.
         model: the model section of a published detector that the training starts from; None: a small one's.
     """
-    time = f"about {max(1, round(plan.minutes))} minutes" if plan.minutes else "not measured"
+    time = f"about {in_minutes(plan.minutes)}" if plan.minutes else "not measured"
     amp = ", amp: bf16" if machine.gpu_gib is not None else ""
     rule = (
         ["# Epochs:   for so many images; 5 to 60. More epochs, better boxes, until the validation says otherwise."]
@@ -260,6 +260,12 @@ def _source_line(source: SourceConfig) -> str:
     """One source as an item of a YAML list; JSON's texts are YAML's too."""
     values = source.model_dump(exclude_defaults=True)
     return f"    - {{{', '.join(f'{key}: {json.dumps(value, ensure_ascii=False)}' for key, value in values.items())}}}"
+
+
+def in_minutes(minutes: float) -> str:
+    """A duration as a person says it."""
+    whole = max(1, round(minutes))
+    return "a minute" if whole == 1 else f"{whole} minutes" if whole < 120 else f"{round(minutes / 60)} hours"
 
 
 def training_command(config: Path, start: str | None) -> str:
