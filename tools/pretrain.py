@@ -27,13 +27,13 @@ from torch import Tensor, nn
 
 from backbones.batch_norm import recalibrate
 from backbones.classification import (
-    Normalize,
     Plateau,
     WarmupUntilError,
     build_classifier,
     classification_loss,
     wrong_answers,
 )
+from backbones.preprocess import Normalize
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
