@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import pickle
 import re
 import socket
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from backbones.resnet import RESNETS, ResNet
 from backbones.zoo import NAMES
 from configs.errors import UserError
+from configs.files import replacing
 
 BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
@@ -142,12 +142,8 @@ def write_safetensors(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Writes a checkpoint, whole or not at all: its tensors as safetensors, the rest as JSON in the metadata."""
     rest = {key: value for key, value in checkpoint.items() if key != "model"}
     tensors = {key: value.contiguous() for key, value in checkpoint["model"].items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"checkpoint": json.dumps(rest)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

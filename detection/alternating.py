@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from datasets.batch import Batch
 from detection.model import Detector
-from detection.postprocess import Detections
+from detection.postprocess import BatchDetections
 from detection.rpn import Proposals
 
 BODY, RPN, DETECTOR = "backbone", "rpn", "roi_heads"
@@ -111,7 +111,7 @@ class PhaseModel(nn.Module):
 
     def forward(
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
-    ) -> dict[str, Tensor] | Detections:
+    ) -> dict[str, Tensor] | BatchDetections:
         """Two losses where `seed` and `iteration` are given, detections otherwise; see `Detector.forward`."""
         if iteration is None:
             proposals = None if self.proposer is None else self.proposer(batch, training=False)

@@ -15,14 +15,14 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from backbones.batch_norm import fold_batch_norm
+from backbones.preprocess import Normalize
 from backbones.weights import Preprocessing, load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.detection import ModelConfig
 from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
 from detection.heads import BoxPredictor, Conv5Head, TwoFcHead
-from detection.postprocess import Detections, postprocess
-from detection.preprocess import Normalize
+from detection.postprocess import BatchDetections, postprocess
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
@@ -66,7 +66,7 @@ class Detector(nn.Module):
 
     def forward(
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
-    ) -> dict[str, Tensor] | Detections:
+    ) -> dict[str, Tensor] | BatchDetections:
         """Losses where `seed` and `iteration` are given (they decide the samples), detections otherwise.
 
         Losses are scalars; their sum is what is minimised. They are normalised over all processes. Detections are in
@@ -106,7 +106,7 @@ class Detector(nn.Module):
         logits, deltas = self.roi_heads(self.roi_maps(features), rois.boxes, batch.image_sizes)
         return self.roi_heads.losses(logits, deltas, rois)
 
-    def detect(self, batch: Batch, proposals: Proposals | None = None) -> Detections:
+    def detect(self, batch: Batch, proposals: Proposals | None = None) -> BatchDetections:
         """Final boxes, scores and labels of the batch's images, on given proposals or (None) those of its own RPN."""
         features = self.features(batch)
         if proposals is None:

@@ -36,12 +36,13 @@ from backbones.classification import load_classifier
 from backbones.views import VIEWS
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
+from configs.files import write_text
 from configs.loading import dump_config, load_config
 from datasets.classification import Splits, build_splits, centre_batches, spread
 from tools.pretrain import train
 from tools.runtime import cli
 from tools.runtime.classification import evaluate
-from tools.runtime.run_folder import RunFolder, write_json, write_text
+from tools.runtime.run_folder import RunFolder, write_json
 from tools.runtime.training import count_parameters
 
 RESPONSE_IMAGES = 1000

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from configs.files import write_text
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.files import write_text
 from detection.evaluation.results import file_name_of
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from backbones.augmentation import DeviceImages, Mix, StepAugmentation, draw_crops, to_device
 from backbones.batch_norm import recalibrate
-from backbones.classification import Normalize, measure_mean
+from backbones.classification import measure_mean
+from backbones.preprocess import Normalize
 from backbones.views import count_errors
 from backbones.weights import Preprocessing, load_backbone_weights
 from configs.classification import ClassificationConfig, ImageDataConfig

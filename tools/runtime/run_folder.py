@@ -19,6 +19,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import write_text
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
 _FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png")
@@ -253,13 +254,6 @@ def provenance(data_root: Path) -> str:
         f"Versions:  {versions}{f', commit {commit}' if commit else ''}",
     ]
     return "".join(f"# {' '.join(line.splitlines())}\n" for line in lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, values: Any) -> None:

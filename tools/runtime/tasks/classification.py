@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from backbones.classification import (
-    Normalize,
     Plateau,
     WarmupUntilError,
     classification_loss,
     wrong_answers,
 )
+from backbones.preprocess import Normalize
 from configs.classification import ClassificationConfig
 from datasets.classification import ImageFiles, Splits
 from tools.runtime import distributed

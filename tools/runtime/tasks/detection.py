@@ -91,7 +91,7 @@ class DetectionTask(Task):
         metrics = score(val_set.records, outcome.detections, config.metrics)
         protocol, _, name = config.train.best_metric.partition(".")
         value = outcome.losses["loss"] if protocol == "loss" else metrics[protocol][name]
-        figures = ", ".join(f"{name} {headline(metrics[name]):.4f}" for name in config.metrics)
+        figures = ", ".join(f"{name} {_words(headline(metrics[name]))}" for name in config.metrics)
         picture = None
         if distributed.is_main():
             chosen = choose_images(val_set.records, 8)
@@ -117,6 +117,10 @@ class DetectionTask(Task):
     def image_name(self, index: int) -> str:
         """See `Task`."""
         return str(self.train_set.records.image_ids[index])
+
+
+def _words(value: float | None) -> str:
+    return "without ground truth" if value is None else f"{value:.4f}"
 
 
 def _without_classes(values: dict[str, Any]) -> dict[str, Any]:
