@@ -19,7 +19,7 @@ import torch
 from backbones.analysis import layer_responses
 from backbones.classification import load_classifier
 from configs.classification import ClassificationConfig
-from configs.files import write_text
+from configs.files import replacing, write_text
 from datasets.classification import Splits, build_splits, centre_batches, spread
 from tools.runtime.training import count_parameters
 
@@ -166,7 +166,7 @@ def write_table(runs: list[Run], curves: list[Curves], errors: list[dict[str, fl
         "config",
         "parameters",
         "seeds",
-        "test error %: best (mean ± deviation)",
+        "error %: best (mean ± std)",
         "top-5 %",
         "training error %",
         "iterations",
