@@ -35,7 +35,7 @@ from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
-from datasets.loader import prefetch, train_loader
+from datasets.loader import epoch_orders, prefetch, train_loader
 from detection.alternating import JOINT, PHASES, Alternating, Phase
 from detection.checkpoint import FORMAT, load_strictly, read_detector_file
 from detection.compilation import compile_regions
@@ -184,7 +184,8 @@ def train_phase(job: Job, phase: Phase, checkpoint: dict | None) -> None:
         world_size=distributed.world_size(),
         pin_memory=device.type == "cuda",
     )
-    iterations_per_epoch = loader.batch_sampler.orders.epoch_length / config.train.batch_size
+    orders = epoch_orders(job.train_set, config.data, batch_size=config.train.batch_size)
+    iterations_per_epoch = orders.epoch_length / config.train.batch_size
     base_rate = scaled_rate(config.optim, config.train.batch_size)
     schedule = make_schedule(config.schedule, rate=base_rate, iterations_per_epoch=iterations_per_epoch)
     monitor = LossMonitor(device)
