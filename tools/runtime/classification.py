@@ -21,14 +21,13 @@ from datasets.classification import (
     ImageSet,
     LabelledBatch,
     Splits,
-    TrainStream,
     centre_batches,
-    local_parts,
     scaled_batches,
     spread,
     train_batches,
 )
 from datasets.loader import prefetch
+from datasets.samplers import TrainStream, local_parts
 from tools.runtime import distributed
 from tools.runtime.distributed import say
 from tools.runtime.optimizer import describe_rate

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from configs.detection import DetectionConfig
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
-from datasets.loader import prefetch, train_loader
+from datasets.loader import epoch_orders, prefetch, train_loader
 from detection.drawing import sheet
 from detection.evaluation.evaluate import headline
 from detection.model import Detector
@@ -54,15 +54,17 @@ class DetectionTask(Task):
         self.train_set, self.val_set, self.device = train_set, val_set, device
         self.validates = val_set is not None
         batch_size = config.train.batch_size
+        orders = epoch_orders(train_set, config.data, batch_size=batch_size)
         self.schedule = make_schedule(
             config.schedule,
             rate=scaled_rate(config.optim, batch_size),
-            iterations_per_epoch=self._loader(0).batch_sampler.orders.epoch_length / batch_size,
+            iterations_per_epoch=orders.epoch_length / batch_size,
         )
 
-    def _loader(self, start_iteration: int) -> Any:
+    def batches(self, start_iteration: int) -> Iterator[Batch]:
+        """See `Task`."""
         config = self.recipe
-        return train_loader(
+        loader = train_loader(
             self.train_set,
             config.data,
             batch_size=config.train.batch_size,
@@ -73,10 +75,7 @@ class DetectionTask(Task):
             world_size=distributed.world_size(),
             pin_memory=self.device.type == "cuda",
         )
-
-    def batches(self, start_iteration: int) -> Iterator[Batch]:
-        """See `Task`."""
-        return iter(prefetch(self._loader(start_iteration), self.device))
+        return prefetch(loader, self.device)
 
     def losses(self, batch: Batch, iteration: int) -> Mapping[str, Tensor]:
         """The RPN's and the detector's losses."""

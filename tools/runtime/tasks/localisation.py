@@ -75,7 +75,7 @@ class LocalisationTask(Task):
             world_size=distributed.world_size(),
             pin_memory=self.device.type == "cuda",
         )
-        return iter(prefetch(loader, self.device))
+        return prefetch(loader, self.device)
 
     def losses(self, batch: LocalisationBatch, iteration: int) -> Mapping[str, Tensor]:
         """Those of the RPN, or of the R-CNN on what the RPN proposes for the images' own classes."""
