@@ -69,7 +69,7 @@ class ScheduleConfig(Section):
     gamma: PositiveFloat = 0.1
     """multistep: factor at each milestone."""
     warmup_iterations: NonNegativeInt = 0
-    """Over so many iterations the rate grows linearly from `warmup_factor` of its value to the whole."""
+    """Over this many iterations the rate grows linearly from `warmup_factor` of its value to all of it."""
     warmup_factor: Fraction = 0.001
     """Share of the rate at which the warmup starts."""
 

@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from configs.errors import nearest
 
 _SHOWN = 3
-"""So many mistakes are told in one message."""
+"""Mistakes that one message tells in full."""
 
 
 def one_line(

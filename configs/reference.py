@@ -1,6 +1,6 @@
 """What the schemas say about themselves: JSON schemas, by which editors complete YAML, and the reference page.
 
-Both are written by `tools/config_schema.py`; a test sees that the committed files are up to date.
+Both are written by `tools/config_schema.py`; a test checks that the committed files are up to date.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.json_schema import GenerateJsonSchema
 
 from configs.classification import ClassificationConfig
 from configs.detection import DetectionConfig
@@ -38,24 +37,14 @@ with `# yaml-language-server: $schema=` and the path of the schema, as the files
 """
 
 
-class _Plain(GenerateJsonSchema):
-    """Without titles, which only repeat the keys."""
-
-    def field_title_should_be_set(self, schema: Any) -> bool:
-        return False
-
-    def get_title_from_name(self, name: str) -> str:
-        return name
-
-
 def json_schema(name: str) -> dict[str, Any]:
     """The JSON schema (draft 7, which all editors know) of one of `SCHEMAS`."""
-    made = SCHEMAS[name].model_json_schema(schema_generator=_Plain)
+    made = SCHEMAS[name].model_json_schema()
     return {"$schema": "http://json-schema.org/draft-07/schema#", **_draft_7(made)}
 
 
 def _draft_7(node: Any) -> Any:
-    """Tuples by draft 7's name, descriptions in one line, no titles of classes and no defaults of whole sections."""
+    """Tuples by draft 7's name, descriptions in one line; no titles, which repeat the keys; no defaults of sections."""
     if isinstance(node, list):
         return [_draft_7(item) for item in node]
     if not isinstance(node, dict):
