@@ -60,7 +60,7 @@ def test_merge_keys_work_and_may_be_overridden():
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: 1\n b: 2", "a: !!python/object/apply:os.system [ls]", "\t- a", "a: 'x"])
-def test_no_yaml_is_one_line_with_file_and_line(text):
+def test_what_is_not_yaml_is_one_line_with_file_and_line(text):
     with pytest.raises(UserError, match=r"^my\.yaml:\d+: ") as error:
         parse_yaml(text, "my.yaml")
     assert "\n" not in str(error.value)
@@ -145,7 +145,7 @@ def test_overrides_that_lead_nowhere(override, expected):
         ("metrics=[voc7]", "must be one of voc07, voc12, coco, imagenet_det, not 'voc7': did you mean voc07?"),
     ],
 )
-def test_message_names_path_value_and_mend(override, expected):
+def test_message_names_path_value_and_fix(override, expected):
     text = message(override)
     assert expected in text
     assert text.startswith(f"--set {override}: ")
