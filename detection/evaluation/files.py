@@ -102,13 +102,13 @@ class Rows:
         place = f" (line {line_of_item(self.path, index)})" if self._is_whole_file else ""
         return UserError(f"{self.path}: {self.what} {index}{place}: {message}")
 
-    def column(self, key: str, mend: str) -> list[Any]:
+    def column(self, key: str, fix: str) -> list[Any]:
         """The values of a key that all records must have."""
         try:
             return list(map(itemgetter(key), self.items))
         except KeyError:
             bad = next(index for index, item in enumerate(self.items) if key not in item)
-            raise self.error(bad, f"has no {key}: {mend}") from None
+            raise self.error(bad, f"has no {key}: {fix}") from None
 
     def lookup(self, key: str, table: dict[Any, int], *, missing: int) -> np.ndarray:
         """(n,) int64: the table's entries for the values of a key; `missing` for those that it does not have."""

@@ -100,8 +100,8 @@ def read_coco_ground_truth(path: Path) -> GroundTruth:
             raise UserError(f"{path}: is not a COCO annotation file (an object with images, annotations, categories)")
         for key in ("images", "annotations", "categories"):
             if not isinstance(content.get(key), list):
-                mend = "a test set without them cannot be scored" if key == "annotations" else "is it a results file?"
-                raise UserError(f"{path}: has no list of {key}: {mend}")
+                fix = "a test set without them cannot be scored" if key == "annotations" else "is it a results file?"
+                raise UserError(f"{path}: has no list of {key}: {fix}")
         images = _by_id(path, content["images"], "image")
         categories = _by_id(path, content["categories"], "category")
         rows = Rows(path, content["annotations"], "annotation number", is_whole_file=False)

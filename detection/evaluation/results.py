@@ -267,8 +267,8 @@ def _image_column(rows: Rows, truth: GroundTruth, *, as_text: bool = False) -> n
         ids = [str(identity) if isinstance(identity, int) else identity for identity in ids]
     for index, identity in enumerate(ids):
         if not isinstance(identity, str | int | float) or identity not in position:
-            mend = did_you_mean(identity, truth.image_ids) if isinstance(identity, str) else ""
-            raise rows.error(index, f"image_id {identity!r} is not in {truth.source}{mend}: is it another set's file?")
+            fix = did_you_mean(identity, truth.image_ids) if isinstance(identity, str) else ""
+            raise rows.error(index, f"image_id {identity!r} is not in {truth.source}{fix}: is it another set's file?")
     return np.array([position[identity] for identity in ids], dtype=np.int64)
 
 

@@ -103,7 +103,7 @@ def best_f1_threshold(matches: VocMatches, outcome: np.ndarray) -> float:
 
 
 def gains(data: Aligned, matches: VocMatches, outcome: np.ndarray, errors: Errors) -> dict[str, float]:
-    """The voc12 mAP that mending each kind of error, and nothing else, would add.
+    """The voc12 mAP that fixing each kind of error, and nothing else, would add.
 
     Duplicates, clutter and doubly wrong detections go; a badly placed or wrongly named one becomes a hit where its
     object is still free, else it goes; missed objects are no longer asked for (a class whose objects were all missed
@@ -115,15 +115,15 @@ def gains(data: Aligned, matches: VocMatches, outcome: np.ndarray, errors: Error
         return dict.fromkeys((*ERRORS, "missed"), 0.0)
     added = {}
     for code, name in enumerate(ERRORS):
-        mended, labels = np.where(errors.kind == code, NOT_COUNTED, outcome), matches.labels.copy()
+        fixed, labels = np.where(errors.kind == code, NOT_COUNTED, outcome), matches.labels.copy()
         if code in (LOCALISATION, CLASSIFICATION):
             target = matches.best_object if code == LOCALISATION else errors.other_object
             promoted = _first_on_free_objects(matches, outcome, np.flatnonzero(errors.kind == code), target)
-            mended[promoted] = TRUE
+            fixed[promoted] = TRUE
             labels[promoted] = data.ground_truth.labels[target[promoted]]
         order, starts = class_order(labels, matches.scores, len(matches.class_names))
         changed = replace(matches, labels=labels, order=order, starts=starts)
-        added[name] = mean_of_classes(class_aps(changed, mended)) - mean
+        added[name] = mean_of_classes(class_aps(changed, fixed)) - mean
     missed = np.bincount(data.ground_truth.labels[errors.missed], minlength=len(matches.class_names) + 1)[1:]
     fewer = class_aps(replace(matches, positives=matches.positives - missed), outcome)
     solved = np.where(np.isnan(base), np.nan, np.nan_to_num(fewer, nan=1.0))

@@ -20,7 +20,7 @@ from detection.evaluation.voc import NOT_COUNTED, TRUE, class_curves
 
 INK, GREY, RIGHT, WRONG = "#1f2937", "#9ca3af", "#15803d", "#dc2626"
 RUN_COLORS = ("#2563eb", "#ea580c")
-"""Of the first and the second run."""
+"""The first and the second run's."""
 MOST_PANELS = 100
 """Classes that get their own panel."""
 MOST_NUMBERED = 25
@@ -157,7 +157,7 @@ def _over_threshold(axis: Axes, analysis: Analysis) -> None:
 
 
 def errors(runs: Named) -> Figure:
-    """The AP that mending each kind of error would give back."""
+    """The AP that fixing each kind of error would give back."""
     kinds = (*ERRORS, "missed")
     figure = Figure(figsize=(5.6, 0.6 + 0.42 * len(kinds)), layout="constrained")
     axis = figure.subplots()
@@ -171,7 +171,7 @@ def errors(runs: Named) -> Figure:
     axis.set_yticks(np.arange(len(kinds)), [kind.capitalize() for kind in kinds])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel("points of voc12 mAP that mending it would give back")
+    axis.set_xlabel("points of voc12 mAP that fixing it would give back")
     axis.margins(x=0.12)
     if len(runs) > 1:
         axis.legend(loc="best")
@@ -233,13 +233,13 @@ def confusion(name: str, analysis: Analysis) -> Figure:
     chosen = np.append(used, len(counts) - 1)
     counts = counts[np.ix_(chosen, chosen)]
     names = [_short(analysis.data.class_names[index], 18) for index in used]
-    size = float(np.clip(0.32 * len(counts) + 1.8, 4.0, 11.5))
+    size = float(np.clip(0.45 * len(counts) + 2.2, 5.5, 18.0))
     figure = Figure(figsize=(size, size), layout="constrained")
     axis = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    small = 8 if len(counts) <= MOST_NUMBERED else max(3.5, 260 / len(counts))
-    axis.set_xticks(range(len(counts)), [*names, "(overlooked)"], rotation=90, fontsize=small)
+    small = 9.5 if len(counts) <= MOST_NUMBERED else max(7.0, 360 / len(counts))
+    axis.set_xticks(range(len(counts)), [*names, "(missed)"], rotation=90, fontsize=small)
     axis.set_yticks(range(len(counts)), [*names, "(no object)"], fontsize=small)
     axis.set(xlabel="detected as", ylabel="annotated as")
     axis.grid(visible=False)
@@ -247,7 +247,7 @@ def confusion(name: str, analysis: Analysis) -> Figure:
     if len(counts) <= MOST_NUMBERED:
         for row, column in np.argwhere(counts):
             color = "white" if share[row, column] > 0.55 else INK
-            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=9, color=color)
     return figure
 
 
