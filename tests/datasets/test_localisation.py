@@ -96,6 +96,16 @@ def test_missing_files_are_named(tiny):
         read(tiny, TINY, "val", class_names=["n01"])
 
 
+def test_a_set_without_boxes_is_refused(tiny, tmp_path):
+    for wnid in ("n01", "n02"):
+        (tmp_path / f"tiny/train/{wnid}/{wnid}_boxes.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"tiny/train: holds no image with a box"):
+        read(tiny, TINY, "train")
+    (tmp_path / "empty/train").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"empty/train: has neither class folders nor val_annotations\.txt"):
+        read(tiny, {**TINY, "root": "empty"}, "train")
+
+
 @pytest.fixture
 def imagenet(tmp_path: Path) -> Path:
     root = tmp_path / "ILSVRC"
