@@ -106,7 +106,7 @@ class DetectionDataset:
             self._report(
                 "size",
                 f"{path}: the image is {_words(original_size)}, its annotation declares {_words(declared)}: "
-                "the image counts",
+                "the image's own size is used",
             )
         target = self.records.target(key.index, original_size)
         geometry = self._geometry(key, original_size)
@@ -139,7 +139,8 @@ class DetectionDataset:
         if key.padded_size is None or (size[0] <= key.padded_size[0] and size[1] <= key.padded_size[1]):
             return image, boxes
         self._report(
-            "fit", f"{path}: resized to fit into the batch's {_words(key.padded_size)}, for its declared size is wrong"
+            "fit",
+            f"{path}: resized to fit into the batch's {_words(key.padded_size)}, because its declared size is wrong",
         )
         scale = min(key.padded_size[0] / size[0], key.padded_size[1] / size[1])
         new = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
