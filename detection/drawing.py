@@ -39,7 +39,8 @@ def draw_detections(
         class_names: K names.
         truth_boxes, truth_labels: (M, 4) and (M,), drawn below the detections; objects that were found need no name, so
             only those are named that no detection of their class covers by half.
-        names: write names and scores. A name that would hide a small object, wherever it were put, is left out.
+        names: write names and scores. A name that would hide a small object or other names, wherever it were
+            put, is left out.
         thickness: of lines and letters, relative to what suits the picture's size.
         scale: enlarges the picture, for small images.
 
@@ -120,7 +121,7 @@ def class_color(label: int) -> Color:
 # ---------------------------------------------------------------------------------------------- parts
 
 MOST_HIDDEN = 0.5
-"""A name hides at most this share of any object."""
+"""Names hide at most this share of any object, and a name at most so much of others, in terms of its own area."""
 
 
 @lru_cache
@@ -148,6 +149,8 @@ class _NameWriter:
         self.draw, self.picture_size, self.boxes, self.line, self.font = draw, picture_size, boxes, line, font
         self.taken: list[Box] = []
         """Places of names."""
+        self.hidden = np.zeros(len(boxes))
+        """The share of each object that names hide."""
 
     def write(self, text: str, box: np.ndarray, color: Color) -> None:
         """Write at the first corner of the box that is free: above, inside, below, beside, or over other names."""
@@ -156,12 +159,16 @@ class _NameWriter:
         width, height = text_width + 2 * pad, text_height + 2 * pad
         places = np.array(self._places(box, width, height))
         hidden = self._hidden(places)
-        allowed = np.flatnonzero(hidden <= MOST_HIDDEN)
+        allowed = np.flatnonzero((self.hidden + hidden).max(1, initial=0.0) <= MOST_HIDDEN)
         if not len(allowed):
             return
-        chosen = min(allowed, key=lambda k: sum(_overlap(places[k], other) for other in self.taken))
+        covered = [sum(_overlap(place, other) for other in self.taken) for place in places[allowed].tolist()]
+        if min(covered) > MOST_HIDDEN * width * height:
+            return
+        chosen = allowed[int(np.argmin(covered))]
         place = tuple(places[chosen].tolist())
         self.taken.append(place)
+        self.hidden += hidden[chosen]
         self.draw.rectangle(place, fill=(*color, 225))
         bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         ink = (0, 0, 0) if bright else (255, 255, 255)
@@ -183,14 +190,11 @@ class _NameWriter:
         return places or [(max(x1, 0), max(y1, 0), max(x1, 0) + width, max(y1, 0) + height)]
 
     def _hidden(self, places: np.ndarray) -> np.ndarray:
-        """(P,) the largest share of a box that each place would hide; only chips near an object's size can hide it."""
-        if not len(self.boxes):
-            return np.zeros(len(places))
+        """(P, N) the share of each object that a name at each place would hide."""
         extent = np.minimum(places[:, None, 2:], self.boxes[None, :, 2:]) - np.maximum(
             places[:, None, :2], self.boxes[None, :, :2]
         )
-        area = (self.boxes[:, 2:] - self.boxes[:, :2]).clip(1e-6).prod(1)
-        return (extent.clip(0).prod(2) / area).max(1)
+        return extent.clip(0).prod(2) / (self.boxes[:, 2:] - self.boxes[:, :2]).clip(1e-6).prod(1)
 
 
 def _draw_truth(draw: ImageDraw.ImageDraw, boxes: np.ndarray, width: int) -> None:
