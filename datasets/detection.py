@@ -14,7 +14,7 @@ import numpy as np
 from configs.detection import AugmentConfig
 from datasets.images import image_file_size, read_image
 from datasets.records import Records
-from datasets.resize import resize_boxes, resize_image, resized_size
+from datasets.resize import resize_boxes, resize_image, resized_size, scaled_sizes
 from datasets.target import Sample, SampleKey, Target
 from datasets.transforms import Geometry, apply_to_boxes, apply_to_image, draw_geometry
 
@@ -83,8 +83,7 @@ class DetectionDataset:
         return self._scaled_sizes(self._file_size(index)) if self.scales else []
 
     def _scaled_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        caps = (max(1, round(self.max_size * scale / self.min_sizes[0])) for scale in self.scales)
-        return [resized_size(image_size, scale, cap) for scale, cap in zip(self.scales, caps, strict=True)]
+        return scaled_sizes(image_size, self.min_sizes[0], self.max_size, self.scales)
 
     def _file_size(self, index: int) -> tuple[int, int]:
         if index not in self._file_sizes:  # a loader is made for each validation

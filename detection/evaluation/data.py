@@ -30,16 +30,24 @@ SCORE_DIGITS = 9
 class ImageDetectionsLike(Protocol):
     """The detections of one image (`detection.prediction.ImageDetections`)."""
 
-    boxes: np.ndarray
-    """(D, 4) x1 y1 x2 y2, continuous pixels from 0 of the original image."""
-    scores: np.ndarray
-    """(D,)."""
-    labels: np.ndarray
-    """(D,) in 1..K."""
+    @property
+    def boxes(self) -> np.ndarray:
+        """(D, 4) x1 y1 x2 y2, continuous pixels from 0 of the original image."""
+        ...
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(D,)."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(D,) in 1..K."""
+        ...
 
 
 class _Boxes:
-    """Boxes that stand in one frame and are wanted in others."""
+    """Boxes that are in one frame and are wanted in others."""
 
     frame: Frame
     boxes: np.ndarray

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import detection.evaluation.report.tables as tables
 from configs.files import write_text
 from detection.evaluation.data import GroundTruth, align
+from detection.evaluation.report import tables
 from detection.evaluation.report.analysis import Analysis, analyse
 from detection.evaluation.report.gallery import MOST_CARDS, confident_false_positives, make_figures, worst_missed
 from detection.evaluation.report.plots import draw_all
