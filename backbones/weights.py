@@ -8,7 +8,6 @@ Reading a file never executes code from it.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import pickle
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from backbones.fetch import fetch, is_name
 from backbones.resnet import RESNETS, ResNet
 from backbones.zoo import NAMES
-from configs.errors import UserError
+from configs.errors import UserError, nearest
 
 BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
@@ -342,8 +341,8 @@ def _cause(keys: list[str], name: str, own: Mapping[str, Tensor], state: Mapping
         return cause
     if all(key.startswith(("fc.", "classifier.")) for key in keys):
         return ": the file has no classifier"
-    near = difflib.get_close_matches(keys[0], (own.keys() | state.keys()) - {keys[0]}, n=1)
-    return f": the nearest key is {near[0]}" if near else ""
+    near = nearest(keys[0], (own.keys() | state.keys()) - {keys[0]})
+    return f": the nearest key is {near}" if near else ""
 
 
 def detect_net(state: Mapping[str, Tensor]) -> str | None:

@@ -23,8 +23,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from configs.errors import UserError
-from datasets.records import nearest
+from configs.errors import UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def generate(image_set: str, size: int = 0, root: Path = DEFAULT_ROOT) -> tuple[
     """
     if image_set not in DEFAULT_SIZES:
         raise UserError(
-            f"generated: there is no set {image_set}{nearest(image_set, list(DEFAULT_SIZES))}; "
+            f"generated: there is no set {image_set}{did_you_mean(image_set, list(DEFAULT_SIZES))}; "
             f"there are {', '.join(DEFAULT_SIZES)}"
         )
     size = size or DEFAULT_SIZES[image_set]

@@ -6,14 +6,13 @@ reference counts change; a handful of arrays is shared.
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from datasets.resize import clip_boxes
 from datasets.target import Target
 
@@ -265,12 +264,6 @@ def report(records: Records, which: np.ndarray, fault: str) -> None:
         logger.warning("%s: %d object%s %s: %s%s", records.source, len(found), plural, fault, examples, more)
 
 
-def nearest(name: str, choices: Sequence[str]) -> str:
-    """' (did you mean X?)' for the name most like `name`, or nothing where none is alike."""
-    found = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
 def _report_boxes(records: Records) -> None:
     bad = ~np.isfinite(records.boxes).all(axis=1)
     if bad.any():
@@ -290,7 +283,8 @@ def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str
     name = renamed[records.labels[m] - 1]
     listed = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     return (
-        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]{nearest(name, known)}: "
+        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]"
+        f"{did_you_mean(name, known)}: "
         "add it to data.classes, map it with data.rename_classes, or choose with data.keep_classes"
     )
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import yaml
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from datasets.images import IMAGE_SUFFIXES, image_file_size
-from datasets.records import Records, make_records, nearest
+from datasets.records import Records, make_records
 
 
 def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None = None) -> Records:
@@ -92,7 +92,7 @@ def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
         sorted(path.name for path in (root / "images").iterdir() if path.is_dir()) if (root / "images").is_dir() else []
     )
     raise UserError(
-        f"{pairs[0][0]}: there is no such folder{nearest(image_set, there)}: "
+        f"{pairs[0][0]}: there is no such folder{did_you_mean(image_set, there)}: "
         "a YOLO folder holds images/NAME/ and labels/NAME/"
     )
 

@@ -502,7 +502,7 @@ def load_localiser(path: Path | str, stage: str, *, device: torch.device | str =
         kind = content.get("kind")
         what = f"a {kind}'s checkpoint" if kind else "none of this project's checkpoints"
         raise UserError(f"{path}: {what}: give last.pt or best.pt of a run of tools/train_loc.py")
-    config = parse_config(content["config"], [], LocalisationConfig, f"{path} (stored config)")
+    config = parse_config(content["config"], [], LocalisationConfig, f"{path} (stored config)", stored=True)
     if config.model.stage != stage:
         raise UserError(f"{path}: of stage {config.model.stage}, where stage {stage} is needed")
     preprocessing = Preprocessing.from_dict(content["preprocessing"])

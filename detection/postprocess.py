@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.detection import BoxConfig
+from configs.detection import TestConfig
 from detection.boxes import clip_boxes, decode_boxes, gather_boxes, large_enough
 from detection.nms import nms
 
@@ -111,9 +111,10 @@ def postprocess(
     image_sizes: Tensor,
     original_sizes: Tensor,
     delta_weights: Tensor,
-    config: BoxConfig,
+    test: TestConfig,
 ) -> Detections:
-    """Detections of a batch from the answers of `RoiHeads.forward`; arguments as in `select_candidates`."""
-    candidates = select_candidates(logits, deltas, rois, roi_valid, image_sizes, delta_weights, config.score_thresh)
-    kept = suppress(candidates, config.nms_thresh, config.detections_per_img)
+    """Detections of a batch from the answers of `RoiHeads.forward`, by the thresholds of `test`; other arguments as in
+    `select_candidates`."""
+    candidates = select_candidates(logits, deltas, rois, roi_valid, image_sizes, delta_weights, test.score_thresh)
+    kept = suppress(candidates, test.nms_thresh, test.detections_per_img)
     return to_original(kept, image_sizes, original_sizes)

@@ -36,7 +36,7 @@ from backbones.classification import load_classifier
 from backbones.views import VIEWS
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
-from configs.loading import dump_config, load_config
+from configs.loading import load_config
 from datasets.classification import Splits, build_splits, centre_batches, spread
 from tools.pretrain import train
 from tools.runtime import cli
@@ -120,7 +120,7 @@ def carry_out(run: Run, data_root: Path, device: torch.device, stop: cli.StopReq
         Interrupted: asked to stop.
     """
     saved = run.folder / "config.yaml"
-    if saved.is_file() and saved.read_text(encoding="utf-8") != dump_config(run.config):
+    if saved.is_file() and load_config(saved, (), ClassificationConfig) != run.config:
         raise UserError(f"{run.folder}: was made with another config or other --set values: choose another --out")
     if run.finished:
         print(f"{run.folder}: finished")

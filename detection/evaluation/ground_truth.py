@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from datasets.voc import listed_images, read_annotation
 from detection.evaluation.boxes import continuous_to_voc
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.files import Rows, no_garbage_collection, read_bytes, read_json
-from detection.evaluation.messages import examples, nearest
+from detection.evaluation.messages import examples
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def _read_image_set(root: Path, image_set: str) -> list[str]:
     if not path.is_file():
         there = sorted(item.stem for item in path.parent.glob("*.txt"))
         raise UserError(
-            f"{path}: there is no such image set{nearest(image_set, there)}: give --image-set with one of: "
+            f"{path}: there is no such image set{did_you_mean(image_set, there)}: give --image-set with one of: "
             f"{', '.join(there[:10]) or 'none'}"
         )
     return listed_images(read_bytes(path, "image set").decode(), path)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.files import Rows, no_garbage_collection, read_bytes, read_json
-from detection.evaluation.messages import examples, nearest
+from detection.evaluation.messages import examples
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> No
     if len(row) != 6:
         raise UserError(f"{where}: has {len(row)} fields, not 6: {_COMP_LINE}")
     if row[0] not in position:
-        alike = nearest(row[0], list(position))
+        alike = did_you_mean(row[0], list(position))
         raise UserError(f"{where}: image {row[0]!r} is not in the image set{alike}: check --image-set")
     for name, text in zip(("score", "xmin", "ymin", "xmax", "ymax"), row[1:], strict=True):
         try:
@@ -267,7 +267,7 @@ def _image_column(rows: Rows, truth: GroundTruth, *, as_text: bool = False) -> n
         ids = [str(identity) if isinstance(identity, int) else identity for identity in ids]
     for index, identity in enumerate(ids):
         if not isinstance(identity, str | int | float) or identity not in position:
-            mend = nearest(identity, truth.image_ids) if isinstance(identity, str) else ""
+            mend = did_you_mean(identity, truth.image_ids) if isinstance(identity, str) else ""
             raise rows.error(index, f"image_id {identity!r} is not in {truth.source}{mend}: is it another set's file?")
     return np.array([position[identity] for identity in ids], dtype=np.int64)
 
@@ -287,7 +287,7 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
     if without:
         logger.warning(
             "%s: detections of classes that have no ground truth are left out of the means: %s%s",
-            path, examples(without), nearest(without[0], sorted(annotated)),
+            path, examples(without), did_you_mean(without[0], sorted(annotated)),
         )  # fmt: skip
     missed = sorted(annotated - found)
     if missed:

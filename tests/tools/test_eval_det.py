@@ -112,7 +112,7 @@ def test_metrics_json_has_the_fixed_layout(voc: tuple[Path, dict]) -> None:
     ("arguments", "message"),
     [
         (("--dt", "missing.json"), "missing.json: there is no such file"),
-        (("--image-set", "tets"), "did you mean 'test'"),
+        (("--image-set", "tets"), "did you mean test"),
         (("--format", "coco"), "is a folder"),
         (("--compare", "x.json"), "--report"),
         (("--format", "yolo"), "invalid choice"),

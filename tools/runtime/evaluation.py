@@ -60,7 +60,7 @@ def run_detector(
         config: batch size, workers, autocast, seed.
         device: the detector's.
         what: a word for the progress bar.
-        test: refinement, sizes and the like; None: the plain test.
+        test: thresholds, refinement, sizes and the like; None: the plain test, with the thresholds of `config.test`.
         losses: compute the training losses of the (first) detector too, without dropout and with fixed samples.
         stop: ends the work when a stop is requested (in a single process; several go on to the end together).
 
@@ -68,7 +68,7 @@ def run_detector(
         Interrupted: a stop was requested.
     """
     detectors = [detectors] if isinstance(detectors, nn.Module) else list(detectors)
-    inference = Inference(detectors, test or TestConfig())
+    inference = Inference(detectors, test or config.test.plain)
     dataset = dataset.with_scales(inference.scales) if inference.scales else dataset
     rank, world_size = distributed.rank(), distributed.world_size()
     batch_size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
