@@ -429,7 +429,10 @@ def make_parser() -> argparse.ArgumentParser:
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--resume", action="store_true", help="continue the run in RUN exactly where it stopped")
     start.add_argument(
-        "--init-from", type=Path, metavar="W", help="start from a detector's weights; classes may differ"
+        "--init-from",
+        type=Path,
+        metavar="W",
+        help="start from a detector's weights, a file or a name of docs/zoo.md; classes may differ",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in RUN")
     return parser
