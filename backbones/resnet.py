@@ -327,6 +327,24 @@ class ResNet(nn.Module):
         delattr(self, f"layer{int(name.removeprefix('conv')) - 1}")
         return stage
 
+    def dilate_stage(self, name: str) -> None:
+        """A stage (conv2 or later) no longer strides: its 3x3 convolutions are dilated by what it would have strided.
+
+        Their receptive fields stay as they are (Dai et al. 2017, Sec. 4.1, for conv5).
+        """
+        stage = self._stage(name)
+        stride = stage[0].stride
+        for unit in stage:
+            unit.stride = 1
+        for conv in stage.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.stride = (1, 1)
+                if conv.kernel_size == (3, 3):
+                    conv.dilation = conv.padding = (stride, stride)
+        names = list(self.stage_strides)
+        for later in names[names.index(name) :]:
+            self.stage_strides[later] //= stride
+
     def pop_classifier(self) -> nn.Linear:
         """Takes the classifier out of the net and returns it."""
         classifier = self.fc

@@ -1,7 +1,8 @@
 """Pretrained weights: where they come from, strict loading, and the preprocessing that belongs to them.
 
-Sources (`model.weights`): `random`; `torchvision:IMAGENET1K_V1` or `_V2`; or a path: a classifier checkpoint of this
-project (of tools/pretrain.py or tools/convert_weights.py), or a bare torchvision state dict (.pth, .safetensors).
+Sources (`model.weights`): `random`; `torchvision:IMAGENET1K_V1` or `_V2`; or a path or a name of `backbones.fetch`: a
+classifier checkpoint of this project (of tools/pretrain.py or tools/convert_weights.py), a bare torchvision state dict
+(.pth, .safetensors), or one of detectron2's own backbones (`detectron2://ImageNetPretrained/MSRA/R-50.pkl`).
 Reading a file never executes code from it.
 """
 
@@ -24,6 +25,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from backbones.fetch import fetch, is_name
 from backbones.resnet import RESNETS, ResNet
 from backbones.zoo import NAMES
 from configs.errors import UserError, nearest
@@ -88,8 +90,13 @@ def load_backbone_weights(
     if weights.startswith("torchvision:"):
         path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
     else:
-        path = _given_file(weights, data_root)
-    checkpoint = as_classifier(read_weights_file(path), path)
+        path = fetch(weights) if is_name(weights) else _given_file(weights, data_root)
+    content = read_weights_file(path)
+    if weights.startswith("detectron2://"):
+        from backbones.conversion import convert  # which reads files with this module
+
+        content = convert(content, "msra", path)
+    checkpoint = as_classifier(content, path)
     _check_net(checkpoint["config"].get("model", {}), net, name, stride_in_1x1, path)
     _load(net, checkpoint["model"], name, path, for_classification)
     return Preprocessing.from_dict(checkpoint["preprocessing"])
@@ -194,7 +201,7 @@ def _given_file(weights: str, data_root: Path | None) -> Path:
             return path
     raise UserError(
         f"model.weights: there is no file {' or '.join(map(str, candidates))}; give random, torchvision:IMAGENET1K_V1 "
-        "(or _V2), or the path of a checkpoint"
+        "(or _V2), or the path or the address of a checkpoint"
     )
 
 

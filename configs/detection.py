@@ -156,6 +156,13 @@ class AnchorConfig(Section):
     """Corners rounded to whole pixels, as torchvision does."""
     offset: Fraction = 0.0
     """Where in a cell the anchors are centred, in strides: 0 its origin (torchvision, detectron2), 0.5 its middle."""
+    fitted_strides: bool = False
+    """The distance between anchors is the padded image's size divided by the map's, rounded down, as torchvision has it
+    (less than 64 on P6 where P5 has an odd size); false: the level's stride."""
+
+
+HeadNorm = Literal["none", "frozen", "batch", "sync"]
+"""Batch norm of the detector's own layers: none, a constant scale and offset, trained, or trained across processes."""
 
 
 class RpnConfig(Section):
@@ -222,12 +229,21 @@ class BoxConfig(Section):
     """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0
     """Factor of the box loss."""
+    num_convs: NonNegativeInt = 0
+    """FPN and DC5: 3x3 convolutions before the fully connected layers (torchvision's V2 detectors: 4)."""
+    norm: HeadNorm = "none"
+    """Batch norm behind each of these convolutions."""
+    num_fcs: PositiveInt = 2
+    """FPN and DC5: fully connected layers (torchvision's V2 detectors: 1)."""
     fc_width: PositiveInt = 1024
-    """FPN and VGG: width of the two fully connected layers (VGG with ImageNet weights: 4096)."""
+    """FPN, DC5 and VGG: outputs of each fully connected layer (VGG with ImageNet weights: 4096)."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """FPN and VGG: after each of the two fully connected layers, in training."""
+    """FPN, DC5 and VGG: after each fully connected layer, in training."""
     global_context: bool = False
     """The whole image's feature joins each RoI's before the two siblings (He et al. 2016, App. B)."""
+    unused_outputs: NonNegativeInt = 0
+    """Outputs behind the classes' own that take part in the softmax and are never reported (torchvision's COCO
+    detectors have 10 of them, for ids without a class)."""
 
 
 class ModelConfig(Section):
@@ -242,6 +258,9 @@ class ModelConfig(Section):
     tools/convert_weights.py."""
     neck: Literal["none", "fpn"] = "none"
     """none: one map of stride 16 (conv4 of a ResNet, conv5_3 of VGG). fpn: P2..P6 (Lin et al. 2017)."""
+    dilated_conv5: bool = False
+    """ResNets without neck: the map is conv5's, at stride 16 with dilation 2, and RoIs go through fully connected
+    layers (DC5; Dai et al. 2017, Sec. 4.1); false: conv4's, and conv5 runs on the RoIs (C4)."""
     norm: Literal["frozen", "batch", "sync"] = "frozen"
     """Batch norm: a constant scale and offset (He et al. 2016, App. A), trained, or trained across processes."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
@@ -250,6 +269,8 @@ class ModelConfig(Section):
     """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision), as the weights do."""
     fpn_channels: PositiveInt = 256
     """fpn: channels of each level."""
+    fpn_norm: HeadNorm = "none"
+    """Batch norm behind each of the pyramid's convolutions (torchvision's V2 detectors have it)."""
     anchors: AnchorConfig = AnchorConfig()
     """Reference boxes of the RPN."""
     rpn: RpnConfig = RpnConfig()
@@ -269,6 +290,12 @@ class ModelConfig(Section):
                 raise ValueError("neck: fpn needs box.pool: roi_align")
         elif nested:
             raise ValueError("anchors.sizes is one plain list where neck is none: there is one level")
+        if self.dilated_conv5 and (self.neck == "fpn" or self.backbone.startswith("vgg")):
+            raise ValueError("dilated_conv5 needs a ResNet backbone and neck: none")
+        if (self.box.num_convs or self.box.num_fcs != 2) and self.neck == "none" and not self.dilated_conv5:
+            raise ValueError("box.num_convs and box.num_fcs are for neck: fpn and for dilated_conv5: true")
+        if self.box.norm != "none" and not self.box.num_convs:
+            raise ValueError("box.norm needs box.num_convs: it is the batch norm behind those convolutions")
         if self.norm == "frozen" and self.weights == "random" and self.backbone not in ("vgg16", "vgg19"):
             raise ValueError(
                 "norm: frozen over weights: random ruins the model, for its batch norm would never see a statistic: "

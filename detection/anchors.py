@@ -37,6 +37,7 @@ class AnchorGenerator:
             raise ValueError(f"{len(per_level)} lists of anchor sizes for {len(strides)} feature maps")
         self.strides = strides
         self.offset = config.offset
+        self.fitted_strides = config.fitted_strides
         self.base = [base_anchors(sizes, config.aspect_ratios, rounded=config.rounded) for sizes in per_level]
         self.per_position = len(self.base[0])
         self._remembered: dict[tuple, tuple[Tensor, Tensor]] = {}
@@ -53,16 +54,22 @@ class AnchorGenerator:
         if key not in self._remembered:
             if len(self._remembered) >= self.MAX_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            levels = [self._level(level, size) for level, size in enumerate(map_sizes)]
+            padded = tuple(length * self.strides[0] for length in map_sizes[0])
+            levels = [self._level(level, size, padded) for level, size in enumerate(map_sizes)]
             self._remembered[key] = tuple(torch.cat(part).to(device) for part in zip(*levels, strict=True))
         return self._remembered[key]
 
-    def _level(self, level: int, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _level(self, level: int, map_size: tuple[int, int], padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Anchors and codes of one level's map (H, W) of a padded image (H, W)."""
         height, width = map_size
         rows, columns = torch.arange(height), torch.arange(width)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         positions = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
-        anchors = (positions.float() + self.offset) * self.strides[level] + self.base[level]
+        y_stride, x_stride = (self.strides[level],) * 2
+        if self.fitted_strides:
+            y_stride, x_stride = padded[0] // height, padded[1] // width
+        step = torch.tensor([x_stride, y_stride] * 2, dtype=torch.float32)
+        anchors = (positions.float() + self.offset) * step + self.base[level]
         per_position = len(self.base[level])
         codes = ((level << 12 | y) << 12 | x).reshape(-1, 1) * 64 + torch.arange(per_position)
         return anchors.reshape(-1, 4), codes.reshape(-1)

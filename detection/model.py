@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from backbones.batch_norm import fold_batch_norm
+from backbones.batch_norm import NORMS, fold_batch_norm
 from backbones.preprocess import Normalize
 from backbones.weights import Preprocessing, load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
-from detection.heads import BoxPredictor, Conv5Head, TwoFcHead
-from detection.postprocess import BatchDetections, postprocess
+from detection.heads import BoxPredictor, Conv5Head, FcHead
+from detection.postprocess import BatchDetections, only_classes, postprocess
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
@@ -135,7 +135,7 @@ class Detector(nn.Module):
         if proposals is None:
             proposals, _ = self.rpn(features, batch.image_sizes, training=False)
         logits, deltas = self.roi_heads(self.roi_maps(features), proposals.boxes, batch.image_sizes)
-        return postprocess(
+        found = postprocess(
             logits,
             deltas,
             proposals.boxes,
@@ -145,6 +145,7 @@ class Detector(nn.Module):
             self.roi_heads.delta_weights,
             test or self.test,
         )
+        return only_classes(found, len(self.class_names)) if self.roi_heads.config.unused_outputs else found
 
     def optimize_for_inference(self, dtype: torch.dtype = torch.float32) -> Detector:
         """The same detector, in place, prepared for speed; it cannot train or be saved afterwards.
@@ -189,12 +190,15 @@ def build_detector(
         backbone, box_head, channels = _fpn_parts(config, net)
     elif config.backbone.startswith("vgg"):
         backbone, box_head, channels = _vgg_parts(config, net, classifier)
+    elif config.dilated_conv5:
+        backbone, box_head, channels = _dc5_parts(config, net)
     else:
         backbone, box_head, channels = _c4_parts(config, net)
     anchors = AnchorGenerator(config.anchors, backbone.strides)
     roi_strides = backbone.strides[:-1] if backbone.fpn is not None else backbone.strides
     width = box_head.out_channels * (2 if config.box.global_context else 1)
-    predictor = BoxPredictor(width, len(class_names), class_agnostic=config.box.class_agnostic)
+    outputs = len(class_names) + config.box.unused_outputs
+    predictor = BoxPredictor(width, outputs, class_agnostic=config.box.class_agnostic)
     roi_heads = RoiHeads(config.box, RoiFeatures(config.box, roi_strides), box_head, predictor)
     return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing, test)
 
@@ -205,9 +209,15 @@ def _c4_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module,
     return Backbone(net, ("conv4",)), head, net.stage_channels["conv4"]
 
 
+def _dc5_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module, int]:
+    net.dilate_stage("conv5")
+    channels = net.stage_channels["conv5"]
+    return Backbone(net, ("conv5",)), _fc_head(config, channels), channels
+
+
 def _vgg_parts(config: ModelConfig, net: nn.Module, classifier: nn.Module) -> tuple[Backbone, nn.Module, int]:
     channels = net.stage_channels["conv5"]
-    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
+    head = _fc_head(config, channels)
     # fc6 and fc7 are the classifier's own where they have its shape (Faster R-CNN, Sec. 3.3).
     for layer, source in ((head.fc6, classifier[0]), (head.fc7, classifier[3])):
         if layer.weight.shape == source.weight.shape:
@@ -218,6 +228,19 @@ def _vgg_parts(config: ModelConfig, net: nn.Module, classifier: nn.Module) -> tu
 def _fpn_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module, int]:
     channels = config.fpn_channels
     widths = [net.stage_channels[stage] for stage in FPN_STAGES]
-    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool())
-    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
-    return Backbone(net, FPN_STAGES, fpn), head, channels
+    norm = None if config.fpn_norm == "none" else NORMS[config.fpn_norm]
+    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool(), norm_layer=norm)
+    return Backbone(net, FPN_STAGES, fpn), _fc_head(config, channels), channels
+
+
+def _fc_head(config: ModelConfig, channels: int) -> FcHead:
+    box = config.box
+    return FcHead(
+        channels,
+        box.pool_size,
+        box.fc_width,
+        num_fcs=box.num_fcs,
+        num_convs=box.num_convs,
+        norm=box.norm,
+        dropout=box.dropout,
+    )

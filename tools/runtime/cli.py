@@ -89,7 +89,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="continue the run in RUN exactly where it stopped; auto: or start one where there is none",
     )  # fmt: skip
     parser.add_argument(
-        "--init-from", metavar="W", help="start a new run from these weights, a path or a name; classes may differ"
+        "--init-from",
+        metavar="W",
+        help="start a new run from weights: a file, or a name of docs/zoo.md",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in RUN")
 
