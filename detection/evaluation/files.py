@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic_core import from_json
 
 from configs.errors import UserError
+from configs.files import read_text
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,36 +47,9 @@ def no_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def read_bytes(path: Path, what: str) -> bytes:
-    """The content of a file.
-
-    Raises:
-        UserError: there is no such file; names the folder's nearest file.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such {what}{_neighbours(Path(path))}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; give the {what} itself") from None
-
-
-def read_json(path: Path, what: str) -> Any:
-    """The content of a JSON file. NaN and Infinity pass, as they do with Python's own parser.
-
-    Raises:
-        UserError: there is no such file, or it is not JSON; names the line.
-    """
-    content = read_bytes(path, what)
-    try:
-        return from_json(content, cache_strings="keys")
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON: {error}: was the file written to its end?") from None
-
-
 def line_of_item(path: Path, index: int) -> int:
     """Line, from 1, on which item `index` of a JSON list begins. Slow: for error messages."""
-    text = Path(path).read_text(encoding="utf-8-sig")
+    text = read_text(path, "file")
     decoder, position = json.JSONDecoder(), text.index("[") + 1
     for _ in range(index):
         position = decoder.raw_decode(text, _skip(text, position))[1]
@@ -87,13 +60,6 @@ def _skip(text: str, position: int) -> int:
     while position < len(text) and text[position] in " \t\r\n,":
         position += 1
     return position
-
-
-def _neighbours(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f": there is no folder {path.parent} either"
-    alike = sorted(item.name for item in path.parent.iterdir() if item.suffix == path.suffix)
-    return f": the folder has {', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''}" if alike else ""
 
 
 # ---------------------------------------------------------------------------------------------- columns of records

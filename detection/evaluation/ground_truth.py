@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import read_json, read_text
 from datasets.voc import listed_images, read_annotation
 from detection.evaluation.boxes import continuous_to_voc
 from detection.evaluation.data import GroundTruth
-from detection.evaluation.files import Rows, no_garbage_collection, read_bytes, read_json
+from detection.evaluation.files import Rows, no_garbage_collection
 from detection.evaluation.messages import examples, nearest
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ def _read_image_set(root: Path, image_set: str) -> list[str]:
             f"{path}: there is no such image set{nearest(image_set, there)}: give --image-set with one of: "
             f"{', '.join(there[:10]) or 'none'}"
         )
-    return listed_images(read_bytes(path, "image set").decode(), path)
+    return listed_images(read_text(path, "image set"), path)
 
 
 # ---------------------------------------------------------------------------------------------- COCO

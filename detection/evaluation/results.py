@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import read_json, read_lines
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.files import Rows, no_garbage_collection, read_bytes, read_json
+from detection.evaluation.files import Rows, no_garbage_collection
 from detection.evaluation.messages import examples, nearest
 
 logger = logging.getLogger(__name__)
@@ -110,10 +111,7 @@ def file_name_of(class_name: str) -> str:
 
 def _read_comp_file(path: Path, position: dict[Any, int]) -> tuple[list[int], np.ndarray]:
     """The images and (n, 5) float64 score, xmin, ymin, xmax, ymax of one class file."""
-    try:
-        lines = read_bytes(path, "file of detections").decode().splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not text: {_COMP_LINE}") from None
+    lines = read_lines(path, "file of detections")
     rows = [(number, line.split()) for number, line in enumerate(lines, start=1)]
     rows = [(number, row) for number, row in rows if row]
     try:
