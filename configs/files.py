@@ -164,9 +164,10 @@ def _decode(data: bytes, encoding: str, path: str | Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        name = encoding.upper().removesuffix("-SIG")
         raise UserError(
-            f"{path}: line {line} is not text in {encoding.upper().removesuffix('-SIG')} (byte 0x{data[error.start]:02x})"
-            f"{_could_be(data)}: save it as UTF-8"
+            f"{path}: line {line} is not text in {name} (byte 0x{data[error.start]:02x}){_could_be(data)}: "
+            "save it as UTF-8"
         ) from None
     if "\0" in text:
         raise UserError(f"{path}: holds zero bytes: it is not a text file")

@@ -25,6 +25,7 @@ CONTRACT = {
     "datasets.records",
     "datasets.voc",
     "datasets.coco",
+    "datasets.columns",
     "datasets.class_lists",
 }
 """The only parts of `datasets` that `detection` may use."""

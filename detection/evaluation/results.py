@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import PrintableFilter, UserError
 from configs.files import read_json, read_lines
+from datasets.columns import Rows, no_garbage_collection
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.files import Rows, no_garbage_collection
 from detection.evaluation.messages import examples, nearest
 
 logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
 
 _COMP_FILE = re.compile(r"comp.*?_det_(?P<rest>.+)\.txt")
 _COMP_LINE = "a line is: image_id score xmin ymin xmax ymax"

@@ -184,8 +184,8 @@ def test_infinite_scores_have_an_order_and_pass(tmp_path: Path) -> None:
     [
         ("voc", voc_item(image_id="000009"), r"detection 1 \(line \d+\): image_id '000009' is not in the set"),
         ("voc", voc_item(score=float("nan")), r"detection 1 \(line \d+\): score is nan"),
-        ("voc", voc_item(score="0.5"), "score is '0.5', not a number"),
-        ("voc", voc_item(score=None), "score is None, not a number"),
+        ("voc", voc_item(score="0.5"), "score is the text '0.5', not a number"),
+        ("voc", voc_item(score=None), "score is null, not a number"),
         ("voc", voc_item(score=True), "score is True, not a number"),
         ("voc", voc_item(bbox=[1, 2, 3]), r"bbox is \[1, 2, 3\], not four numbers \[xmin"),
         ("voc", voc_item(bbox=[1, 2, 3, "4"]), "not four numbers"),
