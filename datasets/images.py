@@ -8,6 +8,8 @@ size is the declared one. Where nothing is declared (prediction) it is applied, 
 from __future__ import annotations
 
 import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -18,8 +20,32 @@ from configs.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+FOREIGN_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+"""Folders of other programs' copies: macOS archives, Synology thumbnails, Windows' bin."""
+
 _ORIENTATION_TAG = 0x0112
 _PNG_END = b"IEND\xaeB`\x82"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's own data: `._a.jpg`, `.ipynb_checkpoints`, `__MACOSX`, ..."""
+    return name.startswith(".") or name in FOREIGN_FOLDERS
+
+
+def list_images(folder: Path, *, recursive: bool = True) -> list[Path]:
+    """The image files in a folder (and the folders below), sorted; hidden files and folders are passed over."""
+    return list_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+
+
+def list_files(folder: Path, suffixes: Sequence[str], *, recursive: bool = True) -> list[Path]:
+    """The files with one of the suffixes (lower case, matched in any case), as `list_images`."""
+    found: list[Path] = []
+    for directory, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if recursive and not is_hidden(name)]
+        found += [
+            Path(directory, name) for name in names if not is_hidden(name) and name.lower().endswith(tuple(suffixes))
+        ]
+    return sorted(found)
 
 
 def read_image(path: str | Path, declared_size: tuple[int, int] | None = None) -> np.ndarray:

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import PrintableFilter, UserError
-from configs.files import read_text
 from datasets.coco import read_coco_file
 from datasets.columns import last_of_equal_ids
 from datasets.voc import listed_images, read_annotation
@@ -80,7 +79,7 @@ def _read_image_set(root: Path, image_set: str) -> list[str]:
             f"{path}: there is no such image set{nearest(image_set, there)}: give --image-set with one of: "
             f"{', '.join(there[:10]) or 'none'}"
         )
-    return listed_images(read_text(path, "image set"), path)
+    return listed_images(path, root)
 
 
 # ---------------------------------------------------------------------------------------------- COCO
