@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,21 @@ def read_json(path: str | Path, what: str) -> Any:
     if len(data) <= DOUBLE_KEYS_LIMIT:
         json.loads(data, object_pairs_hook=lambda pairs: _without_doubles(pairs, path))
     return content
+
+
+def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is one of the inputs, under whatever name, or a file of an input folder.
+
+    A .json file in an input folder is taken for an earlier output.
+
+    Raises:
+        UserError: names both.
+    """
+    for given in inputs:
+        same = output.exists() and given.exists() and output.samefile(given)
+        inside = given.is_dir() and output.is_file() and given.resolve() in output.resolve().parents
+        if (same and not output.is_dir()) or (inside and output.suffix != ".json"):
+            raise UserError(f"{output}: would overwrite the input {given}: choose another output")
 
 
 def _without_doubles(pairs: list[tuple[str, Any]], path: str | Path) -> None:

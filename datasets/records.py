@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -26,6 +27,7 @@ MIN_EXTENT = 1.0
 """Pixels of the original image. A box that is not wider and higher than this is a slip of the mouse: nothing can be
 learned from it, and its logarithms ruin the loss. In VOC's inclusive pixels it is a box with xmax <= xmin."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _EPSILON = 1e-6  # x2 - x1 of a box that was stored as x, y, w, h is off by rounding
 
 
@@ -290,8 +292,12 @@ def nearest(name: str, choices: Sequence[str]) -> str:
 
 
 def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
-    """Refuse image names whose bytes are not UTF-8: they cannot be written into detections.json."""
-    bad = [path for path, identity, _ in images if not _is_unicode(f"{path.rpartition('/')[2]}{identity}")]
+    """Refuse image names whose bytes are not UTF-8, or that hold line ends and their like: lists cannot hold them."""
+    names = [f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images]
+    control = next((name for name in names if not name.isprintable() and _CONTROL.search(name)), None)
+    if control is not None:
+        raise UserError(f"{source}: the image name {control!r} holds a control character: rename it")
+    bad = [path for (path, _, _), name in zip(images, names, strict=True) if not _is_unicode(name)]
     if bad:
         raise UserError(
             f"{source}: the name of {len(bad)} image{'s' if len(bad) > 1 else ''} is not UTF-8, the first: {bad[0]}: "

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from backbones.conversion import SOURCES, convert
 from backbones.weights import BOTTLENECK_NETS, read_weights_file, write_safetensors
 from configs.errors import UserError
+from configs.files import refuse_overwriting
 from tools.runtime.checkpoint import save_checkpoint
 from tools.runtime.cli import make_parser, run
 
@@ -38,6 +39,7 @@ def main(args: argparse.Namespace) -> None:
     """Read, convert, check, write."""
     if args.output.suffix not in (".pt", ".pth", ".safetensors"):
         raise UserError(f"{args.output}: name the output .pt or .safetensors")
+    refuse_overwriting(args.output, [args.input])
     checkpoint = convert(read_weights_file(args.input), args.source, args.input)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.suffix == ".safetensors":

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.files import write_text
-from detection.evaluation.results import file_name_of
+from detection.evaluation.results import file_names_of
 
 
-def write_detections_json(path: Path, detections: Detections, category_ids: dict[str, int] | None = None) -> None:
+def write_detections_json(path: Path, detections: Detections, category_ids: dict[str, Any] | None = None) -> None:
     """Write detections.json in the form that fits the data set.
 
     VOC: a list of `{"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"}`, 1-based inclusive pixels.
@@ -29,7 +30,9 @@ def write_detections_json(path: Path, detections: Detections, category_ids: dict
         detections.image_index.tolist(), detections.labels.tolist(), detections.boxes.tolist(),
         detections.scores.tolist(), strict=True,
     )  # fmt: skip
-    names, ids = detections.class_names, detections.image_ids
+    # A file name whose bytes are not UTF-8 (predict.py takes any) is written with escapes.
+    names = detections.class_names
+    ids = [i if isinstance(i, int) else i.encode("utf-8", "backslashreplace").decode() for i in detections.image_ids]
     if detections.frame == "voc":
         records = [
             {"image_id": ids[image], "category": names[label - 1], "bbox": box, "score": score}
@@ -47,7 +50,7 @@ def write_detections_json(path: Path, detections: Detections, category_ids: dict
     write_text(path, f"[\n{lines}\n]\n" if records else "[]\n")
 
 
-def category_ids_of(ground_truth: GroundTruth) -> dict[str, int] | None:
+def category_ids_of(ground_truth: GroundTruth) -> dict[str, Any] | None:
     """Class name -> id in COCO's annotation file; None where the set has no such ids."""
     if ground_truth.category_ids is None:
         return None
@@ -71,7 +74,7 @@ def write_comp4(folder: Path, detections: Detections, image_set: str = "test") -
     for image, label, (xmin, ymin, xmax, ymax), score in rows:
         lines[label - 1].append(f"{detections.image_ids[image]} {score!r} {xmin!r} {ymin!r} {xmax!r} {ymax!r}\n")
     paths = []
-    for name, text in zip(detections.class_names, lines, strict=True):
-        paths.append(Path(folder) / f"comp4_det_{image_set}_{file_name_of(name)}.txt")
+    for part, text in zip(file_names_of(detections.class_names), lines, strict=True):
+        paths.append(Path(folder) / f"comp4_det_{image_set}_{part}.txt")
         write_text(paths[-1], "".join(text))
     return paths

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from configs.errors import MESSAGE_LIMIT, UserError, printable
-from configs.files import decode_xml, read_bytes, read_json, read_lines, read_text
+from configs.files import decode_xml, read_bytes, read_json, read_lines, read_text, refuse_overwriting
 
 WORDS = "caf\u00e9 \u7ea2 \u84dd"
 
@@ -106,3 +106,17 @@ def test_messages_hold_no_control_characters_and_are_bounded():
     assert message.endswith(": rename it")
     assert len(message) < MESSAGE_LIMIT + 100
     assert printable("caf\u00e9\n\t\u7ea2") == "caf\u00e9\n\t\u7ea2"
+
+
+def test_inputs_are_not_overwritten(tmp_path):
+    (tmp_path / "dt").mkdir()
+    for name in ("gt.json", "dt/comp4_det_test_cat.txt", "dt/metrics.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "gt.json")
+    (tmp_path / "hard.json").hardlink_to(tmp_path / "gt.json")
+    inputs = [tmp_path / "gt.json", tmp_path / "dt"]
+    for name in ("gt.json", "link.json", "hard.json", "dt/../gt.json", "dt/comp4_det_test_cat.txt"):
+        with pytest.raises(UserError, match="would overwrite the input"):
+            refuse_overwriting(tmp_path / name, inputs)
+    for name in ("new.json", "dt/metrics.json", "dt/new.txt"):
+        refuse_overwriting(tmp_path / name, inputs)
