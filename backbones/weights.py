@@ -7,9 +7,7 @@ Reading a file never executes code from it.
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
 import pickle
 import re
 import socket
@@ -28,7 +26,8 @@ from torch import Tensor, nn
 
 from backbones.resnet import RESNETS, ResNet
 from backbones.zoo import NAMES
-from configs.errors import UserError
+from configs.errors import UserError, nearest
+from configs.files import replacing
 
 BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
@@ -142,12 +141,8 @@ def write_safetensors(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Writes a checkpoint, whole or not at all: its tensors as safetensors, the rest as JSON in the metadata."""
     rest = {key: value for key, value in checkpoint.items() if key != "model"}
     tensors = {key: value.contiguous() for key, value in checkpoint["model"].items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"checkpoint": json.dumps(rest)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -335,8 +330,8 @@ def _cause(keys: list[str], name: str, own: Mapping[str, Tensor], state: Mapping
         return cause
     if all(key.startswith(("fc.", "classifier.")) for key in keys):
         return ": the file has no classifier"
-    near = difflib.get_close_matches(keys[0], (own.keys() | state.keys()) - {keys[0]}, n=1)
-    return f": the nearest key is {near[0]}" if near else ""
+    near = nearest(keys[0], (own.keys() | state.keys()) - {keys[0]})
+    return f": the nearest key is {near}" if near else ""
 
 
 def detect_net(state: Mapping[str, Tensor]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 from backbones.resnet import RESNETS, Norm, ResNet, ResNetSpec
 from backbones.resnet_cifar import DEPTHS, NAME, cifar_spec
 from backbones.vgg import VGG, VGGS
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 
 NAMES: tuple[str, ...] = (*RESNETS, *VGGS, *(f"cifar_resnet{depth}" for depth in DEPTHS))
 """The named nets; `cifar_resnetN` exists for every N = 6n + 2."""
@@ -81,7 +80,4 @@ def _find_row(name: str) -> ResNetSpec:
         return RESNETS[name]
     if match := NAME.fullmatch(name):
         return cifar_spec(int(match[1]))
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    raise UserError(
-        f"there is no net named {name!r}{f': did you mean {near[0]}' if near else ''}; known: {', '.join(NAMES)}"
-    )
+    raise UserError(f"there is no net named {name!r}{did_you_mean(name, NAMES)}; known: {', '.join(NAMES)}")

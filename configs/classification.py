@@ -180,7 +180,7 @@ class ClassifierConfig(Section):
 class ClassificationScheduleConfig(ScheduleConfig):
     """Length and learning rate: a pure function of the iteration and of the iterations of the events below."""
 
-    policy: Literal["multistep", "cosine", "constant", "plateau"] = "multistep"
+    policy: Literal["multistep", "cosine", "constant", "plateau"] = "multistep"  # pyright: ignore[reportIncompatibleVariableOverride]
     """plateau: times gamma where the validation error has stopped falling (He et al. 2016, Sec. 3.4)."""
     plateau_patience: PositiveInt = 5
     """plateau: after so many validations without a new lowest error."""

@@ -62,7 +62,7 @@ class ScheduleConfig(Section):
     def _one_length(self) -> ScheduleConfig:
         if (self.iterations is None) == (self.epochs is None):
             raise ValueError("give either iterations or epochs")
-        length = self.iterations or self.epochs
+        length = self.iterations or self.epochs or 0
         if any(b <= a for a, b in itertools.pairwise(self.milestones)) or any(m >= length for m in self.milestones):
             raise ValueError(f"milestones must grow and lie before the end ({length})")
         return self

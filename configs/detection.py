@@ -118,7 +118,7 @@ class DataConfig(Section):
     """Images are zero-padded at the right and the bottom up to a multiple of this."""
     augment: AugmentConfig = AugmentConfig()
     aspect_groups: NonNegativeInt = 6
-    """Training batches hold images of alike aspect ratio, in so many groups (0: mixed), to save padding."""
+    """Training batches hold images of similar aspect ratio, in so many groups (0: mixed), to save padding."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
 
@@ -202,9 +202,6 @@ class BoxConfig(Section):
     """VGG: after fc6 and fc7 in training."""
     global_context: bool = False
     """The whole image's feature joins each RoI's before the two siblings (He et al. 2016, App. B)."""
-    score_thresh: Fraction = 0.05
-    nms_thresh: Fraction = 0.5
-    detections_per_img: PositiveInt = 100
 
 
 class ModelConfig(Section):
@@ -312,22 +309,28 @@ class TtaConfig(Section):
     @model_validator(mode="after")
     def _no_view_twice(self) -> TtaConfig:
         if len(set(self.scales)) < len(self.scales):
-            raise ValueError(f"scales {self.scales}: a size stands twice: the second view would add nothing")
+            raise ValueError(f"scales {self.scales}: a size appears twice: the second view would add nothing")
         if self.merge == "vote" and not (self.hflip or self.scales):
             raise ValueError("merge: vote has nothing to merge: give hflip: true or scales")
         return self
 
 
 class TestConfig(Section):
-    """What a test does beyond the plain one (He et al. 2016, App. B): `test_det.py`, `predict.py`, and the end of
-    `train_det.py`, whose validations are plain. No retraining needed."""
+    """The thresholds of every detection, and what a test does beyond the plain one (He et al. 2016, App. B) in
+    `test_det.py`, `predict.py` and at the end of `train_det.py`, whose validations are plain. No retraining needed."""
 
     __test__: ClassVar[bool] = False
     """pytest must not take the class for a test."""
+    score_thresh: Fraction = 0.05
+    """Detections have a higher score than this. The papers' VOC results: 0.001."""
+    nms_thresh: Fraction = 0.5
+    """Of two detections of a class that overlap by more than this IoU, the better-scored is kept. The papers: 0.3."""
+    detections_per_img: PositiveInt = 100
+    """At most so many detections an image, the best-scored ones (COCO's limit)."""
     refine_rounds: NonNegativeInt = 0
     """Box refinement: so many times the RoIs' own boxes are pooled and scored again. The paper: 1."""
     refine_nms_thresh: Fraction = 0.3
-    """Takes the place of model.box.nms_thresh where refine_rounds > 0."""
+    """Takes the place of nms_thresh where refine_rounds > 0: the union of the rounds holds more duplicates."""
     vote_iou: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Box voting among boxes that overlap by at least this; null: off. The paper, with refinement: 0.5."""
     scales: list[PositiveInt] = []
@@ -337,6 +340,13 @@ class TestConfig(Section):
     """An RoI takes the two of `scales` at which it is about so large, pixels (the paper's, with 600 pixels in training;
     for a detector trained on smaller images or objects: what its objects usually measured there)."""
     tta: TtaConfig = TtaConfig()
+
+    @property
+    def plain(self) -> TestConfig:
+        """The thresholds alone, without refinement, voting, further sizes and test-time augmentation."""
+        return TestConfig(
+            score_thresh=self.score_thresh, nms_thresh=self.nms_thresh, detections_per_img=self.detections_per_img
+        )
 
     @model_validator(mode="after")
     def _ways_fit(self) -> TestConfig:
@@ -375,5 +385,5 @@ class DetectionConfig(Section):
                 sizes[f"alternating.{name}.batch_size"] = size or self.train.batch_size
         for name, size in sizes.items():
             if size % self.train.accumulate:
-                raise ValueError(f"train.{name} {size} is no multiple of train.accumulate {self.train.accumulate}")
+                raise ValueError(f"train.{name} {size} is not a multiple of train.accumulate {self.train.accumulate}")
         return self

@@ -170,7 +170,7 @@ class LocaliserConfig(ClassifierConfig):
     """The network: a classifier's (`backbone`, `shortcut`, ...), started from its weights, and the siblings."""
 
     stage: Literal["rpn", "rcnn"] = "rpn"
-    norm: Literal["frozen", "batch", "sync"] = "frozen"
+    norm: Literal["frozen", "batch", "sync"] = "frozen"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Batch norm: a constant scale and offset, trained, or trained across processes."""
     rpn: PerClassRpnConfig = PerClassRpnConfig()
     rcnn: PerClassRcnnConfig = PerClassRcnnConfig()

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from configs.detection import DataConfig, SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
 from datasets.detection import DetectionDataset
 from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
-from datasets.records import Records, join, logger, nearest
+from datasets.records import Records, join, logger
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
 
@@ -98,7 +98,7 @@ def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Pat
         choices = [*CLASS_LISTS, "auto"]
         raise UserError(
             f"data.classes: {data.classes} is neither a list of names nor one of {', '.join(choices)}"
-            f"{nearest(data.classes, choices)}"
+            f"{did_you_mean(data.classes, choices)}"
         )
     return _annotated([read_source(source, data, data_root) for source in data.train] if parts is None else parts, data)
 
@@ -112,7 +112,7 @@ def _check_rename(data: DataConfig, known: list[str]) -> None:
     if data.classes != "auto":
         for name in data.rename_classes.values():
             if name not in known:
-                raise UserError(f"data.rename_classes: {name} is not one of the classes{nearest(name, known)}")
+                raise UserError(f"data.rename_classes: {name} is not one of the classes{did_you_mean(name, known)}")
 
 
 def _without_doubles(names: list[str]) -> list[str]:
@@ -132,7 +132,7 @@ def _kept(known: list[str], keep: list[str] | None) -> list[str]:
         raise UserError("data.keep_classes: is empty")
     for name in keep:
         if name not in known:
-            raise UserError(f"data.keep_classes: {name} is not one of the classes{nearest(name, known)}")
+            raise UserError(f"data.keep_classes: {name} is not one of the classes{did_you_mean(name, known)}")
     return [name for name in known if name in keep]
 
 

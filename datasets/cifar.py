@@ -64,8 +64,8 @@ def read_cifar10(root: Path, split: str, class_names: Sequence[str] | None = Non
             missing = [path for path in paths if not path.is_file()]
             if missing:
                 raise UserError(f"{missing[0]}: missing: unpack the archive again")
-            pieces = [read(path) for path in paths]
-            return _arrays(*(np.concatenate(piece) for piece in zip(*pieces, strict=True)), class_names, str(folder))
+            planes, labels = zip(*(read(path) for path in paths), strict=True)
+            return _arrays(np.concatenate(planes), np.concatenate(labels), class_names, str(folder))
     if (root / split).is_dir():
         return read_into_memory(read_folders(root / split, class_names))
     list_folder(root)
@@ -87,7 +87,7 @@ def read_into_memory(files: ImageFiles) -> ImageArrays:
     def decode(index: int) -> None:
         _put(images, index, read_image(files.path(index)), str(files.path(index)))
 
-    with ThreadPoolExecutor() as threads:  # decoding lets go of the interpreter lock
+    with ThreadPoolExecutor() as threads:  # decoding releases the interpreter lock
         for _ in threads.map(decode, range(len(files)), chunksize=64):
             pass
     return ImageArrays(images, files.labels, files.class_names)
@@ -148,7 +148,9 @@ def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3072) uint8 and (N,) labels of a binary batch: for each image one byte of label and the planes."""
     data = np.fromfile(path, np.uint8)
     if len(data) == 0 or len(data) % (1 + _PIXELS):
-        raise UserError(f"{path}: truncated: {len(data)} bytes are no whole number of images of {1 + _PIXELS} bytes")
+        raise UserError(
+            f"{path}: truncated: {len(data)} bytes are not a whole number of images of {1 + _PIXELS} bytes each"
+        )
     rows = data.reshape(-1, 1 + _PIXELS)
     return _checked(rows[:, 1:], rows[:, 0].astype(np.int64), path)
 
@@ -159,7 +161,7 @@ def _checked(planes: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.nda
             f"{path}: holds {planes.dtype} {planes.shape} for {len(labels)} labels, not (N, {_PIXELS}) bytes"
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(CIFAR10_CLASSES):
-        raise UserError(f"{path}: labels {labels.min()}..{labels.max()} are not those of CIFAR-10 (0..9)")
+        raise UserError(f"{path}: labels {labels.min()}..{labels.max()} are outside CIFAR-10's 0..9")
     return planes, labels
 
 
@@ -179,6 +181,7 @@ def _read_zip(path: Path, split: str, class_names: Sequence[str] | None) -> Imag
                 raise UserError(f"{path}: {name} cannot be decoded as an image")
             images = np.empty((len(names), *image.shape), np.uint8) if images is None else images
             _put(images, index, image, f"{path}: {name}")
+    assert images is not None, "there are names"
     labels = np.array([label_of[_class_of(name)] for name in names], np.int64)
     return ImageArrays(images, labels, class_names)
 

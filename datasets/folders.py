@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, nearest
 from configs.files import read_lines
 from datasets.images import IMAGE_SUFFIXES, is_hidden
 
@@ -121,8 +120,8 @@ def find_class(name: str, class_names: Sequence[str], where: str) -> int:
     try:
         return class_names.index(name)
     except ValueError:
-        near = difflib.get_close_matches(name, class_names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(class_names[:5])}, ..."
+        near = nearest(name, class_names)
+        hint = f"did you mean {near}?" if near else f"they are {', '.join(class_names[:5])}, ..."
         raise UserError(f"{where}: {name} is none of the {len(class_names)} classes: {hint}") from None
 
 
@@ -137,8 +136,8 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
             return list(entries)
     except OSError as error:
         parent = folder.parent
-        near = difflib.get_close_matches(folder.name, os.listdir(parent) if parent.is_dir() else [], 1)
-        hint = f": did you mean {parent / near[0]}?" if near else ""
+        near = nearest(folder.name, os.listdir(parent) if parent.is_dir() else [])
+        hint = f": did you mean {parent / near}?" if near else ""
         raise UserError(f"{folder}: {error.strerror}{hint}") from None
 
 

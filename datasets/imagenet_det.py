@@ -20,11 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from configs.files import read_lines
 from datasets.class_lists import IMAGENET_DET_WNIDS
 from datasets.images import image_file_size
-from datasets.records import Records, logger, make_records, nearest
+from datasets.records import Records, logger, make_records
 from datasets.voc import VocAnnotation, read_annotation
 
 _CLASSES = len(IMAGENET_DET_WNIDS)
@@ -132,7 +132,7 @@ def _read_list(lists: Path, image_set: str) -> list[str]:
     if not path.is_file():
         there = sorted({item.stem for item in lists.glob("*.txt")} | {"train", "val1", "val2"})
         shown = [name for name in there if not re.fullmatch(r"train_.*\d", name)]
-        raise UserError(f"{path}: there is no such list{nearest(image_set, there)}; there are: {', '.join(shown)}")
+        raise UserError(f"{path}: there is no such list{did_you_mean(image_set, there)}; there are: {', '.join(shown)}")
     ids = [line.split()[0] for line in read_lines(path, "list of images") if line.strip()]
     if not ids:
         raise UserError(f"{path}: lists no image")

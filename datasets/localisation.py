@@ -18,12 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
 from datasets.folders import find_class, list_folder
 from datasets.images import image_file_size
-from datasets.records import Records, logger, make_records, nearest
+from datasets.records import Records, logger, make_records
 from datasets.voc import read_annotation
 
 
@@ -122,7 +122,9 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
             name, label = fields[0], wnid or (fields[1] if len(fields) > 1 else "")
             where = f"{file}:{number} ({name})"
             if name not in present:
-                raise UserError(f"{where}: there is no such image in {folder}{nearest(name, sorted(present)[:1000])}")
+                raise UserError(
+                    f"{where}: there is no such image in {folder}{did_you_mean(name, sorted(present)[:1000])}"
+                )
             box = _tiny_box(fields[1 if wnid else 2 :], where)
             size, is_grey = _header(folder / name)
             grey += [name] * is_grey

@@ -6,7 +6,6 @@ reference counts change; a handful of arrays is shared.
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError
+from configs.errors import PrintableFilter, UserError, did_you_mean
 from datasets.images import image_file_size
 from datasets.resize import clip_boxes
 from datasets.target import Target
@@ -285,12 +284,6 @@ def report(records: Records, which: np.ndarray, fault: str) -> None:
         logger.warning("%s: %d object%s %s: %s%s", records.source, len(found), plural, fault, examples, more)
 
 
-def nearest(name: str, choices: Sequence[str]) -> str:
-    """' (did you mean X?)' for the name most like `name`, or nothing where none is alike."""
-    found = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
-
-
 def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
     """Refuse image names whose bytes are not UTF-8, or that hold line ends and their like: lists cannot hold them."""
     names = [f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images]
@@ -403,7 +396,8 @@ def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str
     name = renamed[records.labels[m] - 1]
     listed = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     return (
-        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]{nearest(name, known)}: "
+        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]"
+        f"{did_you_mean(name, known)}: "
         "add it to data.classes, map it with data.rename_classes, or choose with data.keep_classes"
     )
 

@@ -16,11 +16,11 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from configs.files import decode_xml, read_bytes, read_lines
 from datasets.columns import LARGEST
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images
-from datasets.records import Records, logger, make_records, nearest, report
+from datasets.records import Records, logger, make_records, report
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,8 @@ def read_image_set(root: Path, image_set: str) -> list[str]:
     if not path.is_file():
         there = sorted(item.stem for item in folder.glob("*.txt") if not is_hidden(item.name))
         raise UserError(
-            f"{path}: there is no such image set{nearest(image_set, there)}; there are: {', '.join(there) or 'none'}"
+            f"{path}: there is no such image set{did_you_mean(image_set, there)}; "
+            f"there are: {', '.join(there) or 'none'}"
         )
     return listed_images(path, root)
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import PrintableFilter, UserError
+from configs.errors import PrintableFilter, UserError, did_you_mean
 from configs.files import read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import short
 from datasets.images import image_file_size, list_files, list_images
-from datasets.records import Records, make_records, nearest
+from datasets.records import Records, make_records
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
@@ -163,7 +163,7 @@ def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
         sorted(path.name for path in (root / "images").iterdir() if path.is_dir()) if (root / "images").is_dir() else []
     )
     raise UserError(
-        f"{pairs[0][0]}: there is no such folder{nearest(image_set, there)}: "
+        f"{pairs[0][0]}: there is no such folder{did_you_mean(image_set, there)}: "
         "a YOLO folder holds images/NAME/ and labels/NAME/"
     )
 

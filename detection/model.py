@@ -15,14 +15,14 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from backbones.batch_norm import fold_batch_norm
+from backbones.preprocess import Normalize
 from backbones.weights import Preprocessing, load_backbone_weights
 from backbones.zoo import build_backbone
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
 from detection.heads import BoxPredictor, Conv5Head, TwoFcHead
-from detection.postprocess import Detections, postprocess
-from detection.preprocess import Normalize
+from detection.postprocess import BatchDetections, postprocess
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
@@ -51,10 +51,24 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
-    """Faster R-CNN on batches (`datasets.batch.Batch`)."""
+    """Faster R-CNN on batches (`datasets.batch.Batch`).
+
+    Args:
+        backbone, rpn, roi_heads: its parts.
+        class_names: K names.
+        preprocessing: what its weights expect of an image.
+        test: the thresholds of its detections; None: the defaults. What else a test may ask for (refinement, sizes)
+            is done by `detection.inference.Inference`.
+    """
 
     def __init__(
-        self, backbone: Backbone, rpn: Rpn, roi_heads: RoiHeads, class_names: list[str], preprocessing: Preprocessing
+        self,
+        backbone: Backbone,
+        rpn: Rpn,
+        roi_heads: RoiHeads,
+        class_names: list[str],
+        preprocessing: Preprocessing,
+        test: TestConfig | None = None,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(preprocessing)
@@ -63,10 +77,11 @@ class Detector(nn.Module):
         self.roi_heads = roi_heads
         self.class_names = class_names
         self.preprocessing = preprocessing
+        self.test = test or TestConfig()
 
     def forward(
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
-    ) -> dict[str, Tensor] | Detections:
+    ) -> dict[str, Tensor] | BatchDetections:
         """Losses where `seed` and `iteration` are given (they decide the samples), detections otherwise.
 
         Losses are scalars; their sum is what is minimised. They are normalised over all processes. Detections are in
@@ -106,8 +121,16 @@ class Detector(nn.Module):
         logits, deltas = self.roi_heads(self.roi_maps(features), rois.boxes, batch.image_sizes)
         return self.roi_heads.losses(logits, deltas, rois)
 
-    def detect(self, batch: Batch, proposals: Proposals | None = None) -> Detections:
-        """Final boxes, scores and labels of the batch's images, on given proposals or (None) those of its own RPN."""
+    def detect(
+        self, batch: Batch, proposals: Proposals | None = None, *, test: TestConfig | None = None
+    ) -> BatchDetections:
+        """Final boxes, scores and labels of the batch's images.
+
+        Args:
+            batch: the images.
+            proposals: what is scored; None: the proposals of its own RPN.
+            test: thresholds in place of its own.
+        """
         features = self.features(batch)
         if proposals is None:
             proposals, _ = self.rpn(features, batch.image_sizes, training=False)
@@ -120,7 +143,7 @@ class Detector(nn.Module):
             batch.image_sizes,
             batch.original_sizes,
             self.roi_heads.delta_weights,
-            self.roi_heads.config,
+            test or self.test,
         )
 
     def optimize_for_inference(self, dtype: torch.dtype = torch.float32) -> Detector:
@@ -141,6 +164,7 @@ def build_detector(
     config: ModelConfig,
     class_names: list[str],
     *,
+    test: TestConfig | None = None,
     data_root: Path | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Detector:
@@ -149,6 +173,7 @@ def build_detector(
     Args:
         config: the section `model`.
         class_names: K names; label k is `class_names[k - 1]`.
+        test: the section `test`, whose thresholds its detections obey; None: the default ones.
         data_root: where weights files are looked for.
         preprocessing: of a checkpoint that will be loaded over this: the backbone's own weights are then not looked
             for. None: the backbone's weights are loaded, and bring it along.
@@ -171,7 +196,7 @@ def build_detector(
     width = box_head.out_channels * (2 if config.box.global_context else 1)
     predictor = BoxPredictor(width, len(class_names), class_agnostic=config.box.class_agnostic)
     roi_heads = RoiHeads(config.box, RoiFeatures(config.box, roi_strides), box_head, predictor)
-    return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing)
+    return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing, test)
 
 
 def _c4_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module, int]:

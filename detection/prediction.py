@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from detection.postprocess import Detections
+from detection.postprocess import BatchDetections
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ImageDetections:
     """(D,) int64 in 1..K."""
 
 
-def to_numpy(detections: Detections) -> list[ImageDetections]:
+def to_numpy(detections: BatchDetections) -> list[ImageDetections]:
     """The detections of each image of a batch; the one wait for the device."""
     boxes, scores, labels, valid = detections
     # float32 holds labels exactly up to 2^24.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -56,6 +57,22 @@ def test_imports_point_one_way(package):
             if package == "detection" and top == "datasets" and module != "datasets":
                 name = ".".join(module.split(".")[:2])
                 assert name in CONTRACT, f"{path} imports {module}: only the contract of datasets is open to detection"
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file; of a package's `__init__.py` the package's."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other():
+    """The graph of imports, those within functions and for type checkers among them, has no cycle."""
+    files = {module_name(path): path for package in OURS for path in (ROOT / package).rglob("*.py")}
+    graph = {name: (imported_modules(path) & files.keys()) - {name} for name, path in files.items()}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 def test_schema_needs_nothing_of_ours():

@@ -65,7 +65,7 @@ class Input:
 def main(args: argparse.Namespace) -> None:
     device = cli.select_device(args.device)
     inputs = find_images(args.inputs, args.out)
-    overrides = [f"model.box.score_thresh={args.threshold}", *args.overrides]
+    overrides = [f"test.score_thresh={args.threshold}", *args.overrides]
     detectors, config = load_ensemble(args.weights, overrides=overrides, device=device)
     torch.manual_seed(args.seed or 0)
     for detector in detectors:

@@ -7,7 +7,7 @@
 
 `test` in the config switches on refinement, voting, multi-scale testing and test-time augmentation
 (docs/improvements.md). Several weights are an ensemble: each member is built from its own stored config, --cfg gives
-data, thresholds and `test`.
+data and `test`.
 
 Prints the table and writes metrics.json, detections.json, pictures, the report (report/index.html) and, for VOC sets,
 comp4_det_test_<class>.txt; without annotations a submission file in place of metrics and report.
@@ -39,9 +39,6 @@ from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.pictures import write_pictures
 
-THRESHOLDS = ("score_thresh", "nms_thresh", "detections_per_img")
-"""Of `model.box`: what an ensemble takes from --cfg."""
-
 
 def main(args: argparse.Namespace) -> None:
     device = cli.select_device(args.device)
@@ -54,7 +51,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     config = load_config(args.cfg, cli.config_overrides(args))
     data_root = cli.find_data_root(args.data_root)
     split = args.split or ("test" if config.data.test else "val")
-    detectors = load_members(args.weights, config) if len(args.weights) > 1 else [load_one(args.weights[0], config)]
+    detectors = load_ensemble(args.weights)[0] if len(args.weights) > 1 else [load_one(args.weights[0], config)]
     class_names = detectors[0].class_names
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
     for detector in detectors:
@@ -81,20 +78,10 @@ def load_one(path: Path, config: DetectionConfig) -> Detector:
     """The detector that the config describes, with a checkpoint's weights and classes."""
     checkpoint = read_detector_file(path)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
-    detector = build_detector(config.model, list(checkpoint["class_names"]), preprocessing=preprocessing)
+    class_names = list(checkpoint["class_names"])
+    detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
     return detector
-
-
-def load_members(paths: list[Path], config: DetectionConfig) -> list[Detector]:
-    """An ensemble: each checkpoint's own detector, with the config's thresholds.
-
-    Raises:
-        UserError: their classes differ.
-    """
-    box = config.model.box
-    thresholds = [f"model.box.{name}={getattr(box, name)}" for name in THRESHOLDS]
-    return load_ensemble(paths, overrides=thresholds)[0]
 
 
 def load_split(

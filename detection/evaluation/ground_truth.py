@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError
+from configs.errors import PrintableFilter, UserError, did_you_mean
 from datasets.coco import read_coco_file
 from datasets.columns import last_of_equal_ids
 from datasets.voc import listed_images, read_annotation
 from detection.evaluation.boxes import continuous_to_voc
 from detection.evaluation.data import GroundTruth
-from detection.evaluation.messages import nearest
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
@@ -76,7 +75,7 @@ def _read_image_set(root: Path, image_set: str) -> list[str]:
     if not path.is_file():
         there = sorted(item.stem for item in path.parent.glob("*.txt"))
         raise UserError(
-            f"{path}: there is no such image set{nearest(image_set, there)}: give --image-set with one of: "
+            f"{path}: there is no such image set{did_you_mean(image_set, there)}: give --image-set with one of: "
             f"{', '.join(there[:10]) or 'none'}"
         )
     return listed_images(path, root)

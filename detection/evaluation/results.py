@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError
+from configs.errors import PrintableFilter, UserError, did_you_mean
 from configs.files import read_json, read_lines
 from datasets.columns import Rows, no_garbage_collection, short
 from detection.evaluation.boxes import voc_to_coco
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.messages import examples, nearest
+from detection.evaluation.messages import examples
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
@@ -165,7 +165,7 @@ def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> No
         fields = len(row[0].split()) + 5
         if fields > 6 and row[0].split()[0] in position:
             raise UserError(f"{where}: has {fields} fields, not 6: {_COMP_LINE}")
-        alike = nearest(row[0], list(position))
+        alike = did_you_mean(row[0], list(position))
         raise UserError(f"{where}: image {row[0]!r} is not in the image set{alike}: check --image-set")
     for name, text in zip(("score", "xmin", "ymin", "xmax", "ymax"), row[1:], strict=True):
         try:
@@ -320,7 +320,7 @@ def _image_column(rows: Rows, truth: GroundTruth, *, by_file: bool = False) -> n
 def _unknown_image(identity: Any, truth: GroundTruth, *, wants_number: bool) -> str:
     if isinstance(identity, str) and wants_number:
         return f"image_id is the text {short(identity)}, but the ids of {truth.source} are numbers"
-    hint = nearest(identity, truth.image_ids) if isinstance(identity, str) else ""
+    hint = did_you_mean(identity, truth.image_ids) if isinstance(identity, str) else ""
     return f"image_id {short(identity)} is not in {truth.source}{hint}: is it another set's file?"
 
 
@@ -354,7 +354,7 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
     if without:
         logger.warning(
             "%s: detections of classes that have no ground truth are left out of the means: %s%s",
-            path, examples(without), nearest(without[0], sorted(annotated)),
+            path, examples(without), did_you_mean(without[0], sorted(annotated)),
         )  # fmt: skip
     missed = sorted(annotated - found)
     if missed:

@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from configs.files import write_text
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.files import write_text
 from detection.evaluation.results import file_names_of
 
 

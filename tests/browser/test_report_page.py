@@ -13,7 +13,7 @@ from PIL import Image
 
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.report import SECTIONS, Run, write_report
-from detection.evaluation.synthetic import IMAGE_SIZE, make_set
+from tools.benchmarks.synthetic import IMAGE_SIZE, make_set
 
 pytestmark = pytest.mark.slow
 

@@ -9,15 +9,7 @@ import torch
 
 from configs.classification import ImageDataConfig
 from configs.errors import UserError
-from datasets.classification import (
-    TrainStream,
-    build_splits,
-    centre_batches,
-    local_parts,
-    scaled_batches,
-    spread,
-    train_batches,
-)
+from datasets.classification import build_splits, centre_batches, scaled_batches, spread, train_batches
 
 COUNT = 10
 
@@ -41,32 +33,6 @@ def config(**values):
         **{"val": {"format": "folders", "root": "val"}, "crop_size": 16, "test_resize": 18, "num_workers": 0, **values},
         augment=augment,
     )
-
-
-def test_the_stream_is_the_concatenation_of_shuffled_epochs():
-    stream = TrainStream(10, 4, seed=1)
-    epochs, indices = (np.concatenate(parts) for parts in zip(*(stream.step(i) for i in range(10)), strict=True))
-    assert epochs.tolist() == [e for e in range(4) for _ in range(10)]
-    for epoch in range(4):
-        assert sorted(indices[epoch * 10 : (epoch + 1) * 10]) == list(range(10))
-    assert indices[:10].tolist() != indices[10:20].tolist()
-    # A pure function of (seed, iteration): asked alone, after anything else, or of another object.
-    assert TrainStream(10, 4, seed=1).step(7)[1].tolist() == indices[28:32].tolist()
-    assert TrainStream(10, 4, seed=2).step(0)[1].tolist() != indices[:4].tolist()
-
-
-def test_a_step_larger_than_the_set():
-    epochs, indices = TrainStream(3, 8, seed=0).step(1)
-    assert epochs.tolist() == [2, 3, 3, 3, 4, 4, 4, 5]
-    assert sorted(indices[1:4]) == [0, 1, 2]
-
-
-def test_processes_and_parts_divide_a_step():
-    whole = list(range(12))
-    taken = [[whole[part] for part in local_parts(12, 2, rank, 3)] for rank in range(3)]
-    assert taken == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
-    with pytest.raises(UserError, match=r"12 is not a multiple of train\.accumulate 5 x 1"):
-        local_parts(12, 5, 0, 1)
 
 
 def first(batches, count):

@@ -67,7 +67,7 @@ def test_folder_gives_pictures_and_the_detectors_own_boxes(tiny_voc, weights, tm
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     assert "8 images" in capsys.readouterr().out
 
-    detector, _ = load_detector(weights, overrides=["model.box.score_thresh=0.3"])
+    detector, _ = load_detector(weights, overrides=["test.score_thresh=0.3"])
     paths = [images / name for name in names]
     records = make_records(
         images=[(str(path), path.name, image_file_size(path)) for path in paths], boxes=[], labels=[], counts=[0] * 8,
@@ -91,10 +91,10 @@ def test_threshold_and_settings(tiny_voc, weights, tmp_path):
     few, many = run(weights, tmp_path / "a", images, threshold="0.45"), run(weights, tmp_path / "b", images)
     assert 0 <= len(few) < len(many)
     assert all(row["score"] >= 0.3 for row in many)
-    one = run(weights, tmp_path / "c", images / "image_0.png", "--set", "model.box.detections_per_img=1", threshold="0")
+    one = run(weights, tmp_path / "c", images / "image_0.png", "--set", "test.detections_per_img=1", threshold="0")
     assert len(one) == 1
-    with pytest.raises(UserError, match=r"unknown key model\.box\.nms_tresh: did you mean model\.box\.nms_thresh"):
-        run(weights, tmp_path / "d", "--set", "model.box.nms_tresh=0.5", images)
+    with pytest.raises(UserError, match=r"unknown key test\.nms_tresh: did you mean test\.nms_thresh"):
+        run(weights, tmp_path / "d", "--set", "test.nms_tresh=0.5", images)
 
 
 def test_inputs_are_files_folders_and_patterns_each_image_once(tiny_voc, tmp_path):

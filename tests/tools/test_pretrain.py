@@ -23,7 +23,7 @@ from configs.errors import UserError
 from configs.loading import load_config
 from datasets.classification import build_splits
 from tools import pretrain
-from tools.runtime import cli
+from tools.runtime import cli, loop
 from tools.runtime.classification import TrainingError, make_normalize, train_feed
 from tools.runtime.ema import Ema
 from tools.runtime.optimizer import build_optimizer, step_unless
@@ -154,19 +154,19 @@ def run_and_resume(config: Path, tmp_path: Path, monkeypatch, options: list[str]
     """The same run in one go, and interrupted and resumed."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole, *options)
-    real = pretrain.seed_step
+    real = loop.seed_step
 
     def stop(seed: int, iteration: int) -> None:
         real(seed, iteration)
         if iteration == stop_after - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(pretrain, "seed_step", stop)
+    monkeypatch.setattr(loop, "seed_step", stop)
     with pytest.raises(SystemExit) as ending:
         cli.run(pretrain.main, pretrain.make_parser(), arguments(config, parts, *options))
     assert ending.value.code == 3
     assert load(parts / "last.pt")["training"]["iteration"] == stop_after
-    monkeypatch.setattr(pretrain, "seed_step", real)
+    monkeypatch.setattr(loop, "seed_step", real)
     train(config, parts, "--resume", *options)
     return whole, parts
 

@@ -64,7 +64,7 @@ def test_per_class_lists_and_lists_that_repeat(tmp_path: Path, caplog: pytest.Lo
 
 
 def test_wrong_image_set_is_named_with_the_right_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"tset\.txt.*did you mean 'test'"):
+    with pytest.raises(UserError, match=r"tset\.txt.*did you mean test"):
         read_voc_ground_truth(write_voc(tmp_path / "voc", {"a": []}), "tset")
 
 

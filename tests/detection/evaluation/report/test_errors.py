@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.evaluation.analysis import Analysis, analyse
-from detection.evaluation.breakdown import match_any_class
 from detection.evaluation.data import Detections, GroundTruth, align
-from detection.evaluation.errors import ERRORS, NO_ERROR
 from detection.evaluation.evaluate import evaluate
-from detection.evaluation.synthetic import make_set
+from detection.evaluation.report.analysis import Analysis, analyse
+from detection.evaluation.report.breakdown import match_any_class
+from detection.evaluation.report.errors import ERRORS, NO_ERROR
+from tools.benchmarks.synthetic import make_set
 
 BOX, HALF = (1.0, 1.0, 100.0, 100.0), (1.0, 1.0, 100.0, 30.0)
 FAR = (301.0, 301.0, 400.0, 400.0)

@@ -10,7 +10,7 @@ from types import FrameType
 import pytest
 
 from detection.evaluation.evaluate import evaluate
-from detection.evaluation.synthetic import coco_benchmark_set, make_set, voc_benchmark_set
+from tools.benchmarks.synthetic import coco_benchmark_set, make_set, voc_benchmark_set
 
 
 def test_the_benchmark_sets_have_the_sizes_that_they_say() -> None:
@@ -49,7 +49,7 @@ def test_half_a_million_detections_take_less_than_a_gigabyte(root: Path, tmp_pat
 import sys
 sys.path.insert(0, {str(root)!r})
 from pathlib import Path
-from detection.evaluation.synthetic import time_coco
+from tools.benchmarks.synthetic import time_coco
 time_coco(Path({str(tmp_path)!r}), reference=False)
 # VmHWM, not ru_maxrss: the latter begins with that of the process which started this one.
 print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

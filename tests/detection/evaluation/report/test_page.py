@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.evaluation.analysis import analyse
 from detection.evaluation.data import Detections, GroundTruth, align
 from detection.evaluation.evaluate import evaluate
-from detection.evaluation.gallery import MOST_CARDS, confident_false_positives, find_image, worst_missed
 from detection.evaluation.report import SECTIONS, Run, write_report
-from detection.evaluation.synthetic import IMAGE_SIZE, make_set
+from detection.evaluation.report.analysis import analyse
+from detection.evaluation.report.gallery import MOST_CARDS, confident_false_positives, find_image, worst_missed
+from tools.benchmarks.synthetic import IMAGE_SIZE, make_set
 
 
 class Checker(HTMLParser):

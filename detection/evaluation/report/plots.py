@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from detection.evaluation.analysis import Analysis
-from detection.evaluation.breakdown import Group
-from detection.evaluation.errors import ERRORS
-from detection.evaluation.files import write_bytes
+from configs.files import write_bytes
+from detection.evaluation.report.analysis import Analysis
+from detection.evaluation.report.breakdown import Group
+from detection.evaluation.report.errors import ERRORS
 from detection.evaluation.voc import NOT_COUNTED, TRUE, class_curves
 
 INK, GREY, RIGHT, WRONG = "#1f2937", "#9ca3af", "#15803d", "#dc2626"

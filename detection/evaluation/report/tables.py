@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from detection.evaluation.analysis import Analysis
-from detection.evaluation.errors import ERRORS
-from detection.evaluation.evaluate import PROTOCOLS
+from detection.evaluation.coco import NUMBERS as COCO_NUMBERS
+from detection.evaluation.evaluate import PROTOCOLS, headline
+from detection.evaluation.report.analysis import Analysis
+from detection.evaluation.report.errors import ERRORS
+from detection.evaluation.report.run import Run
 from detection.evaluation.voc import TRUE
-
-if TYPE_CHECKING:
-    from detection.evaluation.report import Run
 
 _CARDS = {
     "voc07": ("VOC07 mAP", "11 points, IoU .5"),
@@ -22,12 +20,6 @@ _CARDS = {
     "coco": ("COCO AP", "mean over IoU .50 to .95"),
     "imagenet_det": ("ImageNet DET mAP", "area under the curve, IoU .5, less for small objects"),
 }
-_COCO = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-
-
-def main_number(metrics: dict, protocol: str) -> float | None:
-    """The number that a protocol is known by."""
-    return metrics[protocol]["AP" if protocol == "coco" else "mAP"] if protocol in metrics else None
 
 
 def cards(runs: Sequence[Run]) -> str:
@@ -37,7 +29,7 @@ def cards(runs: Sequence[Run]) -> str:
         if not any(protocol in run.metrics for run in runs):
             continue
         name, note = _CARDS[protocol]
-        values = [main_number(run.metrics, protocol) for run in runs]
+        values = [_headline(run, protocol) for run in runs]
         numbers = f'<span class="{"first" if len(runs) > 1 else ""}">{percent(values[0])}</span>'
         if len(runs) > 1:
             numbers += f'<small class="second">{percent(values[1])}</small><small>{difference(*values)}</small>'
@@ -49,8 +41,8 @@ def cards(runs: Sequence[Run]) -> str:
 def coco_table(runs: Sequence[Run]) -> str:
     """COCO's 12 numbers, a line for each run."""
     runs = [run for run in runs if "coco" in run.metrics]
-    rows = [[escape(run.name), *(percent(run.metrics["coco"][key]) for key in _COCO)] for run in runs]
-    return "<h3>COCO's 12 numbers</h3>" + _table(["", *_COCO], rows) if rows else ""
+    rows = [[escape(run.name), *(percent(run.metrics["coco"][key]) for key in COCO_NUMBERS)] for run in runs]
+    return "<h3>COCO's 12 numbers</h3>" + _table(["", *COCO_NUMBERS], rows) if rows else ""
 
 
 def iou_table(runs: Sequence[Run]) -> str:
@@ -85,7 +77,7 @@ def per_class_table(runs: Sequence[Run], analyses: Sequence[Analysis]) -> str:
         body += f"<tr>{cells}</tr>"
     foot = f"<td>mean</td>{_number(analyses[0].matches.positives.sum())}"
     for protocol in present:
-        foot += _protocol_cells([main_number(run.metrics, protocol) for run in runs])
+        foot += _protocol_cells([_headline(run, protocol) for run in runs])
     head = "".join(f"<th>{escape(word)}</th>" for word in heads)
     foot += "<td></td><td></td>" + _number(len(analyses[0].matches.scores))
     return (
@@ -121,6 +113,10 @@ def error_table(runs: Sequence[Run], analyses: Sequence[Analysis]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- cells
+
+
+def _headline(run: Run, protocol: str) -> float | None:
+    return headline(run.metrics[protocol]) if protocol in run.metrics else None
 
 
 def percent(value: float | None) -> str:

@@ -6,19 +6,19 @@ It needs no network and no server. Plots stand beside it as PNG files too.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
-from detection.evaluation import plots
-from detection.evaluation.analysis import Analysis, analyse
-from detection.evaluation.data import Detections, GroundTruth, align
-from detection.evaluation.evaluate import Metrics
-from detection.evaluation.files import write_text
-from detection.evaluation.gallery import MOST_CARDS, Card, confident_false_positives, picture, worst_missed
-from detection.evaluation.tables import cards, coco_table, error_table, iou_table, per_class_table
+from configs.files import write_text
+from detection.evaluation.data import GroundTruth, align
+from detection.evaluation.report.analysis import Analysis, analyse
+from detection.evaluation.report.gallery import MOST_CARDS, Card, confident_false_positives, picture, worst_missed
+from detection.evaluation.report.plots import draw_all
+from detection.evaluation.report.run import Run
+from detection.evaluation.report.tables import cards, coco_table, error_table, iou_table, per_class_table
 
 SECTIONS = {
     "summary": "Summary",
@@ -32,16 +32,6 @@ SECTIONS = {
     "false-positives": "Confident false positives",
     "notes": "How it is counted",
 }
-
-
-@dataclass(frozen=True)
-class Run:
-    """A detector's result on the set."""
-
-    name: str
-    detections: Detections
-    metrics: Metrics
-    """As from `evaluate`."""
 
 
 def write_report(
@@ -69,7 +59,7 @@ def write_report(
     runs = list(runs)
     analyses = _on_common_classes([analyse(align(truth, run.detections)) for run in runs], truth, runs)
     named = [(run.name, analysis) for run, analysis in zip(runs, analyses, strict=True)]
-    pictures = plots.draw_all(Path(folder) / "plots", named)
+    pictures = draw_all(Path(folder) / "plots", named)
     matrices = "".join(_plot(pictures[f"confusion_{n}"], "confusion matrix") for n in range(1, len(runs) + 1))
     bodies = {
         "summary": cards(runs) + coco_table(runs) + iou_table(runs),

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from configs.files import write_text
 from detection.evaluation import coco
 from detection.evaluation.boxes import Frame, coco_to_voc
 from detection.evaluation.data import Detections, GroundTruth, align
-from detection.evaluation.files import write_text
 from detection.evaluation.write import category_ids_of, write_detections_json
 
 IMAGE_SIZE = (375, 500)

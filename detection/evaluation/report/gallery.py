@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from detection.evaluation.analysis import Analysis
 from detection.evaluation.data import GroundTruth
-from detection.evaluation.errors import ERRORS, NO_ERROR
+from detection.evaluation.report.analysis import Analysis
+from detection.evaluation.report.errors import ERRORS, NO_ERROR
 from detection.evaluation.voc import NOT_COUNTED, TRUE
 
 MOST_CARDS = 24

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from detection.evaluation.breakdown import Group, by_crowding, by_neighbour, by_size, confusion
 from detection.evaluation.data import Aligned
-from detection.evaluation.errors import (
+from detection.evaluation.report.breakdown import Group, by_crowding, by_neighbour, by_size, confusion
+from detection.evaluation.report.errors import (
     ERRORS,
     FOREGROUND,
     Errors,
