@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import read_bytes
+from configs.pickles import PickleError, read_pickle
 from datasets.folders import ImageFiles, find_class, list_folder, read_folders
 from datasets.images import IMAGE_SUFFIXES, read_image
 
@@ -113,34 +112,19 @@ def _arrays(planes: np.ndarray, labels: np.ndarray, class_names: Sequence[str] |
 
 # ---------------------------------------------------------------------------------------------- files
 
-_ARRAY_PIECES = np.zeros(1).__reduce__()[0]
-_ALLOWED = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _ARRAY_PIECES for core in ("core", "_core")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values only: a pickle may otherwise run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
-
 
 def _read_python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3072) uint8 and (N,) labels of a pickled batch."""
     try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="bytes").load()
-        planes, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
-    except Exception as error:  # damaged pickles raise many kinds
-        raise UserError(f"{path}: not a CIFAR-10 python batch ({error}): unpack the archive again") from None
+        content = read_pickle(read_bytes(path, "CIFAR-10 batch"))
+        # Python 2's keys are texts, Python 3's may be bytes.
+        named = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+        planes, labels = named["data"], np.asarray(named["labels"])
+    except (PickleError, KeyError, AttributeError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: not a CIFAR-10 python batch ({reason}): unpack the archive again") from None
+    if not isinstance(planes, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: not a CIFAR-10 python batch: data is not an array, or labels are not numbers")
     return _checked(planes, labels, path)
 
 

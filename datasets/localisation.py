@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import UserError, did_you_mean
+from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
 from datasets.folders import find_class, list_folder
 from datasets.images import image_file_size
@@ -156,12 +157,7 @@ def _tiny_box(fields: list[str], where: str) -> tuple[float, float, float, float
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file of boxes") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    return [line for line in read_lines(path, "file of boxes") if line.strip()]
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:

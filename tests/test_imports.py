@@ -26,6 +26,7 @@ CONTRACT = {
     "datasets.records",
     "datasets.voc",
     "datasets.coco",
+    "datasets.columns",
     "datasets.class_lists",
     # Prediction reads, resizes and pads as the evaluation does.
     "datasets.images",
