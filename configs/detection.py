@@ -6,7 +6,7 @@ Names follow torchvision's where the option means the same thing there (`min_siz
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -207,12 +207,19 @@ class BoxConfig(Section):
     detections_per_img: PositiveInt = 100
 
 
+WITHOUT_BATCH_NORM = (
+    "vgg16", "vgg19", "highway19", "highway32", "fitnet19", "nin", "dsn", "maxout", "prelu_net_a", "prelu_net_b",
+    "prelu_net_c",
+)  # fmt: skip
+
+
 class ModelConfig(Section):
     """Backbone, neck, RPN and detector."""
 
-    backbone: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"
-    ]
+    backbone: str | dict[str, Any] | None = None
+    """Any net of `backbones/`: resnet18..152, vgg16, vgg19 (_bn), googlenet, ...; or the table of a net of one's own (as
+    in classification); null: that of the checkpoint `weights`. The last stage runs on each RoI, the map before it is
+    shared; VGG and PReLU-net share all stages."""
     weights: str
     """random; torchvision:IMAGENET1K_V1 (or _V2); or the path of a checkpoint of tools/pretrain.py or of
     tools/convert_weights.py."""
@@ -222,8 +229,13 @@ class ModelConfig(Section):
     """Batch norm: a constant scale and offset (He et al. 2016, App. A), trained, or trained across processes."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
     """conv1..convN keep their weights."""
-    stride_in_1x1: bool = False
-    """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision). Must be as the weights."""
+    stride_in_1x1: bool | None = None
+    """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision). null: as the checkpoint
+    `weights` says, else in the 3x3."""
+    shortcut: Literal["A", "B", "C"] | None = None
+    """He et al. 2016, Sec. 4.1. null: as the checkpoint says, else the net's own."""
+    plain: bool | None = None
+    """The same layers without shortcuts. null: as the checkpoint says, else false."""
     fpn_channels: PositiveInt = 256
     anchors: AnchorConfig = AnchorConfig()
     rpn: RpnConfig = RpnConfig()
@@ -233,15 +245,18 @@ class ModelConfig(Section):
     def _parts_fit(self) -> ModelConfig:
         nested = bool(self.anchors.sizes) and isinstance(self.anchors.sizes[0], list)
         if self.neck == "fpn":
-            if self.backbone.startswith("vgg"):
-                raise ValueError("neck: fpn needs a ResNet backbone")
+            if str(self.backbone).startswith("vgg"):
+                raise ValueError("neck: fpn needs a net with maps of strides 4, 8, 16 and 32: not VGG")
             if not nested or len(self.anchors.sizes) != 5:
                 raise ValueError("neck: fpn needs anchors.sizes with one list for each of the 5 levels P2..P6")
             if self.box.pool == "roi_pool":
                 raise ValueError("neck: fpn needs box.pool: roi_align")
         elif nested:
             raise ValueError("anchors.sizes is one plain list where neck is none: there is one level")
-        if self.norm == "frozen" and self.weights == "random" and self.backbone not in ("vgg16", "vgg19"):
+        if self.backbone is None and self.weights == "random":
+            raise ValueError("backbone: name a net, or give weights: the checkpoint of one")
+        name = self.backbone.get("net") if isinstance(self.backbone, dict) else self.backbone
+        if self.norm == "frozen" and self.weights == "random" and name not in WITHOUT_BATCH_NORM:
             raise ValueError(
                 "norm: frozen over weights: random ruins the model, for its batch norm would never see a statistic: "
                 "give model.weights, or set model.norm: batch"

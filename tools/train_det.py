@@ -41,7 +41,7 @@ from detection.checkpoint import FORMAT, load_strictly, read_detector_file
 from detection.compilation import compile_regions
 from detection.drawing import sheet
 from detection.evaluation.evaluate import format_table, write_metrics
-from detection.model import Detector
+from detection.model import Detector, with_described_net
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import save_checkpoint, without_training
 from tools.runtime.distributed import say
@@ -124,6 +124,10 @@ def train(args: argparse.Namespace, device: torch.device, stop: cli.StopRequest)
     check_validation(config, train_set, val_set, test_set)
 
     checkpoint = read_detector_file(run.last) if args.resume and run.last.exists() else None
+    described = checkpoint["config"]["model"] if checkpoint is not None else None
+    if described is None and args.init_from is not None and config.model.backbone is not None:
+        described = {}  # the backbone's own weights are not looked for
+    config = config.model_copy(update={"model": with_described_net(config.model, data_root, described)})
     if checkpoint is not None:
         refuse_another_training(
             run.last, checkpoint["config"], config, checkpoint["class_names"], train_set.class_names
