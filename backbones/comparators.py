@@ -281,7 +281,17 @@ def _scaled(channels: int, width: float) -> int:
     return max(1, round(channels * width))
 
 
+def linear(num_classes: int = 10, width: float = 1.0, dropout: float = 0.0) -> SequentialNet:
+    """A linear classifier of the pixels, 32x32: what every net has to beat. It has no layer that `width` could widen."""
+    neck = nn.Sequential(nn.AdaptiveAvgPool2d(32), nn.Flatten(), nn.Dropout(dropout))
+    net = SequentialNet({"conv1": ([nn.Identity()], 3, 1)}, neck, nn.Linear(3 * 32 * 32, num_classes))
+    net.head = None
+    initialise(net)
+    return net
+
+
 COMPARATORS: dict[str, Callable[..., SequentialNet]] = {
+    "linear": linear,
     "highway19": highway19,
     "highway32": highway32,
     "fitnet19": fitnet19,

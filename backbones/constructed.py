@@ -1,4 +1,4 @@
-"""The solution by construction (He et al. 2016, Sec. 1): a trained shallow net, deepened by layers that are the identity.
+"""The solution by construction (He et al. 2016, Sec. 1): a trained shallow net, deepened by identity layers.
 
 It exists, so a deeper plain net should not have a higher training error than a shallow one; that solvers do not find it
 is the degradation problem. Here it can be built, and trained on.

@@ -30,7 +30,7 @@ class StagedNet(Protocol):
     """Pixels of the image for each pixel of a stage's map."""
     head: Head
     """What runs on each RoI: conv: the last stage, which `pop_stage` takes out; fc: two fully connected layers on the
-    last stage's map (VGG); None: the net has no maps (a net of vectors), so no detector can stand on it."""
+    last stage's map (VGG); None: the net has no maps (vectors, a linear classifier): no detector can stand on it."""
 
     def forward_stages(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Feature maps by stage name; nothing behind the deepest one asked for is computed."""

@@ -106,9 +106,8 @@ def _spec(name: str | Mapping[str, Any], changes: dict[str, Any]) -> ResNetSpec:
         return ResNetSpec.model_validate({**row, **changes})
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(
-            f"{title}: {'.'.join(map(str, first['loc'])) or 'table'}: {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        where = ".".join(map(str, first["loc"])) or "table"
+        raise UserError(f"{title}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
     except ValueError as error:
         raise UserError(f"{title}: {error}") from None
 

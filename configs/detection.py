@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from configs.common import (
     Fraction,
@@ -20,6 +20,7 @@ from configs.common import (
     ScheduleConfig,
     Section,
     TrainConfig,
+    check_backbone,
 )
 
 # ---------------------------------------------------------------------------------------------- data
@@ -216,8 +217,8 @@ WITHOUT_BATCH_NORM = (
 class ModelConfig(Section):
     """Backbone, neck, RPN and detector."""
 
-    backbone: str | dict[str, Any] | None = None
-    """Any net of `backbones/`: resnet18..152, vgg16, vgg19 (_bn), googlenet, ...; or the table of a net of one's own (as
+    backbone: Annotated[str | dict[str, Any] | None, AfterValidator(check_backbone)] = None
+    """A net of `backbones/`: resnet18..152, vgg16, vgg19 (_bn), googlenet, ...; or the table of a net of one's own (as
     in classification); null: that of the checkpoint `weights`. The last stage runs on each RoI, the map before it is
     shared; VGG and PReLU-net share all stages."""
     weights: str

@@ -163,6 +163,8 @@ def build_detector(
     """
     if preprocessing is None:
         config = with_described_net(config, data_root)
+    if config.backbone is None:
+        raise UserError("model.backbone: name a net: the checkpoint that is loaded does not say which one it is of")
     net = build_backbone(
         config.backbone, norm=config.norm, stride_in_1x1=config.stride_in_1x1, shortcut=config.shortcut,
         plain=config.plain,
@@ -174,7 +176,7 @@ def build_detector(
     net.freeze_stages(config.frozen_stages)
     classifier = net.pop_classifier()
     if net.head is None:
-        raise UserError("model.backbone: a net of vectors has no feature maps for a detector: give a net of images")
+        raise UserError("model.backbone: this net has no feature maps for a detector: give one with convolutions")
     if config.neck == "fpn":
         backbone, box_head, channels = _fpn_parts(config, net)
     elif net.head == "fc":

@@ -15,7 +15,7 @@ from backbones.weights import GOOGLENET, as_classifier, load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 
-CIFAR = ("highway19", "highway32", "fitnet19", "nin", "dsn", "maxout")
+CIFAR = ("highway19", "highway32", "fitnet19", "nin", "dsn", "maxout", "linear")
 
 
 def size_of(name: str, side: int):
