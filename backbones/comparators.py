@@ -282,7 +282,7 @@ def _scaled(channels: int, width: float) -> int:
 
 
 def linear(num_classes: int = 10, width: float = 1.0, dropout: float = 0.0) -> SequentialNet:
-    """A linear classifier of the pixels, 32x32: what every net has to beat. It has no layer that `width` could widen."""
+    """A linear classifier of the pixels, 32x32: what every net has to beat. `width` changes nothing here."""
     neck = nn.Sequential(nn.AdaptiveAvgPool2d(32), nn.Flatten(), nn.Dropout(dropout))
     net = SequentialNet({"conv1": ([nn.Identity()], 3, 1)}, neck, nn.Linear(3 * 32 * 32, num_classes))
     net.head = None

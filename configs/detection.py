@@ -157,7 +157,7 @@ class RpnConfig(Section):
     fg_iou_thresh: Fraction = 0.7
     bg_iou_thresh: Fraction = 0.3
     batch_size_per_image: PositiveInt = 256
-    """Anchors sampled for the loss."""
+    """Anchors sampled for the loss (Faster R-CNN, Sec. 3.1.3)."""
     positive_fraction: Fraction = 0.5
     """Share of positives in the sample, at most."""
     cross_boundary: Literal["keep", "drop"] = "keep"
@@ -179,6 +179,9 @@ class BoxConfig(Section):
     """The detector on the RoIs (Fast R-CNN). Defaults: the reproductions' consensus."""
 
     pool: Literal["roi_align", "roi_pool"] = "roi_align"
+    pool_inclusive: bool = False
+    """roi_pool: an RoI ends with the pixel left of and above its right and lower edge, as in Caffe, where coordinates
+    name pixels that belong to it. false: with the pixel behind them, about one time in eight a row or column more."""
     pool_size: PositiveInt = 14
     """Bins a side. C4: 14 (conv5 keeps its stride 2) or 7 (conv5 runs at stride 1). VGG, FPN: 7."""
     sampling_ratio: NonNegativeInt = 0
@@ -206,6 +209,12 @@ class BoxConfig(Section):
     score_thresh: Fraction = 0.05
     nms_thresh: Fraction = 0.5
     detections_per_img: PositiveInt = 100
+
+    @model_validator(mode="after")
+    def _inclusive_is_for_roi_pool(self) -> BoxConfig:
+        if self.pool_inclusive and self.pool != "roi_pool":
+            raise ValueError("pool_inclusive belongs to pool: roi_pool: RoIAlign's coordinates are continuous")
+        return self
 
 
 WITHOUT_BATCH_NORM = (

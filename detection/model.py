@@ -227,7 +227,7 @@ def _vgg_parts(config: ModelConfig, net: StagedNet, classifier: nn.Module) -> tu
     last = next(reversed(net.stage_channels))
     channels = net.stage_channels[last]
     head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
-    # fc6 and fc7 are the classifier's own where they have its shape (Faster R-CNN, Sec. 3.3).
+    # fc6 and fc7 are the classifier's own where they have its shape (Fast R-CNN, Sec. 2.2).
     linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
     for layer, source in zip((head.fc6, head.fc7), linear, strict=False):
         if layer.weight.shape == source.weight.shape:
