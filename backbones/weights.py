@@ -71,6 +71,8 @@ IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rg
 """torchvision's weights: mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 times 255."""
 MSRA = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "bgr")
 """The released ResNets of He et al. 2016 in Caffe and Caffe2."""
+GOOGLENET = Preprocessing((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), "rgb")
+"""torchvision's GoogLeNet weights, which are TensorFlow's: inputs in [-1, 1] (its `transform_input`)."""
 CAFFE_VGG = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr")
 """The released VGG nets of Simonyan & Zisserman in Caffe."""
 
@@ -253,6 +255,22 @@ def _torchvision_file(name: str, version: str, data_root: Path | None) -> Path:
     return cache / file_name
 
 
+def described_net(weights: str, data_root: Path | None = None) -> dict[str, Any]:
+    """What the checkpoint at `weights` says about its net: backbone, shortcut, plain, stride_in_1x1.
+
+    Empty for `random`, for torchvision's weights, and for files without a description.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is no classifier's.
+    """
+    if weights == "random" or weights.startswith("torchvision:"):
+        return {}
+    path = _given_file(weights, data_root)
+    stored = as_classifier(read_weights_file(path), path)["config"].get("model", {})
+    described = {key: stored.get(key) for key in ("backbone", "shortcut", "plain", "stride_in_1x1")}
+    return {key: value for key, value in described.items() if value is not None}
+
+
 def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The file's content as a classifier checkpoint: {"config", "preprocessing", "model", ...}.
 
@@ -279,17 +297,21 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {error}") from None
         return content
     state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-    bare = any(re.fullmatch(r"(layer\d+\.\d+\.conv\d|features\.\d+)\.weight", key) for key in state)
+    bare = any(
+        re.fullmatch(r"(layer\d+\.\d+\.conv\d|features\.\d+|inception3a\.\w+\.conv)\.weight", key) for key in state
+    )
     if len(state) != len(content) or not bare:
         some = ", ".join(map(str, list(content)[:3]))
         raise UserError(
             f"{path}: neither a checkpoint of this project nor a torchvision state dict (it begins with {some}): "
             "convert it with tools/convert_weights.py"
         )
+    googlenet = detect_net(state) == "googlenet"
     return {
         "config": {"model": {"stride_in_1x1": False}},
-        "preprocessing": IMAGENET.to_dict(),
-        "model": state,
+        "preprocessing": (GOOGLENET if googlenet else IMAGENET).to_dict(),
+        # torchvision's file has auxiliary classifiers too, which nobody trained (its documentation).
+        "model": {key: value for key, value in state.items() if not (googlenet and key.startswith("aux"))},
     }
 
 
@@ -388,6 +410,8 @@ def detect_net(state: Mapping[str, Tensor]) -> str | None:
     if "features.0.weight" in state:
         depth = 3 + sum(key.startswith("features.") and value.dim() == 4 for key, value in state.items())
         return _known(f"vgg{depth}{'_bn' if 'features.1.running_mean' in state else ''}")
+    if "inception3a.branch1.conv.weight" in state:
+        return "googlenet"
     units: dict[str, int] = {}
     for key in state:
         if match := re.match(r"(layer\d+)\.(\d+)\.", key):
