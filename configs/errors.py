@@ -1,8 +1,10 @@
-"""The one error class for mistakes that the user can fix, and what makes any text safe to print."""
+"""The one error class for mistakes that the user can fix, what makes any text safe to print, and the nearest name."""
 
 from __future__ import annotations
 
+import difflib
 import logging
+from collections.abc import Iterable
 
 MESSAGE_LIMIT = 1500
 """Characters of a message; what is longer is cut in its middle, for the file stands first and the fix last."""
@@ -39,3 +41,17 @@ class PrintableFilter(logging.Filter):
         """Change the record in place; nothing is held back."""
         record.msg, record.args = printable(record.getMessage()), None
         return True
+
+
+def nearest(name: object, choices: Iterable[object]) -> str | None:
+    """The choice that is spelled most like `name`; None where none is similar."""
+    if len(str(name)) > 200:  # the search takes the product of the lengths
+        return None
+    found = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
+    return found[0] if found else None
+
+
+def did_you_mean(name: object, choices: Iterable[object]) -> str:
+    """' (did you mean X?)' for the nearest choice, to stand behind a name in a message; nothing where none is near."""
+    found = nearest(name, choices)
+    return f" (did you mean {found}?)" if found else ""

@@ -1,4 +1,6 @@
-"""Reading files that people wrote: one reader of text for all formats, and one of JSON. A mistake is told in one line.
+"""Files: one reader of text for all formats and one of JSON, and one way to write, whole or not at all.
+
+They are here because every package may import `configs`. A mistake is told in one line.
 
 Encodings, decided once: a byte order mark is obeyed and passed over (UTF-8, UTF-16, UTF-32); UTF-16 without a mark is
 told by its zero bytes; everything else is UTF-8. Latin-1, GBK, Shift-JIS and their like cannot be told apart, so they
@@ -9,7 +11,11 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +137,73 @@ def read_json(path: str | Path, what: str) -> Any:
     return content
 
 
+# ---------------------------------------------------------------------------------------------- writing
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """A file beside `path` to write to, which takes its place when the block ends; makes the folder.
+
+    If the block raises, `path` stays what it was and nothing is left behind.
+
+    Raises:
+        UserError: the folder or the file cannot be written (no permission, no space, a folder of that name); names it.
+    """
+    path = Path(path)
+    # Cut, so that a name of the greatest length that the file system allows still fits. Processes and threads may
+    # write the same file at a time: the last one stays.
+    temporary = path.with_name(f".{path.name[:50]}.{os.getpid()}-{threading.get_ident()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        if error.filename is not None and Path(error.filename) not in (temporary, path, *path.parents):
+            raise  # of another file: the block read something
+        reason = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
+        raise UserError(f"{path}: cannot be written: {reason}") from error
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write bytes whole or not at all.
+
+    Raises:
+        UserError: see `replacing`.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write text as UTF-8, whole or not at all; line ends stay as they are.
+
+    Raises:
+        UserError: see `replacing`.
+    """
+    write_bytes(path, text.encode("utf-8"))
+
+
+def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
+    """Refuse an output that is one of the inputs, under whatever name, or a file of an input folder.
+
+    A .json file in an input folder is taken for an earlier output.
+
+    Raises:
+        UserError: names both.
+    """
+    for given in inputs:
+        same = output.exists() and given.exists() and output.samefile(given)
+        inside = given.is_dir() and output.is_file() and given.resolve() in output.resolve().parents
+        if (same and not output.is_dir()) or (inside and output.suffix != ".json"):
+            raise UserError(f"{output}: would overwrite the input {given}: choose another output")
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
 def _without_doubles(pairs: list[tuple[str, Any]], path: str | Path) -> None:
     if len(pairs) != len(dict(pairs)):
         keys = [key for key, _ in pairs]
@@ -164,9 +237,10 @@ def _decode(data: bytes, encoding: str, path: str | Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        name = encoding.upper().removesuffix("-SIG")
         raise UserError(
-            f"{path}: line {line} is not text in {encoding.upper().removesuffix('-SIG')} (byte 0x{data[error.start]:02x})"
-            f"{_could_be(data)}: save it as UTF-8"
+            f"{path}: line {line} is not text in {name} (byte 0x{data[error.start]:02x}){_could_be(data)}: "
+            "save it as UTF-8"
         ) from None
     if "\0" in text:
         raise UserError(f"{path}: holds zero bytes: it is not a text file")

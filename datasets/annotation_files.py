@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 from configs.errors import UserError
 from configs.files import read_json, read_lines
-from datasets.collect import ImageFinder, Item, Object, Unlabelled, list_images, records_of, walk
-from datasets.images import image_file_size
+from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
+from datasets.images import image_file_size, list_files
 from datasets.records import Records, logger
-from datasets.voc import read_annotation
-from datasets.yolo import read_class_names, read_label_file
+from datasets.voc import read_annotation, read_image_set
+from datasets.yolo import LabelReader, keypoint_numbers, read_class_names
 
 FileFormat = Literal["voc", "yolo", "labelme", "supervisely"]
 
@@ -62,8 +62,8 @@ def read_folder(
     """
     chosen = chosen_images(root, images, image_list)
     if only is not None:
-        chosen = _named(chosen, only, root)
-    everything = list_images(root)
+        chosen = _named(chosen, only, images or root)
+    everything = images_below(root)
     files = pair(everything, annotation_files(root, file_format), root, named=file_format == "supervisely")
     if file_format == "yolo":
         class_names = read_class_names(root, "train") or class_names
@@ -73,14 +73,21 @@ def read_folder(
                 "list the names in data.classes, in the order of their numbers"
             )
         unlabelled = unlabelled or ("empty" if any(image in files for image in chosen) else None)
-    items = [_read_item(image, files.get(image), file_format, zero_based, class_names) for image in chosen]
+    source = str(image_list or images or root)
+    if file_format == "yolo":
+        names = list(class_names or [])
+        labels = LabelReader(len(names), keypoint_numbers(root))
+        items = [_read_yolo(image, files.get(image), labels, names) for image in chosen]
+        labels.report(source)
+    else:
+        items = [_read_item(image, files.get(image), file_format, zero_based) for image in chosen]
     if file_format == "supervisely":
         class_names = _supervisely_names(root)
     pattern = _common_pattern([image for image in chosen if image in files], files, SUFFIXES[file_format], root)
     return records_of(
         items,
         root=root,
-        source=str(image_list or images or root),
+        source=source,
         annotation_file=pattern,
         unlabelled=unlabelled,
         class_names=class_names if file_format in ("yolo", "supervisely") else None,
@@ -92,23 +99,26 @@ def chosen_images(root: Path, images: Path | None, image_list: Path | None) -> l
     if image_list is not None:
         return listed_images(image_list, root)
     if images is None:
-        return list_images(root)
-    return list_images(images.parent, "*") if images.name == "*" else list_images(images)
+        return images_below(root)
+    return images_below(images.parent, "*") if images.name == "*" else images_below(images)
 
 
-def _named(images: Sequence[Path], names: Sequence[str], root: Path) -> list[Path]:
+def _named(images: Sequence[Path], names: Sequence[str], folder: Path) -> list[Path]:
     path_of = {image.stem: image for image in images}
+    path_of |= {image.relative_to(folder).with_suffix("").as_posix(): image for image in images}
     missing = next((name for name in names if name not in path_of), None)
     if missing is not None:
-        raise UserError(f"{root}: has no image {missing}, though its list names it")
+        raise UserError(f"{folder}: has no image {missing}, though its list names it")
     return [path_of[name] for name in names]
 
 
 def unlisted_images(root: Path) -> list[str]:
     """The names of the images in JPEGImages/ that no list in ImageSets/Main names."""
-    lines = [line for path in (root / "ImageSets/Main").glob("*.txt") for line in read_lines(path)]
-    listed = {line.split()[0] for line in lines if line.strip()}
-    return [image.stem for image in list_images(root / "JPEGImages") if image.stem not in listed]
+    sets = sorted(path.stem for path in list_files(root / "ImageSets/Main", (".txt",), recursive=False))
+    listed = {name for image_set in sets for name in read_image_set(root, image_set)}
+    folder = root / "JPEGImages"
+    names = [image.relative_to(folder).with_suffix("").as_posix() for image in images_below(folder)]
+    return [name for name in names if name not in listed]
 
 
 def listed_images(path: Path, root: Path) -> list[Path]:
@@ -181,20 +191,20 @@ def _common_pattern(images: list[Path], files: dict[Path, Path], suffix: str, ro
 # ---------------------------------------------------------------------------------------------- one file
 
 
-def _read_item(
-    image: Path, file: Path | None, file_format: str, zero_based: bool, class_names: Sequence[str] | None
-) -> Item:
+def _read_item(image: Path, file: Path | None, file_format: str, zero_based: bool) -> Item:
     if file is None:
         return Item(image, None)
     if file_format == "voc":
         return _read_voc(image, file, zero_based)
-    if file_format == "yolo":
-        names = list(class_names or [])
-        size = image_file_size(image)
-        found = read_label_file(file, size, len(names))
-        return Item(image, [Object(names[label - 1], _four(box)) for label, box in found], size)
     content = read_json(file, "annotation file")
     return (_read_labelme if file_format == "labelme" else _read_supervisely)(image, file, content)
+
+
+def _read_yolo(image: Path, file: Path | None, labels: LabelReader, names: Sequence[str]) -> Item:
+    size = image_file_size(image)  # the fractions are of the image as a viewer shows it
+    if file is None:
+        return Item(image, None, size)
+    return Item(image, [Object(names[label - 1], _four(box)) for label, box in labels.read(file, size)], size)
 
 
 def _read_voc(image: Path, file: Path, zero_based: bool) -> Item:

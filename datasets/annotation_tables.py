@@ -15,7 +15,7 @@ from typing import Any
 from configs.errors import UserError
 from configs.files import read_json, read_text
 from datasets.annotation_files import box_around, declared_size, points_of
-from datasets.collect import ImageFinder, Item, Object, Unlabelled, list_images, records_of
+from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
 from datasets.records import Records, logger
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -112,7 +112,7 @@ def _records(
     unlabelled: Unlabelled | None,
 ) -> Records:
     """The table's images in their order, then those that it does not name where these are empty ones."""
-    there = list_images(images)
+    there = images_below(images)
     finder = ImageFinder(images, there)
     items: dict[Path, Item] = {}
     for name, mine in objects.items():

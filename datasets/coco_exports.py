@@ -9,7 +9,7 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.files import read_json
-from datasets.collect import Unlabelled, image_ids, list_images
+from datasets.collect import Unlabelled, image_ids, images_below
 from datasets.images import image_file_size
 from datasets.records import Records
 
@@ -47,7 +47,7 @@ def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) 
     if unlabelled not in ("empty", "error"):
         return records
     listed = {Path(path).resolve() for path in records.image_paths.tolist()}
-    others = [path for path in list_images(folder) if path.resolve() not in listed]
+    others = [path for path in images_below(folder) if path.resolve() not in listed]
     if not others:
         return records
     if unlabelled == "error":

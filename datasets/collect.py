@@ -9,14 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from configs.errors import UserError
-from datasets.images import IMAGE_SUFFIXES, image_file_size
+from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden
 from datasets.records import Records, make_records
 
 Unlabelled = Literal["empty", "skip", "error"]
 """What a photo without annotation is: an image without objects, none of this set, or a mistake."""
 
-NOT_PHOTOS = ("segmentationclass", "segmentationobject", "__macosx")
-"""Folders, in lower case, whose pictures are masks or an archive's leftovers."""
+MASKS = ("segmentationclass", "segmentationobject")
+"""Folders, in lower case, whose pictures are masks."""
 
 
 class Object(NamedTuple):
@@ -40,15 +40,15 @@ class Item(NamedTuple):
 
 
 def walk(folder: Path) -> list[Path]:
-    """All files below a folder, sorted; hidden ones, masks and an archive's leftovers are passed over."""
+    """All files below a folder, sorted; hidden ones and masks are passed over."""
     files = []
     for place, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name.lower() not in NOT_PHOTOS]
-        files += [Path(place, name) for name in names if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_hidden(name) and name.lower() not in MASKS]
+        files += [Path(place, name) for name in names if not is_hidden(name)]
     return sorted(files)
 
 
-def list_images(folder: Path, pattern: str | None = None) -> list[Path]:
+def images_below(folder: Path, pattern: str | None = None) -> list[Path]:
     """The images below a folder, sorted; `pattern` "*": only those that lie in it directly.
 
     Raises:

@@ -36,7 +36,7 @@ def convert(parts: Mapping[str, Records], out: Path, to: Format) -> None:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already, and nothing is written over: name a new folder")
-    names = new_names(parts, to)
+    names = new_names(parts)
     if to == "yolo":  # before anything is written
         for records in parts.values():
             _check_upright(records)
@@ -49,11 +49,8 @@ def convert(parts: Mapping[str, Records], out: Path, to: Format) -> None:
     unfinished.rename(out)
 
 
-def new_names(parts: Mapping[str, Records], to: Format) -> dict[str, str]:
-    """The file name in the new set of each image's path: its own, with its folder's before it where names collide.
-
-    VOC's lists end a name at a space: spaces become underscores there.
-    """
+def new_names(parts: Mapping[str, Records]) -> dict[str, str]:
+    """The file name in the new set of each image's path: its own, with its folder's before it where names collide."""
     paths = [Path(path) for records in parts.values() for path in records.image_paths.tolist()]
     counts: dict[str, int] = {}
     for path in paths:
@@ -62,8 +59,6 @@ def new_names(parts: Mapping[str, Records], to: Format) -> dict[str, str]:
     taken: set[str] = set()
     for path in paths:
         name = path.name if counts[path.stem.lower()] == 1 else f"{path.parent.name}_{path.name}"
-        if to == "voc":
-            name = "_".join(name.split())
         number = 2
         stem = Path(name).stem
         while Path(name).stem.lower() in taken:
@@ -95,9 +90,6 @@ def losses(parts: Mapping[str, Records], to: Format) -> list[str]:
         shown = {records.class_names[label - 1] for records in parts.values() for label in np.unique(records.labels)}
         if first.class_names != sorted(shown):
             found.append("voc has no list of the classes: their order is lost, and classes without objects are")
-        spaces = sum(len(Path(path).stem.split()) > 1 for records in parts.values() for path in records.image_paths)
-        if spaces:
-            found.append(f"{spaces} file names have spaces, which VOC's lists cannot hold: they get underscores")
     if to != "coco" and first.category_ids.tolist() != list(range(1, len(first.class_names) + 1)):
         found.append(f"the categories' ids: {to} numbers the classes or names them")
     unlabelled = sum(not records.annotated for records in parts.values())

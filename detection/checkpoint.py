@@ -58,9 +58,11 @@ def load_detector(
         UserError: the file is not a detector, or its weights do not fit its (overridden) config.
     """
     checkpoint = read_detector_file(path)
-    config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, f"{path} (stored config)")
+    name = f"{path} (stored config)"
+    config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, name, stored=True)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
-    detector = build_detector(config.model, list(checkpoint["class_names"]), preprocessing=preprocessing)
+    class_names = list(checkpoint["class_names"])
+    detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
     return detector.to(device).eval(), config
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from configs.detection import SourceConfig
 from configs.errors import UserError
-from configs.files import read_lines, read_text
+from configs.files import read_text
 from datasets.annotation_files import annotation_files, pair
 from datasets.layouts.inventory import Inventory, Layout, missing_images, that_are
 from datasets.layouts.parts import folder_sources, part_of_list, part_of_path
+from datasets.voc import read_image_set
 
 
 def find_voc(inventory: Inventory) -> Layout | None:
@@ -48,10 +49,14 @@ def _voc_sets(
         usual = {name: part for name in names if (part := part_of_list(name))}
         if any(name != "trainval" and part == "train" for name, part in usual.items()):
             usual.pop("trainval", None)  # train and val together
-        by_stem = {image.stem: image for image in inventory.images if image.is_relative_to(root / "JPEGImages")}
+        folder = root / "JPEGImages"
+        by_name = {
+            image.relative_to(folder).with_suffix("").as_posix(): image
+            for image in inventory.images
+            if image.is_relative_to(folder)
+        }
         for name, part in usual.items():
-            listed = [line.split()[0] for line in read_lines(names[name]) if line.strip()]
-            images = [by_stem[stem] for stem in listed if stem in by_stem]
+            images = [by_name[item] for item in _listed(root, name) if item in by_name]
             new = [image for image in images if image not in part_of]
             if not images or len(new) < len(images):
                 continue  # a list that repeats another one
@@ -72,6 +77,14 @@ def _voc_sets(
                 SourceConfig(format="voc", root=str(root), unlisted=True, unlabelled="empty" if bare else None)
             )
     return sources, part_of
+
+
+def _listed(root: Path, name: str) -> list[str]:
+    """The images of a list; none where it is empty."""
+    try:
+        return read_image_set(root, name)
+    except UserError:
+        return []
 
 
 def _is_voc(path: Path) -> bool:

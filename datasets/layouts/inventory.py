@@ -13,7 +13,7 @@ from configs.detection import SourceConfig
 from configs.errors import UserError
 from configs.files import read_json
 from datasets.annotation_tables import via_entries
-from datasets.collect import list_images, walk
+from datasets.collect import images_below, walk
 
 LOOKED_AT = 50
 """So many files of a folder decide what its files of a kind are, where they agree."""
@@ -79,7 +79,7 @@ def take_inventory(folder: Path) -> Inventory:
     files = walk(root)
     archives = [path.name for path in files if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")]
     try:
-        images = list_images(root)
+        images = images_below(root)
     except UserError as error:
         raise UserError(f"{error}{f': unpack {archives[0]} first' if archives else ''}") from None
     root = Path(os.path.commonpath([path.parent for path in files]))  # an archive's only folder

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from configs.detection import SourceConfig
 from configs.errors import UserError
 from configs.files import read_json, read_lines, read_text
+from configs.loading import parse_yaml
 from datasets.annotation_files import annotation_files, listed_images, pair
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout, that_are
 from datasets.layouts.parts import folder_sources, part_of_list, part_of_path
+from datasets.yolo import checked_names
 
 _LABEL_LINE = re.compile(r"\d+(\.0+)?(\s+[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?){4,}")
 
@@ -70,8 +70,8 @@ def _yolo_settings(inventory: Inventory) -> dict[str, Any]:
     """What data.yaml (or another YAML file with names) or obj.data say, with `file` and `kind`; or nothing."""
     for path in sorted(inventory.of(".yaml", ".yml"), key=lambda path: (len(path.parts), path.name != "data.yaml")):
         try:
-            content = yaml.safe_load(read_text(path))
-        except yaml.YAMLError:
+            content = parse_yaml(read_text(path), str(path))
+        except UserError:
             continue  # the reader of label files names it where it counts
         if isinstance(content, dict) and isinstance(content.get("names"), (list, dict)):
             return {**content, "file": path, "kind": "yaml"}
@@ -84,13 +84,8 @@ def _yolo_settings(inventory: Inventory) -> dict[str, Any]:
 
 def yolo_class_names(inventory: Inventory, settings: Mapping[str, Any]) -> list[str] | None:
     """The names of the class numbers from data.yaml, obj.names, classes.txt or notes.json, wherever they lie."""
-    names = settings.get("names")
-    if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
-            raise UserError(f"{settings['file']}: names must be numbered 0 to {len(names) - 1}")
-        names = [names[number] for number in range(len(names))]
-    if isinstance(names, list) and names:
-        return [str(name) for name in names]
+    if isinstance(names := settings.get("names"), (list, dict)) and names:
+        return checked_names(names, settings["file"])
     lists = [path for path in inventory.files if path.suffix == ".names" or path.name.lower() == "classes.txt"]
     for path in sorted(lists, key=lambda path: len(path.parts)):
         if found := _lines(path):

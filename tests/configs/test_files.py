@@ -1,13 +1,26 @@
-"""One reader of text and one of JSON: encodings, marks, line ends, and messages that name file and line."""
+"""Text and JSON in any encoding, messages that name file and line; a file is written whole or not at all."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
+from pathlib import Path
 
 import pytest
 
 from configs.errors import MESSAGE_LIMIT, UserError, printable
-from configs.files import decode_xml, read_bytes, read_json, read_lines, read_text
+from configs.files import (
+    decode_xml,
+    read_bytes,
+    read_json,
+    read_lines,
+    read_text,
+    refuse_overwriting,
+    replacing,
+    write_bytes,
+    write_text,
+)  # fmt: skip
 
 WORDS = "caf\u00e9 \u7ea2 \u84dd"
 
@@ -106,3 +119,78 @@ def test_messages_hold_no_control_characters_and_are_bounded():
     assert message.endswith(": rename it")
     assert len(message) < MESSAGE_LIMIT + 100
     assert printable("caf\u00e9\n\t\u7ea2") == "caf\u00e9\n\t\u7ea2"
+
+
+def test_inputs_are_not_overwritten(tmp_path):
+    (tmp_path / "dt").mkdir()
+    for name in ("gt.json", "dt/comp4_det_test_cat.txt", "dt/metrics.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "gt.json")
+    (tmp_path / "hard.json").hardlink_to(tmp_path / "gt.json")
+    inputs = [tmp_path / "gt.json", tmp_path / "dt"]
+    for name in ("gt.json", "link.json", "hard.json", "dt/../gt.json", "dt/comp4_det_test_cat.txt"):
+        with pytest.raises(UserError, match="would overwrite the input"):
+            refuse_overwriting(tmp_path / name, inputs)
+    for name in ("new.json", "dt/metrics.json", "dt/new.txt"):
+        refuse_overwriting(tmp_path / name, inputs)
+
+
+def test_content_and_folders(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a" / "b" / "x.bin", b"\0\r\n\xff")
+    assert (tmp_path / "a" / "b" / "x.bin").read_bytes() == b"\0\r\n\xff"
+    write_text(tmp_path / "ä.txt", "ß\r\n")
+    assert (tmp_path / "ä.txt").read_bytes() == "ß\r\n".encode()
+    assert sorted(os.listdir(tmp_path)) == ["a", "ä.txt"]
+
+
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half of the n")
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        write_half()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_it_replaces_at_the_end_of_the_block_only(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_text(tmp_path / "x", "")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == 0o640
+
+
+def test_a_name_of_the_greatest_length(tmp_path: Path) -> None:
+    write_text(tmp_path / ("ä" * 127), "x")
+    assert (tmp_path / ("ä" * 127)).read_text() == "x"
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match=r"file/x: cannot be written: .*/file is not a folder"):
+        write_text(tmp_path / "file" / "x", "")
+    with pytest.raises(UserError, match=r"folder: cannot be written: Is a directory"):
+        write_text(tmp_path / "folder", "")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_what_the_block_cannot_read_is_not_called_unwritable(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"), replacing(tmp_path / "x"):
+        (tmp_path / "absent").read_text()

@@ -221,7 +221,7 @@ def test_detectron2s_names_and_orders(name):
     state = detectron2_state(name, classes)
     config = load_config(ZOO / f"{name}.yaml", NARROW)
     extras = {
-        "pixel_mean": np.float32([[[103.53]], [[116.28]], [[123.675]]]),
+        "pixel_mean": np.array([[[103.53]], [[116.28]], [[123.675]]], np.float32),
         "pixel_std": np.ones((3, 1, 1), np.float32),
     }
     content = {"model": {**state, **extras}, "__author__": "Detectron2 Model Zoo"}
@@ -273,7 +273,7 @@ def c4() -> dict[str, np.ndarray]:
         ),
         ({"backbone.extra.weight": np.zeros(3)}, (), "backbone.extra.weight is not part of the config's detector"),
         (
-            {"proposal_generator.anchor_generator.cell_anchors.0": np.float32([[-8, -8, 8, 8]] * 15)},
+            {"proposal_generator.anchor_generator.cell_anchors.0": np.array([[-8, -8, 8, 8]] * 15, np.float32)},
             (),
             "its anchors of level 0 have the sizes [16]",
         ),
