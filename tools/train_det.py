@@ -430,7 +430,7 @@ def make_parser() -> argparse.ArgumentParser:
     start.add_argument("--resume", action="store_true", help="continue the run in RUN exactly where it stopped")
     start.add_argument(
         "--init-from",
-        type=Path,
+        type=cli.weights_argument,
         metavar="W",
         help="start from a detector's weights, a file or a name of docs/zoo.md; classes may differ",
     )
