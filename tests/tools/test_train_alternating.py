@@ -157,7 +157,7 @@ def test_resumed_between_two_phases(config, tmp_path, monkeypatch):
 def test_mistakes_are_told(config, tmp_path):
     with pytest.raises(UserError, match="patience is for joint training"):
         train(config, tmp_path / "run", "--set", "train.patience=2")
-    with pytest.raises(UserError, match=r"train\.alternating\.detector\.batch_size 5 is no multiple"):
+    with pytest.raises(UserError, match=r"train\.alternating\.detector\.batch_size 5 is not a multiple"):
         train(config, tmp_path / "run", "--set", "train.alternating.detector.batch_size=5", "train.accumulate=2")
     train(config, tmp_path / "run", "--set", "data.val=[]", "data.test=[]")
     resume = ["--resume", "--set", "data.val=[]", "data.test=[]"]
