@@ -43,8 +43,9 @@ class Converted(NamedTuple):
 
 
 def from_torchvision(content: dict[str, Any], path: Path) -> Converted:
-    """torchvision's ResNets and VGG nets (V1 and V2 have the same form): the names are ours already."""
-    return Converted(as_classifier(content, path)["model"], IMAGENET)
+    """torchvision's ResNets, VGG nets (V1 and V2 have the same form) and GoogLeNet: the names are ours already."""
+    classifier = as_classifier(content, path)
+    return Converted(classifier["model"], Preprocessing.from_dict(classifier["preprocessing"]))
 
 
 def from_caffe_vgg16(content: dict[str, Any], path: Path) -> Converted:

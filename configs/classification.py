@@ -163,8 +163,9 @@ class ClassifierConfig(Section):
     """The network."""
 
     backbone: str | dict[str, Any]
-    """resnet18..152, vgg16, vgg19 (_bn), cifar_resnetN with N = 6n + 2; or the table of a net of your own: stem,
-    stages, unit, shortcut (`backbones.resnet.ResNetSpec`)."""
+    """resnet18..152, vgg16, vgg19 (_bn), googlenet, cifar_resnetN with N = 6n + 2, a comparator (highway19, highway32,
+    fitnet19, nin, dsn, maxout, prelu_net_a to _c, linear); or the table of a net of your own: stem, stages, unit,
+    shortcut (`backbones.resnet.ResNetSpec`); or a comparator at another width, {net: nin, width: 0.5}."""
     shortcut: Literal["A", "B", "C"] | None = None
     """He et al. 2016, Sec. 4.1; null: the net's own, B for ImageNet, A for CIFAR."""
     plain: bool = False
@@ -175,7 +176,11 @@ class ClassifierConfig(Section):
     norm: Literal["batch", "sync"] = "batch"
     """Batch norm over a process's images, or over those of all processes."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """Before the classifier; VGG: after fc6 and fc7. null: the net's own, 0, and 0.5 for VGG."""
+    """Before the classifier; VGG: after fc6 and fc7; a comparator's own places. null: the net's own, 0, and 0.5 for
+    VGG."""
+    unit_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """Inside the residual units, before the last convolution of each (Zagoruyko & Komodakis 2016). null: the net's own,
+    0."""
     activation_checkpointing: bool = False
     """Activations are computed again in the backward pass: less memory for a third more time (1202 layers at a batch of
     128)."""

@@ -6,8 +6,10 @@ classes of this package; unknown keys are errors. Library code receives its own 
 
 from __future__ import annotations
 
+import difflib
 import itertools
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -16,6 +18,39 @@ PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
+BACKBONES: tuple[str, ...] = (
+    *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
+    *("vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "googlenet"),
+    *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)),
+    *(
+        "linear",
+        "highway19",
+        "highway32",
+        "fitnet19",
+        "nin",
+        "dsn",
+        "maxout",
+        "prelu_net_a",
+        "prelu_net_b",
+        "prelu_net_c",
+    ),
+)
+"""The nets of `backbones.zoo` by name, said again here because configs need nothing of ours."""
+
+
+def check_backbone(value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """The value, if it is no name or that of a net; cifar_resnetN has many.
+
+    Raises:
+        ValueError: with the nearest name.
+    """
+    if isinstance(value, str) and value not in BACKBONES and not re.fullmatch(r"cifar_resnet\d+", value):
+        near = difflib.get_close_matches(value, BACKBONES, 1)
+        hint = f"did you mean {near[0]}?" if near else f"the nets are {', '.join(BACKBONES)}, and tables of one's own"
+        raise ValueError(f"not {value!r}: {hint}")
+    return value
 
 
 class Section(BaseModel):

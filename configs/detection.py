@@ -6,9 +6,9 @@ Names follow torchvision's where the option means the same thing there (`min_siz
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from configs.common import (
     Fraction,
@@ -20,6 +20,7 @@ from configs.common import (
     ScheduleConfig,
     Section,
     TrainConfig,
+    check_backbone,
 )
 
 # ---------------------------------------------------------------------------------------------- data
@@ -177,7 +178,7 @@ class RpnConfig(Section):
     bg_iou_thresh: Fraction = 0.3
     """Anchors whose IoU with every object is below this are negative; those in between take no part in the loss."""
     batch_size_per_image: PositiveInt = 256
-    """Anchors sampled for the loss."""
+    """Anchors sampled for the loss (Faster R-CNN, Sec. 3.1.3)."""
     positive_fraction: Fraction = 0.5
     """Share of positives in the sample, at most."""
     cross_boundary: Literal["keep", "drop"] = "keep"
@@ -205,6 +206,9 @@ class BoxConfig(Section):
 
     pool: Literal["roi_align", "roi_pool"] = "roi_align"
     """roi_align: bilinear samples (He et al. 2017). roi_pool: maxima of rounded bins, as the papers had it."""
+    pool_inclusive: bool = False
+    """roi_pool: an RoI ends with the pixel left of and above its right and lower edge, as in Caffe, where coordinates
+    name pixels that belong to it. false: with the pixel behind them, about one time in eight a row or column more."""
     pool_size: PositiveInt = 14
     """Bins on each side. C4: 14 (conv5 keeps its stride 2) or 7 (conv5 runs at stride 1). VGG, FPN: 7."""
     sampling_ratio: NonNegativeInt = 0
@@ -245,14 +249,26 @@ class BoxConfig(Section):
     """Outputs behind the classes' own that take part in the softmax and are never reported (torchvision's COCO
     detectors have 10 of them, for ids without a class)."""
 
+    @model_validator(mode="after")
+    def _inclusive_is_for_roi_pool(self) -> BoxConfig:
+        if self.pool_inclusive and self.pool != "roi_pool":
+            raise ValueError("pool_inclusive belongs to pool: roi_pool: RoIAlign's coordinates are continuous")
+        return self
+
+
+WITHOUT_BATCH_NORM = (
+    "vgg16", "vgg19", "highway19", "highway32", "fitnet19", "nin", "dsn", "maxout", "prelu_net_a", "prelu_net_b",
+    "prelu_net_c",
+)  # fmt: skip
+
 
 class ModelConfig(Section):
     """Backbone, neck, RPN and detector."""
 
-    backbone: Literal[
-        "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn"
-    ]
-    """Classification network whose layers the detector starts from."""
+    backbone: Annotated[str | dict[str, Any] | None, AfterValidator(check_backbone)] = None
+    """A net of `backbones/`: resnet18..152, vgg16, vgg19 (_bn), googlenet, ...; or the table of a net of one's own (as
+    in classification); null: that of the checkpoint `weights`. The last stage runs on each RoI, the map before it is
+    shared; VGG and PReLU-net share all stages."""
     weights: str
     """random; torchvision:IMAGENET1K_V1 (or _V2); or the path of a checkpoint of tools/pretrain.py or of
     tools/convert_weights.py."""
@@ -265,8 +281,13 @@ class ModelConfig(Section):
     """Batch norm: a constant scale and offset (He et al. 2016, App. A), trained, or trained across processes."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
     """conv1..convN keep their weights."""
-    stride_in_1x1: bool = False
-    """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision), as the weights do."""
+    stride_in_1x1: bool | None = None
+    """Bottlenecks stride in the first 1x1 (MSRA, the paper) or in the 3x3 (torchvision). null: as the checkpoint
+    `weights` says, else in the 3x3."""
+    shortcut: Literal["A", "B", "C"] | None = None
+    """He et al. 2016, Sec. 4.1. null: as the checkpoint says, else the net's own."""
+    plain: bool | None = None
+    """The same layers without shortcuts. null: as the checkpoint says, else false."""
     fpn_channels: PositiveInt = 256
     """fpn: channels of each level."""
     fpn_norm: HeadNorm = "none"
@@ -282,21 +303,24 @@ class ModelConfig(Section):
     def _parts_fit(self) -> ModelConfig:
         nested = bool(self.anchors.sizes) and isinstance(self.anchors.sizes[0], list)
         if self.neck == "fpn":
-            if self.backbone.startswith("vgg"):
-                raise ValueError("neck: fpn needs a ResNet backbone")
+            if str(self.backbone).startswith("vgg"):
+                raise ValueError("neck: fpn needs a net with maps of strides 4, 8, 16 and 32: not VGG")
             if not nested or len(self.anchors.sizes) != 5:
                 raise ValueError("neck: fpn needs anchors.sizes with one list for each of the 5 levels P2..P6")
             if self.box.pool == "roi_pool":
                 raise ValueError("neck: fpn needs box.pool: roi_align")
         elif nested:
             raise ValueError("anchors.sizes is one plain list where neck is none: there is one level")
-        if self.dilated_conv5 and (self.neck == "fpn" or self.backbone.startswith("vgg")):
+        if self.dilated_conv5 and (self.neck == "fpn" or str(self.backbone).startswith("vgg")):
             raise ValueError("dilated_conv5 needs a ResNet backbone and neck: none")
         if (self.box.num_convs or self.box.num_fcs != 2) and self.neck == "none" and not self.dilated_conv5:
             raise ValueError("box.num_convs and box.num_fcs are for neck: fpn and for dilated_conv5: true")
         if self.box.norm != "none" and not self.box.num_convs:
             raise ValueError("box.norm needs box.num_convs: it is the batch norm behind those convolutions")
-        if self.norm == "frozen" and self.weights == "random" and self.backbone not in ("vgg16", "vgg19"):
+        if self.backbone is None and self.weights == "random":
+            raise ValueError("backbone: name a net, or give weights: the checkpoint of one")
+        name = self.backbone.get("net") if isinstance(self.backbone, dict) else self.backbone
+        if self.norm == "frozen" and self.weights == "random" and name not in WITHOUT_BATCH_NORM:
             raise ValueError(
                 "norm: frozen over weights: random ruins the model, for its batch norm would never see a statistic: "
                 "give model.weights, or set model.norm: batch"

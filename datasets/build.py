@@ -24,7 +24,7 @@ Split = Literal["train", "val", "test"]
 def build_dataset(
     data: DataConfig,
     split: Split,
-    data_root: Path,
+    data_root: Path | str,
     *,
     seed: int = 0,
     class_names: list[str] | None = None,
@@ -42,7 +42,7 @@ def build_dataset(
     Raises:
         UserError: files are missing or broken, classes unknown, or nothing is left to train on.
     """
-    records = build_records(data, split, data_root, class_names=class_names)
+    records = build_records(data, split, Path(data_root), class_names=class_names)
     if split != "train":
         return DetectionDataset(records, min_sizes=[data.test_min_size], max_size=data.test_max_size, seed=seed)
     records = _for_training(records, data)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import UserError, nearest
-from datasets.images import IMAGE_SUFFIXES
+from configs.files import read_lines
+from datasets.images import IMAGE_SUFFIXES, is_hidden
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,15 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
 def _images_below(folder: Path, prefix: str) -> Iterable[str]:
     """Paths of the images in a folder and its subfolders, each beginning with `prefix`."""
     for entry in list_folder(folder):
         if entry.is_dir():
+            if is_hidden(entry.name):
+                continue
             yield from _images_below(folder / entry.name, f"{prefix}/{entry.name}")
         elif _is_image(entry.name):
             yield f"{prefix}/{entry.name}"
@@ -157,13 +160,7 @@ def _images_below(folder: Path, prefix: str) -> Iterable[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such ground truth file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    return [line for line in lines if line.strip()]
+    return [line for line in read_lines(path, "ground truth file") if line.strip()]
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
@@ -176,13 +173,13 @@ def _wnids_by_name(names: list[str], rows: list[tuple[str, str]], path: Path) ->
     wnid_of = {Path(name).stem: wnid for name, wnid in rows}
     for name in names:
         if Path(name).stem not in wnid_of:
-            raise UserError(f"{path}: says nothing about {name}: another set's ground truth, or a damaged file")
+            raise UserError(f"{path}: has no line for {name}: it is the ground truth of another set, or damaged")
     return [wnid_of[Path(name).stem] for name in names]
 
 
 def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[str]:
     if len(numbers) != len(names):
-        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: they go together one by one")
+        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: one line is needed for each image")
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise UserError(f"{meta}: missing: the development kit's meta.mat says which wnid the numbers of {path} mean")
@@ -195,5 +192,5 @@ def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[s
         raise UserError(f"{meta}: not the development kit's file ({error})") from None
     unknown = next((number for number in numbers if number not in wnid_of), None)
     if unknown is not None:
-        raise UserError(f"{path}: number {unknown} is none of {meta}")
+        raise UserError(f"{path}: number {unknown} is not in {meta}")
     return [wnid_of[number] for number in numbers]

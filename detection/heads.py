@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn
 from backbones.resnet import BottleneckUnit
+from backbones.staged import remove_stride
 
 
 class Conv5Head(nn.Module):
-    """conv5_x and the average pool in the place of VGG's fc layers (He et al. 2016, App. A).
+    """conv5_x (any net's last stage) and the average pool in the place of VGG's fc layers (He et al. 2016, App. A).
 
     RoIAlign is linear and the same for all channels, so a 1x1 convolution may as well run before it, on the map, in
     place of behind it, on hundreds of overlapping RoIs. `before_pooling` and `after_pooling` do so with the two 1x1
@@ -28,9 +29,7 @@ class Conv5Head(nn.Module):
         self.conv5 = conv5
         self.out_channels = out_channels
         if pool_size <= 7:
-            for layer in conv5.modules():
-                if isinstance(layer, nn.Conv2d):
-                    layer.stride = (1, 1)
+            remove_stride(conv5)
 
     def forward(self, features: Tensor) -> Tensor:
         """(R, C, S, S) -> (R, out_channels)."""

@@ -21,7 +21,7 @@ MIN_SIZE = 1e-2
 """Smaller detections are dropped, pixels of the resized image (torchvision's rule)."""
 
 
-class Detections(NamedTuple):
+class BatchDetections(NamedTuple):
     """The final boxes of a batch, best first."""
 
     boxes: Tensor
@@ -42,7 +42,7 @@ def select_candidates(
     image_sizes: Tensor,
     delta_weights: Tensor,
     score_thresh: float,
-) -> Detections:
+) -> BatchDetections:
     """The best-scored (RoI, class) pairs above the threshold, decoded and cut to the image; no NMS yet.
 
     Args:
@@ -57,15 +57,15 @@ def select_candidates(
     rows = roi_index * deltas.shape[2] + (labels if deltas.shape[2] > 1 else 0)
     boxes = decode_boxes(gather_boxes(deltas.flatten(1, 2), rows), gather_boxes(rois, roi_index), delta_weights)
     boxes = clip_boxes(boxes, image_sizes)
-    return Detections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+    return BatchDetections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
 
 
-def collect_candidates(scores: Tensor, boxes: Tensor, roi_valid: Tensor, score_thresh: float) -> Detections:
+def collect_candidates(scores: Tensor, boxes: Tensor, roi_valid: Tensor, score_thresh: float) -> BatchDetections:
     """The same from scores (B, R, K) and boxes (B, R, K or 1, 4) that are decoded and cut to the image already."""
     best, roi_index, labels = _best_pairs(scores, roi_valid, score_thresh)
     rows = roi_index * boxes.shape[2] + (labels - 1 if boxes.shape[2] > 1 else 0)
     boxes = gather_boxes(boxes.flatten(1, 2), rows)
-    return Detections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+    return BatchDetections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
 
 
 def _best_pairs(scores: Tensor, roi_valid: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,13 +77,13 @@ def _best_pairs(scores: Tensor, roi_valid: Tensor, score_thresh: float) -> tuple
     return best, index // num_classes, index % num_classes + 1
 
 
-def suppress(candidates: Detections, nms_thresh: float, detections_per_img: int) -> Detections:
+def suppress(candidates: BatchDetections, nms_thresh: float, detections_per_img: int) -> BatchDetections:
     """NMS class by class, and the best `detections_per_img` of what survives."""
     boxes, scores, labels, valid = candidates
     kept = nms(boxes, scores, valid, labels, nms_thresh, min(detections_per_img, scores.shape[1]))
     survives = kept >= 0
     kept = kept.clamp(min=0)
-    return Detections(
+    return BatchDetections(
         gather_boxes(boxes, kept) * survives[..., None],
         scores.gather(1, kept) * survives,
         labels.gather(1, kept) * survives,
@@ -91,13 +91,13 @@ def suppress(candidates: Detections, nms_thresh: float, detections_per_img: int)
     )
 
 
-def only_classes(detections: Detections, num_classes: int) -> Detections:
+def only_classes(detections: BatchDetections, num_classes: int) -> BatchDetections:
     """The detections whose label is one of 1..num_classes; the others are no longer valid, and zero."""
     kept = detections.valid & (detections.labels <= num_classes)
-    return Detections(detections.boxes * kept[..., None], detections.scores * kept, detections.labels * kept, kept)
+    return BatchDetections(detections.boxes * kept[..., None], detections.scores * kept, detections.labels * kept, kept)
 
 
-def to_original(detections: Detections, image_sizes: Tensor, original_sizes: Tensor) -> Detections:
+def to_original(detections: BatchDetections, image_sizes: Tensor, original_sizes: Tensor) -> BatchDetections:
     """Boxes of the resized images in pixels of the decoded files; both sizes (B, 2), (H, W)."""
     ratio = (original_sizes / image_sizes).flip(-1).repeat(1, 2)[:, None].to(detections.boxes.dtype)
     return detections._replace(boxes=detections.boxes * ratio)
@@ -112,7 +112,7 @@ def postprocess(
     original_sizes: Tensor,
     delta_weights: Tensor,
     test: TestConfig,
-) -> Detections:
+) -> BatchDetections:
     """Detections of a batch from the answers of `RoiHeads.forward`, by the thresholds of `test`; other arguments as in
     `select_candidates`."""
     candidates = select_candidates(logits, deltas, rois, roi_valid, image_sizes, delta_weights, test.score_thresh)

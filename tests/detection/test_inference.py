@@ -19,7 +19,7 @@ from datasets.batch import Batch, ScaledImages
 from detection.context import image_boxes
 from detection.inference import Inference
 from detection.model import Detector, build_detector
-from detection.postprocess import Detections
+from detection.postprocess import BatchDetections
 from detection.roi_features import RoiFeatures
 from detection.tta import mirror_batch, mirror_detections
 from tools.benchmarks.counting import Counts, count
@@ -109,14 +109,14 @@ def at_sizes(batch: Batch, *factors: float) -> Batch:
     return replace(batch, scaled=tuple(map(part, factors)))
 
 
-def rows(detections: Detections, image: int) -> torch.Tensor:
+def rows(detections: BatchDetections, image: int) -> torch.Tensor:
     """(D, 6) of an image; scores and labels weigh enough to tell two detections apart."""
     valid = detections.valid[image]
     columns = (detections.boxes[image], detections.scores[image, :, None] * 100, detections.labels[image, :, None] * 50)
     return torch.cat(columns, dim=1)[valid].double()
 
 
-def same(found: Detections, expected: Detections, tolerance: float = 0.02) -> None:
+def same(found: BatchDetections, expected: BatchDetections, tolerance: float = 0.02) -> None:
     """The same detections up to rounding and order."""
     for image in range(len(expected.valid)):
         ours, theirs = rows(found, image), rows(expected, image)
@@ -126,7 +126,7 @@ def same(found: Detections, expected: Detections, tolerance: float = 0.02) -> No
         assert distance.amin(1).max() < tolerance
 
 
-def differ(found: Detections, expected: Detections) -> None:
+def differ(found: BatchDetections, expected: BatchDetections) -> None:
     assert any(
         len(rows(found, k)) != len(rows(expected, k))
         or torch.cdist(rows(found, k), rows(expected, k), p=float("inf")).amin(1).max() > 0.5
@@ -134,7 +134,7 @@ def differ(found: Detections, expected: Detections) -> None:
     )
 
 
-def infer(test: dict, batch: Batch, *detectors: Detector) -> Detections:
+def infer(test: dict, batch: Batch, *detectors: Detector) -> BatchDetections:
     with torch.no_grad():
         return Inference(detectors, TestConfig.model_validate(THRESHOLDS | test))(batch)
 
@@ -263,7 +263,7 @@ def test_an_image_does_not_depend_on_its_batch(kind):
                  for part in batch.scaled]  # fmt: skip
         own = replace(batch, scaled=())
         one = Batch(*(tensor[[k]] for tensor in own.tensors()), scaled=tuple(parts))
-        same(infer(test, one, model), Detections(*(field[[k]] for field in together)))
+        same(infer(test, one, model), BatchDetections(*(field[[k]] for field in together)))
 
 
 def test_voting_moves_boxes_and_nothing_else():
