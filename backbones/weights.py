@@ -102,16 +102,11 @@ def load_backbone_weights(
     """
     if weights == "random":
         return IMAGENET
-    if weights.startswith("torchvision:"):
+    if is_version(weights):
         path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
+        checkpoint = as_classifier(read_weights_file(path), path)
     else:
-        path = fetch(weights) if is_name(weights) else _given_file(weights, data_root)
-    content = read_weights_file(path)
-    if weights.startswith("detectron2://"):
-        from backbones.conversion import convert  # which reads files with this module
-
-        content = convert(content, "msra", path)
-    checkpoint = as_classifier(content, path)
+        checkpoint, path = _given_classifier(weights, data_root)
     _check_net(checkpoint["config"].get("model", {}), net, name, stride_in_1x1, path)
     _load(net, checkpoint["model"], name, path, for_classification)
     return Preprocessing.from_dict(checkpoint["preprocessing"])
@@ -212,6 +207,22 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- sources
 
 
+def is_version(weights: str) -> bool:
+    """Whether this is `torchvision:IMAGENET1K_V1` or its like: a version of the weights of whichever net it is."""
+    return weights.startswith("torchvision:") and not is_name(weights)
+
+
+def _given_classifier(weights: str, data_root: Path | None) -> tuple[dict[str, Any], Path]:
+    """The classifier checkpoint at a path or of a name of `backbones.fetch`, and its file."""
+    path = fetch(weights) if is_name(weights) else _given_file(weights, data_root)
+    content = read_weights_file(path)
+    if weights.startswith("detectron2://"):
+        from backbones.conversion import convert  # which reads files with this module
+
+        content = convert(content, "msra", path)
+    return as_classifier(content, path), path
+
+
 def _given_file(weights: str, data_root: Path | None) -> Path:
     """The path that the config gives, as it stands or relative to `data_root`."""
     candidates = [Path(weights)] + ([data_root / weights] if data_root is not None else [])
@@ -263,10 +274,9 @@ def described_net(weights: str, data_root: Path | None = None) -> dict[str, Any]
     Raises:
         UserError: the file is missing, cannot be read, or is no classifier's.
     """
-    if weights == "random" or weights.startswith("torchvision:"):
+    if weights == "random" or is_version(weights):
         return {}
-    path = _given_file(weights, data_root)
-    stored = as_classifier(read_weights_file(path), path)["config"].get("model", {})
+    stored = _given_classifier(weights, data_root)[0]["config"].get("model", {})
     described = {key: stored.get(key) for key in ("backbone", "shortcut", "plain", "stride_in_1x1")}
     return {key: value for key, value in described.items() if value is not None}
 
