@@ -59,12 +59,12 @@ def draw_detections(
     order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best lie on top
     truth = np.zeros((0, 4)) if truth_boxes is None else np.asarray(truth_boxes, float).reshape(-1, 4) * scale
     _draw_truth(draw, truth, width)
-    for i in order:
+    for i in order.tolist():
         draw.rectangle(tuple(boxes[i]), outline=(*class_color(int(labels[i])), 255), width=width)
     if names:
         writer = _NameWriter(draw, picture.size, boxes, width, _font(max(10, round(thickness * short / 32))))
-        for i in order[::-1]:  # the best choose their places first
-            text = class_names[labels[i] - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
+        for i in order[::-1].tolist():  # the best choose their places first
+            text = class_names[int(labels[i]) - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
             writer.write(text, boxes[i], class_color(int(labels[i])))
         if truth_labels is not None:
             for i in _missed(truth, np.asarray(truth_labels, int), boxes, labels):

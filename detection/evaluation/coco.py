@@ -170,7 +170,8 @@ def _run_hotcoco(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+    accumulated: Any = evaluator.eval
+    return accumulated["precision"], accumulated["recall"]
 
 
 def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
@@ -189,8 +190,9 @@ def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         truth, results = COCO(), COCO()
-        truth.dataset = {"images": images, "categories": categories, "annotations": objects}
-        results.dataset = {"images": images, "categories": categories, "annotations": found}
+        shared: Any = {"images": images, "categories": categories}
+        truth.dataset = shared | {"annotations": objects}
+        results.dataset = shared | {"annotations": found}
         truth.createIndex()
         results.createIndex()
         evaluator = COCOeval(truth, results, "bbox")

@@ -64,14 +64,14 @@ def find_errors(data: Aligned, matches: VocMatches, outcome: np.ndarray) -> Erro
         voc_overlap,
         allowed=lambda detection, item: data.detection_labels[detection] != truth.labels[item],
     )
-    conditions_and_kinds = (
-        (outcome != FALSE, NO_ERROR),
-        (matches.overlap >= FOREGROUND, DUPLICATE),
-        (matches.overlap >= BACKGROUND, LOCALISATION),
-        (other_overlap >= FOREGROUND, CLASSIFICATION),
-        (other_overlap >= BACKGROUND, BOTH),
-    )
-    kind = np.select(*map(list, zip(*conditions_and_kinds, strict=True)), default=ONLY_BACKGROUND).astype(np.int8)
+    kinds = {
+        NO_ERROR: outcome != FALSE,
+        DUPLICATE: matches.overlap >= FOREGROUND,
+        LOCALISATION: matches.overlap >= BACKGROUND,
+        CLASSIFICATION: other_overlap >= FOREGROUND,
+        BOTH: other_overlap >= BACKGROUND,
+    }
+    kind = np.select(list(kinds.values()), list(kinds), default=ONLY_BACKGROUND).astype(np.int8)
     missed = ~matches.difficult & ~objects_hit(matches, outcome)
     missed[matches.best_object[kind == LOCALISATION]] = False
     missed[other_object[kind == CLASSIFICATION]] = False
