@@ -106,7 +106,7 @@ def sample_losses(
         weights: (4,) multiplies the deltas, or None.
     """
     count = mean_count(chosen.valid)
-    # What is no positive answers to itself: finite deltas that weigh nothing. So would boxes without extent.
+    # What is not positive is its own target: finite deltas that weigh nothing. Boxes without extent would not be.
     positive = chosen.positive[..., None]
     objects = torch.where(positive, objects, references)
     targets = torch.where(positive, encode_boxes(objects, references, weights), 0.0)

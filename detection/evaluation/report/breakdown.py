@@ -79,7 +79,7 @@ def _group(
     objects: np.ndarray,
     clutter: np.ndarray | None,
 ) -> Group:
-    """The result on the objects (M,) bool, with the clutter (D,) bool where a detection lies on no object."""
+    """The result on the objects (M,) bool, with the clutter (D,) bool, detections that are on no object."""
     wanted = objects & ~matches.difficult
     count = int(wanted.sum())
     if not count:
