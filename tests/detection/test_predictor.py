@@ -162,7 +162,7 @@ def test_a_stream_reads_only_what_it_needs_next(finds: Predictor) -> None:
 def test_unreadable_images(finds: Predictor, tmp_path: Path) -> None:
     Image.fromarray(make_image(0)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no image")
-    with pytest.raises(UserError, match=r"bad\.png: cannot be decoded"):
+    with pytest.raises(UserError, match=r"bad\.png: cannot be"):
         finds(tmp_path)
     messages: list[str] = []
     inputs = predictor.image_inputs([tmp_path, make_image(1)])
