@@ -135,9 +135,7 @@ def _columns(data: Aligned) -> _Columns:
         try:
             order = sorted(range(len(truth.image_ids)), key=lambda index: truth.image_ids[index])
         except TypeError:
-            raise UserError(
-                f"{truth.source}: image ids are partly numbers and partly text: use one kind"
-            ) from None
+            raise UserError(f"{truth.source}: image ids are partly numbers and partly text: use one kind") from None
         rank[order] = np.arange(1, len(order) + 1)
     known = data.detection_labels <= len(truth.class_names)
     return _Columns(
