@@ -42,9 +42,7 @@ class ImageInput:
     path: str | None = None
     """File or address; None: pixels."""
     frame: int | None = None
-    """Position in a video."""
-    in_memory: bool = False
-    """`load` gives an array that is there already."""
+    """Position in a video, whose frames come one after another and have one size."""
 
 
 def image_inputs(images: Any, *, ignore: Path | None = None) -> list[ImageInput]:
@@ -97,7 +95,7 @@ def file_input(file: str, name: str) -> ImageInput:
 
 def array_input(pixels: np.ndarray, name: str, *, path: str | None = None, frame: int | None = None) -> ImageInput:
     """An image (H, W, 3) uint8 RGB in memory."""
-    return ImageInput(name, lambda: pixels, lambda: pixels.shape[:2], path, frame, in_memory=True)
+    return ImageInput(name, lambda: pixels, lambda: pixels.shape[:2], path, frame)
 
 
 def is_address(text: str) -> bool:
