@@ -130,7 +130,10 @@ def _files(text: str, ignore: Path | None, *, videos: bool = False) -> list[tupl
 
 
 def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
-    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`."""
+    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`.
+
+    Hidden files and folders are left out: editors' checkpoints, what macOS leaves beside files (._a.jpg, __MACOSX).
+    """
     if path.is_file():
         return [(str(path), path.name)]
     hidden = ignore.resolve() if ignore is not None else None
@@ -138,7 +141,7 @@ def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
         (str(file), file.relative_to(path).as_posix())
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in IMAGE_SUFFIXES
-        and not file.name.startswith("._")  # what macOS leaves beside files on foreign disks
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
         and file.is_file()
         and (hidden is None or hidden not in file.resolve().parents)
     ]

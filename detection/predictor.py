@@ -85,7 +85,7 @@ class Predictor:
                 raise UserError(f"{name}: a threshold of {value} is not between 0 and 1")
         least = min([threshold, *thresholds.values()])
         detectors, self.config = load_ensemble(
-            paths, overrides=[f"{_SCORE_KEY}={least}", *overrides], device=self.device
+            paths, overrides=[f"{_SCORE_KEY}={least:.12f}", *overrides], device=self.device
         )
         self.class_names = list(detectors[0].class_names)
         unknown = sorted(thresholds.keys() - set(self.class_names))

@@ -108,6 +108,7 @@ def test_thresholds(weights: Path, finds: Predictor) -> None:
     assert_equal(few, everything.select(everything.scores >= limit))
     (by_class,) = Predictor(weights, "cpu", threshold=0.99, class_thresholds={"red": 0.3})(image)
     assert_equal(by_class, everything.select(everything.labels == 1))
+    assert len(Predictor(weights, "cpu", threshold=1e-5)(image)[0]) >= len(everything)  # YAML reads 1e-05 as text
     with pytest.raises(UserError, match=r"a threshold for 'green', which is not a class of .*: red, blue"):
         Predictor(weights, "cpu", class_thresholds={"green": 0.5})
     with pytest.raises(UserError, match=r"threshold: a threshold of 1\.5 is not between 0 and 1"):
