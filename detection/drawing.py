@@ -56,15 +56,15 @@ def draw_detections(
     short = min(picture.size)
     width = max(1 if thickness < 1 else 2, round(thickness * short / 220))
     boxes = boxes * scale
-    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best lie on top
+    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best are on top
     truth = np.zeros((0, 4)) if truth_boxes is None else np.asarray(truth_boxes, float).reshape(-1, 4) * scale
     _draw_truth(draw, truth, width)
-    for i in order:
+    for i in order.tolist():
         draw.rectangle(tuple(boxes[i]), outline=(*class_color(int(labels[i])), 255), width=width)
     if names:
         writer = _NameWriter(draw, picture.size, boxes, width, _font(max(10, round(thickness * short / 32))))
-        for i in order[::-1]:  # the best choose their places first
-            text = class_names[labels[i] - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
+        for i in order[::-1].tolist():  # the best choose their places first
+            text = class_names[int(labels[i]) - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
             writer.write(text, boxes[i], class_color(int(labels[i])))
         if truth_labels is not None:
             for i in _missed(truth, np.asarray(truth_labels, int), boxes, labels):
@@ -111,7 +111,7 @@ def sheet(
 
 
 def class_color(label: int) -> Color:
-    """A class's colour, the same in every picture; hues of neighbouring labels lie far apart (golden angle)."""
+    """A class's colour, the same in every picture; hues of neighbouring labels are far apart (golden angle)."""
     hue = (0.62 + (label - 1) * 0.381966) % 1.0
     lightness = (0.55, 0.45, 0.65)[(label - 1) // 13 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)

@@ -92,14 +92,14 @@ def test_predict(trained):
     assert (trained / "found/detections.json").is_file()
 
 
-<<<<<<< HEAD
 def test_init_data(tmp_path):
     write_tiny_voc(tmp_path / "my_photos")
     command = next(command for command in commands(ROOT / "README.md") if "init_data.py" in command)
     done = run(command, tmp_path, "--start", "scratch")
     assert done.returncode == 0, done.stderr
     assert load_config(tmp_path / "my_photos.yaml").data.classes == ["blue", "red"]
-=======
+
+
 def test_a_published_detector_without_network(tmp_path, monkeypatch):
     """The first command says what to fetch and where to put it; with that file it works (test_zoo.py)."""
     monkeypatch.setenv("RESIDUAL_DETECTION_TORCHVISION_URL", "http://127.0.0.1:9")  # nothing listens there
@@ -110,7 +110,6 @@ def test_a_published_detector_without_network(tmp_path, monkeypatch):
     assert done.returncode == 2
     path = tmp_path / "home/torchvision/fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"
     assert done.stderr.splitlines()[-1].endswith(f"on another machine and put it at {path}")
->>>>>>> zoo
 
 
 def python_blocks(path: Path) -> list[str]:

@@ -70,15 +70,11 @@ def check_validation(
 
 
 def make_detector(
-<<<<<<< HEAD
-    config: DetectionConfig, class_names: list[str], data_root: Path, checkpoint: dict | None, init_from: str | None
-=======
     config: DetectionConfig,
     class_names: list[str],
     data_root: Path,
     checkpoint: dict | None,
     init_from: Path | str | None,
->>>>>>> zoo
 ) -> Detector:
     """The detector with the backbone's weights, those of `--init-from`, or those of a checkpoint to resume."""
     start = checkpoint or (read_detector_file(init_from) if init_from is not None else None)
