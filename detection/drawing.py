@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from detection.fonts import Font, load_font
 
 Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
+
+LONGEST_SIDE = 2000
+"""Pixels: an image of 1 x 4000 is not enlarged, or it would become millions of pixels long."""
 
 
 def draw_detections(
@@ -37,11 +39,12 @@ def draw_detections(
         class_names: K names.
         truth_boxes, truth_labels: (M, 4) and (M,), drawn below the detections; objects that were found need no name, so
             names stand only at those that no detection of their class covers by half.
-        scale: enlarges the picture, for small images.
+        scale: enlarges the picture, for small images; no side grows beyond `LONGEST_SIDE`.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB.
     """
+    scale = min(scale, max(1.0, LONGEST_SIDE / max(image.shape[:2])))
     boxes, labels = np.asarray(boxes, float).reshape(-1, 4), np.asarray(labels, int).reshape(-1)
     picture = Image.fromarray(np.ascontiguousarray(image))
     if scale != 1.0:
@@ -50,7 +53,7 @@ def draw_detections(
     draw = ImageDraw.Draw(picture, "RGBA")
     short = min(picture.size)
     width = max(2, round(short / 220))
-    font = _font(max(10, round(short / 32)))
+    font = load_font(max(10, round(short / 32)), "".join(class_names))
     taken: list[Box] = []  # places of names
     order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best lie on top
     if truth_boxes is not None:
@@ -80,6 +83,8 @@ def sheet(
         cell_width: mean width of a picture in the sheet, pixels.
         gap: pixels between pictures.
 
+    A row is at most twice as high as a cell is wide.
+
     Returns:
         (H', W', 3) uint8 RGB.
     """
@@ -90,6 +95,7 @@ def sheet(
         row = [Image.fromarray(np.ascontiguousarray(picture)) for picture in pictures[start : start + columns]]
         aspects = sum(picture.width / picture.height for picture in row)
         height = round((total - (columns + 1) * gap) / aspects * len(row) / columns)
+        height = min(max(height, 1), 2 * cell_width)  # strips would make a row as high as they are
         strip = Image.new("RGB", (total, height + gap), "white")
         x = gap
         for picture in row:
@@ -118,23 +124,12 @@ def class_color(label: int) -> Color:
 # ---------------------------------------------------------------------------------------------- parts
 
 
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, with Latin, Greek and Cyrillic letters, out of matplotlib's package (which is not imported)."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin is not None:
-        file = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-        if file.exists():
-            return ImageFont.truetype(str(file), size)
-    return ImageFont.load_default(size)
-
-
 def _draw_name(
     draw: ImageDraw.ImageDraw,
     text: str,
     box: Box,
     color: Color,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    font: Font,
     picture_size: tuple[int, int],
     taken: list[Box],
     line: int,

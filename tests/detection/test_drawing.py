@@ -81,3 +81,13 @@ def test_sheet_holds_all_pictures(count):
         assert (whole == picture[0, 0]).all(axis=2).any()
     assert (whole[0] == 255).all()
     assert (whole[-1] == 255).all()
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (3000, 60)])
+def test_strips_are_not_enlarged_beyond_a_bound(size):
+    picture = draw([[0, 0, 1, 1]], [1], image=np.full((*size, 3), 128, np.uint8), scale=480)
+    assert max(picture.shape[:2]) == max(size)
+    overview = sheet([picture, GREY, picture])
+    assert overview.shape[0] * overview.shape[1] < 4e6
+    small = draw([[0, 0, 1, 1]], [1], image=np.full((100, 10, 3), 128, np.uint8), scale=48)
+    assert small.shape == (2000, 200, 3)
