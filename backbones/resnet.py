@@ -402,7 +402,8 @@ class ResNet(nn.Module):
     def dilate_stage(self, name: str) -> None:
         """A stage (conv2 or later) no longer strides: its 3x3 convolutions are dilated by what it would have strided.
 
-        Their receptive fields stay as they are (Dai et al. 2017, Sec. 4.1, for conv5).
+        Of bottlenecks that stride in the 1x1, every such position of the finer map is the coarser map's value: the same
+        net, asked at more places. (Dai et al. 2017, Sec. 4.1, for conv5; detectron2 dilates the first unit too.)
         """
         stage = self._stage(name)
         stride = stage[0].stride

@@ -102,16 +102,11 @@ def load_backbone_weights(
     """
     if weights == "random":
         return IMAGENET
-    if weights.startswith("torchvision:"):
+    if is_version(weights):
         path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
+        checkpoint = as_classifier(read_weights_file(path), path)
     else:
-        path = fetch(weights) if is_name(weights) else _given_file(weights, data_root)
-    content = read_weights_file(path)
-    if weights.startswith("detectron2://"):
-        from backbones.conversion import convert  # which reads files with this module
-
-        content = convert(content, "msra", path)
-    checkpoint = as_classifier(content, path)
+        checkpoint, path = _given_classifier(weights, data_root)
     _check_net(checkpoint["config"].get("model", {}), net, name, stride_in_1x1, path)
     _load(net, checkpoint["model"], name, path, for_classification)
     return Preprocessing.from_dict(checkpoint["preprocessing"])
@@ -136,7 +131,9 @@ def read_weights_file(path: Path | str) -> dict[str, Any]:
         elif path.suffix == ".pkl":
             content = read_pickle(path.read_bytes())
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _load_torch(path)
+    except UserError:
+        raise
     except (pickle.UnpicklingError, PickleError) as error:
         raise UserError(
             f"{path}: not a weights file of tensors and arrays ({_first_line(error)}); it is damaged, of another "
@@ -179,12 +176,19 @@ def _refuse_foreign(path: Path) -> None:
     for mark, what in _FOREIGN.items():
         if start.startswith(mark):
             raise UserError(f"{path}: is {what}")
-    if zipfile.is_zipfile(path) and path.suffix != ".safetensors":
+
+
+def _load_torch(path: Path) -> Any:
+    """The content of PyTorch's own file, whose parts' checksums must be right; torch.load itself does not look."""
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        # PyTorch stores its members; a compressed one can be a thousand times as large as the file.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise UserError(f"{path}: is an ordinary compressed archive, not PyTorch's file of weights: unpack it")
+            # PyTorch stores its members; a compressed one can be a thousand times as large as the file.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{path}: is an ordinary compressed archive, not PyTorch's file of weights: unpack it")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{path}: the checksum of {damaged} is wrong: the file is damaged: fetch it again")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _first_line(error: Exception) -> str:
@@ -210,6 +214,22 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------------------------- sources
+
+
+def is_version(weights: str) -> bool:
+    """Whether this is `torchvision:IMAGENET1K_V1` or its like: a version of the weights of whichever net it is."""
+    return weights.startswith("torchvision:") and not is_name(weights)
+
+
+def _given_classifier(weights: str, data_root: Path | None) -> tuple[dict[str, Any], Path]:
+    """The classifier checkpoint at a path or of a name of `backbones.fetch`, and its file."""
+    path = fetch(weights) if is_name(weights) else _given_file(weights, data_root)
+    content = read_weights_file(path)
+    if weights.startswith("detectron2://"):
+        from backbones.conversion import convert  # which reads files with this module
+
+        content = convert(content, "msra", path)
+    return as_classifier(content, path), path
 
 
 def _given_file(weights: str, data_root: Path | None) -> Path:
@@ -263,10 +283,9 @@ def described_net(weights: str, data_root: Path | None = None) -> dict[str, Any]
     Raises:
         UserError: the file is missing, cannot be read, or is no classifier's.
     """
-    if weights == "random" or weights.startswith("torchvision:"):
+    if weights == "random" or is_version(weights):
         return {}
-    path = _given_file(weights, data_root)
-    stored = as_classifier(read_weights_file(path), path)["config"].get("model", {})
+    stored = _given_classifier(weights, data_root)[0]["config"].get("model", {})
     described = {key: stored.get(key) for key in ("backbone", "shortcut", "plain", "stride_in_1x1")}
     return {key: value for key, value in described.items() if value is not None}
 
@@ -282,19 +301,7 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if content.get("kind") == "detector":
         raise UserError(f"{path}: a detector's checkpoint, not a classifier's: start from it with --init-from")
     if content.get("kind") == "classifier":
-        missing = {"config", "preprocessing", "model"} - content.keys()
-        if missing:
-            raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
-        for key in ("config", "preprocessing", "model"):
-            if not isinstance(content[key], Mapping):
-                raise UserError(f"{path}: the checkpoint's {key} is a {type(content[key]).__name__}, not a mapping")
-        if not isinstance(content["config"].get("model", {}), Mapping):
-            raise UserError(f"{path}: the checkpoint's config.model is not a mapping")
-        check_tensors(content["model"], path)
-        try:
-            Preprocessing.from_dict(content["preprocessing"])
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+        check_fields(content, path)
         return content
     state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
     bare = any(
@@ -313,6 +320,30 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
         # torchvision's file has auxiliary classifiers too, which nobody trained (its documentation).
         "model": {key: value for key, value in state.items() if not (googlenet and key.startswith("aux"))},
     }
+
+
+def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse a checkpoint of this project whose parts are missing or of another type.
+
+    Raises:
+        UserError: names the part.
+    """
+    missing = {"config", "preprocessing", "model"} - content.keys()
+    if missing:
+        raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+    for key in ("config", "preprocessing", "model"):
+        if not isinstance(content[key], Mapping):
+            raise UserError(f"{path}: the checkpoint's {key} is a {type(content[key]).__name__}, not a mapping")
+    if not isinstance(content["config"].get("model", {}), Mapping):
+        raise UserError(f"{path}: the checkpoint's config.model is not a mapping")
+    names = content.get("class_names", [])
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: the checkpoint's class_names are not a list of texts")
+    check_tensors(content["model"], path)
+    try:
+        Preprocessing.from_dict(content["preprocessing"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check_tensors(state: Mapping[Any, Any], path: Path | str) -> None:

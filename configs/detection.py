@@ -411,6 +411,9 @@ class DetectionTrainConfig(TrainConfig):
     """torch.compile for the regions of fixed shape; falls back with a warning."""
     best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "imagenet_det.mAP", "loss"] = "voc12.mAP"
     """Figure of the validation set that chooses best.pt."""
+    transfer_classes: bool = False
+    """--init-from: classes that the weights know under the same name (COCO's tv is VOC's tvmonitor) start from those
+    rows of the class layers. false: all class layers start afresh where the lists of classes differ."""
     alternating: AlternatingConfig | None = None
     """Train in four phases, each as long as `schedule` says, in place of joint training ({}: all as in the rest)."""
 

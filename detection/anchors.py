@@ -21,6 +21,12 @@ def base_anchors(sizes: list[int], aspect_ratios: list[float], *, rounded: bool 
     return anchors.round() if rounded else anchors
 
 
+def sizes_of_levels(config: AnchorConfig) -> list[list[int]]:
+    """The sizes on each level of feature maps; one list where there is one map."""
+    nested = [list(sizes) for sizes in config.sizes if isinstance(sizes, list)]
+    return nested or [[size for size in config.sizes if not isinstance(size, list)]]
+
+
 class AnchorGenerator:
     """Makes the anchors of a list of feature maps, and remembers them for each list of map sizes and device.
 
@@ -32,7 +38,7 @@ class AnchorGenerator:
     """Sets of map sizes that are kept: aspect groups and scale jitter make dozens of them, not thousands."""
 
     def __init__(self, config: AnchorConfig, strides: list[int]) -> None:
-        per_level = config.sizes if isinstance(config.sizes[0], list) else [config.sizes]
+        per_level = sizes_of_levels(config)
         if len(per_level) != len(strides):
             raise ValueError(f"{len(per_level)} lists of anchor sizes for {len(strides)} feature maps")
         self.strides = strides
@@ -54,7 +60,7 @@ class AnchorGenerator:
         if key not in self._remembered:
             if len(self._remembered) >= self.MAX_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            padded = tuple(length * self.strides[0] for length in map_sizes[0])
+            padded = (map_sizes[0][0] * self.strides[0], map_sizes[0][1] * self.strides[0])
             levels = [self._level(level, size, padded) for level, size in enumerate(map_sizes)]
             self._remembered[key] = tuple(torch.cat(part).to(device) for part in zip(*levels, strict=True))
         return self._remembered[key]

@@ -55,7 +55,7 @@ def load_ensemble(
     """The detectors of some checkpoints, each built from its own stored config, and the config of the first.
 
     Args:
-        paths: files of `tools/train_det.py` or `tools/convert_weights.py`; one will do.
+        paths: files of `tools/train_det.py` or `tools/convert_weights.py`, or names of the zoo; one will do.
         overrides: `key.path=value` changes of each stored config.
         device: where the detectors go.
 

@@ -18,6 +18,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from backbones.batch_norm import NORMS, fold_batch_norm
 from backbones.preprocess import Normalize
+from backbones.resnet import ResNet
 from backbones.staged import StagedNet
 from backbones.weights import Preprocessing, described_net, load_backbone_weights
 from backbones.zoo import build_backbone
@@ -253,6 +254,8 @@ def _c4_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module,
 
 
 def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
+    if not isinstance(net, ResNet) or "conv5" not in net.stage_channels:
+        raise UserError("model.dilated_conv5: this net has no conv5 to dilate: give a ResNet, or dilated_conv5: false")
     net.dilate_stage("conv5")
     channels = net.stage_channels["conv5"]
     return Backbone(net, ("conv5",)), _fc_head(config, channels), channels

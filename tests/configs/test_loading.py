@@ -213,3 +213,36 @@ def test_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         load_config(tmp_path / "binary.yaml")
+
+
+def bomb(levels: int) -> str:
+    """Each line holds the one before nine times: 9^levels values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bomb(10), "x.yaml:6: holds more than 100000 values, references followed"),
+        ("a: &a [*a]", "x.yaml:1: a value refers to itself"),
+        ("a: &a {b: {c: *a}}", "x.yaml:1: a value refers to itself"),
+        ("[" * 5000, "x.yaml:1: has more than 100 levels"),
+        ("- " * 5000 + "a", "x.yaml:1: has more than 100 levels"),
+        ("a: !!int ''", "a value does not fit its type"),
+        ("a: !!float x", "a value does not fit its type"),
+        ("a: !!timestamp 'x'", "a value does not fit its type"),
+        ("a: " + "9" * 5000, "a value does not fit its type"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_made_to_break_a_reader(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        parse_yaml(text, "x.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_references_of_ordinary_size_are_followed() -> None:
+    assert parse_yaml("a: &a {b: [1, 2]}\nc: *a\nd: [*a, *a]", "x.yaml")["d"] == [{"b": [1, 2]}] * 2
+    assert len(parse_yaml(bomb(4), "x.yaml")["a3"]) == 9

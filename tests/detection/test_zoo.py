@@ -16,6 +16,8 @@ from configs.loading import load_config
 from datasets.class_lists import COCO
 from detection.checkpoint import load_detector, read_detector_file
 from detection.zoo import CONFIGS, LICENCES, ZOO
+from tools.runtime import cli
+from tools.runtime.setup import make_detector
 
 MODELS = torchvision.models.detection
 
@@ -81,6 +83,14 @@ def test_a_detector_by_name(published, capsys):
     assert card["published"] == "COCO val2017 box AP 37.0"
     assert card["licence"] == LICENCES["torchvision"]
     assert not capsys.readouterr().err  # it was kept
+
+    config = load_config(CONFIGS / "torchvision_r50_fpn_coco.yaml", ["model.box.unused_outputs=0"])
+    name = cli.weights_argument("torchvision://fasterrcnn_resnet50_fpn")
+    mine = make_detector(config, ["cat", "dog"], published, None, name)  # as --init-from does
+    assert "weights    of torchvision://fasterrcnn_resnet50_fpn; from scratch: roi_heads.box_pred" in (
+        capsys.readouterr().out
+    )
+    assert torch.equal(mine.roi_heads.box_head.fc6.weight, state["roi_heads.box_head.fc6.weight"])
 
 
 def test_files_of_the_hub(published):
