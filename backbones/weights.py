@@ -131,7 +131,9 @@ def read_weights_file(path: Path | str) -> dict[str, Any]:
         elif path.suffix == ".pkl":
             content = read_pickle(path.read_bytes())
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = _load_torch(path)
+    except UserError:
+        raise
     except (pickle.UnpicklingError, PickleError) as error:
         raise UserError(
             f"{path}: not a weights file of tensors and arrays ({_first_line(error)}); it is damaged, of another "
@@ -174,12 +176,19 @@ def _refuse_foreign(path: Path) -> None:
     for mark, what in _FOREIGN.items():
         if start.startswith(mark):
             raise UserError(f"{path}: is {what}")
-    if zipfile.is_zipfile(path) and path.suffix != ".safetensors":
+
+
+def _load_torch(path: Path) -> Any:
+    """The content of PyTorch's own file, whose parts' checksums must be right; torch.load itself does not look."""
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        # PyTorch stores its members; a compressed one can be a thousand times as large as the file.
-        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
-            raise UserError(f"{path}: is an ordinary compressed archive, not PyTorch's file of weights: unpack it")
+            # PyTorch stores its members; a compressed one can be a thousand times as large as the file.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{path}: is an ordinary compressed archive, not PyTorch's file of weights: unpack it")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{path}: the checksum of {damaged} is wrong: the file is damaged: fetch it again")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _first_line(error: Exception) -> str:
@@ -292,19 +301,7 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if content.get("kind") == "detector":
         raise UserError(f"{path}: a detector's checkpoint, not a classifier's: start from it with --init-from")
     if content.get("kind") == "classifier":
-        missing = {"config", "preprocessing", "model"} - content.keys()
-        if missing:
-            raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
-        for key in ("config", "preprocessing", "model"):
-            if not isinstance(content[key], Mapping):
-                raise UserError(f"{path}: the checkpoint's {key} is a {type(content[key]).__name__}, not a mapping")
-        if not isinstance(content["config"].get("model", {}), Mapping):
-            raise UserError(f"{path}: the checkpoint's config.model is not a mapping")
-        check_tensors(content["model"], path)
-        try:
-            Preprocessing.from_dict(content["preprocessing"])
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
+        check_fields(content, path)
         return content
     state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
     bare = any(
@@ -323,6 +320,30 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
         # torchvision's file has auxiliary classifiers too, which nobody trained (its documentation).
         "model": {key: value for key, value in state.items() if not (googlenet and key.startswith("aux"))},
     }
+
+
+def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse a checkpoint of this project whose parts are missing or of another type.
+
+    Raises:
+        UserError: names the part.
+    """
+    missing = {"config", "preprocessing", "model"} - content.keys()
+    if missing:
+        raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+    for key in ("config", "preprocessing", "model"):
+        if not isinstance(content[key], Mapping):
+            raise UserError(f"{path}: the checkpoint's {key} is a {type(content[key]).__name__}, not a mapping")
+    if not isinstance(content["config"].get("model", {}), Mapping):
+        raise UserError(f"{path}: the checkpoint's config.model is not a mapping")
+    names = content.get("class_names", [])
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: the checkpoint's class_names are not a list of texts")
+    check_tensors(content["model"], path)
+    try:
+        Preprocessing.from_dict(content["preprocessing"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def check_tensors(state: Mapping[Any, Any], path: Path | str) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from backbones.fetch import is_name
-from backbones.weights import Preprocessing, read_weights_file
+from backbones.weights import Preprocessing, check_fields, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
@@ -42,6 +42,9 @@ def read_detector_file(path: Path | str) -> dict:
         raise UserError(
             f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project"
         )
+    if not checkpoint.get("class_names"):
+        raise UserError(f"{path}: the checkpoint lacks class_names")
+    check_fields(checkpoint, path)
     return checkpoint
 
 
