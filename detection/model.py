@@ -88,6 +88,8 @@ class Detector(nn.Module):
         self.class_names = class_names
         self.preprocessing = preprocessing
         self.test = test or TestConfig()
+        self.card: dict[str, str] = {}
+        """What is known of published weights in it: source, licence, figures. Checkpoints keep it."""
 
     def forward(
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
