@@ -112,13 +112,18 @@ class MaxoutLinear(nn.Module):
         return self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
 
 
-def _initialise_maxout(net: nn.Module) -> None:
-    """Variance 1 / fan-in: of two pieces the maximum then has the second moment of its input."""
+def _initialise_maxout(net: SequentialNet) -> None:
+    """Variance 1 / fan-in: of two pieces the maximum then has the second moment of its input.
+
+    The maximum of five pieces and of a whole map is larger, so the classifier behind it starts at a tenth of that.
+    """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.normal_(layer.weight, std=math.prod(layer.weight.shape[1:]) ** -0.5)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        net.fc.weight.mul_(0.1)
 
 
 def maxout(num_classes: int = 10, width: float = 1.0, dropout: float = 0.5) -> SequentialNet:
