@@ -3,7 +3,7 @@
 | server | file |
 |---|---|
 | VOC 2012 | submission.tar.gz of results/VOC2012/Main/comp4_det_test_<class>.txt |
-| COCO | submission.zip of detections_<set>_frcnn_results.json, the set (test-dev2015, ...) being the annotation file's |
+| COCO | submission.zip of detections_<set>_frcnn_results.json, with the set of the annotations (test-dev2015) |
 | ImageNet DET | submission.txt: a line for each detection, see `write_imagenet_det` |
 """
 
