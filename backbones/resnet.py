@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from backbones.batch_norm import NORMS, conv_bn
-from backbones.staged import Head, Norm, Stage, check_stages, initialise
+from backbones.staged import Head, Norm, Stage, Strided, check_stages, initialise
 from configs.common import NonNegativeInt, PositiveInt, Section
 
 
@@ -200,7 +200,7 @@ def pad_shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, grown // 2, grown - grown // 2))
 
 
-class Unit(nn.Module, ABC):
+class Unit(Strided, ABC):
     """Residual unit y = relu(F(x) + shortcut(x)) (He et al. 2016, eqs. 1, 2), or a plain one y = relu(F(x))."""
 
     expansion: int

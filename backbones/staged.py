@@ -149,7 +149,7 @@ class SequentialNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | WithCompanions:
         """Logits (B, K) of x (B, 3, H, W); in training with those of the companions, where there are any."""
         last = next(reversed(self.stage_channels))
-        companions = self.companions if self.training else {}
+        companions = dict(self.companions.items()) if self.training else {}
         maps = self.forward_stages(x, {last, *companions})
         logits = self.fc(self.neck(maps[last]))
         if not companions:
@@ -190,12 +190,18 @@ class SequentialNet(nn.Module):
         return classifier
 
 
+class Strided(nn.Module):
+    """A module that itself takes every `stride`-th position (the padded shortcut of a residual unit)."""
+
+    stride: int
+
+
 def remove_stride(module: nn.Module) -> None:
     """Every convolution, pooling and unit inside gets the stride 1: a map of a RoI keeps its size."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             layer.stride = (1, 1)
-        elif hasattr(layer, "stride"):
+        elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | Strided):
             layer.stride = 1
 
 

@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> None:
     if args.weights is not None:
         truth, found = of_checkpoint(args, counts[-1])
     elif args.proposals is not None and args.gt is not None and args.format is not None:
-        read = read_voc_ground_truth if args.format == "voc" else read_coco_ground_truth
-        truth = read(args.gt, args.image_set) if args.format == "voc" else read(args.gt)
+        is_voc = args.format == "voc"
+        truth = read_voc_ground_truth(args.gt, args.image_set) if is_voc else read_coco_ground_truth(args.gt)
         found = read_proposals(args.proposals, truth)
     else:
         raise UserError("give --cfg and --weights, or --format, --gt and --proposals")
