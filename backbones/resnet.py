@@ -22,6 +22,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones import fused
 from backbones.batch_norm import NORMS, TRAINED_BATCH_NORMS, conv_bn
 from configs.common import PositiveInt, Section
 
@@ -126,15 +127,24 @@ class Unit(nn.Module, ABC):
         """Convolutions and batch norms under torchvision's names."""
 
     @abstractmethod
-    def _residual(self, x: Tensor) -> Tensor:
-        """F(x)."""
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """The convolutions of F with their batch norms, in order; between them are ReLUs."""
+
+    def projection(self) -> tuple[nn.Conv2d, nn.Module] | None:
+        """The shortcut's convolution with its batch norm; None for an identity."""
+        return None if self.downsample is None else (self.downsample[0], self.downsample[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""
-        out = self._residual(x)
+        *inner, last = self.pairs()
+        out = x
+        for conv, bn in inner:
+            out = F.relu(conv_bn(conv, bn, out), inplace=True)
+        out = conv_bn(*last, out)
         if not self.plain:
-            if self.downsample is not None:
-                x = conv_bn(self.downsample[0], self.downsample[1], x)
+            projection = self.projection()
+            if projection is not None:
+                x = conv_bn(*projection, x)
             elif self.pads:
                 x = pad_shortcut(x, self.channels, self.stride)
             out += x
@@ -152,9 +162,9 @@ class BasicUnit(Unit):
         self.conv2 = _conv(width, width, 3)
         self.bn2 = NORMS[norm](width)
 
-    def _residual(self, x: Tensor) -> Tensor:
-        out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
-        return conv_bn(self.conv2, self.bn2, out)
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """3x3, 3x3."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2)]
 
 
 class BottleneckUnit(Unit):
@@ -171,10 +181,9 @@ class BottleneckUnit(Unit):
         self.conv3 = _conv(width, self.channels, 1)
         self.bn3 = NORMS[norm](self.channels)
 
-    def _residual(self, x: Tensor) -> Tensor:
-        out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
-        out = F.relu(conv_bn(self.conv2, self.bn2, out), inplace=True)
-        return conv_bn(self.conv3, self.bn3, out)
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """1x1, 3x3, 1x1."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
 
 UNITS: dict[str, type[Unit]] = {"basic": BasicUnit, "bottleneck": BottleneckUnit}
@@ -201,6 +210,8 @@ class Stage(nn.Sequential):
 
     frozen = False
     activation_checkpointing = False
+    chain: fused.Chain | None = None
+    """The units as one operator, with their constants; kept by `fused.chain_for`."""
 
     def freeze(self) -> None:
         """No parameter trains from here on, and `train()` leaves batch norm in eval mode."""
@@ -215,6 +226,8 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """The last unit's output."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if not self._checkpoints() and (chain := fused.chain_for(self, x)) is not None:
+                return fused.run(chain, x)
             for unit in self:
                 x = self._checkpointed(unit, x) if self._checkpoints() else unit(x)
         return x

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detection.kernels import kernels_for
+from backbones.kernels import kernels_for
 
 
 @torch.library.custom_op("detection::nms", mutates_args=())
@@ -29,7 +29,7 @@ def nms(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_thresh
         iou_threshold: in [0, 1].
         max_output: at most so many survivors an image.
     """
-    if kernels := kernels_for(boxes):
+    if kernels := kernels_for(boxes, "detection"):
         return kernels.nms(boxes, scores, valid, groups, iou_threshold, max_output)
     output = torch.full((len(boxes), max_output), -1, dtype=torch.int64, device=boxes.device)
     for image in range(len(boxes)):

@@ -1,6 +1,6 @@
 """Non-maximum suppression and RoIAlign for CUDA, in Triton: outputs of fixed size, nothing that the host waits for.
 
-Imported only where Triton is installed (`detection.kernels`). The CPU's operators are the oracle: with
+Imported only where Triton is installed (`backbones.kernels`). The CPU's operators are the oracle: with
 TRITON_INTERPRET=1 the kernels run on the CPU, and the tests compare them there.
 
 Shapes: B images, N boxes, R RoIs an image, C channels, S bins a side, T = ceil(S / step) that are computed.
