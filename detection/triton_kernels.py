@@ -8,112 +8,194 @@ Shapes: B images, N boxes, R RoIs an image, C channels, S bins a side, T = ceil(
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 64
-"""Boxes that are judged together, and survivors that they are compared with at a time."""
+CHUNK = 4096
+"""Candidates of NMS that are compared with each other at a time; the later ones only with the survivors before them."""
+ROWS = 128
+"""Candidates, one a thread, that a program compares with 64 others."""
 MAX_CHANNELS = 512
 """Channels that one program holds."""
 
 
 @triton.jit
-def _load_boxes(boxes, at, mask):
-    """x1, y1, x2, y2 and area of the boxes at the given rows."""
-    x1 = tl.load(boxes + at * 4, mask=mask, other=0.0)
-    y1 = tl.load(boxes + at * 4 + 1, mask=mask, other=0.0)
-    x2 = tl.load(boxes + at * 4 + 2, mask=mask, other=0.0)
-    y2 = tl.load(boxes + at * 4 + 3, mask=mask, other=0.0)
-    return x1, y1, x2, y2, (x2 - x1) * (y2 - y1)
+def _overlaps_kernel(
+    boxes, groups, valid, order, output, survivors, fallen, words,
+    num_boxes, start, chunk, max_output,
+    MIDDLE: tl.constexpr, ODD: tl.constexpr, NUM_WORDS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """128 candidates of a chunk against 64 boxes: later ones of the chunk, or (words from NUM_WORDS on) survivors.
 
-
-@triton.jit
-def _overlaps(ax1, ay1, ax2, ay2, a_area, bx1, by1, bx2, by2, b_area, threshold):
-    """(I, J) bool: intersection over union of a (I,) with b (J,) above the threshold, as torchvision computes it."""
-    width = tl.minimum(ax2[:, None], bx2[None, :]) - tl.maximum(ax1[:, None], bx1[None, :])
-    height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
-    intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
-    union = a_area[:, None] + b_area[None, :] - intersection
-    return tl.div_rn(intersection, tl.maximum(union, 1e-30)) > threshold
-
-
-@triton.jit
-def _nms_kernel(boxes, groups, counts, order, output, kept, num_boxes, threshold, max_output, BLOCK: tl.constexpr):
-    """One program an image: blocks of boxes by descending score, each against all survivors and then against itself.
-
-    Ends with `max_output` survivors. `kept` (B, max_output) int64 is scratch: their positions in the sorted order.
+    words[image, i, w]: bit j is set if the chunk's box i removes its box 64 * w + j. fallen[image, i] becomes 1 if an
+    earlier survivor removes candidate i.
     """
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
+    first_row = tl.program_id(0) * ROWS
+    word = tl.program_id(1)
+    found = tl.load(survivors + image)
+    if found >= max_output:
+        return
     boxes += image * num_boxes * 4
     groups += image * num_boxes
-    order += image * num_boxes
+    valid += image * num_boxes
+    order += image * num_boxes + start
     output += image * max_output
-    kept += image * max_output
-    count = tl.load(counts + image)
-    lane = tl.arange(0, BLOCK)
-    survivors = 0
-    start = 0
-    while (start < count) & (survivors < max_output):
-        at = start + lane
-        here = at < count
-        x1, y1, x2, y2, area = _load_boxes(boxes, at, here)
-        group = tl.load(groups + at, mask=here, other=-1)
-        alive = here.to(tl.int32)
-        done = 0
-        while done < survivors:
-            earlier = done + lane < survivors
-            row = tl.load(kept + done + lane, mask=earlier, other=0)
-            kx1, ky1, kx2, ky2, k_area = _load_boxes(boxes, row, earlier)
-            k_group = tl.load(groups + row, mask=earlier, other=-2)
-            falls = _overlaps(kx1, ky1, kx2, ky2, k_area, x1, y1, x2, y2, area, threshold)
-            falls = falls & (k_group[:, None] == group[None, :]) & earlier[:, None]
-            alive = alive * (1 - tl.max(falls.to(tl.int32), axis=0))
-            done += BLOCK
-        beats = _overlaps(x1, y1, x2, y2, area, x1, y1, x2, y2, area, threshold)
-        beats = beats & (group[:, None] == group[None, :]) & (lane[:, None] < lane[None, :])
-        # A box survives if no earlier survivor beats it. Repeated from all on, this settles from the first box onwards,
-        # in as many rounds as the longest chain of boxes that beat each other.
-        candidates = alive
+    row = first_row + tl.arange(0, ROWS)
+    within = word < NUM_WORDS
+    if within:
+        others = order + word * 64
+        limit = tl.minimum(chunk - word * 64, 64)
+        last = word * 64 + 63
+    else:
+        others = output + (word - NUM_WORDS) * 64
+        limit = tl.minimum(found - (word - NUM_WORDS) * 64, 64)
+        last = chunk
+    if (limit <= 0) | (first_row >= tl.minimum(chunk, last)):
+        return
+    here = row < chunk
+    box = tl.load(order + row, mask=here, other=0)
+    here = here & (tl.load(valid + box, mask=here, other=0) != 0)
+    if tl.max(here.to(tl.int32), axis=0) == 0:
+        return
+    x1 = tl.load(boxes + box * 4, mask=here, other=0.0)
+    y1 = tl.load(boxes + box * 4 + 1, mask=here, other=0.0)
+    x2 = tl.load(boxes + box * 4 + 2, mask=here, other=0.0)
+    y2 = tl.load(boxes + box * 4 + 3, mask=here, other=0.0)
+    group = tl.load(groups + box, mask=here, other=0)
+    area = (x2 - x1) * (y2 - y1)
+    bits = tl.zeros((ROWS,), tl.int64)
+    for j in range(limit):
+        other = tl.load(others + j)
+        a1 = tl.load(boxes + other * 4)
+        b1 = tl.load(boxes + other * 4 + 1)
+        a2 = tl.load(boxes + other * 4 + 2)
+        b2 = tl.load(boxes + other * 4 + 3)
+        width = tl.maximum(tl.minimum(x2, a2) - tl.maximum(x1, a1), 0.0)
+        height = tl.maximum(tl.minimum(y2, b2) - tl.maximum(y1, b1), 0.0)
+        overlap = width * height
+        union = area + (a2 - a1) * (b2 - b1) - overlap
+        # float32(overlap / union) > threshold without a division: `MIDDLE` lies between the last float32 that is not
+        # above the threshold and the next one, and its product with a float32 is exact in float64. A quotient right
+        # at the middle is rounded to the even neighbour, the upper one if the lower is odd.
+        exact = overlap.to(tl.float64)
+        bound = union.to(tl.float64) * MIDDLE  # a constant, for arguments are float32
+        over = ((exact > bound) | ((exact == bound) & ODD)) & (union > 0)
+        over = over & (tl.load(groups + other) == group)
+        over = over & ((word * 64 + j > row) | (word >= NUM_WORDS))
+        bits |= over.to(tl.int64) << j
+    if within:
+        tl.store(words + (image * NUM_WORDS * 64 + row) * NUM_WORDS + word, bits, mask=here)
+    else:  # several programs may write here, all of them the same
+        tl.store(fallen + image * num_boxes + start + row, 1, mask=here & (bits != 0))
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
+def _scan_kernel(
+    valid, order, output, survivors, fallen, words,
+    num_boxes, start, chunk, max_output, NUM_WORDS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """One program an image: 64 candidates of the chunk at a time, who survives, and whom the survivors remove."""
+    image = tl.program_id(0).to(tl.int64)
+    words += image * NUM_WORDS * 64 * NUM_WORDS
+    valid += image * num_boxes
+    order += image * num_boxes + start
+    fallen += image * num_boxes + start
+    output += image * max_output
+    lane, column = tl.arange(0, 64), tl.arange(0, NUM_WORDS)
+    removed = tl.zeros((NUM_WORDS,), tl.int64)
+    found = tl.load(survivors + image)
+    block = 0
+    while (block * 64 < chunk) & (found < max_output):
+        at = block * 64 + lane
+        box = tl.load(order + at, mask=at < chunk, other=0)
+        here = (at < chunk) & (tl.load(valid + box, mask=at < chunk, other=0) != 0)
+        mine = tl.reduce(tl.where(column == block, removed, 0), 0, _either)
+        candidates = here & (((mine >> lane) & 1) == 0) & (tl.load(fallen + at, mask=here, other=0) == 0)
+        beats = tl.load(words + at * NUM_WORDS + block, mask=here, other=0)
+        # A box survives if no earlier survivor removes it. Repeated from all on, this settles from the first box
+        # onwards, in as many rounds as the longest chain of boxes that remove each other.
+        alive = candidates
         changed = 1
         while changed > 0:
-            # alive as a column: on the diagonal of a square, summed along its rows
-            column = tl.sum(tl.where(lane[:, None] == lane[None, :], alive[None, :], 0), axis=1)
-            settled = candidates * (1 - tl.max(beats.to(tl.int32) * column[:, None], axis=0))
-            changed = tl.max(tl.abs(settled - alive), axis=0)
+            falls = tl.reduce(tl.where(alive, beats, 0), 0, _either)
+            settled = candidates & (((falls >> lane) & 1) == 0)
+            changed = tl.max((settled != alive).to(tl.int32), axis=0)
             alive = settled
-        place = survivors + tl.cumsum(alive, axis=0) - 1
-        wanted = (alive > 0) & (place < max_output)
-        tl.store(kept + place, at.to(tl.int64), mask=wanted)
-        tl.store(output + place, tl.load(order + at, mask=wanted, other=0), mask=wanted)
-        tl.debug_barrier()  # the next block reads `kept`, written by other threads
-        survivors += tl.sum(alive, axis=0)
-        start += BLOCK
+        place = found + tl.cumsum(alive.to(tl.int32), axis=0) - 1
+        tl.store(output + place, box, mask=alive & (place < max_output))
+        bits = tl.reduce(tl.where(alive, tl.full((64,), 1, tl.int64) << lane, 0), 0, _either)
+        for part in range(64 // PART):
+            row = part * PART + tl.arange(0, PART)
+            lives = ((bits >> row) & 1) != 0
+            ahead = (column > block) & (column * 64 < chunk)
+            reach = tl.load(
+                words + (block * 64 + row)[:, None] * NUM_WORDS + column[None, :],
+                mask=lives[:, None] & ahead[None, :], other=0,
+            )  # fmt: skip
+            removed |= tl.reduce(reach, 0, _either)
+        found += tl.sum(alive.to(tl.int32), axis=0)
+        block += 1
+    tl.store(survivors + image, tl.minimum(found, max_output))
 
 
-def nms(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int) -> Tensor:
-    """`detection.nms.nms` on CUDA: (B, max_output) int64, -1 after the last survivor."""
+def nms(
+    boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int,
+    is_sorted: bool,
+) -> Tensor:  # fmt: skip
+    """`detection.nms.nms` on CUDA: (B, max_output) int64, -1 after the last survivor.
+
+    By chunks of candidates: a matrix of bits says who would remove whom, then one program an image walks along it.
+    Chunks after the `max_output`-th survivor cost two empty launches.
+    """
     batch_size, num_boxes = scores.shape
     output = torch.full((batch_size, max_output), -1, dtype=torch.int64, device=boxes.device)
     if output.numel() == 0 or num_boxes == 0:
         return output
-    order = torch.where(valid, scores, float("-inf")).sort(dim=1, descending=True, stable=True).indices
-    _nms_kernel[(batch_size,)](
-        boxes.gather(1, order[..., None].expand(-1, -1, 4)),
-        groups.gather(1, order),
-        valid.sum(1),
-        order,
-        output,
-        torch.empty_like(output),
-        num_boxes,
-        iou_threshold,
-        max_output,
-        BLOCK=BLOCK,
-        num_warps=4,
-        enable_fp_fusion=False,  # a fused multiply-add rounds otherwise than torchvision
-    )
+    if is_sorted:
+        order = torch.arange(num_boxes, device=boxes.device).repeat(batch_size, 1)
+    else:  # invalid boxes stay where their scores put them, and are passed over
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+    boxes, groups, valid = boxes.contiguous(), groups.contiguous(), valid.contiguous().view(torch.uint8)
+    state = torch.zeros(batch_size * (num_boxes + 1), dtype=torch.int32, device=boxes.device)
+    fallen, survivors = state[: batch_size * num_boxes], state[batch_size * num_boxes :]
+    size = max(64, min(CHUNK, triton.next_power_of_2(num_boxes)))
+    num_words = size // 64
+    words = torch.empty(batch_size, size, num_words, dtype=torch.int64, device=boxes.device)
+    middle, odd = _middle(iou_threshold)
+    for start in range(0, num_boxes, size):
+        chunk = min(size, num_boxes - start)
+        earlier = triton.cdiv(min(start, max_output), 64)
+        _overlaps_kernel[(triton.cdiv(chunk, ROWS), num_words + earlier, batch_size)](
+            boxes, groups, valid, order, output, survivors, fallen, words, num_boxes, start, chunk, max_output,
+            MIDDLE=middle, ODD=odd, NUM_WORDS=num_words, ROWS=ROWS, num_warps=ROWS // 32,
+            enable_fp_fusion=False,  # a fused multiply-add rounds otherwise than torchvision
+        )  # fmt: skip
+        _scan_kernel[(batch_size,)](
+            valid, order, output, survivors, fallen, words, num_boxes, start, chunk, max_output,
+            NUM_WORDS=num_words, PART=16, num_warps=4,
+        )  # fmt: skip
     return output
+
+
+@functools.cache
+def _middle(threshold: float) -> tuple[float, bool]:
+    """Half way between the last float32 that is not above a threshold and the next one; whether the former is odd."""
+    lower = np.float32(threshold)
+    if float(lower) > threshold:
+        lower = np.nextafter(lower, np.float32(-np.inf))
+    upper = np.nextafter(lower, np.float32(np.inf))
+    return (float(lower) + float(upper)) / 2, bool(lower.view(np.int32) & 1)
 
 
 @triton.jit

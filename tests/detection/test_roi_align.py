@@ -127,22 +127,8 @@ def test_the_split_is_used_where_it_is_exact_and_saves_work(monkeypatch):
 KERNELS = """
 import torch
 from detection import triton_kernels
-from detection.nms import nms
 from detection.roi_align import roi_align, roi_align_backward
 generator = torch.Generator().manual_seed(0)
-for num, groups, output in ((150, 3, 40), (70, 1, 100), (200, 1, 7), (5, 1, 3)):
-    corner = torch.rand(2, num, 2, generator=generator) * 100
-    boxes = torch.cat((corner, corner + 5 + torch.rand(2, num, 2, generator=generator) * 30), -1)
-    scores = torch.rand(2, num, generator=generator).round(decimals=2)  # ties
-    valid = torch.rand(2, num, generator=generator) < 0.8
-    group = torch.randint(0, groups, (2, num), generator=generator)
-    args = (boxes, scores, valid, group, 0.5, output)
-    assert torch.equal(triton_kernels.nms(*args), nms(*args)), num
-chain = torch.arange(100.0)[:, None] * torch.tensor([3.0, 0, 3, 0]) + torch.tensor([0.0, 0, 10, 10])
-args = (chain[None], torch.arange(100.0, 0, -1)[None], torch.ones(1, 100, dtype=torch.bool),
-        torch.zeros(1, 100, dtype=torch.int64), 0.4, 60)
-kept = triton_kernels.nms(*args)
-assert torch.equal(kept, nms(*args)) and kept[0, :3].tolist() == [0, 2, 4]
 for ratio, aligned, step, dtype in ((0, True, 2, torch.float32), (2, False, 1, torch.bfloat16)):
     feature = torch.randn(2, 6, 5, 7, generator=generator).to(dtype)
     corner = torch.rand(2, 2, 2, generator=generator) * torch.tensor([110.0, 80.0]) - 10
