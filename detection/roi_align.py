@@ -57,11 +57,12 @@ def roi_align_backward(
     aligned: bool,
 ) -> Tensor:
     """The gradient (B, C, H, W) of the map from that of the output, (B * R, C, T, T); of `feature` the shape counts."""
+    kernels = kernels_for(gradient, "detection")
+    if kernels is not None:
+        return kernels.roi_align_backward(gradient, feature, rois, scale, size, step, sampling_ratio, aligned)
     if gradient.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
         taps = _taps(feature, rois, scale, size, step, sampling_ratio, aligned)
         return _scattered_sums(gradient, feature, taps)
-    if kernels := kernels_for(gradient, "detection"):
-        return kernels.roi_align_backward(gradient, feature, rois, scale, size, step, sampling_ratio, aligned)
     shape = feature.shape
     full = gradient.new_zeros((len(gradient), shape[1], size, size), dtype=torch.float32)
     full[:, :, ::step, ::step] = gradient

@@ -21,7 +21,11 @@ CHUNK = 4096
 ROWS = 128
 """Candidates, one a thread, that a program compares with 64 others."""
 MAX_CHANNELS = 512
-"""Channels that one program holds."""
+"""Channels that one program of RoIAlign holds, 16 a thread."""
+TILE = 16
+"""Pixels of a row whose gradients one program gathers."""
+GATHERED_CHANNELS = 128
+"""And the channels: 16 sums a thread."""
 
 
 @triton.jit
@@ -209,53 +213,41 @@ def _edge(position, length):
 
 
 @triton.jit
-def _bin(rois, roi, bin_y, bin_x, scale, SIZE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr,
-         ALIGNED: tl.constexpr):  # fmt: skip
-    """Corner, size and numbers of samples (y, x) of one bin of one RoI, in feature pixels."""
-    x1 = tl.load(rois + roi * 4) * scale
-    y1 = tl.load(rois + roi * 4 + 1) * scale
-    width = tl.load(rois + roi * 4 + 2) * scale - x1
-    height = tl.load(rois + roi * 4 + 3) * scale - y1
+def _axis(low, high, SIZE: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr):
+    """Start of an RoI along one axis, size of a bin, samples a bin; in feature pixels."""
+    extent = high - low
     if ALIGNED:
-        x1 -= 0.5
-        y1 -= 0.5
+        low -= 0.5
     else:
-        width = tl.maximum(width, 1.0)
-        height = tl.maximum(height, 1.0)
-    width = tl.div_rn(width, SIZE * 1.0)
-    height = tl.div_rn(height, SIZE * 1.0)
+        extent = tl.maximum(extent, 1.0)
+    size = tl.div_rn(extent, SIZE * 1.0)
     if RATIO > 0:
-        samples_y = RATIO
-        samples_x = RATIO
+        samples = RATIO
     else:
-        samples_y = tl.ceil(height).to(tl.int32)
-        samples_x = tl.ceil(width).to(tl.int32)
-    return y1 + bin_y * STEP * height, x1 + bin_x * STEP * width, height, width, samples_y, samples_x
+        samples = tl.ceil(size).to(tl.int32)
+    return low, size, samples
 
 
 @triton.jit
 def _roi_align_kernel(
     feature, rois, output, num_rois, channels, height, width, scale,
     SIZE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
-    BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program a bin and block of channels. Forward: `feature` -> `output`. Backward: adds `output`, the gradient
-    of the bins, to `feature`, the float32 gradient of the map."""
+    """One program, a single warp, a bin and block of channels: what is the same for all channels is computed once."""
     bin_index = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = channel < channels
     roi = bin_index // (SIDE * SIDE)
     bin_y = bin_index // SIDE % SIDE
     bin_x = bin_index % SIDE
-    top, left, bin_height, bin_width, samples_y, samples_x = _bin(
-        rois, roi, bin_y, bin_x, scale, SIZE, STEP, RATIO, ALIGNED
-    )
+    rois += roi * 4
+    top, bin_height, samples_y = _axis(tl.load(rois + 1) * scale, tl.load(rois + 3) * scale, SIZE, RATIO, ALIGNED)
+    left, bin_width, samples_x = _axis(tl.load(rois) * scale, tl.load(rois + 2) * scale, SIZE, RATIO, ALIGNED)
+    top += bin_y * STEP * bin_height
+    left += bin_x * STEP * bin_width
     feature += (roi // num_rois).to(tl.int64) * height * width * channels
-    cell = output + bin_index.to(tl.int64) * channels + channel
-    count = tl.maximum(samples_y * samples_x, 1)
     total = tl.zeros((BLOCK,), tl.float32)
-    if BACKWARD:
-        total += tl.load(cell, mask=mask, other=0.0).to(tl.float32)
     for sample in range(samples_y * samples_x):
         y = top + (sample // samples_x + 0.5) * bin_height / samples_y
         x = left + (sample % samples_x + 0.5) * bin_width / samples_x
@@ -266,48 +258,100 @@ def _roi_align_kernel(
             b = feature + (y_low * width + x_high) * channels + channel
             c = feature + (y_high * width + x_low) * channels + channel
             d = feature + (y_high * width + x_high) * channels + channel
-            if BACKWARD:
-                share = total / count
-                tl.atomic_add(a, share * ((1 - down) * (1 - right)), mask=mask, sem="relaxed")
-                tl.atomic_add(b, share * ((1 - down) * right), mask=mask, sem="relaxed")
-                tl.atomic_add(c, share * (down * (1 - right)), mask=mask, sem="relaxed")
-                tl.atomic_add(d, share * (down * right), mask=mask, sem="relaxed")
-            else:
-                total += tl.load(a, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * (1 - right))
-                total += tl.load(b, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * right)
-                total += tl.load(c, mask=mask, other=0.0).to(tl.float32) * (down * (1 - right))
-                total += tl.load(d, mask=mask, other=0.0).to(tl.float32) * (down * right)
-    if not BACKWARD:
-        tl.store(cell, (total / count).to(output.dtype.element_ty), mask=mask)
+            total += tl.load(a, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * (1 - right))
+            total += tl.load(b, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * right)
+            total += tl.load(c, mask=mask, other=0.0).to(tl.float32) * (down * (1 - right))
+            total += tl.load(d, mask=mask, other=0.0).to(tl.float32) * (down * right)
+    total = total / tl.maximum(samples_y * samples_x, 1)
+    tl.store(output + bin_index.to(tl.int64) * channels + channel, total.to(output.dtype.element_ty), mask=mask)
 
 
-def _launch_roi_align(
-    feature: Tensor, rois: Tensor, bins: Tensor, scale: float, size: int, step: int, sampling_ratio: int,
-    aligned: bool, *, backward: bool,
-) -> None:  # fmt: skip
-    """Runs the kernel on rows: feature (B, H, W, C) and bins (B * R, T, T, C), both contiguous."""
-    _, height, width, channels = feature.shape
-    block = min(MAX_CHANNELS, triton.next_power_of_2(channels))
-    side = -(-size // step)
-    grid = (bins.shape[0] * side * side, triton.cdiv(channels, block))
-    if bins.numel() == 0:
-        return
-    _roi_align_kernel[grid](
-        feature, rois.contiguous(), bins, rois.shape[1], channels, height, width, scale,
-        SIZE=size, SIDE=side, STEP=step, RATIO=sampling_ratio, ALIGNED=aligned, BACKWARD=backward, BLOCK=block,
-        num_warps=4 if block > 128 else 1,
-    )  # fmt: skip
+@triton.jit
+def _reaching(start, stop, low, size, length, STEP: tl.constexpr, SIDE: tl.constexpr):
+    """The first of the bins along one axis whose samples may weigh on pixels start..stop - 1, and the last + 1.
+
+    Samples up to a pixel beyond the map count at its edge, so the outer pixels reach further.
+    """
+    lowest = tl.where(start <= 0, -2.0, start - 1.0)
+    highest = tl.where(stop >= length, length + 1.0, stop * 1.0)
+    pace = size * STEP
+    first = tl.floor((lowest - low - size) / pace)
+    last = tl.floor((highest - low) / pace) + 1
+    # An RoI without extent, or turned inside out (RATIO > 0 samples it): any bin may.
+    first = tl.where(pace > 0, tl.minimum(tl.maximum(first, 0.0), SIDE * 1.0), 0.0)
+    last = tl.where(pace > 0, tl.minimum(tl.maximum(last, 0.0), SIDE * 1.0), SIDE * 1.0)
+    return first.to(tl.int32), last.to(tl.int32)
+
+
+@triton.jit
+def _weight(pixel, position, length):
+    """What a sample at `position` along one axis takes of a pixel, or of each of several."""
+    counts = (position >= -1.0) & (position <= length)
+    place = tl.minimum(tl.maximum(position, 0.0), length - 1.0)
+    return tl.where(counts, tl.maximum(1.0 - tl.abs(place - pixel), 0.0), 0.0)
+
+
+@triton.jit
+def _roi_align_backward_kernel(
+    bins, rois, output, num_rois, channels, height, width, scale, tiles,
+    SIZE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a run of TILE pixels of a row and block of channels gathers what all bins send there, RoI by RoI.
+
+    The sum of one pixel is one program's, always in the same order: no atomics, no float32 map, and deterministic.
+    The weight of a pixel in a bin is a product of one along y and one along x.
+    """
+    image = tl.program_id(0) // (height * tiles)
+    y = tl.program_id(0) // tiles % height
+    start = tl.program_id(0) % tiles * TILE
+    x = start + tl.arange(0, TILE)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < channels
+    total = tl.zeros((TILE, BLOCK), tl.float32)
+    for number in range(num_rois):
+        roi = image * num_rois + number
+        box = rois + roi * 4
+        top, bin_height, samples_y = _axis(tl.load(box + 1) * scale, tl.load(box + 3) * scale, SIZE, RATIO, ALIGNED)
+        left, bin_width, samples_x = _axis(tl.load(box) * scale, tl.load(box + 2) * scale, SIZE, RATIO, ALIGNED)
+        first_y, last_y = _reaching(y, y + 1, top, bin_height, height, STEP, SIDE)
+        first_x, last_x = _reaching(start, start + TILE, left, bin_width, width, STEP, SIDE)
+        if (samples_y > 0) & (samples_x > 0) & (first_x < last_x):
+            for i in range(first_y, last_y):
+                weight_y = 0.0
+                for sample in range(samples_y):
+                    position = top + i * STEP * bin_height + (sample + 0.5) * bin_height / samples_y
+                    weight_y += _weight(y, position, height)
+                if weight_y > 0:
+                    weight_y = weight_y / (samples_y * samples_x)
+                    for j in range(first_x, last_x):
+                        weight_x = tl.zeros((TILE,), tl.float32)
+                        for sample in range(samples_x):
+                            position = left + j * STEP * bin_width + (sample + 0.5) * bin_width / samples_x
+                            weight_x += _weight(x, position, width)
+                        cell = ((roi * SIDE + i) * SIDE + j).to(tl.int64) * channels
+                        value = tl.load(bins + cell + channel, mask=inside, other=0.0).to(tl.float32)
+                        total += (weight_x * weight_y)[:, None] * value[None, :]
+    place = ((image * height + y) * width + x).to(tl.int64)[:, None] * channels + channel[None, :]
+    tl.store(output + place, total.to(output.dtype.element_ty), mask=(x < width)[:, None] & inside[None, :])
 
 
 def roi_align(
     feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     """`detection.roi_align.roi_align` on CUDA."""
+    _, channels, height, width = feature.shape
     rows = feature.permute(0, 2, 3, 1).contiguous()  # no copy of a channels_last map
     side = -(-size // step)
-    shape = (rois.shape[0] * rois.shape[1], feature.shape[1], side, side)
+    shape = (rois.shape[0] * rois.shape[1], channels, side, side)
     bins = torch.empty(shape, dtype=feature.dtype, device=feature.device, memory_format=torch.channels_last)
-    _launch_roi_align(rows, rois, bins.permute(0, 2, 3, 1), scale, size, step, sampling_ratio, aligned, backward=False)
+    if bins.numel() == 0:
+        return bins
+    block = min(MAX_CHANNELS, triton.next_power_of_2(channels))
+    _roi_align_kernel[(shape[0] * side * side, triton.cdiv(channels, block))](
+        rows, rois.contiguous(), bins, rois.shape[1], channels, height, width, scale,
+        SIZE=size, SIDE=side, STEP=step, RATIO=sampling_ratio, ALIGNED=aligned, BLOCK=block, num_warps=1,
+    )  # fmt: skip
     return bins
 
 
@@ -315,8 +359,15 @@ def roi_align_backward(
     gradient: Tensor, feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:  # fmt: skip
-    """`detection.roi_align.roi_align_backward` on CUDA; float32 atomic sums, whose order varies."""
+    """`detection.roi_align.roi_align_backward` on CUDA; sums are float32, in a fixed order."""
+    batch, channels, height, width = feature.shape
     bins = gradient.permute(0, 2, 3, 1).contiguous()
-    total = torch.zeros_like(feature, dtype=torch.float32, memory_format=torch.channels_last)
-    _launch_roi_align(total.permute(0, 2, 3, 1), rois, bins, scale, size, step, sampling_ratio, aligned, backward=True)
-    return total.to(gradient.dtype)
+    result = torch.empty(feature.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+    tiles, block = triton.cdiv(width, TILE), min(GATHERED_CHANNELS, triton.next_power_of_2(channels))
+    if result.numel():
+        _roi_align_backward_kernel[(batch * height * tiles, triton.cdiv(channels, block))](
+            bins, rois.contiguous(), result, rois.shape[1], channels, height, width, scale, tiles,
+            SIZE=size, SIDE=-(-size // step), STEP=step, RATIO=sampling_ratio, ALIGNED=aligned,
+            TILE=TILE, BLOCK=block, num_warps=4,
+        )  # fmt: skip
+    return result
