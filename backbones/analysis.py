@@ -17,7 +17,8 @@ class Cost(NamedTuple):
     """Size of a net and of one forward pass."""
 
     parameters: int
-    """Of all layers, batch norm's scale and offset among them (running statistics are not parameters)."""
+    """Of all layers, batch norm's scale and offset among them (running statistics are not parameters); auxiliary
+    classifiers, which serve training only, are left out."""
     multiply_adds: int
     """Of the convolutions and fully connected layers for one image, as the paper counts; no biases, pooling, ReLU."""
 
@@ -30,7 +31,7 @@ def cost(net: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
     }
     with eval_mode(net), FlopCounterMode(display=False) as counter:
         functional_call(net, shapes, (torch.empty(1, 3, *image_size, device="meta"),))
-    parameters = sum(parameter.numel() for parameter in net.parameters())
+    parameters = sum(each.numel() for name, each in net.named_parameters() if not name.startswith("companions."))
     return Cost(parameters, counter.get_total_flops() // 2)
 
 

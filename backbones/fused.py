@@ -23,7 +23,8 @@ from backbones.epilogue import bias_relu, relu_backward, sum_relu_backward
 from backbones.kernels import kernels_for
 
 if TYPE_CHECKING:
-    from backbones.resnet import Stage, Unit
+    from backbones.resnet import Unit
+    from backbones.staged import Stage
 
 Pair = tuple[nn.Conv2d, nn.Module]
 """A convolution and its batch norm, constant or (Identity) folded into it already."""
@@ -58,7 +59,8 @@ class Chain:
         """What is added behind each pair, (C,) float32; a projection's is in its unit's last one."""
         self.entry_bias: Tensor | None = None
         entry: tuple[Pair, Pair] | None = None
-        for number, unit in enumerate(units):
+        fits = all(hasattr(unit, "pairs") and not unit.pads and _is_identity(unit.dropout) for unit in units)
+        for number, unit in enumerate(units if fits else ()):
             pairs, projection = unit.pairs(), unit.projection()
             if entered and number == 0 and projection is not None:
                 entry, pairs, projection = (pairs[0], projection), pairs[1:], None
@@ -70,8 +72,8 @@ class Chain:
             self.units.append(_Layers(main, None if projection is None else len(self.pairs) - 1, unit.plain))
         every = [*self.pairs, *(entry or ())]
         self._watched = _watched(units, [module for pair in every for module in pair])
-        self.folded = all(isinstance(bn, nn.Identity) for _, bn in every)
-        self.constant = not any(unit.pads for unit in units) and (
+        self.folded = all(_is_identity(bn) for _, bn in every)
+        self.constant = fits and (
             self.folded or all(isinstance(bn, FrozenBatchNorm2d) and conv.bias is None for conv, bn in every)
         )
         """Whether the chain can compute what the units do."""
@@ -276,6 +278,10 @@ def _watched(units: Sequence[Unit], modules: Sequence[nn.Module]) -> list[tuple[
             constant = name == "bias" and parameter is not None
             found.append((module._parameters, name, parameter, _state(parameter) if constant else None))
     return found
+
+
+def _is_identity(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity)
 
 
 def _state(tensor: Tensor) -> tuple[int, int]:

@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from configs.detection import DataConfig, SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
 from datasets.detection import DetectionDataset
 from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
-from datasets.records import Records, join, logger, nearest
+from datasets.records import Records, join, logger
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
 
@@ -24,7 +24,7 @@ Split = Literal["train", "val", "test"]
 def build_dataset(
     data: DataConfig,
     split: Split,
-    data_root: Path,
+    data_root: Path | str,
     *,
     seed: int = 0,
     class_names: list[str] | None = None,
@@ -42,7 +42,7 @@ def build_dataset(
     Raises:
         UserError: files are missing or broken, classes unknown, or nothing is left to train on.
     """
-    records = build_records(data, split, data_root, class_names=class_names)
+    records = build_records(data, split, Path(data_root), class_names=class_names)
     if split != "train":
         return DetectionDataset(records, min_sizes=[data.test_min_size], max_size=data.test_max_size, seed=seed)
     records = _for_training(records, data)
@@ -98,7 +98,7 @@ def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Pat
         choices = [*CLASS_LISTS, "auto"]
         raise UserError(
             f"data.classes: {data.classes} is neither a list of names nor one of {', '.join(choices)}"
-            f"{nearest(data.classes, choices)}"
+            f"{did_you_mean(data.classes, choices)}"
         )
     return _annotated([read_source(source, data, data_root) for source in data.train] if parts is None else parts, data)
 
@@ -112,7 +112,7 @@ def _check_rename(data: DataConfig, known: list[str]) -> None:
     if data.classes != "auto":
         for name in data.rename_classes.values():
             if name not in known:
-                raise UserError(f"data.rename_classes: {name} is not one of the classes{nearest(name, known)}")
+                raise UserError(f"data.rename_classes: {name} is not one of the classes{did_you_mean(name, known)}")
 
 
 def _without_doubles(names: list[str]) -> list[str]:
@@ -132,7 +132,7 @@ def _kept(known: list[str], keep: list[str] | None) -> list[str]:
         raise UserError("data.keep_classes: is empty")
     for name in keep:
         if name not in known:
-            raise UserError(f"data.keep_classes: {name} is not one of the classes{nearest(name, known)}")
+            raise UserError(f"data.keep_classes: {name} is not one of the classes{did_you_mean(name, known)}")
     return [name for name in known if name in keep]
 
 

@@ -38,6 +38,7 @@ class AnchorGenerator:
             raise ValueError(f"{len(per_level)} lists of anchor sizes for {len(strides)} feature maps")
         self.strides = strides
         self.offset = config.offset
+        self.fitted_strides = config.fitted_strides
         self.base = [base_anchors(sizes, config.aspect_ratios, rounded=config.rounded) for sizes in per_level]
         self.per_position = len(self.base[0])
         self._base_on: dict[torch.device, list[Tensor]] = {}
@@ -56,18 +57,31 @@ class AnchorGenerator:
         with torch.inference_mode(False), torch.no_grad():
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 # Part of the graph: what is kept here may be given up while the graph is still replayed.
-                return _joined([self._grid(level, size, device) for level, size in enumerate(map_sizes)])
+                return _joined(self._levels(map_sizes, device, kept=False))
             key = (tuple(map_sizes), device)
             found = self._remembered.pop(key, None)
             if found is None:
-                found = _joined([self._cut(level, size, device) for level, size in enumerate(map_sizes)])
+                found = _joined(self._levels(map_sizes, device, kept=True))
             self._remembered[key] = found  # the last used one comes last
             if len(self._remembered) > self.MAX_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
             return found
 
+    def _levels(
+        self, map_sizes: list[tuple[int, int]], device: torch.device, *, kept: bool
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Each level's anchors (H, W, A, 4) and codes (H, W, A), cut out of the kept grids or made anew."""
+        if self.fitted_strides:  # which differ by the size of the image
+            padded = [length * self.strides[0] for length in map_sizes[0]]
+            steps = [(padded[0] // height, padded[1] // width) for height, width in map_sizes]
+            return [
+                self._grid(k, size, device, step) for k, (size, step) in enumerate(zip(map_sizes, steps, strict=True))
+            ]
+        make = self._cut if kept else self._grid
+        return [make(level, size, device) for level, size in enumerate(map_sizes)]
+
     def _cut(self, level: int, map_size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """A level's anchors (H, W, A, 4) and codes (H, W, A), as a part of a grid that grows to the largest map."""
+        """One level's, as a part of a grid that grows to the largest map."""
         height, width = map_size
         kept = self._grids.get((level, device))
         if kept is None or kept[1].shape[0] < height or kept[1].shape[1] < width:
@@ -76,13 +90,16 @@ class AnchorGenerator:
             self._grids[level, device] = kept
         return kept[0][:height, :width], kept[1][:height, :width]
 
-    def _grid(self, level: int, map_size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """The same, made anew on the device."""
+    def _grid(
+        self, level: int, map_size: tuple[int, int], device: torch.device, strides: tuple[int, int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The same, made anew on the device; `strides` (y, x) other than the level's."""
+        y_stride, x_stride = strides or (self.strides[level],) * 2
         rows, columns = (torch.arange(length, device=device) for length in map_size)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
-        positions = torch.stack((x, y, x, y), dim=-1)[:, :, None]
+        columns, rows = (x.float() + self.offset) * x_stride, (y.float() + self.offset) * y_stride
         base = self._base(device)[level]
-        anchors = (positions.float() + self.offset) * self.strides[level] + base
+        anchors = torch.stack((columns, rows, columns, rows), dim=-1)[:, :, None] + base
         codes = ((level << 12 | y) << 12 | x)[..., None] * 64 + torch.arange(len(base), device=device)
         return anchors, codes
 

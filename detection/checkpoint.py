@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from backbones.fetch import is_name
 from backbones.weights import Preprocessing, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
 from detection.model import Detector, build_detector
+from detection.zoo import read_by_name
 
 FORMAT = 1
 
@@ -24,10 +26,13 @@ FORMAT = 1
 def read_detector_file(path: Path | str) -> dict:
     """The checkpoint's dict, checked to be a detector's.
 
+    Args:
+        path: a file, or a name of the zoo (`detection.zoo`), which is downloaded where it is not kept yet.
+
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
     """
-    checkpoint = read_weights_file(path)
+    checkpoint = read_by_name(path) if is_name(path) else read_weights_file(path)
     kind = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if kind != "detector":
         what = f"a {kind} checkpoint" if kind else "not one of this project's checkpoints"
@@ -45,7 +50,7 @@ def load_detector(
     """The detector of a checkpoint, in eval mode on `device`, and its config.
 
     Args:
-        path: a file of `tools/train_det.py` or `tools/convert_weights.py`.
+        path: a file of `tools/train_det.py` or `tools/convert_weights.py`, or a name of the zoo.
         overrides: `key.path=value` changes of the stored config (thresholds, sizes).
         device: where the detector goes.
 
@@ -53,9 +58,11 @@ def load_detector(
         UserError: the file is not a detector, or its weights do not fit its (overridden) config.
     """
     checkpoint = read_detector_file(path)
-    config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, f"{path} (stored config)")
+    name = f"{path} (stored config)"
+    config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, name, stored=True)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
-    detector = build_detector(config.model, list(checkpoint["class_names"]), preprocessing=preprocessing)
+    class_names = list(checkpoint["class_names"])
+    detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
     return detector.to(device).eval(), config
 

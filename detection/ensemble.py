@@ -52,7 +52,7 @@ def average(members: Sequence[Scored]) -> Scored:
 
 
 def load_ensemble(
-    paths: Sequence[Path], *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
+    paths: Sequence[Path | str], *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
 ) -> tuple[list[Detector], DetectionConfig]:
     """The detectors of some checkpoints, each built from its own stored config, and the config of the first.
 
@@ -70,7 +70,7 @@ def load_ensemble(
     return detectors, loaded[0][1]
 
 
-def check_class_names(class_names: Sequence[list[str]], paths: Sequence[Path]) -> None:
+def check_class_names(class_names: Sequence[list[str]], paths: Sequence[Path | str]) -> None:
     """That all members know the same classes in the same order.
 
     Raises:

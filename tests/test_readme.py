@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from datasets.images import read_image
+from detection.video import VideoWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORT = [
@@ -84,6 +88,38 @@ def test_predict(trained):
     done = run(command, trained)
     assert done.returncode == 0, done.stderr
     assert (trained / "found/detections.json").is_file()
+
+
+def python_blocks(path: Path) -> list[str]:
+    """The Python of a page."""
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
+def test_python_snippets_run(trained, page, monkeypatch, capsys):
+    """In order, in one namespace, with the demo's detector and its images."""
+    monkeypatch.chdir(trained)
+    weights = trained / "runs/demo/best.pt"
+    weights.parent.mkdir(exist_ok=True)
+    shutil.copy(trained / "runs/my_config/best.pt", weights)
+    source = ROOT / "data/generated/JPEGImages/test_0000.jpg"
+    for name in ("a.jpg", "photos/one.jpg", "folder/b.jpg", "more/c.png"):
+        (trained / name).parent.mkdir(exist_ok=True)
+        shutil.copy(source, trained / name)
+    with VideoWriter(trained / "clip.mp4", 5.0) as video:
+        for _ in range(3):
+            video.write(read_image(source))
+    blocks = python_blocks(ROOT / page)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    printed = capsys.readouterr().out.splitlines()
+    if page == "README.md":
+        assert printed[0].startswith("photos/one.jpg [")
+    else:
+        assert [line.split(" [")[0] for line in printed if " [" in line][:3] == ["a.jpg", "folder/b.jpg", "more/c.png"]
+        assert [line.split()[0] for line in printed if line[0].isdigit()] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("script", ["train_det.py", "test_det.py"])

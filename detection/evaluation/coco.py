@@ -1,9 +1,9 @@
 """COCO's rule (Lin et al. 2014; the COCO API). pycocotools is the reference; hotcoco computes the same bits faster.
 
-Neither library reads a file here: the project's own readers check the input (`read.py`), and the libraries get arrays
-with fresh ids, numbered from 1 in the order that pycocotools itself would sort them in. So annotation id 0 (for which
-pycocotools loses the match, since it marks a match with the object's id), sparse ids, string ids and empty results
-are all ordinary. COCO's `ignore` key is without effect, as in pycocotools: only `iscrowd` counts.
+Neither library reads a file here: the project's own readers check the input (`ground_truth.py`, `results.py`), and the
+libraries get arrays with fresh ids, numbered from 1 in the order in which pycocotools itself would sort them. So
+annotation id 0 (for which pycocotools loses the match, since it marks a match with the object's id), sparse ids, string
+ids and empty results are all ordinary. COCO's `ignore` key is without effect, as in pycocotools: only `iscrowd` counts.
 
 Sets in VOC's format are scored with their boxes turned into COCO's frame and with difficult objects counted like
 others, for the COCO API has no word for them.
@@ -26,6 +26,8 @@ from detection.evaluation.data import Aligned
 
 Backend = Literal["auto", "hotcoco", "pycocotools"]
 
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 numbers of `summary`, in the COCO API's order."""
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 ALL, SMALL, MEDIUM, LARGE = range(4)
 """Ranges of area: all; below 32^2; 32^2 to 96^2; above (both ends belong to the range)."""

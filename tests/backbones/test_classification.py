@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from backbones.augmentation import Mix
 from backbones.classification import (
-    Normalize,
     Plateau,
     WarmupUntilError,
     build_classifier,
@@ -17,6 +16,7 @@ from backbones.classification import (
     measure_mean,
     wrong_answers,
 )
+from backbones.preprocess import Normalize
 from backbones.weights import Preprocessing
 from configs.classification import ClassifierConfig
 from configs.errors import UserError

@@ -49,7 +49,7 @@ def test_scalars_are_those_of_yaml_1_2():
 
 
 def test_duplicate_keys_are_refused_with_their_lines():
-    with pytest.raises(UserError, match=r"^my\.yaml:3: the key lr stands twice \(first in line 2\)"):
+    with pytest.raises(UserError, match=r"^my\.yaml:3: the key lr appears twice \(first in line 2\)"):
         parse_yaml("optim:\n  lr: 1\n  lr: 2\n", "my.yaml")
     parse_yaml("a: {lr: 1}\nb: {lr: 2}\n", "my.yaml")
 
@@ -60,7 +60,7 @@ def test_merge_keys_work_and_may_be_overridden():
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: 1\n b: 2", "a: !!python/object/apply:os.system [ls]", "\t- a", "a: 'x"])
-def test_no_yaml_is_one_line_with_file_and_line(text):
+def test_what_is_not_yaml_is_one_line_with_file_and_line(text):
     with pytest.raises(UserError, match=r"^my\.yaml:\d+: ") as error:
         parse_yaml(text, "my.yaml")
     assert "\n" not in str(error.value)
@@ -133,7 +133,7 @@ def test_overrides_that_lead_nowhere(override, expected):
         ("seed=1.5", "seed must be a whole number, not 1.5"),
         ("train.channels_last=perhaps", "train.channels_last must be true or false, not 'perhaps'"),
         ("model.backbone=resnet11", "not 'resnet11': did you mean resnet101?"),
-        ("data.classes=[1, 2]", "data.classes.0 must be a text, not 1: put it in quotes"),
+        ("data.classes=[1, 2]", "data.classes.0 must be text, not 1: put it in quotes"),
         ("data.min_size=[0]", "data.min_size.0 must be greater than 0, not 0"),
         ("data.min_size=a", "data.min_size must be a whole number or a list, not 'a'"),
         ("model.rpn.nms_thresh=2", "model.rpn.nms_thresh must be at most 1, not 2"),
@@ -145,7 +145,7 @@ def test_overrides_that_lead_nowhere(override, expected):
         ("metrics=[voc7]", "must be one of voc07, voc12, coco, imagenet_det, not 'voc7': did you mean voc07?"),
     ],
 )
-def test_message_names_path_value_and_mend(override, expected):
+def test_message_names_path_value_and_fix(override, expected):
     text = message(override)
     assert expected in text
     assert text.startswith(f"--set {override}: ")
@@ -154,7 +154,7 @@ def test_message_names_path_value_and_mend(override, expected):
 def test_what_does_not_fit_together_is_told_in_the_schemas_words():
     assert message("data.train.0.image_set=null") == "my.yaml: data.train.0: format voc needs image_set"
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
-    assert "train.batch_size 2 is no multiple of train.accumulate 4" in message("train.accumulate=4")
+    assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
     [
         ("test.scales=[600]", "test: scales [600]: the multi-scale detector compares pairs of scales: give two or"),
         ("test={scales: [400, 600], tta: {scales: [600]}}", "test: scales and tta.scales exclude each other"),
-        ("test.tta.scales=[600, 600]", "test.tta: scales [600, 600]: a size stands twice"),
+        ("test.tta.scales=[600, 600]", "test.tta: scales [600, 600]: a size appears twice"),
         ("test.tta.merge=vote", "test.tta: merge: vote has nothing to merge: give hflip: true or scales"),
     ],
 )

@@ -36,7 +36,18 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
     library = tmp_path_factory.mktemp("cuda") / "libruntime.so"
     triton = importlib.util.find_spec("triton").submodule_search_locations[0]  # the rest of the headers comes with it
     include = [f"-I{headers.parent}", f"-I{triton}/backends/nvidia/include"]
-    command = [compiler, "-O1", "-w", "-fPIC", "-shared", *include, str(HERE / "runtime.c"), "-o", str(library), "-lpthread"]
+    command = [
+        compiler,
+        "-O1",
+        "-w",
+        "-fPIC",
+        "-shared",
+        *include,
+        str(HERE / "runtime.c"),
+        "-o",
+        str(library),
+        "-lpthread",
+    ]
     subprocess.run(command, check=True)
     build_driver(site, compiler, library.with_name("libcuda.so.1"))
     return library

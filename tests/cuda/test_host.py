@@ -16,7 +16,7 @@ NAMES = re.findall(r"^@case\ndef (\w+)", (Path(__file__).parent / "worker.py").r
 BUDGETS = {
     "c4": 1100,
     "fpn": 1550,
-    "infer": 380,
+    "infer": 385,
     "graph": 1,
 }
 """Launches: a bf16 training step of 16 images, ResNet-101 C4 at 600x1000 and FPN at 800x1333; bf16 inference of one."""
@@ -41,6 +41,7 @@ def test_one_wait_a_batch(results, name):
     assert results[name]["waits_to_numpy"] == 1
 
 
-
 def test_all_kinds_of_batches_are_prefetched(results):
-    assert results["prefetching"]["moved"] == dict.fromkeys(("detection", "classification", "localisation"), [True, True])
+    moved = results["prefetching"]["moved"]
+    assert list(moved) == ["detection", "classification", "localisation"]
+    assert all(found == [True, True] for found in moved.values())

@@ -13,7 +13,7 @@ from torch._inductor import config as inductor_config
 from backbones.batch_norm import FrozenBatchNorm2d
 from backbones.compilation import with_fallback
 from backbones.weights import IMAGENET
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch
 from detection.compilation import compile_regions
 from detection.model import Detector, build_detector
@@ -24,10 +24,12 @@ def tiny_detector() -> Detector:
     config = {
         "backbone": "resnet50", "weights": "unused", "norm": "frozen", "frozen_stages": 2,
         "anchors": {"sizes": [32, 64]}, "rpn": {"hidden_channels": 16, "post_nms_top_n_test": 10},
-        "box": {"batch_size_per_image": 10, "score_thresh": 0.01},
+        "box": {"batch_size_per_image": 10},
     }  # fmt: skip
     torch.manual_seed(0)
-    detector = build_detector(ModelConfig.model_validate(config), ["a", "b"], preprocessing=IMAGENET)
+    detector = build_detector(
+        ModelConfig.model_validate(config), ["a", "b"], test=TestConfig(score_thresh=0.01), preprocessing=IMAGENET
+    )
     for module in detector.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.fill_(0.5)

@@ -139,7 +139,7 @@ def _check_batches(ours: list[Tensor], theirs: list[Tensor]) -> float:
 _EVAL = """
 import json, resource, sys, tempfile
 from pathlib import Path
-from detection.evaluation import synthetic
+from tools.benchmarks import synthetic
 what, reference = sys.argv[1], sys.argv[2] == "reference"
 if what == "voc":
     result = {"seconds": synthetic.time_voc()}

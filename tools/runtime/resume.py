@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from configs.errors import UserError
+from configs.moved import with_new_names
 from tools.runtime.distributed import say
 
 MAY_CHANGE = (
@@ -28,6 +29,7 @@ def refuse_another_training(
     Raises:
         UserError: the key that may not change, or the classes that do not fit.
     """
+    stored = with_new_names(stored, type(config), str(path), stored=True)
     old, new = dict(_flat(stored)), dict(_flat(config.model_dump(mode="json")))
     for name in _in_both(old, new):
         before, now = old.get(name, "a section"), new.get(name, "a section")

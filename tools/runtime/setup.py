@@ -74,7 +74,9 @@ def make_detector(
     """The detector with the backbone's weights, those of `--init-from`, or those of a checkpoint to resume."""
     start = checkpoint or (read_detector_file(init_from) if init_from is not None else None)
     preprocessing = Preprocessing.from_dict(start["preprocessing"]) if start else None
-    detector = build_detector(config.model, class_names, data_root=data_root, preprocessing=preprocessing)
+    detector = build_detector(
+        config.model, class_names, test=config.test, data_root=data_root, preprocessing=preprocessing
+    )
     if checkpoint is None and start is not None:
         weights = dict(start["model"])
         if start["class_names"] != class_names:  # equal numbers of other classes have equal shapes

@@ -11,8 +11,8 @@ import pytest
 from configs.errors import UserError
 from detection.evaluation.data import align
 from detection.evaluation.evaluate import evaluate, format_table, write_metrics
-from detection.evaluation.synthetic import make_set
 from detection.evaluation.voc import average_precisions, match, mean_of_classes
+from tools.benchmarks.synthetic import make_set
 
 
 def test_only_the_protocols_that_are_asked_for_are_there() -> None:
