@@ -222,6 +222,14 @@ class Unit(Strided, ABC):
         """Convolutions and batch norms under torchvision's names."""
 
     @abstractmethod
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """The convolutions of F with their batch norms, in order; between them are ReLUs."""
+
+    def projection(self) -> tuple[nn.Conv2d, nn.Module] | None:
+        """The shortcut's convolution with its batch norm; None without one."""
+        return None if self.downsample is None else (self.downsample[0], self.downsample[1])
+
+    @abstractmethod
     def _residual(self, x: Tensor) -> Tensor:
         """F(x)."""
 
@@ -250,6 +258,11 @@ class ConvUnit(Unit):
             inputs, stride = width, 1
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
 
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """`depth` of them."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{number}"), getattr(self, f"bn{number}")) for number in numbers]
+
     def _residual(self, x: Tensor) -> Tensor:
         for number in range(1, self.depth + 1):
             if number > 1:
@@ -273,6 +286,10 @@ class BottleneckUnit(Unit):
         self.conv3 = _conv(width, self.channels, 1)
         self.bn3 = NORMS[norm](self.channels)
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
+
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """1x1, 3x3, 1x1."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
     def _residual(self, x: Tensor) -> Tensor:
         out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
