@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ class Cost(NamedTuple):
     """Size of a net and of one forward pass."""
 
     parameters: int
-    """Of all layers, batch norm's scale and offset among them (running statistics are not parameters)."""
+    """Of all layers, batch norm's scale and offset among them (running statistics are not parameters); auxiliary
+    classifiers, which serve training only, are left out."""
     multiply_adds: int
     """Of the convolutions and fully connected layers for one image, as the paper counts; no biases, pooling, ReLU."""
 
@@ -30,8 +32,88 @@ def cost(net: nn.Module, image_size: tuple[int, int] = (224, 224)) -> Cost:
     }
     with eval_mode(net), FlopCounterMode(display=False) as counter:
         functional_call(net, shapes, (torch.empty(1, 3, *image_size, device="meta"),))
-    parameters = sum(parameter.numel() for parameter in net.parameters())
+    parameters = sum(each.numel() for name, each in net.named_parameters() if not name.startswith("companions."))
     return Cost(parameters, counter.get_total_flops() // 2)
+
+
+class PartCost(NamedTuple):
+    """What a part of a net costs for one image."""
+
+    name: str
+    parameters: int
+    """Batch norm's scale and offset among them."""
+    multiply_adds: int
+    """Of the convolutions and fully connected layers."""
+    activations: int
+    """Numbers that convolutions, batch norms, pooling and fully connected layers put out: in training most are kept."""
+    output: tuple[int, ...]
+    """The part's map (C, H, W), or (K,)."""
+
+
+_KEPT = (nn.Conv2d, nn.Linear, *TRAINED_BATCH_NORMS, nn.MaxPool2d, nn.AvgPool2d, nn.PReLU)
+
+
+class _Trace(NamedTuple):
+    modules: dict[nn.Module, None]
+    multiply_adds: int
+    activations: int
+    output: Tensor
+
+
+@torch.no_grad()
+def _trace(net: nn.Module, call: Callable[[], Tensor]) -> _Trace:
+    """What `call` runs of the net's layers, on the meta device."""
+    seen: dict[nn.Module, None] = {}
+    numbers = [0]
+
+    def look(module: nn.Module, _: object, output: Tensor) -> None:
+        seen[module] = None
+        numbers[0] += output.numel() if isinstance(module, _KEPT) else 0
+
+    layers = [module for module in net.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(look) for module in layers]
+    try:
+        with eval_mode(net), FlopCounterMode(display=False) as counter:
+            output = call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return _Trace(seen, counter.get_total_flops() // 2, numbers[0], output)
+
+
+def part_cost(name: str, net: nn.Module, call: Callable[[], Tensor], before: _Trace | None = None) -> PartCost:
+    """The cost of what `call` runs of a net on the meta device, less what an earlier call ran."""
+    trace = _trace(net, call)
+    done = before.modules if before is not None else {}
+    parameters = sum(
+        each.numel() for module in trace.modules if module not in done for each in module.parameters(recurse=False)
+    )
+    multiply_adds = trace.multiply_adds - (before.multiply_adds if before is not None else 0)
+    activations = trace.activations - (before.activations if before is not None else 0)
+    return PartCost(name, parameters, multiply_adds, activations, tuple(trace.output.shape[1:]))
+
+
+def stage_costs(net: nn.Module, image_size: tuple[int, int] = (224, 224), *, classifier: bool = True) -> list[PartCost]:
+    """The cost of each stage for one image of `image_size` (H, W), and of what follows the last one.
+
+    Args:
+        net: a `StagedNet` with trained batch norm (a frozen one is no layer of its own).
+        image_size: pixels.
+        classifier: whether the net still has its classifier, which is then the last part.
+    """
+    net = copy.deepcopy(net).to("meta")
+    x = torch.empty(1, 3, *image_size, device="meta")
+    parts, before = [], None
+    for name in net.stage_channels:
+        try:
+            before_next = _trace(net, lambda name=name: net.forward_stages(x, [name])[name])
+        except ValueError:  # taken out of the net: a detector's head
+            break
+        parts.append(part_cost(name, net, lambda name=name: net.forward_stages(x, [name])[name], before))
+        before = before_next
+    if classifier:
+        parts.append(part_cost("classifier", net, lambda: net(x), before))
+    return parts
 
 
 @torch.no_grad()

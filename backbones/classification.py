@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from backbones.augmentation import Mix
 from backbones.preprocess import Normalize
+from backbones.staged import WithCompanions
 from backbones.weights import Preprocessing, as_classifier, check_keys, load_backbone_weights, read_weights_file
 from backbones.zoo import build_backbone
 from configs.classification import ClassifierConfig
@@ -37,15 +38,21 @@ def measure_mean(batches: Iterable[Tensor]) -> Tensor:
     return (total.double() / count).float()
 
 
-def classification_loss(logits: Tensor, labels: Tensor, *, smoothing: float = 0.0, mix: Mix | None = None) -> Tensor:
-    """Cross entropy, () float32.
+def classification_loss(
+    logits: Tensor | WithCompanions, labels: Tensor, *, smoothing: float = 0.0, mix: Mix | None = None
+) -> Tensor:
+    """Cross entropy, () float32; of auxiliary classifiers too, by their weight.
 
     Args:
-        logits: (B, K), any dtype.
+        logits: (B, K), any dtype; or what a net with auxiliary classifiers says in training.
         labels: (B,) int64.
         smoothing: share of the label that is spread over all K classes (Szegedy et al. 2016).
         mix: how the images were mixed; the labels are then mixed likewise.
     """
+    if isinstance(logits, WithCompanions):
+        options = {"smoothing": smoothing, "mix": mix}
+        others = sum(classification_loss(companion, labels, **options) for companion in logits.companions)
+        return classification_loss(logits.logits, labels, **options) + logits.weight * others
     logits = logits.float()
     loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
     if mix is None:
@@ -168,6 +175,7 @@ def build_classifier(model: ClassifierConfig, num_classes: int) -> nn.Module:
         plain=model.plain,
         num_classes=num_classes,
         dropout=model.dropout,
+        unit_dropout=model.unit_dropout,
         activation_checkpointing=model.activation_checkpointing,
     )
 
@@ -194,7 +202,8 @@ def load_classifier(weights: str | Path, model: ClassifierConfig, data_root: Pat
     path = Path(weights)
     content = as_classifier(read_weights_file(path), path)
     stored = content["config"].get("model", {})
-    known = {key: stored[key] for key in ("backbone", "shortcut", "plain", "stride_in_1x1", "dropout") if key in stored}
+    described = ("backbone", "shortcut", "plain", "stride_in_1x1", "dropout", "unit_dropout")
+    known = {key: stored[key] for key in described if key in stored}
     model = model.model_copy(update=known)
     state = {key: value for key, value in content["model"].items() if not key.endswith("num_batches_tracked")}
     last = next((key for key in ("fc.bias", "classifier.6.bias") if key in state), None)

@@ -43,8 +43,9 @@ class Converted(NamedTuple):
 
 
 def from_torchvision(content: dict[str, Any], path: Path) -> Converted:
-    """torchvision's ResNets and VGG nets (V1 and V2 have the same form): the names are ours already."""
-    return Converted(as_classifier(content, path)["model"], IMAGENET)
+    """torchvision's ResNets, VGG nets (V1 and V2 have the same form) and GoogLeNet: the names are ours already."""
+    classifier = as_classifier(content, path)
+    return Converted(classifier["model"], Preprocessing.from_dict(classifier["preprocessing"]))
 
 
 def from_caffe_vgg16(content: dict[str, Any], path: Path) -> Converted:
@@ -75,7 +76,7 @@ def from_msra(content: dict[str, Any], path: Path) -> Converted:
     if content.get("__author__") == "torchvision":
         raise UserError(f"{path}: torchvision's weights renamed, not MSRA's: convert torchvision's own file")
     tensors = _tensors(content.get("blobs", content.get("model", content)), path)
-    state = {name: value for key, value in tensors.items() if (name := _msra_name(key))}
+    state = {name: value for key, value in tensors.items() if (name := residual_name(key))}
     for key in [key for key in state if re.search(r"(bn\d|downsample\.1)\.weight$", key)]:
         layer = key.removesuffix("weight")
         state.setdefault(f"{layer}running_mean", torch.zeros_like(state[key]))
@@ -97,8 +98,8 @@ _MSRA_SUFFIXES = {
 _MSRA_LAYERS = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
 
 
-def _msra_name(key: str) -> str | None:
-    """Our name for one of Caffe2's or detectron2's; None for what is not a ResNet's (momenta, counters)."""
+def residual_name(key: str) -> str | None:
+    """Our name for one of Caffe2's or detectron2's in a ResNet; None for what is not a ResNet's (momenta, counters)."""
     key = key.removeprefix("backbone.").removeprefix("bottom_up.")
     if match := re.fullmatch(r"(.+?)_(w|b|bn_s|bn_b|bn_rm|bn_riv)", key):  # Caffe2's, into detectron2's form
         layer, suffix = match[1].removeprefix("res_"), _MSRA_SUFFIXES[match[2]]

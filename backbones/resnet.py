@@ -11,21 +11,55 @@ pooling is the first thing in conv2. Shapes: x (B, 3, H, W) float, normalised; a
 
 from __future__ import annotations
 
-import contextlib
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from backbones.batch_norm import NORMS, TRAINED_BATCH_NORMS, conv_bn
-from configs.common import PositiveInt, Section
+from backbones.batch_norm import NORMS, conv_bn
+from backbones.staged import Head, Norm, Stage, check_stages, initialise
+from configs.common import NonNegativeInt, PositiveInt, Section
 
-Norm = Literal["batch", "frozen", "sync"]
+
+class PoolSpec(Section):
+    """A pooling layer."""
+
+    kind: Literal["max", "average"] = "max"
+    size: PositiveInt = 2
+    """Side of the window, pixels."""
+    stride: PositiveInt | None = None
+    """null: as `size`."""
+    padding: NonNegativeInt = 0
+
+    def build(self) -> nn.MaxPool2d | nn.AvgPool2d:
+        """The layer; windows that leave the map are dropped, as everywhere here."""
+        kind = nn.MaxPool2d if self.kind == "max" else nn.AvgPool2d
+        return kind(self.size, self.step, self.padding)
+
+    @property
+    def step(self) -> int:
+        """The stride, pixels."""
+        return self.stride or self.size
+
+    def output_size(self, side: int) -> int:
+        """Side of the map that it leaves of one with `side` pixels; below 1 where the window does not fit."""
+        return (side + 2 * self.padding - self.size) // self.step + 1
+
+    @model_validator(mode="after")
+    def _padding_fits(self) -> PoolSpec:
+        if 2 * self.padding > self.size:
+            raise ValueError(f"padding {self.padding} is more than half of the window of {self.size}")
+        return self
+
+
+STEM_POOL = PoolSpec(size=3, stride=2, padding=1)
+"""That of the paper's Table 1."""
 
 
 class StemSpec(Section):
@@ -34,8 +68,13 @@ class StemSpec(Section):
     kernel: PositiveInt = 7
     width: PositiveInt = 64
     stride: PositiveInt = 2
-    pool: bool = True
-    """A 3x3 max pooling with stride 2 after it."""
+    pool: bool | PoolSpec = True
+    """The pooling after it; true: 3x3 maximum with stride 2."""
+
+    @property
+    def pooling(self) -> PoolSpec | None:
+        """`pool` as a layer's description."""
+        return (STEM_POOL if self.pool else None) if isinstance(self.pool, bool) else self.pool
 
 
 class StageSpec(Section):
@@ -43,8 +82,11 @@ class StageSpec(Section):
 
     units: PositiveInt
     width: PositiveInt
-    """Channels of the 3x3 convolutions; bottleneck units put out 4 times as many."""
-    stride: PositiveInt
+    """Channels of the convolutions; bottleneck units put out 4 times as many."""
+    stride: PositiveInt = 1
+    """Of the first unit."""
+    pool: PoolSpec | None = None
+    """A pooling before the first unit."""
 
 
 class ResNetSpec(Section):
@@ -52,21 +94,75 @@ class ResNetSpec(Section):
 
     stem: StemSpec = StemSpec()
     stages: tuple[StageSpec, ...]
-    unit: Literal["basic", "bottleneck"]
-    """3x3, 3x3; or 1x1, 3x3, 1x1 with a 4 times wider output."""
+    unit: Literal["basic", "bottleneck"] | tuple[PositiveInt, ...]
+    """The residual function F. basic: 3x3, 3x3; bottleneck: 1x1, 3x3, 1x1 with a 4 times wider output; or the sizes of
+    any number of convolutions of the stage's width: [3, 3, 3], [5], ... One layer alone makes y = Wx + x, which is
+    linear but for the ReLU behind it: the paper saw no advantage in that (Sec. 3.2)."""
     shortcut: Literal["A", "B", "C"] = "B"
     """A: identity, new channels zero. B: 1x1 projection where dimensions change. C: projection in every unit."""
     plain: bool = False
     """The same layers without shortcuts."""
     stride_in_1x1: bool = False
     """Bottlenecks stride in the first 1x1 (the paper, MSRA's weights) or in the 3x3 (torchvision's weights)."""
+    unit_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Probability of dropout before the last convolution of each F, behind its ReLU (Zagoruyko & Komodakis 2016,
+    Sec. 2.4): a remedy for nets that overfit, such as the one of 1202 layers (He et al. 2016, Sec. 4.2)."""
+    classifier_pool: Literal["global"] | PoolSpec = "global"
+    """Before the classifier: the mean over the whole map, or a pooling with a fixed window, of which every position
+    is an input of the classifier."""
+    input_size: tuple[PositiveInt, PositiveInt] | None = None
+    """(H, W) in training, pixels: what the classifier's width follows from where `classifier_pool` is not global."""
+    vector_inputs: PositiveInt | None = None
+    """A net of vectors of so many numbers, in place of images (which are flattened into them): all layers are fully
+    connected (He et al. 2016, Sec. 3.2), which here means 1x1 convolutions of a 1x1 map."""
     num_classes: PositiveInt = 1000
 
     @model_validator(mode="after")
-    def _has_stages(self) -> ResNetSpec:
+    def _parts_fit(self) -> ResNetSpec:
         if not self.stages:
             raise ValueError("give at least one stage")
+        kernels = self.kernels
+        if not kernels or any(kernel % 2 == 0 for kernel in (*kernels, self.stem.kernel)):
+            raise ValueError("unit and stem.kernel: sizes of convolutions are odd, and there is at least one")
+        if self.unit_dropout and len(kernels) == 1:
+            raise ValueError("unit_dropout is between the convolutions of F, and unit has only one")
+        if (self.classifier_pool != "global") != (self.input_size is not None):
+            raise ValueError("input_size belongs to a classifier_pool with a fixed window, which needs it")
+        if isinstance(self.classifier_pool, PoolSpec):
+            sides = self.last_map()
+            if min(sides) < 1 or min(map(self.classifier_pool.output_size, sides)) < 1:
+                raise ValueError(
+                    f"classifier_pool: the window does not fit on the last map, {sides[0]}x{sides[1]} pixels"
+                )
+        if self.vector_inputs and (self.downsamples or max(*kernels, self.stem.kernel) > 1):
+            raise ValueError("vector_inputs: give stem {kernel: 1, stride: 1, pool: false}, unit [1, 1], no strides")
+        widths = [self.stem.width, *(stage.width * (4 if self.unit == "bottleneck" else 1) for stage in self.stages)]
+        if self.shortcut == "A" and not self.plain and sorted(widths) != widths:
+            raise ValueError("shortcut A adds channels and takes none away: give widths that grow, or shortcut B")
         return self
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Sizes of F's convolutions."""
+        return {"basic": (3, 3), "bottleneck": (1, 3, 1)}[self.unit] if isinstance(self.unit, str) else self.unit
+
+    def last_map(self) -> tuple[int, int]:
+        """(H, W) of the last stage's map for images of `input_size`."""
+        sides = self.input_size
+        for layer, pool in ((self.stem, self.stem.pooling), *((stage, stage.pool) for stage in self.stages)):
+            if pool is not None and layer is not self.stem:
+                sides = [pool.output_size(side) for side in sides]
+            sides = [-(-side // layer.stride) for side in sides]
+            if pool is not None and layer is self.stem:
+                sides = [pool.output_size(side) for side in sides]
+        return sides[0], sides[1]
+
+    @property
+    def downsamples(self) -> bool:
+        """Whether any layer has a stride or pools."""
+        strides = [self.stem.stride, *(stage.stride for stage in self.stages)]
+        pools = [self.stem.pool, self.classifier_pool != "global", *(stage.pool for stage in self.stages)]
+        return any(stride > 1 for stride in strides) or any(pools)
 
 
 def _row(unit: str, *units: int) -> ResNetSpec:
@@ -141,20 +237,26 @@ class Unit(nn.Module, ABC):
         return F.relu(out, inplace=True)
 
 
-class BasicUnit(Unit):
-    """3x3, 3x3 (He et al. 2016, Fig. 5 left)."""
+class ConvUnit(Unit):
+    """Convolutions of one width in a row: 3x3, 3x3 (He et al. 2016, Fig. 5 left), or any others."""
 
     expansion = 1
 
     def _add_layers(self, inputs: int, width: int, stride: int, spec: ResNetSpec, norm: Norm) -> None:
-        self.conv1 = _conv(inputs, width, 3, stride)
-        self.bn1 = NORMS[norm](width)
-        self.conv2 = _conv(width, width, 3)
-        self.bn2 = NORMS[norm](width)
+        self.depth = len(spec.kernels)
+        for number, kernel in enumerate(spec.kernels, start=1):
+            self.add_module(f"conv{number}", _conv(inputs, width, kernel, stride))
+            self.add_module(f"bn{number}", NORMS[norm](width))
+            inputs, stride = width, 1
+        self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
 
     def _residual(self, x: Tensor) -> Tensor:
-        out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
-        return conv_bn(self.conv2, self.bn2, out)
+        for number in range(1, self.depth + 1):
+            if number > 1:
+                x = F.relu(x, inplace=True)
+                x = self.dropout(x) if number == self.depth else x
+            x = conv_bn(getattr(self, f"conv{number}"), getattr(self, f"bn{number}"), x)
+        return x
 
 
 class BottleneckUnit(Unit):
@@ -170,64 +272,12 @@ class BottleneckUnit(Unit):
         self.bn2 = NORMS[norm](width)
         self.conv3 = _conv(width, self.channels, 1)
         self.bn3 = NORMS[norm](self.channels)
+        self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
 
     def _residual(self, x: Tensor) -> Tensor:
         out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
         out = F.relu(conv_bn(self.conv2, self.bn2, out), inplace=True)
-        return conv_bn(self.conv3, self.bn3, out)
-
-
-UNITS: dict[str, type[Unit]] = {"basic": BasicUnit, "bottleneck": BottleneckUnit}
-
-
-@contextlib.contextmanager
-def _statistics_kept(unit: nn.Module) -> Iterator[None]:
-    """Inside, a forward pass in training mode leaves the running statistics as they are."""
-    norms = [module for module in unit.modules() if isinstance(module, TRAINED_BATCH_NORMS)]
-    kept = [(bn, bn.momentum, bn.num_batches_tracked) for bn in norms]
-    for bn in norms:
-        bn.momentum = 0.0
-        bn.num_batches_tracked = torch.zeros_like(bn.num_batches_tracked)
-    try:
-        yield
-    finally:
-        for bn, momentum, tracked in kept:
-            bn.momentum = momentum
-            bn.num_batches_tracked = tracked
-
-
-class Stage(nn.Sequential):
-    """Units in a row. Once frozen it stays frozen wherever it is moved to: no gradient, batch norm in eval mode."""
-
-    frozen = False
-    activation_checkpointing = False
-
-    def freeze(self) -> None:
-        """No parameter trains from here on, and `train()` leaves batch norm in eval mode."""
-        self.frozen = True
-        self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> Stage:
-        """As every module's, but a frozen stage stays in eval mode."""
-        return super().train(mode and not self.frozen)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The last unit's output."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            for unit in self:
-                x = self._checkpointed(unit, x) if self._checkpoints() else unit(x)
-        return x
-
-    def _checkpoints(self) -> bool:
-        return self.activation_checkpointing and self.training and torch.is_grad_enabled()
-
-    @staticmethod
-    def _checkpointed(unit: nn.Module, x: Tensor) -> Tensor:
-        # The backward pass runs the unit a second time: its batch statistics must not be counted twice.
-        return checkpoint(
-            unit, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(unit))
-        )
+        return conv_bn(self.conv3, self.bn3, self.dropout(out))
 
 
 class ResNet(nn.Module):
@@ -251,41 +301,63 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.spec = spec
+        self.head: Head = None if spec.vector_inputs else "conv"
+        self.pools_globally = spec.classifier_pool == "global"
         self.frozen_stages = 0
         stem = spec.stem
-        self.conv1 = _conv(3, stem.width, stem.kernel, stem.stride)
+        self.conv1 = _conv(spec.vector_inputs or 3, stem.width, stem.kernel, stem.stride)
         self.bn1 = NORMS[norm](stem.width)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem.pool else nn.Identity()
+        self.maxpool = stem.pooling.build() if stem.pooling else nn.Identity()
         self.stage_channels: dict[str, int] = {"conv1": stem.width}
         self.stage_strides: dict[str, int] = {"conv1": stem.stride}
-        channels, stride = stem.width, stem.stride * (2 if stem.pool else 1)
+        channels, stride = stem.width, stem.stride * (stem.pooling.step if stem.pooling else 1)
         for number, stage_spec in enumerate(spec.stages, start=1):
             stage = self._build_stage(channels, stage_spec, norm)
             stage.activation_checkpointing = activation_checkpointing
             self.add_module(f"layer{number}", stage)
-            channels, stride = stage[-1].channels, stride * stage_spec.stride
+            channels, stride = (
+                stage[-1].channels,
+                stride * stage_spec.stride * (stage_spec.pool.step if stage_spec.pool else 1),
+            )
             self.stage_channels[f"conv{number + 1}"] = channels
             self.stage_strides[f"conv{number + 1}"] = stride
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.fc = nn.Linear(channels, spec.num_classes)
+        self.avgpool: nn.Module = nn.AdaptiveAvgPool2d(1)
+        self.map_size: tuple[int, int] | None = None
+        features = channels
+        if spec.classifier_pool != "global":
+            self.avgpool = spec.classifier_pool.build()
+            self.map_size = spec.last_map()
+            features *= math.prod(spec.classifier_pool.output_size(side) for side in self.map_size)
+        self.fc = nn.Linear(features, spec.num_classes)
         initialise(self)
 
     def _build_stage(self, inputs: int, stage: StageSpec, norm: Norm) -> Stage:
-        unit = UNITS[self.spec.unit]
+        unit = BottleneckUnit if self.spec.unit == "bottleneck" else ConvUnit
         units = [unit(inputs, stage.width, stage.stride, self.spec, norm)]
         units += [unit(units[0].channels, stage.width, 1, self.spec, norm) for _ in range(stage.units - 1)]
-        return Stage(*units)
+        if stage.pool is None:
+            return Stage(*units)
+        named = ((str(number), each) for number, each in enumerate(units))
+        return Stage(OrderedDict([("pool", stage.pool.build()), *named]))  # the units keep their numbers
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K) of x (B, 3, H, W), any H and W: global average pooling before the classifier."""
+        """Logits (B, K) of x (B, 3, H, W), any H and W; or of vectors x (B, D).
+
+        A classifier_pool with a fixed window sees maps of other sizes than in training averaged to that size.
+        """
         last = next(reversed(self.stage_channels))
         x = self.forward_stages(x, [last])[last]
-        return self.fc(self.dropout(F.adaptive_avg_pool2d(x, 1).flatten(1)))
+        if self.map_size is not None and tuple(x.shape[-2:]) != self.map_size:
+            x = F.adaptive_avg_pool2d(x, self.map_size)
+        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
 
     def forward_stages(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Feature maps by stage name; nothing behind the deepest one asked for is computed."""
         wanted = check_stages(names, self.stage_channels)
         maps: dict[str, Tensor] = {}
+        if self.spec.vector_inputs:
+            x = x.flatten(1)[:, :, None, None]
         for name in self.stage_channels:
             x = self._stem(x) if name == "conv1" else self._stage(name)(self.maxpool(x) if name == "conv2" else x)
             if name in wanted:
@@ -327,33 +399,27 @@ class ResNet(nn.Module):
         delattr(self, f"layer{int(name.removeprefix('conv')) - 1}")
         return stage
 
+    def dilate_stage(self, name: str) -> None:
+        """A stage (conv2 or later) no longer strides: its 3x3 convolutions are dilated by what it would have strided.
+
+        Of bottlenecks that stride in the 1x1, every such position of the finer map is the coarser map's value: the same
+        net, asked at more places. (Dai et al. 2017, Sec. 4.1, for conv5; detectron2 dilates the first unit too.)
+        """
+        stage = self._stage(name)
+        stride = stage[0].stride
+        for unit in stage:
+            unit.stride = 1
+        for conv in stage.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.stride = (1, 1)
+                if conv.kernel_size == (3, 3):
+                    conv.dilation = conv.padding = (stride, stride)
+        names = list(self.stage_strides)
+        for later in names[names.index(name) :]:
+            self.stage_strides[later] //= stride
+
     def pop_classifier(self) -> nn.Linear:
         """Takes the classifier out of the net and returns it."""
         classifier = self.fc
         del self.fc
         return classifier
-
-
-def check_stages(names: Iterable[str], known: dict[str, Any]) -> set[str]:
-    """The names as a set, all of them keys of `known`."""
-    wanted = set(names)
-    if not wanted or not wanted.issubset(known):  # torch 2.11 cannot compile `<=` of a set
-        raise ValueError(f"stages {sorted(wanted)}: name some of {', '.join(known)}")
-    return wanted
-
-
-@torch.no_grad()
-def initialise(net: nn.Module) -> None:
-    """He initialisation (He et al. 2015, "Delving Deep into Rectifiers"): normal with variance 2 / fan.
-
-    The fan is that of the outputs for convolutions and that of the inputs for fully connected layers; the last layer,
-    which no ReLU follows, has the variance 1 / fan. Biases are 0; batch norm starts as the identity.
-    """
-    linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module is linear[-1] else "relu")
-        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.batch_norm import BATCH_NORMS, NORMS, conv_bn
-from backbones.resnet import Norm, check_stages, initialise
+from backbones.staged import Head, Norm, check_stages, initialise
 
 WIDTHS = (64, 128, 256, 512, 512)
 VGGS: dict[str, tuple[tuple[int, ...], bool]] = {
@@ -36,6 +36,9 @@ class VGG(nn.Module):
         num_classes: outputs K.
         dropout: probability after fc6 and fc7, in training.
     """
+
+    head: Head = "fc"
+    pools_globally = False
 
     def __init__(
         self,

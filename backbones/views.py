@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.preprocess import Normalize
+from backbones.vgg import VGG
 
 VIEWS = ("center", "10crop", "multiscale")
 
@@ -43,10 +44,13 @@ def dense_logits(net: nn.Module, x: Tensor, crop_size: int) -> Tensor:
     averaged). A map smaller than the window is one window.
 
     Args:
-        net: a ResNet or a VGG of this project, in eval mode.
+        net: of this project, in eval mode. Of those whose classifier is neither linear on a global mean nor VGG's,
+            the logits of the whole image are taken: they fit maps of any size to theirs.
         x: (B, 3, H, W) float, normalised; any H and W.
         crop_size: side of the training crop, pixels.
     """
+    if not getattr(net, "pools_globally", True) and not isinstance(net, VGG):
+        return net(x)
     last = next(reversed(net.stage_strides))
     features = net.forward_stages(x, [last])[last]
     if hasattr(net, "fc"):

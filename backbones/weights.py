@@ -1,7 +1,8 @@
 """Pretrained weights: where they come from, strict loading, and the preprocessing that belongs to them.
 
-Sources (`model.weights`): `random`; `torchvision:IMAGENET1K_V1` or `_V2`; or a path: a classifier checkpoint of this
-project (of tools/pretrain.py or tools/convert_weights.py), or a bare torchvision state dict (.pth, .safetensors).
+Sources (`model.weights`): `random`; `torchvision:IMAGENET1K_V1` or `_V2`; or a path or a name of `backbones.fetch`: a
+classifier checkpoint of this project (of tools/pretrain.py or tools/convert_weights.py), a bare torchvision state dict
+(.pth, .safetensors), or one of detectron2's own backbones (`detectron2://ImageNetPretrained/MSRA/R-50.pkl`).
 Reading a file never executes code from it.
 """
 
@@ -24,6 +25,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from backbones.fetch import fetch, is_name
 from backbones.resnet import RESNETS, ResNet
 from backbones.zoo import NAMES
 from configs.errors import UserError, nearest
@@ -69,6 +71,8 @@ IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rg
 """torchvision's weights: mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 times 255."""
 MSRA = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "bgr")
 """The released ResNets of He et al. 2016 in Caffe and Caffe2."""
+GOOGLENET = Preprocessing((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), "rgb")
+"""torchvision's GoogLeNet weights, which are TensorFlow's: inputs in [-1, 1] (its `transform_input`)."""
 CAFFE_VGG = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr")
 """The released VGG nets of Simonyan & Zisserman in Caffe."""
 
@@ -98,11 +102,11 @@ def load_backbone_weights(
     """
     if weights == "random":
         return IMAGENET
-    if weights.startswith("torchvision:"):
+    if is_version(weights):
         path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
+        checkpoint = as_classifier(read_weights_file(path), path)
     else:
-        path = _given_file(weights, data_root)
-    checkpoint = as_classifier(read_weights_file(path), path)
+        checkpoint, path = _given_classifier(weights, data_root)
     _check_net(checkpoint["config"].get("model", {}), net, name, stride_in_1x1, path)
     _load(net, checkpoint["model"], name, path, for_classification)
     return Preprocessing.from_dict(checkpoint["preprocessing"])
@@ -212,6 +216,22 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- sources
 
 
+def is_version(weights: str) -> bool:
+    """Whether this is `torchvision:IMAGENET1K_V1` or its like: a version of the weights of whichever net it is."""
+    return weights.startswith("torchvision:") and not is_name(weights)
+
+
+def _given_classifier(weights: str, data_root: Path | None) -> tuple[dict[str, Any], Path]:
+    """The classifier checkpoint at a path or of a name of `backbones.fetch`, and its file."""
+    path = fetch(weights) if is_name(weights) else _given_file(weights, data_root)
+    content = read_weights_file(path)
+    if weights.startswith("detectron2://"):
+        from backbones.conversion import convert  # which reads files with this module
+
+        content = convert(content, "msra", path)
+    return as_classifier(content, path), path
+
+
 def _given_file(weights: str, data_root: Path | None) -> Path:
     """The path that the config gives, as it stands or relative to `data_root`."""
     candidates = [Path(weights)] + ([data_root / weights] if data_root is not None else [])
@@ -220,7 +240,7 @@ def _given_file(weights: str, data_root: Path | None) -> Path:
             return path  # the reader says what is wrong with it
     raise UserError(
         f"model.weights: there is no file {' or '.join(map(str, candidates))}; give random, torchvision:IMAGENET1K_V1 "
-        "(or _V2), or the path of a checkpoint"
+        "(or _V2), or the path or the address of a checkpoint"
     )
 
 
@@ -255,6 +275,21 @@ def _torchvision_file(name: str, version: str, data_root: Path | None) -> Path:
     return cache / file_name
 
 
+def described_net(weights: str, data_root: Path | None = None) -> dict[str, Any]:
+    """What the checkpoint at `weights` says about its net: backbone, shortcut, plain, stride_in_1x1.
+
+    Empty for `random`, for torchvision's weights, and for files without a description.
+
+    Raises:
+        UserError: the file is missing, cannot be read, or is no classifier's.
+    """
+    if weights == "random" or is_version(weights):
+        return {}
+    stored = _given_classifier(weights, data_root)[0]["config"].get("model", {})
+    described = {key: stored.get(key) for key in ("backbone", "shortcut", "plain", "stride_in_1x1")}
+    return {key: value for key, value in described.items() if value is not None}
+
+
 def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The file's content as a classifier checkpoint: {"config", "preprocessing", "model", ...}.
 
@@ -269,17 +304,21 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
         check_fields(content, path)
         return content
     state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
-    bare = any(re.fullmatch(r"(layer\d+\.\d+\.conv\d|features\.\d+)\.weight", key) for key in state)
+    bare = any(
+        re.fullmatch(r"(layer\d+\.\d+\.conv\d|features\.\d+|inception3a\.\w+\.conv)\.weight", key) for key in state
+    )
     if len(state) != len(content) or not bare:
         some = ", ".join(map(str, list(content)[:3]))
         raise UserError(
             f"{path}: neither a checkpoint of this project nor a torchvision state dict (it begins with {some}): "
             "convert it with tools/convert_weights.py"
         )
+    googlenet = detect_net(state) == "googlenet"
     return {
         "config": {"model": {"stride_in_1x1": False}},
-        "preprocessing": IMAGENET.to_dict(),
-        "model": state,
+        "preprocessing": (GOOGLENET if googlenet else IMAGENET).to_dict(),
+        # torchvision's file has auxiliary classifiers too, which nobody trained (its documentation).
+        "model": {key: value for key, value in state.items() if not (googlenet and key.startswith("aux"))},
     }
 
 
@@ -402,6 +441,8 @@ def detect_net(state: Mapping[str, Tensor]) -> str | None:
     if "features.0.weight" in state:
         depth = 3 + sum(key.startswith("features.") and value.dim() == 4 for key, value in state.items())
         return _known(f"vgg{depth}{'_bn' if 'features.1.running_mean' in state else ''}")
+    if "inception3a.branch1.conv.weight" in state:
+        return "googlenet"
     units: dict[str, int] = {}
     for key in state:
         if match := re.match(r"(layer\d+)\.(\d+)\.", key):

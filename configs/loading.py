@@ -1,6 +1,6 @@
 """YAML -> schema: every mistake is told in one line with the file, the dotted path and the fix.
 
-YAML is read by the rules of YAML 1.2: `1e-3` is a number, `no` and `2007-01-01` are texts, `010` is ten. Keys that
+YAML is read by the rules of YAML 1.2: `1e-3` is a number, `no` and `2007-01-01` are strings, `010` is ten. Keys that
 appear twice are errors, as are keys that the schema does not know; keys that moved are accepted under their old names
 (`configs.moved`). `--set a.b=value` passes the same checks.
 """
@@ -28,7 +28,7 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), schema: type[Sc
 
     Args:
         path: the YAML file.
-        overrides: texts `dotted.path=value`, the value in YAML; list items by their index: `data.train.0.root=my_data`.
+        overrides: strings `dotted.path=value`, the value in YAML; list items by index: `data.train.0.root=my_data`.
         schema: the pydantic class to check against.
 
     Raises:
@@ -52,8 +52,8 @@ def parse_config(
     Args:
         values: the dictionaries; they stay as they are.
         overrides, schema: as for `load_config`.
-        source_name: stands in the messages.
-        stored: the values come from a checkpoint: old names of keys in them are accepted without a word.
+        source_name: where they come from, for the messages.
+        stored: the values come from a checkpoint: old names of keys in them are accepted silently.
     """
     if values is None:
         values = {}

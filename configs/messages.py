@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from configs.errors import nearest
 
 _SHOWN = 3
-"""So many mistakes are told in one message."""
+"""Mistakes that one message tells in full."""
 
 
 def one_line(
@@ -42,7 +42,7 @@ def one_line(
 
 
 def _real_path(detail: ErrorDetails, values: Any) -> tuple[str | int, ...]:
-    """The keys of the location that stand in the input: pydantic puts the names of union members between them."""
+    """The keys of the location that are in the input: pydantic puts the names of union members between them."""
     path: list[str | int] = []
     location = detail["loc"]
     for position, step in enumerate(location):

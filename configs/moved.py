@@ -29,7 +29,7 @@ REMOVED: dict[type[BaseModel], dict[str, Any]] = {
     ClassificationConfig: {"train.alternating": None},
     LocalisationConfig: {"train.alternating": None, "train.compile": False},
 }
-"""Schema -> path that nothing ever read -> its old default, the one value that was no lie."""
+"""Schema -> path that nothing ever read -> its old default, the one value that did what it said."""
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,12 @@ def with_new_names(
     Args:
         values: nested mappings; they stay as they are.
         schema: the class that they will be checked against.
-        source_name: stands in the messages.
+        source_name: where they come from, for the messages.
         stored: they come from a checkpoint, whose owner cannot change them: no warnings, and what was never read is
             left out whatever its value.
 
     Raises:
-        UserError: a key stands under its old and its new name, or one that is gone asks for something.
+        UserError: a key is given under both its names, or one that is gone has another value than its default.
     """
     result = dict(values)
     for old, new in MOVED.get(schema, {}).items():

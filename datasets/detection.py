@@ -14,7 +14,7 @@ import numpy as np
 from configs.detection import AugmentConfig
 from datasets.images import image_file_size, read_image
 from datasets.records import Records
-from datasets.resize import resize_boxes, resize_image, resized_size
+from datasets.resize import resize_boxes, resize_image, resized_size, scaled_sizes
 from datasets.target import Sample, SampleKey, Target
 from datasets.transforms import Geometry, apply_to_boxes, apply_to_image, draw_geometry
 
@@ -83,8 +83,7 @@ class DetectionDataset:
         return self._scaled_sizes(self._file_size(index)) if self.scales else []
 
     def _scaled_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        caps = (max(1, round(self.max_size * scale / self.min_sizes[0])) for scale in self.scales)
-        return [resized_size(image_size, scale, cap) for scale, cap in zip(self.scales, caps, strict=True)]
+        return scaled_sizes(image_size, self.min_sizes[0], self.max_size, self.scales)
 
     def _file_size(self, index: int) -> tuple[int, int]:
         if index not in self._file_sizes:  # a loader is made for each validation
@@ -106,7 +105,7 @@ class DetectionDataset:
             self._report(
                 "size",
                 f"{path}: the image is {_words(original_size)}, its annotation declares {_words(declared)}: "
-                "the image counts",
+                "the image's own size is used",
             )
         target = self.records.target(key.index, original_size)
         geometry = self._geometry(key, original_size)
@@ -139,7 +138,8 @@ class DetectionDataset:
         if key.padded_size is None or (size[0] <= key.padded_size[0] and size[1] <= key.padded_size[1]):
             return image, boxes
         self._report(
-            "fit", f"{path}: resized to fit into the batch's {_words(key.padded_size)}, for its declared size is wrong"
+            "fit",
+            f"{path}: resized to fit into the batch's {_words(key.padded_size)}, because its declared size is wrong",
         )
         scale = min(key.padded_size[0] / size[0], key.padded_size[1] / size[1])
         new = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))

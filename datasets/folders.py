@@ -173,13 +173,13 @@ def _wnids_by_name(names: list[str], rows: list[tuple[str, str]], path: Path) ->
     wnid_of = {Path(name).stem: wnid for name, wnid in rows}
     for name in names:
         if Path(name).stem not in wnid_of:
-            raise UserError(f"{path}: says nothing about {name}: another set's ground truth, or a damaged file")
+            raise UserError(f"{path}: has no line for {name}: it is the ground truth of another set, or damaged")
     return [wnid_of[Path(name).stem] for name in names]
 
 
 def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[str]:
     if len(numbers) != len(names):
-        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: they go together one by one")
+        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: one line is needed for each image")
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise UserError(f"{meta}: missing: the development kit's meta.mat says which wnid the numbers of {path} mean")
@@ -192,5 +192,5 @@ def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[s
         raise UserError(f"{meta}: not the development kit's file ({error})") from None
     unknown = next((number for number in numbers if number not in wnid_of), None)
     if unknown is not None:
-        raise UserError(f"{path}: number {unknown} is none of {meta}")
+        raise UserError(f"{path}: number {unknown} is not in {meta}")
     return [wnid_of[number] for number in numbers]

@@ -73,12 +73,7 @@ class Loader(Generic[T]):
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):
                 raise
-            reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # names the signal
-            raise WorkerLost(
-                f"data.num_workers: a process that reads images was ended by the system: {str(reason).strip()} "
-                "If memory ran out, set fewer workers or a smaller train.batch_size; in a container, raise its shared "
-                "memory (docker run --shm-size)"
-            ) from error
+            raise _worker_lost(error) from error
 
     def __len__(self) -> int:
         """The number of batches.
@@ -89,6 +84,16 @@ class Loader(Generic[T]):
         if not isinstance(self._keys, Sized):
             raise TypeError("training batches have no end")
         return len(self._keys)
+
+
+def _worker_lost(error: RuntimeError) -> WorkerLost:
+    """What torch says about a worker's end, with the signal where torch knows it, and what may be done."""
+    reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+    return WorkerLost(
+        f"data.num_workers: a process that reads images was ended by the system: {str(reason).strip()} If memory ran "
+        "out, set fewer workers or a smaller train.batch_size; in a container, raise its shared memory (docker run "
+        "--shm-size)"
+    )
 
 
 def make_loader(

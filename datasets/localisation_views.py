@@ -1,6 +1,6 @@
 """Views of localisation sets: random crops that carry boxes along, whole images at several scales, and their loaders.
 
-What a training view is follows from (seed, epoch, index). No floats are made of pixels here. Images are (H, W, 3) uint8
+A training view is a pure function of (seed, epoch, index). Pixels stay uint8. Images are (H, W, 3) uint8
 RGB; sizes are (H, W) in pixels; G objects of an image, B views of a batch.
 """
 
@@ -110,7 +110,7 @@ class View:
     boxes: np.ndarray
     """(G, 4) float32 in pixels of `image`: objects that train."""
     frame: tuple[float, float, float, float]
-    """x, y of its corner in the original image; original pixels for each of its own along x and y."""
+    """x, y of its corner in the original image; original pixels per pixel of its own along x and y."""
     index: int
     label: int
     original_size: tuple[int, int]
@@ -150,7 +150,7 @@ class LocalisationBatch(TensorBatch):
     valid: Tensor
     """(B, G) bool: not padding."""
     frames: Tensor
-    """(B, 4) float32: x, y of the view's corner in the original image; original pixels for each of its own."""
+    """(B, 4) float32: x, y of the view's corner in the original image; original pixels per pixel of its own."""
     original_sizes: Tensor
     """(B, 2) int64: (H, W) of the original images."""
     index: Tensor

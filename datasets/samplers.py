@@ -61,7 +61,7 @@ def repeat_factors(records: Records, threshold: float, *, train_difficult: bool 
 
 
 class EpochOrders:
-    """The images of each epoch in order, as described in the module's docstring.
+    """The order of the images in each epoch, as described in the module's docstring.
 
     Args:
         groups: (N,) int, the aspect group of each image.

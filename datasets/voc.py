@@ -140,6 +140,11 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     images, boxes, names, flags, counts = [], [], [], [], []
     for image_id in image_ids:
         xml = root / "Annotations" / f"{image_id}.xml"
+        if annotated and not xml.is_file():
+            raise UserError(
+                f"{xml}: there is no such annotation file, though {source}.txt lists {image_id}: if the image shows no "
+                "object, write unlabelled: empty; if it is not labelled yet, unlabelled: skip"
+            )
         annotation = read_annotation(xml) if annotated else VocAnnotation("", None, [])
         path = _image_path(root, image_id, files.get(image_id, []), annotation.filename)
         if path is None:

@@ -21,6 +21,12 @@ def base_anchors(sizes: list[int], aspect_ratios: list[float], *, rounded: bool 
     return anchors.round() if rounded else anchors
 
 
+def sizes_of_levels(config: AnchorConfig) -> list[list[int]]:
+    """The sizes on each level of feature maps; one list where there is one map."""
+    nested = [list(sizes) for sizes in config.sizes if isinstance(sizes, list)]
+    return nested or [[size for size in config.sizes if not isinstance(size, list)]]
+
+
 class AnchorGenerator:
     """Makes the anchors of a list of feature maps, and remembers them for each list of map sizes and device.
 
@@ -32,11 +38,12 @@ class AnchorGenerator:
     """Sets of map sizes that are kept: aspect groups and scale jitter make dozens of them, not thousands."""
 
     def __init__(self, config: AnchorConfig, strides: list[int]) -> None:
-        per_level = config.sizes if isinstance(config.sizes[0], list) else [config.sizes]
+        per_level = sizes_of_levels(config)
         if len(per_level) != len(strides):
             raise ValueError(f"{len(per_level)} lists of anchor sizes for {len(strides)} feature maps")
         self.strides = strides
         self.offset = config.offset
+        self.fitted_strides = config.fitted_strides
         self.base = [base_anchors(sizes, config.aspect_ratios, rounded=config.rounded) for sizes in per_level]
         self.per_position = len(self.base[0])
         self._remembered: dict[tuple, tuple[Tensor, Tensor]] = {}
@@ -53,16 +60,22 @@ class AnchorGenerator:
         if key not in self._remembered:
             if len(self._remembered) >= self.MAX_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            levels = [self._level(level, size) for level, size in enumerate(map_sizes)]
+            padded = (map_sizes[0][0] * self.strides[0], map_sizes[0][1] * self.strides[0])
+            levels = [self._level(level, size, padded) for level, size in enumerate(map_sizes)]
             self._remembered[key] = tuple(torch.cat(part).to(device) for part in zip(*levels, strict=True))
         return self._remembered[key]
 
-    def _level(self, level: int, map_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def _level(self, level: int, map_size: tuple[int, int], padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Anchors and codes of one level's map (H, W) of a padded image (H, W)."""
         height, width = map_size
         rows, columns = torch.arange(height), torch.arange(width)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         positions = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
-        anchors = (positions.float() + self.offset) * self.strides[level] + self.base[level]
+        y_stride, x_stride = (self.strides[level],) * 2
+        if self.fitted_strides:
+            y_stride, x_stride = padded[0] // height, padded[1] // width
+        step = torch.tensor([x_stride, y_stride] * 2, dtype=torch.float32)
+        anchors = (positions.float() + self.offset) * step + self.base[level]
         per_position = len(self.base[level])
         codes = ((level << 12 | y) << 12 | x).reshape(-1, 1) * 64 + torch.arange(per_position)
         return anchors.reshape(-1, 4), codes.reshape(-1)

@@ -12,11 +12,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from backbones.fetch import is_name
 from backbones.weights import Preprocessing, check_fields, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
 from detection.model import Detector, build_detector
+from detection.zoo import read_by_name
 
 FORMAT = 1
 
@@ -24,10 +26,13 @@ FORMAT = 1
 def read_detector_file(path: Path | str) -> dict:
     """The checkpoint's dict, checked to be a detector's.
 
+    Args:
+        path: a file, or a name of the zoo (`detection.zoo`), which is downloaded where it is not kept yet.
+
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
     """
-    checkpoint = read_weights_file(path)
+    checkpoint = read_by_name(path) if is_name(path) else read_weights_file(path)
     kind = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if kind != "detector":
         what = f"a {kind} checkpoint" if kind else "not one of this project's checkpoints"
@@ -48,7 +53,7 @@ def load_detector(
     """The detector of a checkpoint, in eval mode on `device`, and its config.
 
     Args:
-        path: a file of `tools/train_det.py` or `tools/convert_weights.py`.
+        path: a file of `tools/train_det.py` or `tools/convert_weights.py`, or a name of the zoo.
         overrides: `key.path=value` changes of the stored config (thresholds, sizes).
         device: where the detector goes.
 

@@ -50,12 +50,12 @@ def average(members: Sequence[Scored]) -> Scored:
 
 
 def load_ensemble(
-    paths: Sequence[Path], *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
+    paths: Sequence[Path | str], *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
 ) -> tuple[list[Detector], DetectionConfig]:
     """The detectors of some checkpoints, each built from its own stored config, and the config of the first.
 
     Args:
-        paths: files of `tools/train_det.py` or `tools/convert_weights.py`; one will do.
+        paths: files of `tools/train_det.py` or `tools/convert_weights.py`, or names of the zoo; one will do.
         overrides: `key.path=value` changes of each stored config.
         device: where the detectors go.
 
@@ -68,7 +68,7 @@ def load_ensemble(
     return detectors, loaded[0][1]
 
 
-def check_class_names(class_names: Sequence[list[str]], paths: Sequence[Path]) -> None:
+def check_class_names(class_names: Sequence[list[str]], paths: Sequence[Path | str]) -> None:
     """That all members know the same classes in the same order.
 
     Raises:

@@ -13,13 +13,13 @@ from torch import nn
 
 from configs.detection import TestConfig
 from datasets.batch import Batch
-from detection import tta
 from detection.ensemble import average, unite_proposals
 from detection.model import Detector
 from detection.multi_scale import MultiScaleScorer
 from detection.postprocess import BatchDetections, collect_candidates, suppress, to_original
 from detection.refinement import join_rounds, next_rois, vote
 from detection.scoring import Scorer
+from detection.tta import merge, mirror_detections, views
 
 TTA_VOTE_IOU = 0.5
 """Of `tta.merge: vote` where `vote_iou` is null: the paper's."""
@@ -47,13 +47,13 @@ class Inference(nn.Module):
     def forward(self, batch: Batch) -> BatchDetections:
         """Final boxes in pixels of the original images, scores and labels."""
         found = []
-        for view, mirrored in tta.views(batch, self.test.tta):
+        for view, mirrored in views(batch, self.test.tta):
             detections = self._detect(view)
-            found.append(tta.mirror_detections(detections, batch.original_sizes) if mirrored else detections)
+            found.append(mirror_detections(detections, batch.original_sizes) if mirrored else detections)
         if len(found) == 1:
             return found[0]
         vote_iou = (self.test.vote_iou or TTA_VOTE_IOU) if self.test.tta.merge == "vote" else None
-        return tta.merge(found, self._nms_thresh, self.test.detections_per_img, vote_iou)
+        return merge(found, self._nms_thresh, self.test.detections_per_img, vote_iou)
 
     def _detect(self, batch: Batch) -> BatchDetections:
         """One view through proposals, rounds, NMS and voting."""

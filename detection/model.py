@@ -7,33 +7,42 @@ He et al. 2016, App. A; Ren et al. 2015; Girshick 2015; Lin et al. 2017 for the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from backbones.batch_norm import fold_batch_norm
+from backbones.batch_norm import NORMS, fold_batch_norm
 from backbones.preprocess import Normalize
-from backbones.weights import Preprocessing, load_backbone_weights
+from backbones.resnet import ResNet
+from backbones.staged import StagedNet
+from backbones.weights import Preprocessing, described_net, load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.detection import ModelConfig, TestConfig
+from configs.errors import UserError
 from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
-from detection.heads import BoxPredictor, Conv5Head, TwoFcHead
-from detection.postprocess import BatchDetections, postprocess
+from detection.heads import BoxPredictor, Conv5Head, FcHead
+from detection.postprocess import BatchDetections, only_classes, postprocess
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
 
-FPN_STAGES = ("conv2", "conv3", "conv4", "conv5")
+FPN_STRIDES = (4, 8, 16, 32)
+"""Of P2..P5: conv2..conv5 of the ImageNet nets."""
 
 
 class Backbone(nn.Module):
-    """Feature maps of an image: one of stride 16, or the pyramid P2..P6."""
+    """Feature maps of an image: one of stride 16, or the pyramid P2..P6.
 
-    def __init__(self, body: nn.Module, stages: tuple[str, ...], fpn: nn.Module | None = None) -> None:
+    `body` is any module that is a `StagedNet`.
+    """
+
+    def __init__(self, body: StagedNet, stages: tuple[str, ...], fpn: nn.Module | None = None) -> None:
         super().__init__()
         self.body = body
         self.stages = stages
@@ -135,7 +144,7 @@ class Detector(nn.Module):
         if proposals is None:
             proposals, _ = self.rpn(features, batch.image_sizes, training=False)
         logits, deltas = self.roi_heads(self.roi_maps(features), proposals.boxes, batch.image_sizes)
-        return postprocess(
+        found = postprocess(
             logits,
             deltas,
             proposals.boxes,
@@ -145,6 +154,7 @@ class Detector(nn.Module):
             self.roi_heads.delta_weights,
             test or self.test,
         )
+        return only_classes(found, len(self.class_names)) if self.roi_heads.config.unused_outputs else found
 
     def optimize_for_inference(self, dtype: torch.dtype = torch.float32) -> Detector:
         """The same detector, in place, prepared for speed; it cannot train or be saved afterwards.
@@ -178,46 +188,114 @@ def build_detector(
         preprocessing: of a checkpoint that will be loaded over this: the backbone's own weights are then not looked
             for. None: the backbone's weights are loaded, and bring it along.
     """
-    net = build_backbone(config.backbone, norm=config.norm, stride_in_1x1=config.stride_in_1x1)
     if preprocessing is None:
-        preprocessing = load_backbone_weights(
-            net, config.backbone, config.weights, stride_in_1x1=config.stride_in_1x1, data_root=data_root
-        )
+        config = with_described_net(config, data_root)
+    if config.backbone is None:
+        raise UserError("model.backbone: name a net: the checkpoint that is loaded does not say which one it is of")
+    net = build_backbone(
+        config.backbone, norm=config.norm, stride_in_1x1=config.stride_in_1x1, shortcut=config.shortcut,
+        plain=config.plain,
+    )  # fmt: skip
+    if preprocessing is None:
+        name = config.backbone if isinstance(config.backbone, str) else "the net"
+        style = bool(config.stride_in_1x1)
+        preprocessing = load_backbone_weights(net, name, config.weights, stride_in_1x1=style, data_root=data_root)
     net.freeze_stages(config.frozen_stages)
     classifier = net.pop_classifier()
+    if net.head is None:
+        raise UserError("model.backbone: this net has no feature maps for a detector: give one with convolutions")
     if config.neck == "fpn":
         backbone, box_head, channels = _fpn_parts(config, net)
-    elif config.backbone.startswith("vgg"):
+    elif net.head == "fc":
         backbone, box_head, channels = _vgg_parts(config, net, classifier)
+    elif config.dilated_conv5:
+        backbone, box_head, channels = _dc5_parts(config, net)
     else:
         backbone, box_head, channels = _c4_parts(config, net)
     anchors = AnchorGenerator(config.anchors, backbone.strides)
     roi_strides = backbone.strides[:-1] if backbone.fpn is not None else backbone.strides
     width = box_head.out_channels * (2 if config.box.global_context else 1)
-    predictor = BoxPredictor(width, len(class_names), class_agnostic=config.box.class_agnostic)
+    outputs = len(class_names) + config.box.unused_outputs
+    predictor = BoxPredictor(width, outputs, class_agnostic=config.box.class_agnostic)
     roi_heads = RoiHeads(config.box, RoiFeatures(config.box, roi_strides), box_head, predictor)
     return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing, test)
 
 
-def _c4_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module, int]:
-    conv5_channels = net.stage_channels["conv5"]
-    head = Conv5Head(net.pop_stage("conv5"), conv5_channels, config.box.pool_size)
-    return Backbone(net, ("conv4",)), head, net.stage_channels["conv4"]
+def with_described_net(
+    config: ModelConfig, data_root: Path | None = None, described: Mapping[str, Any] | None = None
+) -> ModelConfig:
+    """The same config with the net written out that it leaves to the checkpoint in `weights`.
+
+    Args:
+        config: the section `model`.
+        data_root: where weights files are looked for.
+        described: the section `model` of the checkpoint that a run goes on from; None: that of `weights`.
+
+    Raises:
+        UserError: neither the config nor the checkpoint says which net; or the checkpoint cannot be read.
+    """
+    open_keys = [key for key in ("backbone", "shortcut", "plain", "stride_in_1x1") if getattr(config, key) is None]
+    if not open_keys:
+        return config
+    described = described_net(config.weights, data_root) if described is None else described
+    if config.backbone not in (None, described.get("backbone")):  # another net: loading says what differs
+        return config
+    update = {key: described[key] for key in open_keys if described.get(key) is not None}
+    config = config.model_copy(update=update)
+    if config.backbone is None:
+        raise UserError(f"model.backbone: name a net: weights {config.weights} do not say which one they are of")
+    return config
 
 
-def _vgg_parts(config: ModelConfig, net: nn.Module, classifier: nn.Module) -> tuple[Backbone, nn.Module, int]:
+def _c4_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
+    *_, shared, last = net.stage_channels  # conv4 and conv5 of the ImageNet nets
+    head = Conv5Head(net.pop_stage(last), net.stage_channels[last], config.box.pool_size)
+    return Backbone(net, (shared,)), head, net.stage_channels[shared]
+
+
+def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
+    if not isinstance(net, ResNet) or "conv5" not in net.stage_channels:
+        raise UserError("model.dilated_conv5: this net has no conv5 to dilate: give a ResNet, or dilated_conv5: false")
+    net.dilate_stage("conv5")
     channels = net.stage_channels["conv5"]
-    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
-    # fc6 and fc7 are the classifier's own where they have its shape (Faster R-CNN, Sec. 3.3).
-    for layer, source in ((head.fc6, classifier[0]), (head.fc7, classifier[3])):
+    return Backbone(net, ("conv5",)), _fc_head(config, channels), channels
+
+
+def _vgg_parts(config: ModelConfig, net: StagedNet, classifier: nn.Module) -> tuple[Backbone, nn.Module, int]:
+    last = next(reversed(net.stage_channels))
+    channels = net.stage_channels[last]
+    head = _fc_head(config, channels)
+    # fc6 and fc7 are the classifier's own where they have its shape (Fast R-CNN, Sec. 2.2).
+    linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
+    for layer, source in zip((head.fc6, head.fc7), linear, strict=False):
         if layer.weight.shape == source.weight.shape:
             layer.load_state_dict(source.state_dict())
-    return Backbone(net, ("conv5",)), head, channels
+    return Backbone(net, (last,)), head, channels
 
 
-def _fpn_parts(config: ModelConfig, net: nn.Module) -> tuple[Backbone, nn.Module, int]:
+def _fpn_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
     channels = config.fpn_channels
-    widths = [net.stage_channels[stage] for stage in FPN_STAGES]
-    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool())
-    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
-    return Backbone(net, FPN_STAGES, fpn), head, channels
+    deepest = {stride: stage for stage, stride in net.stage_strides.items()}
+    if missing := [stride for stride in FPN_STRIDES if stride not in deepest]:
+        raise UserError(
+            f"model.neck: fpn needs maps of strides 4, 8, 16 and 32, and this net has none of stride {missing[0]}: it "
+            f"has {', '.join(f'{stage} of {stride}' for stage, stride in net.stage_strides.items())}"
+        )
+    stages = tuple(deepest[stride] for stride in FPN_STRIDES)
+    widths = [net.stage_channels[stage] for stage in stages]
+    norm = None if config.fpn_norm == "none" else NORMS[config.fpn_norm]
+    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool(), norm_layer=norm)
+    return Backbone(net, stages, fpn), _fc_head(config, channels), channels
+
+
+def _fc_head(config: ModelConfig, channels: int) -> FcHead:
+    box = config.box
+    return FcHead(
+        channels,
+        box.pool_size,
+        box.fc_width,
+        num_fcs=box.num_fcs,
+        num_convs=box.num_convs,
+        norm=box.norm,
+        dropout=box.dropout,
+    )

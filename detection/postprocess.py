@@ -91,6 +91,12 @@ def suppress(candidates: BatchDetections, nms_thresh: float, detections_per_img:
     )
 
 
+def only_classes(detections: BatchDetections, num_classes: int) -> BatchDetections:
+    """The detections whose label is one of 1..num_classes; the others are no longer valid, and zero."""
+    kept = detections.valid & (detections.labels <= num_classes)
+    return BatchDetections(detections.boxes * kept[..., None], detections.scores * kept, detections.labels * kept, kept)
+
+
 def to_original(detections: BatchDetections, image_sizes: Tensor, original_sizes: Tensor) -> BatchDetections:
     """Boxes of the resized images in pixels of the decoded files; both sizes (B, 2), (H, W)."""
     ratio = (original_sizes / image_sizes).flip(-1).repeat(1, 2)[:, None].to(detections.boxes.dtype)

@@ -50,6 +50,8 @@ class RoiFeatures:
         # torchvision's operator has no bf16 on every device, and coordinates need float32.
         image = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None, None]
         flat = torch.cat((image.expand(-1, rois.shape[1], 1), rois), dim=-1).flatten(0, 1)
+        if config.pool_inclusive:
+            flat[:, 3:] -= 1.0
         return torchvision.ops.roi_pool(feature.float(), flat, config.pool_size, scale).to(feature.dtype)
 
 

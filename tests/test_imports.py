@@ -28,19 +28,26 @@ CONTRACT = {
     "datasets.coco",
     "datasets.columns",
     "datasets.class_lists",
+    # Prediction reads, resizes and pads as the evaluation does.
+    "datasets.images",
+    "datasets.resize",
+    "datasets.samplers",
+    "datasets.loader",
 }
 """The only parts of `datasets` that `detection` may use."""
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, wherever in the file the import stands."""
+    """Full names of the modules that a file imports, wherever in the file it does so."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            modules.add(node.module)
-            modules.update(f"{node.module}.{alias.name}" for alias in node.names if node.module in OURS)
+            parts = {f"{node.module}.{alias.name}" for alias in node.names if node.module.split(".")[0] in OURS}
+            files = {part for part in parts if (ROOT / part.replace(".", "/")).with_suffix(".py").is_file()}
+            # `from package import module` needs the package's own names only where one of them is no module.
+            modules |= parts if parts and parts == files else parts | {node.module}
         elif isinstance(node, ast.ImportFrom) and node.level:
             pytest.fail(f"{path}:{node.lineno} imports relatively")
     return modules

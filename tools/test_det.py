@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from backbones.fetch import is_name
 from backbones.weights import Preprocessing
 from configs.detection import DetectionConfig
 from configs.errors import UserError
@@ -66,15 +67,21 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if metrics is not None:
         say(f"{split} set, {len(dataset)} images, {', '.join(str(path) for path in args.weights)}:\n")
         say(format_table(metrics))
-    first = args.weights[0]
-    folder = args.out or first.parent / (f"test_{first.stem}" if len(args.weights) == 1 else "test_ensemble")
+    folder = args.out or default_folder(args.weights)
     files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
     write_pictures(folder / "pictures", dataset.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
 
 
-def load_one(path: Path, config: DetectionConfig) -> Detector:
+def default_folder(weights: list[Path | str]) -> Path:
+    """Where results go that no --out directs: beside the (first) weights; of a name of the zoo, into runs/."""
+    first = Path(weights[0])
+    parent = Path("runs") if is_name(weights[0]) else first.parent
+    return parent / (f"test_{first.stem}" if len(weights) == 1 else "test_ensemble")
+
+
+def load_one(path: Path | str, config: DetectionConfig) -> Detector:
     """The detector that the config describes, with a checkpoint's weights and classes."""
     checkpoint = read_detector_file(path)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
@@ -85,7 +92,7 @@ def load_one(path: Path, config: DetectionConfig) -> Detector:
 
 
 def load_split(
-    config: DetectionConfig, split: str, data_root: Path, class_names: list[str], weights: Path
+    config: DetectionConfig, split: str, data_root: Path, class_names: list[str], weights: Path | str
 ) -> DetectionDataset:
     """The data set with the checkpoint's labels.
 
@@ -111,15 +118,15 @@ def _some(names: list[str]) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
     parser.add_argument(
-        "--weights", required=True, nargs="+", type=Path, metavar="W",
-        help="last.pt or best.pt of a run; several: an ensemble",
+        "--weights", required=True, nargs="+", type=cli.weights_argument, metavar="W",
+        help="last.pt or best.pt of a run, or a name of docs/zoo.md; several: an ensemble",
     )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights)",
+        help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights, or in runs/)",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs for the static regions")
     parser.add_argument("--no-report", action="store_true", help="do without report/index.html")

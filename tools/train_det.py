@@ -29,7 +29,7 @@ from datasets.detection import DetectionDataset
 from detection.alternating import PHASES, Alternating
 from detection.compilation import compile_regions
 from detection.evaluation.evaluate import format_table, write_metrics
-from detection.model import Detector
+from detection.model import Detector, with_described_net
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
@@ -63,6 +63,10 @@ def train(config: DetectionConfig, job: Job) -> None:
     check_validation(config, *sets)
     train_set, val_set, test_set = sets
     checkpoint = job.checkpoint("detector")
+    described = checkpoint["config"]["model"] if checkpoint is not None else None
+    if described is None and job.init_from is not None and config.model.backbone is not None:
+        described = {}  # the backbone's own weights are not looked for
+    config = config.model_copy(update={"model": with_described_net(config.model, job.data_root, described)})
     if checkpoint is not None:
         stored = checkpoint["config"], checkpoint["class_names"]
         refuse_another_training(job.run.last, stored[0], config, stored[1], train_set.class_names)

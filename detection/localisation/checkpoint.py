@@ -56,7 +56,7 @@ class Localiser(NamedTuple):
     config: LocalisationConfig
     class_names: list[str]
     mean_boxes: list[list[float]]
-    """Of each class, as shares of width and height: the trivial prediction of the training set."""
+    """Each class's mean box as shares of width and height: the trivial prediction of the training set."""
 
 
 def load_localiser(path: Path | str, stage: str, *, device: torch.device | str = "cpu") -> Localiser:

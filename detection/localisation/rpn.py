@@ -6,6 +6,8 @@ boxes, K classes. Classes count from 0 here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,18 +33,17 @@ class PerClassRpn(nn.Module):
     """The per-class region proposal network on a map of a classifier, and its losses.
 
     Args:
-        net: the classifier; its last layer is dropped where it does not train along.
+        net: the classifier, a net of `backbones.zoo`; its last layer is dropped where it does not train along.
         config: anchors, sample and losses.
         num_classes: K.
         preprocessing: the net's input.
     """
 
-    def __init__(
-        self, net: nn.Module, config: PerClassRpnConfig, num_classes: int, preprocessing: Preprocessing
-    ) -> None:
+    def __init__(self, net: Any, config: PerClassRpnConfig, num_classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
-        self.net, self.normalize = net, Normalize(preprocessing)
+        self.net: Any = net
+        self.normalize = Normalize(preprocessing)
         stages = list(net.stage_channels)
         self.last = stages[-1]
         self.stage = config.stage or self.last
@@ -56,9 +57,10 @@ class PerClassRpn(nn.Module):
         self.anchors = AnchorGenerator(config.anchors, [net.stage_strides[self.stage]])
         self.conv: nn.Module = nn.Identity()
         if config.hidden_channels:
-            self.conv = nn.Sequential(nn.Conv2d(channels, config.hidden_channels, 3, padding=1), nn.ReLU(inplace=True))
-            nn.init.kaiming_normal_(self.conv[0].weight, nonlinearity="relu")
-            nn.init.zeros_(self.conv[0].bias)
+            conv = nn.Conv2d(channels, config.hidden_channels, 3, padding=1)
+            self.conv = nn.Sequential(conv, nn.ReLU(inplace=True))
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.constant_(conv.get_parameter("bias"), 0.0)
         self.siblings = PerClassLayers(config.hidden_channels or channels, num_classes, self.anchors.per_position)
 
     @property

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from backbones.analysis import cost
-from backbones.zoo import build_backbone
+from backbones.zoo import NAMES, build_backbone
+from configs.common import BACKBONES
 from configs.errors import UserError
 
 PARAMETERS = {
@@ -36,6 +37,10 @@ MULTIPLY_ADDS = {
     "vgg16": 15.3e9,
     "vgg19": 19.6e9,
 }
+
+
+def test_the_configs_know_every_name():
+    assert set(BACKBONES) == set(NAMES)
 
 
 def build_without_data(name, **options):

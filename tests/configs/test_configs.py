@@ -13,7 +13,7 @@ from datasets.batch import Batch
 from detection.alternating import PHASES
 from detection.model import build_detector
 from tools.runtime.optimizer import scaled_rate
-from tools.train_det import config_of_phase
+from tools.runtime.tasks.alternating import config_of_phase
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DETECTION = sorted(path.name for path in CONFIGS.glob("*.yaml") if "box" in yaml.safe_load(path.read_text())["model"])
@@ -125,7 +125,17 @@ def test_alternating_training_has_the_papers_rates():
         assert scaled_rate(own.optim, images) == 0.001
         assert (own.schedule.iterations, own.schedule.milestones) == (320000, [240000])
     paper = load_config(CONFIGS / "frcnn_r101_voc_paper.yaml")
-    assert load_config(CONFIGS / "frcnn_r101_voc_alternating.yaml").model == paper.model
+    alternating = load_config(CONFIGS / "frcnn_r101_voc_alternating.yaml").model
+    assert alternating.box.batch_size_per_image == 64  # of each of two images: Fast R-CNN, Sec. 2.3
+    box = alternating.box.model_copy(update={"batch_size_per_image": 128})
+    assert alternating.model_copy(update={"box": box}) == paper.model
+    assert paper.model.box.pool_inclusive
+    assert paper.model.rpn.min_size == 16
+
+
+@pytest.mark.parametrize("name", [name for name in DETECTION if "coco" in name])
+def test_cocos_best_is_that_of_cocos_own_metric(name):
+    assert load_config(CONFIGS / name).train.best_metric == "coco.AP"
 
 
 @pytest.mark.parametrize("name", ["coco_context", "coco_testdev", "voc_plus", "voc12_plus", "imagenet_det"])

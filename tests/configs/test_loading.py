@@ -60,7 +60,7 @@ def test_merge_keys_work_and_may_be_overridden():
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: 1\n b: 2", "a: !!python/object/apply:os.system [ls]", "\t- a", "a: 'x"])
-def test_no_yaml_is_one_line_with_file_and_line(text):
+def test_what_is_not_yaml_is_one_line_with_file_and_line(text):
     with pytest.raises(UserError, match=r"^my\.yaml:\d+: ") as error:
         parse_yaml(text, "my.yaml")
     assert "\n" not in str(error.value)
@@ -145,14 +145,24 @@ def test_overrides_that_lead_nowhere(override, expected):
         ("metrics=[voc7]", "must be one of voc07, voc12, coco, imagenet_det, not 'voc7': did you mean voc07?"),
     ],
 )
-def test_message_names_path_value_and_mend(override, expected):
+def test_message_names_path_value_and_fix(override, expected):
     text = message(override)
     assert expected in text
     assert text.startswith(f"--set {override}: ")
 
 
 def test_what_does_not_fit_together_is_told_in_the_schemas_words():
-    assert message("data.train.0.image_set=null") == "my.yaml: data.train.0: format voc needs image_set"
+    assert message("data.train.0.root=null") == "my.yaml: data.train.0: format voc needs root"
+    for values, expected in (
+        ("{format: csv, images: a}", "format csv needs annotations"),
+        ("{format: voc, root: a, image_set: b, images: c}", "images is for coco, via and csv, or for a folder without"),
+        ("{format: voc, root: a, image_set: b, image_list: c}", "image_list is for voc, yolo, labelme and supervisely"),
+        ("{format: yolo, root: a, unlisted: true}", "unlisted is for voc, without image_set"),
+        ("{format: generated, image_set: val, unlabelled: empty}", "unlabelled is not for format generated"),
+        ("{format: voc, root: a, split: [0.5, 0.4]}", "split [0.5, 0.4]: give two or three shares"),
+        ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
+    ):
+        assert expected in message(f"data.train.0={values}")
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
     assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
 

@@ -99,6 +99,8 @@ def test_copies_do_not_wait_unless_asked_to(mixed, monkeypatch) -> None:
     mixed.to("cuda")
     mixed.parts[1].to("cuda:1", non_blocking=False)
     assert seen == [(number, "cuda", True) for number in range(1, 7)] + [(2, "cuda:1", False), (3, "cuda:1", False)]
+    to_device([mixed.last], "cuda:2")
+    assert seen[-1] == (6, "cuda:2", True)
 
 
 def test_every_tensor_is_pinned(mixed, monkeypatch) -> None:

@@ -89,6 +89,30 @@ def test_folders_and_a_zip_file_of_them(tmp_path, original):
         read_cifar10(tmp_path / "cifar.zip", "test")
 
 
+def test_a_zip_file_may_have_one_folder_around_all(tmp_path):
+    def png(value, size=(2, 3)):
+        return cv2.imencode(".png", np.full((*size, 3), value, np.uint8))[1].tobytes()
+
+    def write(name, members):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        return tmp_path / name
+
+    members = {
+        "set/train/dog/b.png": png(3), "set/train/cat/a.png": png(2), "set/test/cat/a.png": png(9),
+        "set/train/readme.txt": b"no image", "train.png": png(8), "set/train/dog/a.PNG": png(4),
+    }  # fmt: skip
+    read = read_cifar10(write("good.zip", members), "train")
+    assert read.class_names == ["cat", "dog"]
+    assert read.labels.tolist() == [0, 1, 1]
+    assert read.images[:, 1, 2, 0].tolist() == [2, 4, 3]
+    with pytest.raises(UserError, match=r"broken\.zip: train/cat/a\.png cannot be decoded"):
+        read_cifar10(write("broken.zip", {"train/cat/a.png": b"rubbish"}), "train")
+    with pytest.raises(UserError, match=r"train/cat/b\.png: is 3x2 \(H x W\), others are 2x3"):
+        read_cifar10(write("sizes.zip", {"train/cat/a.png": png(1), "train/cat/b.png": png(1, (3, 2))}), "train")
+
+
 def test_given_classes_renumber_the_labels(tmp_path, original):
     write_python(tmp_path / "c", original)
     backwards = CIFAR10_CLASSES[::-1]
@@ -122,6 +146,16 @@ def test_what_is_wrong_is_named(tmp_path, original):
     path.write_bytes(bytes([10]) + bytes(3072))
     with pytest.raises(UserError, match=r"labels 10\.\.10"):
         read_cifar10(tmp_path / "c", "test")
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"test_batch\.bin: truncated: 0 bytes"):
+        read_cifar10(tmp_path / "c", "test")
+    path.write_bytes((bytes([0]) + bytes(3072)) + (bytes([9]) + bytes(3072)))
+    assert read_cifar10(tmp_path / "c", "test").labels.tolist() == [0, 9]
+    write_python(tmp_path / "py", original)
+    for planes in (np.zeros((4, 3072), np.float32), np.zeros((3, 3072), np.uint8), np.zeros((4, 3071), np.uint8)):
+        (tmp_path / "py/test_batch").write_bytes(pickle.dumps({b"data": planes, b"labels": [1, 2, 3, 4]}))
+        with pytest.raises(UserError, match=r"test_batch: holds \w+ \(\d, \d+\) for 4 labels"):
+            read_cifar10(tmp_path / "py", "test")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: holds no CIFAR-10"):
         read_cifar10(tmp_path / "empty", "test")

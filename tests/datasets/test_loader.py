@@ -120,9 +120,10 @@ def test_workers_are_no_more_than_processors_with_one_thread_each(monkeypatch) -
     assert pid != os.getpid()
     assert threads == 1
     assert ignores
-    here = next(iter(make_loader(_Workers(), [[0]], tuple, num_workers=0)))
-    assert here[0][0] == os.getpid()
-    assert not here[0][2]
+    before = signal.getsignal(signal.SIGINT), cv2.getNumThreads()
+    ((pid, threads, _),) = next(iter(make_loader(_Workers(), [[0]], tuple, num_workers=0)))
+    assert pid == os.getpid()
+    assert (signal.getsignal(signal.SIGINT), threads) == before
 
 
 def test_processors_that_this_process_may_use(monkeypatch) -> None:

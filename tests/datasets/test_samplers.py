@@ -177,6 +177,9 @@ def test_repeat_factors_by_hand() -> None:
     # f(rare) = 1/16: sqrt(0.25 * 16) = 2; f(common) = 15/16 > 0.25: 1; the empty image: 1
     assert factors.tolist() == [1.0] * 14 + [2.0, 1.0]
     assert repeat_factors(records, 0.01).tolist() == [1.0] * 16
+    records.difficult[-1] = True  # the only rare object
+    assert repeat_factors(records, 0.25).tolist() == factors.tolist()
+    assert repeat_factors(records, 0.25, train_difficult=False).tolist() == [1.0] * 16
 
 
 @given(st.lists(st.floats(1, 4), min_size=1, max_size=30), st.integers(1, 5), st.integers(0, 1000))

@@ -55,3 +55,15 @@ def test_remembers():
     for width in range(3, 3 + 2 * AnchorGenerator.MAX_REMEMBERED):
         make([(1, width)], CPU)
     assert len(make._remembered) == AnchorGenerator.MAX_REMEMBERED
+
+
+def test_fitted_strides_are_torchvisions():
+    """An image of 96 x 160 pixels: P5 is 3 x 5, P6 2 x 3, so P6's anchors are 48 and 53 pixels apart."""
+    maps = [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)]
+    sizes = [[32], [64], [128], [256], [512]]
+    config = AnchorConfig(sizes=sizes, rounded=True, fitted_strides=True)
+    ours, _ = AnchorGenerator(config, [4, 8, 16, 32, 64])(maps, CPU)
+    theirs = TorchvisionAnchors(tuple(map(tuple, sizes)), ((0.5, 1.0, 2.0),) * 5)
+    images = ImageList(torch.zeros(1, 3, 96, 160), [(96, 160)])
+    assert torch.equal(ours, theirs(images, [torch.zeros(1, 1, *size) for size in maps])[0])
+    assert ours[-3, 0] - ours[-6, 0] == 53

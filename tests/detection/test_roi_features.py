@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -91,3 +94,53 @@ def test_bf16_features_keep_float32_coordinates():
     assert low.dtype == torch.bfloat16
     # Only the features are rounded (8 bits): coordinates in bf16 would be off by pixels.
     assert (low.float() - exact).abs().max() < 0.03
+
+
+def caffe_roi_pool(feature, box, size, scale):
+    """One RoI after the text of Caffe's roi_pooling_layer: corners name pixels that belong to it."""
+    channels, height, width = feature.shape
+
+    def nearest(value):  # C's round: halves away from zero
+        return math.floor(value + 0.5) if value >= 0 else math.ceil(value - 0.5)
+
+    left, top, right, bottom = (nearest(float(np.float32(each) * np.float32(scale))) for each in box)
+    step_y = np.float32(max(bottom - top + 1, 1)) / np.float32(size)
+    step_x = np.float32(max(right - left + 1, 1)) / np.float32(size)
+    pooled = np.zeros((channels, size, size), np.float32)
+    for row in range(size):
+        for column in range(size):
+            y0, y1 = math.floor(row * step_y) + top, math.ceil((row + 1) * step_y) + top
+            x0, x1 = math.floor(column * step_x) + left, math.ceil((column + 1) * step_x) + left
+            y0, y1 = (min(max(each, 0), height) for each in (y0, y1))
+            x0, x1 = (min(max(each, 0), width) for each in (x0, x1))
+            if y1 > y0 and x1 > x0:
+                pooled[:, row, column] = feature[:, y0:y1, x0:x1].max((1, 2))
+    return pooled
+
+
+def test_roi_pool_is_caffes():
+    """1,000 RoIs, of whole pixels and not, at the border and beyond it."""
+    generator = np.random.default_rng(0)
+    feature = generator.standard_normal((2, 20, 30)).astype(np.float32)
+    corners = np.sort(generator.uniform(-20, 500, (1000, 2, 2)).astype(np.float32), axis=1) * [1, 0.66]
+    inclusive = corners.reshape(1000, 4).astype(np.float32)
+    inclusive[::2] = np.round(inclusive[::2])
+    inclusive[::7, 2:] = inclusive[::7, :2]  # of one pixel
+    continuous = torch.from_numpy(inclusive) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+    rois = continuous[None]
+
+    def pool(inclusive_edges):
+        config = BoxConfig(pool="roi_pool", pool_size=7, pool_inclusive=inclusive_edges)
+        return RoiFeatures(config, [16])([torch.from_numpy(feature)[None]], rois).numpy()
+
+    # (x + 1) - 1 is x in float32 up to the last digit, which decides only at exact halves
+    exact = (continuous - torch.tensor([0.0, 0.0, 1.0, 1.0])).numpy()
+    expected = np.stack([caffe_roi_pool(feature, box, 7, 1 / 16) for box in exact])
+    assert np.array_equal(pool(True), expected)
+    differs = (pool(False) != expected).any((1, 2, 3)).mean()
+    assert 0.05 < differs < 0.2  # a row or a column more: 1 - (15 / 16) ** 2 = 12 %
+
+
+def test_inclusive_edges_are_for_roi_pool():
+    with pytest.raises(ValueError, match="pool: roi_pool"):
+        BoxConfig(pool_inclusive=True)

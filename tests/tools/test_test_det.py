@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 
-from configs.detection import DetectionConfig
+from configs.detection import DetectionConfig, TestConfig
 from configs.errors import UserError
 from configs.loading import load_config
+from datasets.build import build_dataset
+from detection.inference import Inference
 from detection.model import build_detector
 from detection.prediction import ImageDetections
 from tools import test_det, train_det
@@ -235,3 +237,13 @@ def test_the_end_of_a_training_is_this_test(tiny_config, tmp_path):
     run(tiny_config, tmp_path / "run/last.pt", "--out", str(tmp_path / "again"), *options)
     run(tiny_config, tmp_path / "run/last.pt", "--out", str(tmp_path / "plain"))
     assert found(tmp_path / "run") == found(tmp_path / "again") != found(tmp_path / "plain")
+
+
+def test_validations_take_the_thresholds_of_the_config_and_no_improvements(tiny_config, tmp_path, monkeypatch):
+    config = load_config(tiny_config, ["test.nms_thresh=0.1", "test.refine_rounds=1", "test.tta.hflip=true"])
+    detector = build_detector(config.model, ["red", "blue"])
+    dataset = build_dataset(config.data, "test", tmp_path)
+    seen = []
+    monkeypatch.setattr(evaluation, "Inference", lambda *given: seen.append(given[1]) or Inference(*given))
+    evaluation.run_detector(detector, dataset, config, torch.device("cpu"), what="validation")
+    assert seen == [TestConfig(score_thresh=0.0, nms_thresh=0.1)]

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from backbones.fetch import is_name
 from configs.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,6 +82,11 @@ def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
     )  # fmt: skip
 
 
+def weights_argument(text: str) -> Path | str:
+    """The type of options that take weights: a path, or a name (`torchvision://...`), which `Path` would change."""
+    return text if is_name(text) else Path(text)
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add what all trainings take: `--out`, `--resume`, `--init-from` and `--overwrite`."""
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<name of the config>)")
@@ -89,7 +95,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="continue the run in RUN exactly where it stopped; auto: or start one where there is none",
     )  # fmt: skip
     parser.add_argument(
-        "--init-from", metavar="W", help="start a new run from these weights, a path or a name; classes may differ"
+        "--init-from",
+        metavar="W",
+        help="start a new run from weights: a file, or a name of docs/zoo.md",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in RUN")
 

@@ -151,7 +151,7 @@ def write_results(
     if metrics is not None:
         write_metrics(folder / "metrics.json", metrics)
         if report:
-            page = write_report(folder / "report", truth, [Run(folder.name, detections, metrics)], title=records.source)
+            page = write_report(folder / "report", truth, [Run(folder.name, detections, metrics)])
         return [folder / "metrics.json", saved, *([page] if report else [])]
     if comp4:  # as the server of VOC2012 takes it
         submission = folder / "submission.tar.gz"

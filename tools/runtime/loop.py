@@ -286,7 +286,7 @@ def fit(task: Task, plan: Plan) -> State:
                 progress.update(0, **_log(task, plan, batches))
             progress.update()
     if state.iteration - task.start < schedule.iterations:
-        say(f"ended early after {state.iteration} iterations: no better {train.best_metric} any more")
+        say(f"ended early after {state.iteration} iterations: the validation gets no better")
     if not task.validates and task.is_final:  # nothing says that an earlier one was better
         _save(task, plan, run.best, for_resume=False)
     plan.optimizer.zero_grad(set_to_none=True)

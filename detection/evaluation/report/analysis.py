@@ -37,7 +37,7 @@ class Analysis:
     overlooked: np.ndarray
     """(M,) bool: objects to be found that no detection of at least the working threshold hits."""
     gains: dict[str, float]
-    """Error -> voc12 mAP that mending all errors of the kind, and nothing else, would add."""
+    """Error -> voc12 mAP that fixing all errors of the kind, and nothing else, would add."""
     counts: dict[str, int]
     """Error -> how many: false detections of at least the working threshold, missed objects."""
     sizes: list[Group]

@@ -10,7 +10,7 @@ Each false detection has the first kind that fits:
 | both | overlaps an object of another class by .1 to .5 |
 | background | overlaps no object by .1 |
 
-Missed are the objects that no detection hits and that no localisation or classification error lies on.
+Missed are the objects that no detection hits and that no localisation or classification error explains.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ def find_errors(data: Aligned, matches: VocMatches, outcome: np.ndarray) -> Erro
         voc_overlap,
         allowed=lambda detection, item: data.detection_labels[detection] != truth.labels[item],
     )
-    conditions_and_kinds = (
-        (outcome != FALSE, NO_ERROR),
-        (matches.overlap >= FOREGROUND, DUPLICATE),
-        (matches.overlap >= BACKGROUND, LOCALISATION),
-        (other_overlap >= FOREGROUND, CLASSIFICATION),
-        (other_overlap >= BACKGROUND, BOTH),
-    )
-    kind = np.select(*map(list, zip(*conditions_and_kinds, strict=True)), default=ONLY_BACKGROUND).astype(np.int8)
+    kinds = {
+        NO_ERROR: outcome != FALSE,
+        DUPLICATE: matches.overlap >= FOREGROUND,
+        LOCALISATION: matches.overlap >= BACKGROUND,
+        CLASSIFICATION: other_overlap >= FOREGROUND,
+        BOTH: other_overlap >= BACKGROUND,
+    }
+    kind = np.select(list(kinds.values()), list(kinds), default=ONLY_BACKGROUND).astype(np.int8)
     missed = ~matches.difficult & ~objects_hit(matches, outcome)
     missed[matches.best_object[kind == LOCALISATION]] = False
     missed[other_object[kind == CLASSIFICATION]] = False
@@ -79,7 +79,7 @@ def find_errors(data: Aligned, matches: VocMatches, outcome: np.ndarray) -> Erro
 
 
 def objects_hit(matches: VocMatches, outcome: np.ndarray, threshold: float = -np.inf) -> np.ndarray:
-    """(M,) bool: objects on which a true detection of at least this score lies."""
+    """(M,) bool: objects that a true detection of at least this score hits."""
     hit = np.zeros(len(matches.difficult), dtype=bool)
     hit[matches.best_object[(outcome == TRUE) & (matches.scores >= threshold)]] = True
     return hit
@@ -103,7 +103,7 @@ def best_f1_threshold(matches: VocMatches, outcome: np.ndarray) -> float:
 
 
 def gains(data: Aligned, matches: VocMatches, outcome: np.ndarray, errors: Errors) -> dict[str, float]:
-    """The voc12 mAP that mending each kind of error, and nothing else, would add.
+    """The voc12 mAP that fixing each kind of error, and nothing else, would add.
 
     Duplicates, clutter and doubly wrong detections go; a badly placed or wrongly named one becomes a hit where its
     object is still free, else it goes; missed objects are no longer asked for (a class whose objects were all missed
@@ -115,15 +115,15 @@ def gains(data: Aligned, matches: VocMatches, outcome: np.ndarray, errors: Error
         return dict.fromkeys((*ERRORS, "missed"), 0.0)
     added = {}
     for code, name in enumerate(ERRORS):
-        mended, labels = np.where(errors.kind == code, NOT_COUNTED, outcome), matches.labels.copy()
+        fixed, labels = np.where(errors.kind == code, NOT_COUNTED, outcome), matches.labels.copy()
         if code in (LOCALISATION, CLASSIFICATION):
             target = matches.best_object if code == LOCALISATION else errors.other_object
             promoted = _first_on_free_objects(matches, outcome, np.flatnonzero(errors.kind == code), target)
-            mended[promoted] = TRUE
+            fixed[promoted] = TRUE
             labels[promoted] = data.ground_truth.labels[target[promoted]]
         order, starts = class_order(labels, matches.scores, len(matches.class_names))
         changed = replace(matches, labels=labels, order=order, starts=starts)
-        added[name] = mean_of_classes(class_aps(changed, mended)) - mean
+        added[name] = mean_of_classes(class_aps(changed, fixed)) - mean
     missed = np.bincount(data.ground_truth.labels[errors.missed], minlength=len(matches.class_names) + 1)[1:]
     fewer = class_aps(replace(matches, positives=matches.positives - missed), outcome)
     solved = np.where(np.isnan(base), np.nan, np.nan_to_num(fewer, nan=1.0))
@@ -133,7 +133,7 @@ def gains(data: Aligned, matches: VocMatches, outcome: np.ndarray, errors: Error
 def _first_on_free_objects(
     matches: VocMatches, outcome: np.ndarray, candidates: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """Of the candidates the best-scored on each object that is to be found and not hit yet."""
+    """The best-scored candidate on each object that is to be found and not hit yet."""
     free = ~matches.difficult & ~objects_hit(matches, outcome)
     candidates = candidates[free[target[candidates]]]
     candidates = candidates[np.argsort(-matches.scores[candidates], kind="stable")]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,8 @@ MOST_BOXES = 40
 THUMBNAIL = 360
 """Longer side in pixels; boxes are drawn as vectors on top and stay sharp."""
 
+LETTER_WIDTH = 0.62
+"""A letter's width relative to the font's size, on average and rather too much."""
 EXIF_ORIENTATION = 0x0112
 
 
@@ -39,7 +40,7 @@ class Card:
 
 
 def worst_missed(analysis: Analysis, at_most: int = MOST_CARDS) -> list[Card]:
-    """The images with the most overlooked objects; of equals those with the larger ones."""
+    """The images with the most missed objects; of equals those with the larger ones."""
     truth = analysis.data.ground_truth
     overlooked = np.flatnonzero(analysis.overlooked)
     images = len(truth.image_ids)
@@ -47,9 +48,7 @@ def worst_missed(analysis: Analysis, at_most: int = MOST_CARDS) -> list[Card]:
     area = np.bincount(truth.image_index[overlooked], weights=truth.area[overlooked], minlength=images)
     total = np.bincount(truth.image_index[~analysis.matches.difficult], minlength=images)
     order = np.lexsort((-area, -count))
-    return [
-        Card(int(index), f"{count[index]} of {total[index]} overlooked") for index in order[:at_most] if count[index]
-    ]
+    return [Card(int(index), f"{count[index]} of {total[index]} missed") for index in order[:at_most] if count[index]]
 
 
 def confident_false_positives(analysis: Analysis, at_most: int = MOST_CARDS) -> list[Card]:
@@ -71,40 +70,98 @@ def confident_false_positives(analysis: Analysis, at_most: int = MOST_CARDS) -> 
 # ---------------------------------------------------------------------------------------------- pictures
 
 
-def picture(analysis: Analysis, card: Card, images: Path | None, *, focus: bool = True) -> str:
-    """An inline SVG: the thumbnail with objects and detections.
+@dataclass(frozen=True)
+class Label:
+    """A word at a box, in pixels of the image; within the picture."""
+
+    text: str
+    x: float
+    y: float
+    size: float
+    anchor: str
+    """Which end of the text is at x: start or end."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle with a tooltip, in pixels of the image."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    style: str
+    """CSS classes."""
+    title: str
+    label: Label | None
+
+
+@dataclass(frozen=True)
+class Shot:
+    """An image with its boxes, those on top last."""
+
+    width: int
+    height: int
+    thumbnail: str
+    """A JPEG in base64; empty where there is no image file."""
+    boxes: list[Box]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A card's picture for each run."""
+
+    caption: str
+    image_id: str
+    shots: list[Shot]
+
+
+def make_figures(cards: Sequence[Card], analyses: Sequence[Analysis], images: Path | None) -> list[Figure]:
+    """The cards' pictures.
 
     Args:
-        analysis: the run.
-        card: which image.
+        cards: of the first run.
+        analyses: of one or two runs; with two each card shows the image once for either.
         images: folder of the image files; None: the paths in the ground truth.
-        focus: emphasise the card's detection, which belongs to this run.
     """
+    ids = analyses[0].data.ground_truth.image_ids
+    return [
+        Figure(
+            card.caption,
+            str(ids[card.image]),
+            # The card's detection belongs to the first run.
+            [_shot(analysis, card, images, focus=number == 0) for number, analysis in enumerate(analyses)],
+        )
+        for card in cards
+    ]
+
+
+def _shot(analysis: Analysis, card: Card, images: Path | None, *, focus: bool) -> Shot:
+    """The thumbnail with objects and detections; `focus` emphasises the card's detection."""
     truth = analysis.data.ground_truth
     thumbnail, (height, width) = _thumbnail(analysis, card.image, images)
-    unit = max(width, height) / THUMBNAIL
-    shapes = [thumbnail or f'<rect width="{width}" height="{height}" fill="#e5e7eb"/>']
-    objects = [_object(analysis, card, index, unit) for index in np.flatnonzero(truth.image_index == card.image)]
-    detections = list(_detections(analysis, card, unit, focus))
-    # What the card is about lies on top.
-    shapes += detections + objects if card.focus is None else objects + detections
-    return f'<svg viewBox="0 0 {width} {height}" role="img" class="shot">{"".join(shapes)}</svg>'
+    place = _Placement(width, height)
+    present: list[int] = np.flatnonzero(truth.image_index == card.image).tolist()
+    objects = [_object(analysis, card, index, place) for index in present]
+    detections = list(_detections(analysis, card, place, focus))
+    # What the card is about is on top.
+    return Shot(width, height, thumbnail, detections + objects if card.focus is None else objects + detections)
 
 
-def _object(analysis: Analysis, card: Card, index: int, unit: float) -> str:
+def _object(analysis: Analysis, card: Card, index: int, place: _Placement) -> Box:
     truth = analysis.data.ground_truth
     if analysis.matches.difficult[index]:
         style, word = "gt difficult", "difficult"
     elif analysis.overlooked[index]:
-        style, word = "gt overlooked", "overlooked"
+        style, word = "gt overlooked", "missed"
     else:
         style, word = "gt", "found"
     name = truth.class_names[truth.labels[index] - 1]
     label = name if style == "gt overlooked" and card.focus is None else ""
-    return _box(truth.continuous_boxes[index], style, f"{name}, annotated, {word}", unit, label)
+    return place.box(truth.continuous_boxes[index], style, f"{name}, annotated, {word}", label)
 
 
-def _detections(analysis: Analysis, card: Card, unit: float, focus: bool) -> Iterator[str]:
+def _detections(analysis: Analysis, card: Card, place: _Placement, focus: bool) -> Iterator[Box]:
     scores = analysis.matches.scores
     shown = np.flatnonzero((analysis.data.detection_images == card.image) & (scores >= analysis.threshold))
     shown = shown[np.argsort(-scores[shown], kind="stable")][:MOST_BOXES]
@@ -117,27 +174,40 @@ def _detections(analysis: Analysis, card: Card, unit: float, focus: bool) -> Ite
         outcome = analysis.outcome[detection]
         words = f"{name} {scores[detection]:.3f}"
         if outcome in (TRUE, NOT_COUNTED):
-            yield _box(box, "right", f"{words}, {'right' if outcome == TRUE else 'not counted'}", unit, "")
+            yield place.box(box, "right", f"{words}, {'right' if outcome == TRUE else 'not counted'}", "")
         else:
-            is_focus = detection == emphasised
-            style, label = ("wrong focus", words) if is_focus else ("wrong", "")
-            yield _box(box, style, f"{words}, {ERRORS[analysis.errors.kind[detection]]}", unit, label)
+            style, label = ("wrong focus", words) if detection == emphasised else ("wrong", "")
+            yield place.box(box, style, f"{words}, {ERRORS[analysis.errors.kind[detection]]}", label)
 
 
-def _box(box: np.ndarray, style: str, title: str, unit: float, label: str) -> str:
-    """A rectangle with a tooltip and, if given, a label above it."""
-    x1, y1, x2, y2 = box.tolist()
-    width, height = max(x2 - x1, 0), max(y2 - y1, 0)
-    shapes = f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{width:.1f}" height="{height:.1f}" class="{style}"/>'
-    if label:
-        x, y = max(x1, 0) + 2 * unit, y1 - 3 * unit if y1 > 14 * unit else y1 + 11 * unit
-        place = f'x="{x:.1f}" y="{y:.1f}" font-size="{11 * unit:.1f}"'
-        shapes += f'<text {place} class="{style}">{escape(label)}</text>'
-    return f"<g><title>{escape(title)}</title>{shapes}</g>"
+@dataclass(frozen=True)
+class _Placement:
+    """The picture's size, which says where words fit."""
+
+    width: int
+    height: int
+
+    def box(self, box: np.ndarray, style: str, title: str, label: str) -> Box:
+        """A rectangle with a tooltip and, if given, a label above it, or in it where there is no room above."""
+        x1, y1, x2, y2 = box.tolist()
+        return Box(x1, y1, max(x2 - x1, 0), max(y2 - y1, 0), style, title, self._label(label, x1, y1, x2))
+
+    def _label(self, text: str, x1: float, y1: float, x2: float) -> Label | None:
+        if not text:
+            return None
+        unit = max(self.width, self.height) / THUMBNAIL  # a pixel of the picture as it is shown
+        size = 11 * unit
+        y = y1 - 3 * unit if y1 > 14 * unit else max(y1, 0) + size
+        x, room = max(x1, 0) + 2 * unit, LETTER_WIDTH * size * len(text)
+        if x + room <= self.width:
+            return Label(text, x, y, size, "start")
+        # It would leave the picture at the right: it ends at the box's right side, or at the picture's.
+        end = min(x2, self.width) - 2 * unit
+        return Label(text, end if end >= room else max(room, self.width - 2 * unit), y, size, "end")
 
 
 def _thumbnail(analysis: Analysis, index: int, images: Path | None) -> tuple[str, tuple[int, int]]:
-    """The image as an SVG element ('' where there is none), and (H, W) of the annotated image."""
+    """The image as a JPEG in base64 ('' where there is none), and (H, W) of the annotated image."""
     truth = analysis.data.ground_truth
     declared = tuple(truth.image_sizes[index].tolist()) if truth.image_sizes is not None else (0, 0)
     path = find_image(truth, index, images)
@@ -158,11 +228,7 @@ def _thumbnail(analysis: Analysis, index: int, images: Path | None) -> tuple[str
         return "", declared if min(declared) > 0 else _extent(analysis, index)
     content = io.BytesIO()
     small.save(content, "JPEG", quality=80, optimize=True)
-    data = base64.b64encode(content.getvalue()).decode("ascii")
-    element = (
-        f'<image href="data:image/jpeg;base64,{data}" width="{size[1]}" height="{size[0]}" preserveAspectRatio="none"/>'
-    )
-    return element, size
+    return base64.b64encode(content.getvalue()).decode("ascii"), size
 
 
 def _extent(analysis: Analysis, index: int) -> tuple[int, int]:

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -23,13 +24,13 @@ from detection.fonts import font_file
 
 INK, GREY, RIGHT, WRONG = "#1f2937", "#9ca3af", "#15803d", "#dc2626"
 RUN_COLORS = ("#2563eb", "#ea580c")
-"""Of the first and the second run."""
+"""The first and the second run's."""
 MOST_PANELS = 100
 """Classes that get their own panel."""
 MOST_NUMBERED = 25
 """Classes up to which the confusion matrix has numbers in its cells."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.titlesize": 9.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
@@ -96,8 +97,9 @@ def precision_recall(runs: Named) -> Figure:
             continue
         index = shown[place]
         for run, color in zip(curves, RUN_COLORS, strict=False):
-            if run[index] is not None:
-                recall, precision = _steps(*run[index])
+            curve = run[index]
+            if curve is not None:
+                recall, precision = _steps(*curve)
                 axis.plot(recall, precision, color=color, linewidth=1.3)
                 if len(runs) == 1:
                     axis.fill_between(recall, precision, color=color, alpha=0.12, linewidth=0)
@@ -131,7 +133,7 @@ def scores(runs: Named) -> Figure:
 def _histogram(axis: Axes, analysis: Analysis) -> None:
     values, outcome = np.clip(analysis.matches.scores, 0.0, 1.0), analysis.outcome
     counted = outcome != NOT_COUNTED
-    bins = np.linspace(0, 1, 41)
+    bins = np.linspace(0, 1, 41).tolist()
     axis.hist(
         [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins, stacked=True, color=[RIGHT, WRONG],
         alpha=0.85, label=["right", "wrong"],
@@ -170,7 +172,7 @@ def _over_threshold(axis: Axes, analysis: Analysis) -> None:
 
 
 def errors(runs: Named) -> Figure:
-    """The AP that mending each kind of error would give back."""
+    """The AP that fixing each kind of error would give back."""
     kinds = (*ERRORS, "missed")
     figure = Figure(figsize=(5.6, 0.6 + 0.42 * len(kinds)), layout="constrained")
     axis = figure.subplots()
@@ -184,7 +186,7 @@ def errors(runs: Named) -> Figure:
     axis.set_yticks(np.arange(len(kinds)), [kind.capitalize() for kind in kinds])
     axis.invert_yaxis()
     axis.grid(visible=False, axis="y")
-    axis.set_xlabel("points of voc12 mAP that mending it would give back")
+    axis.set_xlabel("points of voc12 mAP that fixing it would give back")
     axis.margins(x=0.12)
     if len(runs) > 1:
         axis.legend(loc="best")
@@ -246,13 +248,13 @@ def confusion(name: str, analysis: Analysis) -> Figure:
     chosen = np.append(used, len(counts) - 1)
     counts = counts[np.ix_(chosen, chosen)]
     names = [_short(analysis.data.class_names[index], 18) for index in used]
-    size = float(np.clip(0.32 * len(counts) + 1.8, 4.0, 11.5))
+    size = float(np.clip(0.45 * len(counts) + 2.2, 5.5, 18.0))
     figure = Figure(figsize=(size, size), layout="constrained")
     axis = figure.subplots()
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    small = 8 if len(counts) <= MOST_NUMBERED else max(3.5, 260 / len(counts))
-    axis.set_xticks(range(len(counts)), [*names, "(overlooked)"], rotation=90, fontsize=small)
+    small = 9.5 if len(counts) <= MOST_NUMBERED else max(7.0, 360 / len(counts))
+    axis.set_xticks(range(len(counts)), [*names, "(missed)"], rotation=90, fontsize=small)
     axis.set_yticks(range(len(counts)), [*names, "(no object)"], fontsize=small)
     axis.set(xlabel="detected as", ylabel="annotated as")
     axis.grid(visible=False)
@@ -260,7 +262,7 @@ def confusion(name: str, analysis: Analysis) -> Figure:
     if len(counts) <= MOST_NUMBERED:
         for row, column in np.argwhere(counts):
             color = "white" if share[row, column] > 0.55 else INK
-            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=color)
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=9, color=color)
     return figure
 
 

@@ -112,7 +112,7 @@ def translate(model: ModelConfig, num_classes: int, test: TestConfig) -> object:
             "MODEL.BACKBONE.FREEZE_AT", model.frozen_stages,
             "MODEL.RESNETS.DEPTH", int(model.backbone.removeprefix("resnet")),
             "MODEL.RESNETS.NORM", "FrozenBN",
-            "MODEL.RESNETS.STRIDE_IN_1X1", model.stride_in_1x1,
+            "MODEL.RESNETS.STRIDE_IN_1X1", bool(model.stride_in_1x1),
             "MODEL.ANCHOR_GENERATOR.SIZES", [list(model.anchors.sizes)],
             "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [list(model.anchors.aspect_ratios)],
             "MODEL.ANCHOR_GENERATOR.OFFSET", float(model.anchors.offset),

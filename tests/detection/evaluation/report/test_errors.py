@@ -1,4 +1,4 @@
-"""Kinds of errors, what mending gives, breakdowns and confusions, by hand."""
+"""Kinds of errors, what fixing gives, breakdowns and confusions, by hand."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ def test_detections_on_difficult_objects_are_no_errors() -> None:
 # ---------------------------------------------------------------------------------------------- gains
 
 
-def test_mending_names_by_hand() -> None:
+def test_fixing_names_by_hand() -> None:
     # One cat and one dog; the dog is called a cat. AP: cat 1/1 then a false one = 1, dog 0. Renamed: both 1.
     analysis = analysis_of([(0, 1, BOX), (1, 2, BOX)], [(0, 1, BOX, 0.9), (1, 1, BOX, 0.8)])
     assert analysis.gains == {**dict.fromkeys((*ERRORS, "missed"), 0.0), "classification": pytest.approx(0.5)}
 
 
-def test_mending_places_by_hand() -> None:
+def test_fixing_places_by_hand() -> None:
     # Badly placed at the top: precision 0, 1/2 -> AP (of two cats) 1/2 * 1/2. Placed well: AP 1.
     analysis = analysis_of([(0, 1, BOX), (1, 1, BOX)], [(0, 1, HALF, 0.9), (1, 1, BOX, 0.8)])
     assert analysis.gains["localisation"] == pytest.approx(0.75)
@@ -115,7 +115,7 @@ def test_an_object_is_given_to_one_mended_detection_only() -> None:
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_the_base_is_voc12_and_mending_never_harms(seed: int) -> None:
+def test_the_base_is_voc12_and_fixing_never_harms(seed: int) -> None:
     truth, found = make_set("voc", images=12, classes=3, objects=40, detections=150, seed=seed)
     analysis = analyse(align(truth, found))
     mean = evaluate(truth, found, ["voc12"])["voc12"]["mAP"]

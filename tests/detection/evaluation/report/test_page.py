@@ -15,7 +15,14 @@ from detection.evaluation.data import Detections, GroundTruth, align
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.report import SECTIONS, Run, write_report
 from detection.evaluation.report.analysis import analyse
-from detection.evaluation.report.gallery import MOST_CARDS, confident_false_positives, find_image, worst_missed
+from detection.evaluation.report.gallery import (
+    MOST_CARDS,
+    _Placement,
+    confident_false_positives,
+    find_image,
+    worst_missed,
+)
+from detection.evaluation.report.page import set_name
 from tools.benchmarks.synthetic import IMAGE_SIZE, make_set
 
 
@@ -142,3 +149,33 @@ def test_images_are_found_by_name_or_id(made: tuple[GroundTruth, Detections], tm
     named = replace(truth, image_files=[str(tmp_path / "other.jpg")] + ["val/other.jpg"] * 39)
     assert find_image(named, 0, None) == tmp_path / "other.jpg"
     assert find_image(named, 1, tmp_path) == tmp_path / "other.jpg"  # the annotation's name goes before the id
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("/data/VOCdevkit/VOC2007/test", "VOC2007/test"),
+        ("/data/VOCdevkit/VOC2007 (test)", "VOC2007 (test)"),
+        ("/data/coco/annotations/instances_val2017.json", "instances_val2017"),
+        ("a/x/train + b/y.json", "x/train + y"),
+        ("a + b + c + d", "a + 3 more"),
+        ("synthetic", "synthetic"),
+    ],
+)
+def test_a_set_is_called_by_its_name_not_its_path(source: str, name: str) -> None:
+    assert set_name(source) == name
+
+
+@pytest.mark.parametrize(
+    ("box", "x", "anchor"),
+    [
+        ((10, 50, 30, 90), 12, "start"),
+        ((350, 50, 358, 90), 356, "end"),  # at the picture's right edge: the word ends with the box
+        ((340, 50, 500, 90), 358, "end"),  # a box that leaves the picture
+    ],
+)
+def test_a_word_stays_in_the_picture(box: tuple[int, ...], x: float, anchor: str) -> None:
+    label = _Placement(360, 240).box(np.array(box, dtype=float), "wrong", "", "potted plant").label
+    assert label is not None
+    assert (label.x, label.anchor) == (x, anchor)
+    assert (label.y, label.size) == (47, 11)
