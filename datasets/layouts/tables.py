@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.detection import SourceConfig
 from configs.errors import UserError
-from configs.files import read_json
+from configs.files import is_file, read_json
 from datasets.annotation_tables import VIA_COLUMNS, columns_of, table_rows, via_entries
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout
@@ -135,7 +135,7 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
         same_part = part_of_path(folder / "x", root) == entry.part
         return folder != entry.path.parent, not same_part, -common, len(folder.parts), folder
 
-    hits = Counter({folder: sum((folder / name).is_file() for name in names[:LOOKED_AT]) for folder in parents})
+    hits = Counter({folder: sum(is_file(folder / name) for name in names[:LOOKED_AT]) for folder in parents})
     most = max(hits.values(), default=0)
     if most:
         folder = min((folder for folder, count in hits.items() if count == most), key=nearness)

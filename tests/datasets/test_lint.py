@@ -163,3 +163,9 @@ def test_each_file_of_a_voc_folder_is_looked_at_by_itself(write_voc) -> None:
 def test_every_code_has_a_fixture() -> None:
     text = Path(__file__).read_text()
     assert [code for code in CODES if f'"{code}"' not in text] == []
+
+
+def test_the_reliability_page_lists_the_codes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    for code, (severity, cause) in CODES.items():
+        assert f"| `{code}` | {severity} | {cause} |" in page
