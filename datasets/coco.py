@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import PrintableFilter, UserError
-from configs.files import read_json
+from configs.files import is_file, read_json
 from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
 from datasets.records import Records, make_records
@@ -250,11 +250,8 @@ def find_image(folder: Path, name: str) -> Path | None:
     if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
         candidates.append(slashes.rsplit("/", 1)[-1])
     for candidate in candidates:
-        try:
-            if (folder / candidate).is_file():
-                return folder / candidate
-        except (OSError, ValueError):  # the name is too long
-            continue
+        if is_file(folder / candidate):
+            return folder / candidate
     return None
 
 

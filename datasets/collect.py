@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from configs.errors import UserError
+from configs.files import is_file
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden
 from datasets.records import Records, make_records
 
@@ -83,7 +84,7 @@ class ImageFinder:
             return None
         for start in range(len(parts)):  # from the whole path to the bare name
             path = self.folder.joinpath(*parts[start:])
-            if path.is_file():
+            if is_file(path):
                 return path
         if self._by_name is None:
             self._by_name = defaultdict(list)

@@ -1,25 +1,28 @@
 """What is wrong with a data set: each problem with its code, file, object, value and likely cause. Imports no torch.
 
-`lint_records` looks at the annotations alone (fast: it may run before each training), `lint_images` opens every image,
-`lint_splits` compares sets with each other. `clean` takes out, or clips, what a training cannot use.
+`lint_records` looks at the annotations alone (fast: it may run before each training), `lint_voc_files` at each file of
+a VOC folder by itself, `lint_images` opens every image, `lint_splits` compares sets with each other. `clean` takes out,
+or clips, what a training cannot use.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
 from configs.errors import UserError
-from datasets.images import image_file_size, read_image
+from datasets.images import image_file_size, list_files, list_images, read_image
 from datasets.records import Records, has_extent, repeated
 from datasets.resize import resized_size
+from datasets.voc import read_annotation, read_image_set
 
 Severity = Literal["error", "warning", "note"]
 
@@ -44,6 +47,13 @@ CODES: dict[str, tuple[Severity, str]] = {
     "image-palette": ("note", "a palette: converted to RGB"),
     "image-animated": ("warning", "several frames: the first is taken"),
     "image-turned": ("note", "EXIF, XMP or TIFF say that it is to be turned: were the boxes drawn on it so?"),
+    "annotation-broken": ("error", "cannot be read: repair or remove it"),
+    "annotation-missing": ("error", "an image of the set without an annotation file, though others have one"),
+    "annotation-lonely": ("note", "an annotation that no image set lists"),
+    "image-missing": ("error", "listed, but there is no such image"),
+    "image-lonely": ("note", "an image that no image set lists"),
+    "filename-differs": ("warning", "the annotation names another file than its own: copied or renamed?"),
+    "size-missing": ("note", "no <size>: it is read from the image"),
     "class-unseen": ("warning", "no object of this class"),
     "class-spelling": ("warning", "differs from another class in case, blanks or separators only"),
 }
@@ -111,6 +121,42 @@ def lint_records(
         for m in np.flatnonzero(mark)
     ]
     return problems + _lint_sizes(records) + _lint_classes(records)
+
+
+def lint_voc_files(root: Path, image_sets: Sequence[str]) -> list[Problem]:
+    """The problems of a VOC folder's files, each looked at by itself: a broken one does not hide the others.
+
+    Args:
+        root: the folder that holds Annotations/, ImageSets/Main/ and JPEGImages/.
+        image_sets: the sets whose files belong together; files in none of them are told.
+
+    Raises:
+        UserError: a folder or a list is missing.
+    """
+    listed = list(dict.fromkeys(name for image_set in image_sets for name in read_image_set(root, image_set)))
+    images = {_below(path, root / "JPEGImages"): path for path in list_images(root / "JPEGImages")}
+    xmls = {_below(path, root / "Annotations"): path for path in list_files(root / "Annotations", (".xml",))}
+    problems = []
+    for name in listed:
+        xml = root / "Annotations" / f"{name}.xml"
+        if name not in images:
+            problems.append(Problem("image-missing", str(root / "JPEGImages" / name)))
+        if name not in xmls:
+            problems += [Problem("annotation-missing", str(xml))] if xmls else []
+            continue
+        try:
+            annotation = read_annotation(xml)
+        except UserError as error:
+            problems.append(Problem("annotation-broken", str(xml), value=str(error).removeprefix(f"{xml}: ")))
+            continue
+        stem = Path(annotation.filename.replace("\\", "/")).stem
+        if stem and stem != Path(name).name and name in images:
+            problems.append(Problem("filename-differs", str(xml), value=annotation.filename))
+        if annotation.size is None:
+            problems.append(Problem("size-missing", str(xml)))
+    known = set(listed)
+    problems += [Problem("image-lonely", str(path)) for name, path in images.items() if name not in known]
+    return problems + [Problem("annotation-lonely", str(path)) for name, path in xmls.items() if name not in known]
 
 
 def lint_images(records: Records, *, threads: int = 2) -> tuple[list[Problem], dict[str, str]]:
@@ -191,6 +237,10 @@ def table(problems: Iterable[Problem]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------- parts
+
+
+def _below(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _lint_sizes(records: Records) -> list[Problem]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from configs.detection import SourceConfig
 from configs.errors import UserError
-from configs.files import read_json
+from configs.files import is_file, read_json
 from datasets.annotation_tables import VIA_COLUMNS, columns_of, table_rows, via_entries
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout
@@ -137,7 +137,7 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
 
     folder = root
     for looked_for in (names, [name.rsplit("/", 1)[-1] for name in names]):  # paths of another machine: bare names
-        hits = Counter({place: sum((place / name).is_file() for name in looked_for[:LOOKED_AT]) for place in parents})
+        hits = Counter({place: sum(is_file(place / name) for name in looked_for[:LOOKED_AT]) for place in parents})
         most = max(hits.values(), default=0)
         if most:
             folder = min((place for place, count in hits.items() if count == most), key=nearness)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.lint import CODES, Problem, clean, lint_images, lint_records, lint_splits, table
+from datasets.lint import CODES, Problem, clean, lint_images, lint_records, lint_splits, lint_voc_files, table
 from datasets.records import Records, make_records
 
 SIZE = (480, 640)
@@ -140,3 +140,32 @@ def test_the_table_counts_the_severest_first() -> None:
         ["1", "error", "box-reversed"],
         ["2", "note", "box-at-edge"],
     ]
+
+
+def test_each_file_of_a_voc_folder_is_looked_at_by_itself(write_voc) -> None:
+    root = write_voc({name: ((30, 40), [("cat", (5, 5, 20, 20))]) for name in "abcdefg"})
+    assert lint_voc_files(root, ["train"]) == []
+    (root / "Annotations" / "a.xml").write_text("<annotation><object>")
+    (root / "Annotations" / "b.xml").unlink()
+    (root / "JPEGImages" / "c.jpg").unlink()
+    xml = root / "Annotations" / "d.xml"
+    xml.write_text(xml.read_text().replace("<annotation>", "<annotation><filename>C:\\\\x\\\\other.jpg</filename>"))
+    (root / "Annotations" / "e.xml").write_text("<annotation><filename>e.jpg</filename></annotation>")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\nc\nd\ne\nf\n")
+    found = {(problem.code, Path(problem.file).name) for problem in lint_voc_files(root, ["train"])}
+    assert found == {
+        ("annotation-broken", "a.xml"), ("annotation-missing", "b.xml"), ("image-missing", "c"),
+        ("filename-differs", "d.xml"), ("size-missing", "e.xml"), ("image-lonely", "g.jpg"),
+        ("annotation-lonely", "g.xml"),
+    }  # fmt: skip
+
+
+def test_every_code_has_a_fixture() -> None:
+    text = Path(__file__).read_text()
+    assert [code for code in CODES if f'"{code}"' not in text] == []
+
+
+def test_the_reliability_page_lists_the_codes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    for code, (severity, cause) in CODES.items():
+        assert f"| `{code}` | {severity} | {cause} |" in page
