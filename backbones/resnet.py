@@ -423,8 +423,9 @@ class ResNet(nn.Module):
         net, asked at more places. (Dai et al. 2017, Sec. 4.1, for conv5; detectron2 dilates the first unit too.)
         """
         stage = self._stage(name)
-        stride = stage[0].stride
-        for unit in stage:
+        units = [unit for unit in stage.modules() if isinstance(unit, Unit)]
+        stride = units[0].stride
+        for unit in units:
             unit.stride = 1
         for conv in stage.modules():
             if isinstance(conv, nn.Conv2d):

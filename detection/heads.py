@@ -135,7 +135,9 @@ class FcHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(R, C, S, S) -> (R, width)."""
         for block in self.convs:
-            features = F.relu(conv_bn(block[0], block[1] if len(block) > 1 else None, features), inplace=True)
+            conv, *norm = block.children()
+            assert isinstance(conv, nn.Conv2d)
+            features = F.relu(conv_bn(conv, norm[0] if norm else None, features), inplace=True)
         hidden = features.flatten(1)
         for name in self.fc_names:
             hidden = self.dropout(self.relu(self.get_submodule(name)(hidden)))
