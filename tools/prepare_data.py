@@ -44,7 +44,7 @@ and unpack the boxes, so that afterwards there are
   {root}/Annotations/CLS-LOC/val/*.xml           boxes of 50,000 images
   {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
 
-This is the layout of Kaggle's archive of the same set (ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC), which lacks the
+Kaggle's archive of the same set has this layout (ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC), but lacks the
 development kit: give its LOC_val_solution.csv as ground_truth."""
 
 IMAGENET_DET = """\
