@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones.batch_norm import TRAINED_BATCH_NORMS, Moments, conv_bn_pairs, eval_mode
+from backbones.staged import StagedNet
 
 
 class Cost(NamedTuple):
@@ -93,7 +94,9 @@ def part_cost(name: str, net: nn.Module, call: Callable[[], Tensor], before: _Tr
     return PartCost(name, parameters, multiply_adds, activations, tuple(trace.output.shape[1:]))
 
 
-def stage_costs(net: nn.Module, image_size: tuple[int, int] = (224, 224), *, classifier: bool = True) -> list[PartCost]:
+def stage_costs(
+    net: nn.Module | StagedNet, image_size: tuple[int, int] = (224, 224), *, classifier: bool = True
+) -> list[PartCost]:
     """The cost of each stage for one image of `image_size` (H, W), and of what follows the last one.
 
     Args:
@@ -101,18 +104,22 @@ def stage_costs(net: nn.Module, image_size: tuple[int, int] = (224, 224), *, cla
         image_size: pixels.
         classifier: whether the net still has its classifier, which is then the last part.
     """
-    net = copy.deepcopy(net).to("meta")
+    staged: Any = copy.deepcopy(net).to("meta")
     x = torch.empty(1, 3, *image_size, device="meta")
     parts, before = [], None
-    for name in net.stage_channels:
+    for name in staged.stage_channels:
+
+        def up_to_here(name: str = name) -> Tensor:
+            return staged.forward_stages(x, [name])[name]
+
         try:
-            before_next = _trace(net, lambda name=name: net.forward_stages(x, [name])[name])
+            trace = _trace(staged, up_to_here)
         except ValueError:  # taken out of the net: a detector's head
             break
-        parts.append(part_cost(name, net, lambda name=name: net.forward_stages(x, [name])[name], before))
-        before = before_next
+        parts.append(part_cost(name, staged, up_to_here, before))
+        before = trace
     if classifier:
-        parts.append(part_cost("classifier", net, lambda: net(x), before))
+        parts.append(part_cost("classifier", staged, lambda: staged(x), before))
     return parts
 
 

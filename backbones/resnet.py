@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from backbones.batch_norm import NORMS, conv_bn
-from backbones.staged import Head, Norm, Stage, check_stages, initialise
+from backbones.staged import Head, Norm, Stage, Strided, check_stages, initialise
 from configs.common import NonNegativeInt, PositiveInt, Section
 
 
@@ -200,7 +200,7 @@ def pad_shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, grown // 2, grown - grown // 2))
 
 
-class Unit(nn.Module, ABC):
+class Unit(Strided, ABC):
     """Residual unit y = relu(F(x) + shortcut(x)) (He et al. 2016, eqs. 1, 2), or a plain one y = relu(F(x))."""
 
     expansion: int
@@ -220,6 +220,14 @@ class Unit(nn.Module, ABC):
     @abstractmethod
     def _add_layers(self, inputs: int, width: int, stride: int, spec: ResNetSpec, norm: Norm) -> None:
         """Convolutions and batch norms under torchvision's names."""
+
+    @abstractmethod
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """The convolutions of F with their batch norms, in order; between them are ReLUs."""
+
+    def projection(self) -> tuple[nn.Conv2d, nn.Module] | None:
+        """The shortcut's convolution with its batch norm; None without one."""
+        return None if self.downsample is None else (self.downsample[0], self.downsample[1])
 
     @abstractmethod
     def _residual(self, x: Tensor) -> Tensor:
@@ -250,6 +258,11 @@ class ConvUnit(Unit):
             inputs, stride = width, 1
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
 
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """`depth` of them."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{number}"), getattr(self, f"bn{number}")) for number in numbers]
+
     def _residual(self, x: Tensor) -> Tensor:
         for number in range(1, self.depth + 1):
             if number > 1:
@@ -273,6 +286,10 @@ class BottleneckUnit(Unit):
         self.conv3 = _conv(width, self.channels, 1)
         self.bn3 = NORMS[norm](self.channels)
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
+
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """1x1, 3x3, 1x1."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
     def _residual(self, x: Tensor) -> Tensor:
         out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
@@ -406,8 +423,9 @@ class ResNet(nn.Module):
         net, asked at more places. (Dai et al. 2017, Sec. 4.1, for conv5; detectron2 dilates the first unit too.)
         """
         stage = self._stage(name)
-        stride = stage[0].stride
-        for unit in stage:
+        units = [unit for unit in stage.modules() if isinstance(unit, Unit)]
+        stride = units[0].stride
+        for unit in units:
             unit.stride = 1
         for conv in stage.modules():
             if isinstance(conv, nn.Conv2d):

@@ -240,11 +240,14 @@ def _images(file: CocoFile, folder: Path) -> list[tuple[str, Any, tuple[int, int
 
 
 def find_image(folder: Path, name: str) -> Path | None:
-    r"""The image that an annotation calls `name`: as it stands, with Windows' `\` as `/`, or, of a path from the root
-    of another machine (`C:\data\a.jpg`, `/home/me/a.jpg`), its last part; None where there is none of them."""
+    r"""The image that an annotation calls `name`; None where there is none.
+
+    As it stands, with Windows' `\` as `/`, or, of a path that another machine had (`C:\data\a.jpg`, `/home/me/a.jpg`,
+    `../media/a.jpg`), its last part.
+    """
     slashes = name.replace("\\", "/")
     candidates = [name, slashes]
-    if slashes.startswith("/") or re.match(r"[A-Za-z]:", slashes):
+    if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
         candidates.append(slashes.rsplit("/", 1)[-1])
     for candidate in candidates:
         if is_file(folder / candidate):

@@ -1,7 +1,8 @@
 """Reading of detector checkpoints (the writing belongs to the training script).
 
 A checkpoint is a dict: format 1, kind "detector", config, class_names, preprocessing, model (the weights that
-evaluate: the moving average where there is one), and, for resuming, training.
+evaluate: the moving average where there is one), card (what is known of published weights in it: source, licence), and,
+for resuming, training.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def load_detector(
     class_names = list(checkpoint["class_names"])
     detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
+    detector.card = dict(checkpoint.get("card", {}))
     return detector.to(device).eval(), config
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones import fused
 from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn
 from backbones.resnet import BottleneckUnit
 from backbones.staged import remove_stride
@@ -66,6 +67,8 @@ class Conv5Head(nn.Module):
             inner, shortcut: what was pooled from `before_pooling`'s maps, (R, C1, T1, T1) and (R, C2, T2, T2) with
                 every `strides`-th of the S bins.
         """
+        if (chain := fused.chain_for(self.conv5, inner, entered=True)) is not None:
+            return fused.run(chain, inner, shortcut).mean(dim=(2, 3))
         unit = self.conv5[0]
         # Not in place: a CUDA graph (compilation.py) may not write to its inputs.
         out = F.relu(inner + _offset(unit.conv1, unit.bn1, inner), inplace=True)
@@ -132,7 +135,9 @@ class FcHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(R, C, S, S) -> (R, width)."""
         for block in self.convs:
-            features = F.relu(conv_bn(block[0], block[1] if len(block) > 1 else None, features), inplace=True)
+            conv, *norm = block.children()
+            assert isinstance(conv, nn.Conv2d)
+            features = F.relu(conv_bn(conv, norm[0] if norm else None, features), inplace=True)
         hidden = features.flatten(1)
         for name in self.fc_names:
             hidden = self.dropout(self.relu(self.get_submodule(name)(hidden)))

@@ -30,6 +30,7 @@ from configs.errors import UserError
 from configs.loading import load_config
 from datasets.class_lists import CLASS_LISTS
 from detection.model import build_detector
+from detection.roi_heads import RoiHeads
 from tools.runtime import cli
 
 
@@ -88,7 +89,8 @@ def detector_costs(args: argparse.Namespace) -> list[PartCost]:
     features = detector.backbone(images)
     if detector.backbone.fpn is not None:
         maps = body.forward_stages(images, detector.backbone.stages)
-        parts.append(part_cost("fpn", detector.backbone.fpn, lambda: detector.backbone.fpn(maps)["pool"]))
+        fpn = detector.backbone.fpn
+        parts.append(part_cost("fpn", fpn, lambda: fpn(maps)["pool"]))
     parts.append(part_cost("rpn", detector.rpn.head, lambda: torch.cat(detector.rpn.head(features)[0], 1)))
     count, side = config.model.rpn.post_nms_top_n_test, config.model.box.pool_size
     rois = torch.empty(count, features[0].shape[1], side, side, device="meta")
@@ -96,7 +98,7 @@ def detector_costs(args: argparse.Namespace) -> list[PartCost]:
     return parts
 
 
-def hidden(heads: torch.nn.Module, rois: torch.Tensor) -> torch.Tensor:
+def hidden(heads: RoiHeads, rois: torch.Tensor) -> torch.Tensor:
     """The vectors that the siblings read; with global context twice as long."""
     vectors = heads.box_head(rois)
     return torch.cat((vectors, vectors), 1) if heads.config.global_context else vectors
@@ -104,8 +106,13 @@ def hidden(heads: torch.nn.Module, rois: torch.Tensor) -> torch.Tensor:
 
 def total(parts: list[PartCost]) -> PartCost:
     """The sum of all parts."""
-    sums = (sum(getattr(part, key) for part in parts) for key in ("parameters", "multiply_adds", "activations"))
-    return PartCost("total", *sums, parts[-1].output)
+    return PartCost(
+        "total",
+        sum(part.parameters for part in parts),
+        sum(part.multiply_adds for part in parts),
+        sum(part.activations for part in parts),
+        parts[-1].output,
+    )
 
 
 def format_parts(parts: list[PartCost]) -> str:

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from detection.evaluation.files import read_json
 
 from configs.errors import UserError
 from detection.evaluation import boxes as frames
 from detection.evaluation.data import GroundTruth
-from detection.evaluation.files import read_json
 from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth
 from detection.evaluation.proposals import COUNTS, Recall, proposal_recall
 from tools.runtime import cli
@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> None:
     if args.weights is not None:
         truth, found = of_checkpoint(args, counts[-1])
     elif args.proposals is not None and args.gt is not None and args.format is not None:
-        read = read_voc_ground_truth if args.format == "voc" else read_coco_ground_truth
-        truth = read(args.gt, args.image_set) if args.format == "voc" else read(args.gt)
+        is_voc = args.format == "voc"
+        truth = read_voc_ground_truth(args.gt, args.image_set) if is_voc else read_coco_ground_truth(args.gt)
         found = read_proposals(args.proposals, truth)
     else:
         raise UserError("give --cfg and --weights, or --format, --gt and --proposals")

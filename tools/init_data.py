@@ -50,8 +50,8 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"--split {args.split}: give a share between 0 and 1, such as 0.8")
     folder = args.folder
     out = args.out or Path(f"{_file_name(folder)}.yaml")
-    sheet_path = out.with_name(f"{out.stem}_sheet.jpg")
-    _check_out(out, sheet_path, folder, overwrite=args.overwrite)
+    sheet_path = _sheet_path(out, folder)
+    _check_out(out, sheet_path, overwrite=args.overwrite)
 
     own = divide(read_own_data(folder), args.split, args.split_by)
     machine = this_machine()
@@ -89,11 +89,15 @@ def _file_name(folder: Path) -> str:
     return re.sub(r"[^\w.-]+", "_", folder.resolve().name).strip("._") or "my_data"
 
 
-def _check_out(out: Path, sheet: Path, folder: Path, *, overwrite: bool) -> None:
+def _sheet_path(out: Path, folder: Path) -> Path:
+    """Beside the config; among the photos under a hidden name, for it must not pass for one of them."""
+    inside = out.resolve().is_relative_to(folder.resolve())
+    return out.with_name(f"{'.' if inside else ''}{out.stem}_sheet.jpg")
+
+
+def _check_out(out: Path, sheet: Path, *, overwrite: bool) -> None:
     if out.suffix not in (".yaml", ".yml"):
         raise UserError(f"--out {out}: a config is a .yaml file")
-    if folder.is_dir() and sheet.resolve().is_relative_to(folder.resolve()):
-        raise UserError(f"--out {out}: lies in {folder}, where the sheet would pass for a photo: take another folder")
     for path in (out, sheet):
         if path.exists() and not overwrite:
             raise UserError(f"{path}: is there already: give another --out, or --overwrite")

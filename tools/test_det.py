@@ -57,6 +57,8 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
     for detector in detectors:
         detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+        if device.type == "cuda":  # on the CPU the numbers are those of the end of the training, digit for digit
+            detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
         if args.compile:
             compile_regions(detector, graphs=device.type == "cuda")
 

@@ -135,13 +135,14 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
         same_part = part_of_path(folder / "x", root) == entry.part
         return folder != entry.path.parent, not same_part, -common, len(folder.parts), folder
 
-    hits = Counter({folder: sum(is_file(folder / name) for name in names[:LOOKED_AT]) for folder in parents})
-    most = max(hits.values(), default=0)
-    if most:
-        folder = min((folder for folder, count in hits.items() if count == most), key=nearness)
-        finder = ImageFinder(folder, [image for image in inventory.images if image.is_relative_to(folder)])
-    else:  # paths of another machine, or bare names of images in several folders
-        folder, finder = root, ImageFinder(root, inventory.images)
+    folder = root
+    for looked_for in (names, [name.rsplit("/", 1)[-1] for name in names]):  # paths of another machine: bare names
+        hits = Counter({place: sum(is_file(place / name) for name in looked_for[:LOOKED_AT]) for place in parents})
+        most = max(hits.values(), default=0)
+        if most:
+            folder = min((place for place, count in hits.items() if count == most), key=nearness)
+            break
+    finder = ImageFinder(folder, [image for image in inventory.images if image.is_relative_to(folder)])
     images = {path.resolve() for name in names if (path := finder(name)) is not None}
     return (folder, images) if images else (None, images)
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 
 from backbones.classification import build_classifier
-from backbones.weights import Preprocessing, load_backbone_weights, read_weights_file
+from backbones.pretrained import load_backbone_weights
+from backbones.weights import Preprocessing, read_weights_file
 from configs.errors import UserError
 from configs.loading import parse_config
 from configs.localisation import LocalisationConfig, LocaliserConfig

@@ -16,7 +16,7 @@ import torch
 
 from backbones import fetch as module
 from backbones.fetch import fetch, is_name, locate
-from backbones.weights import load_backbone_weights
+from backbones.pretrained import load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 

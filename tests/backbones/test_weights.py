@@ -16,16 +16,9 @@ import torch
 import torchvision
 from torch import nn
 
+from backbones.pretrained import load_backbone_weights
 from backbones.vgg import VGG
-from backbones.weights import (
-    CAFFE_VGG,
-    IMAGENET,
-    MSRA,
-    Preprocessing,
-    load_backbone_weights,
-    read_weights_file,
-    write_safetensors,
-)
+from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, read_weights_file, write_safetensors
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 

@@ -453,3 +453,16 @@ def test_every_stages_batches_on_cuda(batch) -> None:
         for tensor, original in zip(tensors_of(moved), tensors_of(batch), strict=True):
             assert tensor.is_cuda
             assert torch.equal(tensor.cpu(), original)
+
+
+def test_too_little_shared_memory_is_one_line(tmp_path, monkeypatch):
+    """As torch says it in a worker; its own attempt, in a thread there, would leave the training waiting for ever."""
+
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    numbers = [torch.ones(1 << 18)] * 4
+    batches = make_loader(numbers, [[0, 1], [2, 3]], torch.stack, num_workers=1)
+    with pytest.raises(UserError, match=r"MB free, too little for the loader's batches of 2\.0 MB: .*--shm-size"):
+        next(iter(batches))

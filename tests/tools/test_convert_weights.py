@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backbones.weights import load_backbone_weights, read_weights_file
+from backbones.pretrained import load_backbone_weights
+from backbones.weights import read_weights_file
 from backbones.zoo import build_backbone
 from tools.convert_weights import build_parser, main
 from tools.runtime.cli import run

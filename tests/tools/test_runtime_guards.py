@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from configs.common import ScheduleConfig
 from configs.detection import SourceConfig
+from configs.loading import load_config
+from datasets.build import build_records
 from datasets.records import Records, make_records
-from tools.runtime.guards import data_warnings, nothing_found, schedule_warnings, zero_based_warnings
+from tools.runtime.guards import (
+    before_training,
+    data_warnings,
+    nothing_found,
+    schedule_warnings,
+    zero_based_warnings,
+)
 
 
 def records_of(counts: dict[str, int], box=(5, 5, 9, 9), source: str = "set") -> Records:
@@ -46,6 +56,15 @@ def test_schedules(schedule: dict, batch_size: int, images: int, said: list[str]
     found = " ".join(schedule_warnings(ScheduleConfig(**schedule), batch_size=batch_size, images=images))
     assert all(text in found for text in said)
     assert bool(found) == bool(said)
+
+
+def test_all_together(tiny_config: Path, tmp_path: Path) -> None:
+    """The tiny training: 4 steps; 9 red and blue objects in 6 images; no object at the border."""
+    config = load_config(tiny_config, ["schedule.warmup_iterations=4"])
+    sets = [build_records(config.data, part, tmp_path) for part in ("train", "test")]
+    found = before_training(config, sets[0], sets[1:])
+    assert ["is not shorter" in found[0], "4 steps" in found[1], "red (6), blue (3)" in found[2]] == [True] * 3
+    assert len(found) == 3
 
 
 def test_rare_and_unlearned_classes() -> None:

@@ -100,6 +100,7 @@ def test_the_text_is_a_config_with_the_same_values(machine: Machine) -> None:
     assert config.data.min_size == config.data.test_min_size == plan.min_size
     assert config.model.anchors.sizes == [[size] for size in plan.anchor_sizes]
     assert config.schedule.epochs == plan.epochs
+    assert config.test.score_thresh == 0.01
     assert config.train.batch_size == plan.batch_size
     assert config.train.amp == ("bf16" if machine.gpu_gib else "none")
     assert len(max(text.splitlines(), key=len)) < 400

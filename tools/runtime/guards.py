@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.common import ScheduleConfig
-from configs.detection import SourceConfig
+from configs.detection import DetectionConfig, SourceConfig
 from datasets.records import Records
 from datasets.survey import FEW, class_counts, counts_from_zero, rare_classes
 from tools.runtime.schedule import make_schedule
@@ -18,6 +18,18 @@ from tools.runtime.schedule import make_schedule
 FEW_STEPS = 200
 """Updates. Random weights, or a new head on old ones, have learned next to nothing after fewer."""
 _NAMED = 5
+
+
+def before_training(config: DetectionConfig, train: Records, others: Sequence[Records] = ()) -> list[str]:
+    """All that is to be said before a training begins.
+
+    Args:
+        config: of the training.
+        train: its training set.
+        others: its validation and test sets.
+    """
+    found = schedule_warnings(config.schedule, batch_size=config.train.batch_size, images=len(train))
+    return found + data_warnings(train, others) + zero_based_warnings(config.data.train, train)
 
 
 def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int) -> list[str]:

@@ -82,6 +82,11 @@ def make_detector(
     detector = build_detector(
         config.model, class_names, test=config.test, data_root=data_root, preprocessing=preprocessing
     )
+    if start is not None:
+        card = dict(start.get("card", {}))
+        if checkpoint is None and "source" in card:  # its figures are not this run's, its licence is
+            card = {"started_from": card["source"], **{key: card[key] for key in ("licence",) if key in card}}
+        detector.card = card
     if checkpoint is None and start is not None:
         weights = dict(start["model"])
         if start["class_names"] != class_names:  # equal numbers of other classes have equal shapes

@@ -229,6 +229,7 @@ def config_text(
         optim,
         f"schedule: {{epochs: {plan.epochs}, policy: cosine, warmup_iterations: {plan.warmup_iterations}}}",
         f"train: {{batch_size: {plan.batch_size}, validate_every: {plan.validate_every}{amp}}}",
+        "test: {score_thresh: 0.01}    # weak detections count where precision is drawn over recall",
     ]
     return "\n".join(lines) + "\n"
 

@@ -211,6 +211,13 @@ def test_coco_with_unlisted_images(tmp_path):
     assert images_of(write(tmp_path, files)) == {"all": {"photos/a.jpg": 1, "photos/b.jpg": 0, "photos/c.jpg": 0}}
 
 
+@pytest.mark.parametrize("name", ["../../media/upload/1/{}", r"D:\photos\{}", r"images\{}", "/home/x/{}"])
+def test_coco_with_another_machines_paths(tmp_path, name):
+    names = [name.format(image) for image in ("a.jpg", "b.jpg")]
+    found = images_of(write(tmp_path, {"images/a.jpg": None, "images/b.jpg": None, "result.json": coco(*names)}))
+    assert found == {"all": {"images/a.jpg": 1, "images/b.jpg": 0}}
+
+
 def test_csv_for_each_part(tmp_path):
     header, line = "filename,width,height,class,xmin,ymin,xmax,ymax\n", ",40,30,white cell,2,5,20,25\n"
     files = {"images/a.jpg": None, "images/b.jpg": None, "train_labels.csv": f"{header}a.jpg{line}"}

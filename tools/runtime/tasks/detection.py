@@ -111,6 +111,7 @@ class DetectionTask(Task):
             "config": self.recipe.model_dump(mode="json"),
             "class_names": list(self.net.class_names),
             "preprocessing": self.net.preprocessing.to_dict(),
+            "card": dict(self.net.card),
         }
 
     def image_name(self, index: int) -> str:
