@@ -161,6 +161,12 @@ class AnchorConfig(Section):
     """The distance between anchors is the padded image's size divided by the map's, rounded down, as torchvision has it
     (less than 64 on P6 where P5 has an odd size); false: the level's stride."""
 
+    @property
+    def per_level(self) -> list[list[int]]:
+        """`sizes` as a list for each level."""
+        nested = [level for level in self.sizes if isinstance(level, list)]
+        return nested or [[size for size in self.sizes if not isinstance(size, list)]]
+
 
 HeadNorm = Literal["none", "frozen", "batch", "sync"]
 """Batch norm of the detector's own layers: none, a constant scale and offset, trained, or trained across processes."""
