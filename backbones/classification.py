@@ -18,7 +18,7 @@ from backbones.augmentation import Mix
 from backbones.preprocess import Normalize
 from backbones.staged import WithCompanions
 from backbones.weights import Preprocessing, as_classifier, check_keys, load_backbone_weights, read_weights_file
-from backbones.zoo import build_backbone
+from backbones.zoo import Net, build_backbone
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
 
@@ -161,7 +161,7 @@ class Classifier(NamedTuple):
     """Side of the training crop, pixels; None where the file does not say."""
 
 
-def build_classifier(model: ClassifierConfig, num_classes: int) -> nn.Module:
+def build_classifier(model: ClassifierConfig, num_classes: int) -> Net:
     """The randomly initialised net of a config.
 
     Raises:

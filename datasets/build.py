@@ -75,13 +75,17 @@ def resolve_class_names(data: DataConfig, data_root: Path) -> list[str]:
 
 def read_source(source: SourceConfig, data: DataConfig, data_root: Path) -> Records:
     """One source's annotations under its own class names."""
+    if source.format == "coco":
+        assert source.annotations is not None  # the schema sees that a format has what it needs
+        assert source.images is not None
+        return read_coco(data_root / source.annotations, data_root / source.images)
+    assert source.image_set is not None
     if source.format == "generated":
         root, image_set = generate(source.image_set, source.size)
         return read_voc(root, image_set)
+    assert source.root is not None
     if source.format == "voc":
         return read_voc(data_root / source.root, source.image_set, zero_based=source.zero_based)
-    if source.format == "coco":
-        return read_coco(data_root / source.annotations, data_root / source.images)
     if source.format == "imagenet_det":
         return read_imagenet_det(data_root / source.root, source.image_set, images_per_class=source.images_per_class)
     names = data.classes if isinstance(data.classes, list) else CLASS_LISTS.get(data.classes)

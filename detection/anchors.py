@@ -32,7 +32,7 @@ class AnchorGenerator:
     """Sets of map sizes that are kept: aspect groups and scale jitter make dozens of them, not thousands."""
 
     def __init__(self, config: AnchorConfig, strides: list[int]) -> None:
-        per_level = config.sizes if isinstance(config.sizes[0], list) else [config.sizes]
+        per_level = config.per_level
         if len(per_level) != len(strides):
             raise ValueError(f"{len(per_level)} lists of anchor sizes for {len(strides)} feature maps")
         self.strides = strides
@@ -54,9 +54,10 @@ class AnchorGenerator:
         if key not in self._remembered:
             if len(self._remembered) >= self.MAX_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            padded = tuple(length * self.strides[0] for length in map_sizes[0])
-            levels = [self._level(level, size, padded) for level, size in enumerate(map_sizes)]
-            self._remembered[key] = tuple(torch.cat(part).to(device) for part in zip(*levels, strict=True))
+            height, width = (length * self.strides[0] for length in map_sizes[0])
+            levels = [self._level(level, size, (height, width)) for level, size in enumerate(map_sizes)]
+            anchors, codes = (torch.cat(part).to(device) for part in zip(*levels, strict=True))
+            self._remembered[key] = anchors, codes
         return self._remembered[key]
 
     def _level(self, level: int, map_size: tuple[int, int], padded: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -171,8 +171,7 @@ def _detectron2_pixels(tensors: Mapping[str, Tensor]) -> Preprocessing:
 
 def _check_anchors(tensors: Mapping[str, Tensor], model: ModelConfig, path: Path) -> None:
     """Refuses a config whose anchors are others than the file's, where the file holds them."""
-    sizes = model.anchors.sizes
-    for level, level_sizes in enumerate(sizes if isinstance(sizes[0], list) else [sizes]):
+    for level, level_sizes in enumerate(model.anchors.per_level):
         theirs = tensors.get(f"proposal_generator.anchor_generator.cell_anchors.{level}")
         if theirs is None:
             continue

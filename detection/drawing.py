@@ -64,7 +64,7 @@ def draw_detections(
     if names:
         writer = _NameWriter(draw, picture.size, boxes, width, _font(max(10, round(thickness * short / 32))))
         for i in order[::-1]:  # the best choose their places first
-            text = class_names[labels[i] - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
+            text = class_names[int(labels[i]) - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
             writer.write(text, boxes[i], class_color(int(labels[i])))
         if truth_labels is not None:
             for i in _missed(truth, np.asarray(truth_labels, int), boxes, labels):

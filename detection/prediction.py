@@ -13,7 +13,7 @@ from configs.errors import UserError
 from detection.postprocess import BatchDetections
 
 if TYPE_CHECKING:
-    import supervision
+    import supervision  # pyright: ignore[reportMissingImports]  # an extra
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class ImageDetections:
     @property
     def names(self) -> list[str]:
         """The classes' names, one for each detection."""
-        return [self.class_names[label - 1] for label in self.labels.tolist()]
+        return [self.class_names[int(label) - 1] for label in self.labels]
 
     def select(self, keep: np.ndarray) -> ImageDetections:
         """The detections that `keep` says, (N,) bool or positions."""
@@ -75,7 +75,7 @@ class ImageDetections:
             UserError: supervision is not installed.
         """
         try:
-            import supervision
+            import supervision  # pyright: ignore[reportMissingImports]  # an extra
         except ImportError:
             raise UserError("to_supervision needs the package supervision: pip install supervision") from None
         return supervision.Detections(

@@ -81,7 +81,7 @@ class VideoWriter:
         """
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2  # both formats need even sides
         frame = np.ascontiguousarray(frame[:height, :width])
-        if self._writer is None:
+        if not self._opened:
             self._open(width, height)
         if self._stream is None:
             self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
@@ -89,6 +89,10 @@ class VideoWriter:
         import av
 
         self._writer.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    @property
+    def _opened(self) -> bool:
+        return self._writer is not None
 
     def _open(self, width: int, height: int) -> None:
         if importlib.util.find_spec("av") is None:

@@ -170,6 +170,7 @@ def _run_hotcoco(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
+    assert evaluator.eval is not None, "accumulate fills it"
     return evaluator.eval["precision"], evaluator.eval["recall"]
 
 
@@ -189,8 +190,8 @@ def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         truth, results = COCO(), COCO()
-        truth.dataset = {"images": images, "categories": categories, "annotations": objects}
-        results.dataset = {"images": images, "categories": categories, "annotations": found}
+        vars(truth)["dataset"] = {"images": images, "categories": categories, "annotations": objects}
+        vars(results)["dataset"] = {"images": images, "categories": categories, "annotations": found}
         truth.createIndex()
         results.createIndex()
         evaluator = COCOeval(truth, results, "bbox")

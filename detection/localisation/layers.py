@@ -52,7 +52,7 @@ class PerClassLayers(nn.Module):
             (self.shared_pred, 0.01),
         ):
             nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+            nn.init.zeros_(bias_of(layer))
 
     @torch.no_grad()
     def start_from(self, classifier: nn.Linear) -> None:
@@ -61,7 +61,7 @@ class PerClassLayers(nn.Module):
         A softmax does not feel that mean; a logistic score would.
         """
         self.cls_logits.weight.copy_((classifier.weight - classifier.weight.mean(0))[..., None, None])
-        self.cls_logits.bias.copy_(classifier.bias - classifier.bias.mean())
+        bias_of(self.cls_logits).copy_(classifier.bias - classifier.bias.mean())
 
     def forward(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, N) and deltas (B, T, N, 4), float32, in the anchors' order.
@@ -77,9 +77,15 @@ class PerClassLayers(nn.Module):
     def _of_classes(self, own: nn.Conv2d, shared: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor:
         """(B, T, H * W, outputs of a class)."""
         weight = F.embedding(classes, own.weight.view(self.num_classes, -1)) + shared.weight.view(-1)
-        bias = F.embedding(classes, own.bias.view(self.num_classes, -1)) + shared.bias
+        bias = F.embedding(classes, bias_of(own).view(self.num_classes, -1)) + bias_of(shared)
         products = torch.bmm(weight.view(len(classes), -1, features.shape[1]), features.flatten(2))
         return products.unflatten(1, (-1, shared.out_channels)).transpose(2, 3) + bias[:, :, None]
+
+
+def bias_of(layer: nn.Conv2d) -> Tensor:
+    """The bias of a convolution that has one."""
+    assert layer.bias is not None
+    return layer.bias
 
 
 def sample_losses(

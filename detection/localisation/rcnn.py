@@ -31,16 +31,19 @@ class PerClassRcnn(nn.Module):
         preprocessing: the net's input.
     """
 
+    delta_weights: Tensor
+    """(4,) float32: `bbox_reg_weights`."""
+
     def __init__(
         self, net: nn.Module, config: PerClassRcnnConfig, num_classes: int, preprocessing: Preprocessing
     ) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.net, self.normalize = net, Normalize(preprocessing)
-        if hasattr(net, "fc"):
-            classifier, net.fc = net.fc, nn.Identity()
-        else:
-            classifier, net.classifier[-1] = net.classifier[-1], nn.Identity()
+        last = "fc" if hasattr(net, "fc") else f"classifier.{len(list(net.get_submodule('classifier').children())) - 1}"
+        classifier = net.get_submodule(last)
+        assert isinstance(classifier, nn.Linear)
+        net.set_submodule(last, nn.Identity())
         self.siblings = PerClassLayers(classifier.in_features, num_classes)
         self.siblings.start_from(classifier)
         self.register_buffer("delta_weights", torch.tensor(config.bbox_reg_weights), persistent=False)

@@ -116,10 +116,10 @@ def confusion(data: Aligned, sure: np.ndarray, difficult: np.ndarray) -> np.ndar
     np.add.at(matrix, (truth.labels[item[counted]] - 1, data.detection_labels[detection[counted]] - 1), 1)
     free = ~difficult
     free[item] = False
-    np.add.at(matrix, (truth.labels[free] - 1, classes), 1)
+    np.add.at(matrix[:, classes], truth.labels[free] - 1, 1)
     clutter = sure.copy()
     clutter[detection] = False
-    np.add.at(matrix, (classes, data.detection_labels[clutter] - 1), 1)
+    np.add.at(matrix[classes], data.detection_labels[clutter] - 1, 1)
     return matrix
 
 

@@ -71,7 +71,8 @@ def find_errors(data: Aligned, matches: VocMatches, outcome: np.ndarray) -> Erro
         (other_overlap >= FOREGROUND, CLASSIFICATION),
         (other_overlap >= BACKGROUND, BOTH),
     )
-    kind = np.select(*map(list, zip(*conditions_and_kinds, strict=True)), default=ONLY_BACKGROUND).astype(np.int8)
+    conditions, kinds = [condition for condition, _ in conditions_and_kinds], [kind for _, kind in conditions_and_kinds]
+    kind = np.select(conditions, kinds, default=ONLY_BACKGROUND).astype(np.int8)
     missed = ~matches.difficult & ~objects_hit(matches, outcome)
     missed[matches.best_object[kind == LOCALISATION]] = False
     missed[other_object[kind == CLASSIFICATION]] = False

@@ -141,7 +141,8 @@ def _shot(analysis: Analysis, card: Card, images: Path | None, *, focus: bool) -
     truth = analysis.data.ground_truth
     thumbnail, (height, width) = _thumbnail(analysis, card.image, images)
     place = _Placement(width, height)
-    objects = [_object(analysis, card, index, place) for index in np.flatnonzero(truth.image_index == card.image)]
+    mine = np.flatnonzero(truth.image_index == card.image).tolist()
+    objects = [_object(analysis, card, index, place) for index in mine]
     detections = list(_detections(analysis, card, place, focus))
     # What the card is about lies on top.
     return Shot(width, height, thumbnail, detections + objects if card.focus is None else objects + detections)

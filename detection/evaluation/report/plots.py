@@ -6,6 +6,7 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -26,7 +27,7 @@ MOST_PANELS = 100
 MOST_NUMBERED = 25
 """Classes up to which the confusion matrix has numbers in its cells."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.titlesize": 9.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
@@ -83,8 +84,9 @@ def precision_recall(runs: Named) -> Figure:
             continue
         index = shown[place]
         for run, color in zip(curves, RUN_COLORS, strict=False):
-            if run[index] is not None:
-                recall, precision = _steps(*run[index])
+            curve = run[index]
+            if curve is not None:
+                recall, precision = _steps(*curve)
                 axis.plot(recall, precision, color=color, linewidth=1.3)
                 if len(runs) == 1:
                     axis.fill_between(recall, precision, color=color, alpha=0.12, linewidth=0)
@@ -120,8 +122,8 @@ def _histogram(axis: Axes, analysis: Analysis) -> None:
     counted = outcome != NOT_COUNTED
     bins = np.linspace(0, 1, 41)
     axis.hist(
-        [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins, stacked=True, color=[RIGHT, WRONG],
-        alpha=0.85, label=["right", "wrong"],
+        [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins.tolist(), stacked=True,
+        color=[RIGHT, WRONG], alpha=0.85, label=["right", "wrong"],
     )  # fmt: skip
     axis.axvline(analysis.threshold, color=INK, linewidth=1, linestyle=":")
     axis.set(xlabel="score", ylabel="detections", xlim=(0, 1))
