@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from backbones.augmentation import Mix
 from backbones.preprocess import Normalize
+from backbones.pretrained import load_backbone_weights
 from backbones.staged import WithCompanions
-from backbones.weights import Preprocessing, as_classifier, check_keys, load_backbone_weights, read_weights_file
+from backbones.weights import Preprocessing, as_classifier, check_keys, read_weights_file
 from backbones.zoo import Net, build_backbone
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
@@ -89,7 +90,7 @@ class WarmupUntilError:
 
     def update(self, error: float, iteration: int) -> None:
         """Take in the training error of the iterations before `iteration`, the next one."""
-        if self.waiting and error < self.threshold:
+        if self.threshold is not None and self.waiting and error < self.threshold:
             self.event = iteration
 
     def factor(self, iteration: int) -> float:

@@ -62,7 +62,7 @@ def _highway(
     net = SequentialNet(stages, neck, nn.Linear(last, num_classes))
     initialise(net)
     for layer in net.modules():
-        if isinstance(layer, Highway):
+        if isinstance(layer, Highway) and layer.gate.bias is not None:
             nn.init.xavier_uniform_(layer.gate.weight)
             nn.init.constant_(layer.gate.bias, -2.0)
     return net
@@ -112,12 +112,18 @@ class MaxoutLinear(nn.Module):
         return self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
 
 
-def _initialise_maxout(net: nn.Module) -> None:
-    """Variance 1 / fan-in: of two pieces the maximum then has the second moment of its input."""
+def _initialise_maxout(net: SequentialNet) -> None:
+    """Variance 1 / fan-in: of two pieces the maximum then has the second moment of its input.
+
+    The maximum of five pieces and of a whole map is larger, so the classifier behind it starts at a tenth of that.
+    """
     for layer in net.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.normal_(layer.weight, std=math.prod(layer.weight.shape[1:]) ** -0.5)
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    with torch.no_grad():
+        net.fc.weight.mul_(0.1)
 
 
 def maxout(num_classes: int = 10, width: float = 1.0, dropout: float = 0.5) -> SequentialNet:
@@ -200,7 +206,7 @@ def nin(num_classes: int = 10, width: float = 1.0, dropout: float = 0.5) -> Sequ
 
     The last 1x1 convolution makes class maps, of which the mean is taken; a linear layer on the mean is the same.
     """
-    stages = {}
+    stages, channels = {}, 3
     for number, (conv, rest, channels) in enumerate(_nin_blocks(width, dropout)):
         stages[f"conv{number + 1}"] = ([*_nin_pool(number, dropout), conv, *rest], channels, 2**number)
     net = SequentialNet(stages, GlobalAverage(), nn.Linear(channels, num_classes))

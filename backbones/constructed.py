@@ -80,7 +80,9 @@ def _make_identity(unit: ConvUnit, moments: Moments) -> None:
     for layer in unit.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.dirac_(layer.weight)
-        elif isinstance(layer, TRAINED_BATCH_NORMS):
+        elif (
+            isinstance(layer, TRAINED_BATCH_NORMS) and layer.running_mean is not None and layer.running_var is not None
+        ):
             layer.running_mean.copy_(mean)
             layer.running_var.copy_(variance)
             layer.weight.copy_((variance + layer.eps).sqrt())

@@ -59,7 +59,7 @@ def from_akamaster(content: dict[str, Any], path: Path) -> Converted:
     {"state_dict": {"module.conv1.weight", ..., "module.layer1.0.shortcut.0.weight" (option B only),
     "module.linear.weight"}}. Option A pads channels on both sides there, as in `resnet.pad_shortcut`.
     """
-    state = _tensors(content.get("state_dict", content))
+    state = _tensors(content.get("state_dict", content), path)
     for old, new in (("module.", ""), ("linear.", "fc."), (".shortcut.", ".downsample.")):
         state = {key.replace(old, new, 1): value for key, value in state.items()}
     return Converted(state, IMAGENET, shortcut="B" if any("downsample" in key for key in state) else "A")
@@ -75,7 +75,7 @@ def from_msra(content: dict[str, Any], path: Path) -> Converted:
     """
     if content.get("__author__") == "torchvision":
         raise UserError(f"{path}: torchvision's weights renamed, not MSRA's: convert torchvision's own file")
-    tensors = _tensors(content.get("blobs", content.get("model", content)))
+    tensors = _tensors(content.get("blobs", content.get("model", content)), path)
     state = {name: value for key, value in tensors.items() if (name := residual_name(key))}
     for key in [key for key in state if re.search(r"(bn\d|downsample\.1)\.weight$", key)]:
         layer = key.removesuffix("weight")
@@ -125,8 +125,16 @@ SOURCES: dict[str, Callable[[dict[str, Any], Path], Converted]] = {
 }
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The arrays among the values, as float32 tensors."""
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """The arrays among the values, as float32 tensors.
+
+    Raises:
+        UserError: the content is not a mapping from names to arrays.
+    """
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise UserError(
+            f"{path}: not weights by name: a part is a {type(content).__name__} or has keys that are not texts"
+        )
     return {
         key: torch.as_tensor(value).float()
         for key, value in content.items()
@@ -164,8 +172,8 @@ def convert(content: dict[str, Any], source: str, path: Path) -> dict[str, Any]:
     classifier = "classifier.6" if name.startswith("vgg") else "fc"
     classes = len(state[f"{classifier}.weight"]) if f"{classifier}.weight" in state else 0
     with torch.device("meta"):
-        options = {} if name.startswith("vgg") else {"shortcut": converted.shortcut}
-        net = build_backbone(name, num_classes=classes or 1, **options)
+        shortcut = None if name.startswith("vgg") else converted.shortcut
+        net = build_backbone(name, num_classes=classes or 1, shortcut=shortcut)
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     if not classes:
         own = {key: value for key, value in own.items() if not key.startswith(f"{classifier}.")}

@@ -9,7 +9,7 @@
 
 Files are kept under `$RESIDUAL_DETECTION_HOME` (default `~/.cache/residual-detection`) for ever; a file that was put
 there by hand is taken as it is. A download is continued where it was cut, compared with the checksum that torchvision
-and detectron2 publish in their files' names, and appears whole or not at all.
+and detectron2 publish in their files' names and the Hub beside its files, and appears whole or not at all.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from tqdm import tqdm
 
@@ -122,6 +122,23 @@ def _published_checksum(scheme: str, file: str) -> tuple[str, str] | None:
     return None
 
 
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirections, but not from https to http, and keeps the SHA-256 that the Hub says on the way."""
+
+    sha256: str | None = None
+
+    def redirect_request(
+        self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        """The next request."""
+        digest = headers.get("X-Linked-ETag", "").strip('"')
+        if re.fullmatch(r"[0-9a-f]{64}", digest):
+            self.sha256 = digest
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise HTTPException(f"the server leads to an insecure address, {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def fetch(name: Path | str, *, licence: str = "", pause: float = 1.0) -> Path:
     """The file of a name, downloaded unless it is kept already.
 
@@ -142,8 +159,9 @@ def fetch(name: Path | str, *, licence: str = "", pause: float = 1.0) -> Path:
             if not remote.path.is_file():  # another process may have been first
                 print(f"downloading {remote.url}" + (f" (licence: {licence})" if licence else ""), file=sys.stderr)
                 part = remote.path.with_name(f"{remote.path.name}.part")
-                _download(remote, part, pause)
-                _check(part, remote)
+                redirects = _Redirects()
+                _download(remote, part, pause, build_opener(redirects))
+                _check(part, remote, remote.checksum or ("sha256", redirects.sha256 or ""))
                 os.replace(part, remote.path)
     except OSError as error:
         raise UserError(f"{name}: cannot be written: {error}: set RESIDUAL_DETECTION_HOME to another folder") from None
@@ -163,13 +181,13 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _download(remote: Remote, part: Path, pause: float) -> None:
+def _download(remote: Remote, part: Path, pause: float, opener: OpenerDirector) -> None:
     """Makes `part` the whole file, going on where an earlier attempt ended."""
     failures = 0
     while True:
         done = part.stat().st_size if part.exists() else 0
         try:
-            if _append(remote, part, done):
+            if _append(remote, part, done, opener):
                 return
             reason: object = "the connection was closed early"
         except HTTPError as error:
@@ -188,10 +206,10 @@ def _download(remote: Remote, part: Path, pause: float) -> None:
         time.sleep(pause * 2 ** max(0, failures - 1))
 
 
-def _append(remote: Remote, part: Path, done: int) -> bool:
+def _append(remote: Remote, part: Path, done: int, opener: OpenerDirector) -> bool:
     """Adds to `part` what is missing, anew where the server cannot go on; whether the file is whole."""
     request = Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
-    with urlopen(request, timeout=_TIMEOUT) as response:
+    with opener.open(request, timeout=_TIMEOUT) as response:
         continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         start = done if continued else 0
         total = _total_size(response, start)
@@ -227,11 +245,11 @@ def _check_size(remote: Remote, total: int | None, start: int) -> None:
         )
 
 
-def _check(part: Path, remote: Remote) -> None:
-    """Compares a finished download with its published checksum; removes it where they differ."""
-    if remote.checksum is None:
+def _check(part: Path, remote: Remote, checksum: tuple[str, str]) -> None:
+    """Compares a finished download with its checksum (algorithm, first digits); removes it where they differ."""
+    algorithm, beginning = checksum
+    if not beginning:
         return
-    algorithm, beginning = remote.checksum
     with part.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if not found.startswith(beginning):

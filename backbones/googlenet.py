@@ -52,16 +52,16 @@ class GoogLeNet(TorchvisionGoogLeNet):
         )
         for layer in self.modules():
             if isinstance(layer, BasicConv2d) and norm != "batch":
-                layer.bn = NORMS[norm](layer.bn.num_features, layer.bn.eps)
+                layer.add_module("bn", NORMS[norm](layer.bn.num_features, layer.bn.eps))
         self.frozen_stages = 0
         self.stage_strides = {name: stride for name, (_, stride) in STAGES.items()}
         self.stage_channels = {"conv1": 64, "conv2": 192, "conv3": 480, "conv4": 832, "conv5": 1024}
         initialise(self)
-        for companion in self.companions.values():
-            nn.init.normal_(companion.fc2.weight, std=companion.fc2.in_features**-0.5)
-        nn.init.normal_(self.fc.weight, std=self.fc.in_features**-0.5)
+        last = [self.fc, *(each.fc2 for each in self.companions.values() if isinstance(each, InceptionAux))]
+        for classifier in last:
+            nn.init.normal_(classifier.weight, std=classifier.in_features**-0.5)
 
-    def forward(self, x: Tensor) -> Tensor | WithCompanions:
+    def forward(self, x: Tensor) -> Tensor | WithCompanions:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Logits (B, K) of x (B, 3, H, W), any H and W; in training with those of the companions, if there are any."""
         companions = self.companions if self.training else {}
         others = []

@@ -23,7 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from backbones.batch_norm import NORMS, conv_bn
-from backbones.staged import Head, Norm, Stage, check_stages, initialise
+from backbones.staged import Head, Norm, Stage, Strided, check_stages, initialise
 from configs.common import NonNegativeInt, PositiveInt, Section
 
 
@@ -148,7 +148,8 @@ class ResNetSpec(Section):
 
     def last_map(self) -> tuple[int, int]:
         """(H, W) of the last stage's map for images of `input_size`."""
-        sides = self.input_size
+        assert self.input_size is not None, "asked for only where the window is fixed"
+        sides = list(self.input_size)
         for layer, pool in ((self.stem, self.stem.pooling), *((stage, stage.pool) for stage in self.stages)):
             if pool is not None and layer is not self.stem:
                 sides = [pool.output_size(side) for side in sides]
@@ -165,14 +166,14 @@ class ResNetSpec(Section):
         return any(stride > 1 for stride in strides) or any(pools)
 
 
-def _row(unit: str, *units: int) -> ResNetSpec:
+def _row(unit: Literal["basic", "bottleneck"], *units: int) -> ResNetSpec:
     widths_and_strides = ((64, 1), (128, 2), (256, 2), (512, 2))
     return ResNetSpec(
         unit=unit,
-        stages=[
+        stages=tuple(
             StageSpec(units=n, width=width, stride=stride)
             for n, (width, stride) in zip(units, widths_and_strides, strict=True)
-        ],
+        ),
     )
 
 
@@ -200,7 +201,7 @@ def pad_shortcut(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x[:, :, ::stride, ::stride], (0, 0, 0, 0, grown // 2, grown - grown // 2))
 
 
-class Unit(nn.Module, ABC):
+class Unit(Strided, ABC):
     """Residual unit y = relu(F(x) + shortcut(x)) (He et al. 2016, eqs. 1, 2), or a plain one y = relu(F(x))."""
 
     expansion: int
@@ -222,6 +223,18 @@ class Unit(nn.Module, ABC):
         """Convolutions and batch norms under torchvision's names."""
 
     @abstractmethod
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """The convolutions of F with their batch norms, in order; between them are ReLUs."""
+
+    def projection(self) -> tuple[nn.Conv2d, nn.Module] | None:
+        """The shortcut's convolution with its batch norm; None without one."""
+        if self.downsample is None:
+            return None
+        conv, norm = self.downsample[0], self.downsample[1]
+        assert isinstance(conv, nn.Conv2d)
+        return conv, norm
+
+    @abstractmethod
     def _residual(self, x: Tensor) -> Tensor:
         """F(x)."""
 
@@ -229,8 +242,9 @@ class Unit(nn.Module, ABC):
         """(B, inputs, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""
         out = self._residual(x)
         if not self.plain:
-            if self.downsample is not None:
-                x = conv_bn(self.downsample[0], self.downsample[1], x)
+            projection = self.projection()
+            if projection is not None:
+                x = conv_bn(*projection, x)
             elif self.pads:
                 x = pad_shortcut(x, self.channels, self.stride)
             out += x
@@ -249,6 +263,11 @@ class ConvUnit(Unit):
             self.add_module(f"bn{number}", NORMS[norm](width))
             inputs, stride = width, 1
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
+
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """`depth` of them."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{number}"), getattr(self, f"bn{number}")) for number in numbers]
 
     def _residual(self, x: Tensor) -> Tensor:
         for number in range(1, self.depth + 1):
@@ -273,6 +292,10 @@ class BottleneckUnit(Unit):
         self.conv3 = _conv(width, self.channels, 1)
         self.bn3 = NORMS[norm](self.channels)
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
+
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """1x1, 3x3, 1x1."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
     def _residual(self, x: Tensor) -> Tensor:
         out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
@@ -315,8 +338,10 @@ class ResNet(nn.Module):
             stage = self._build_stage(channels, stage_spec, norm)
             stage.activation_checkpointing = activation_checkpointing
             self.add_module(f"layer{number}", stage)
+            last = stage[-1]
+            assert isinstance(last, Unit)
             channels, stride = (
-                stage[-1].channels,
+                last.channels,
                 stride * stage_spec.stride * (stage_spec.pool.step if stage_spec.pool else 1),
             )
             self.stage_channels[f"conv{number + 1}"] = channels
@@ -402,11 +427,13 @@ class ResNet(nn.Module):
     def dilate_stage(self, name: str) -> None:
         """A stage (conv2 or later) no longer strides: its 3x3 convolutions are dilated by what it would have strided.
 
-        Their receptive fields stay as they are (Dai et al. 2017, Sec. 4.1, for conv5).
+        Of bottlenecks that stride in the 1x1, every such position of the finer map is the coarser map's value: the same
+        net, asked at more places. (Dai et al. 2017, Sec. 4.1, for conv5; detectron2 dilates the first unit too.)
         """
         stage = self._stage(name)
-        stride = stage[0].stride
-        for unit in stage:
+        units = [unit for unit in stage.modules() if isinstance(unit, Unit)]
+        stride = units[0].stride
+        for unit in units:
             unit.stride = 1
         for conv in stage.modules():
             if isinstance(conv, nn.Conv2d):

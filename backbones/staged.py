@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones import fused
 from backbones.batch_norm import TRAINED_BATCH_NORMS
 
 Norm = Literal["batch", "frozen", "sync"]
@@ -92,6 +93,8 @@ class Stage(nn.Sequential):
 
     frozen = False
     activation_checkpointing = False
+    chain: fused.Chain | None = None
+    """The units as one operator, with their constants; kept by `fused.chain_for`."""
 
     def freeze(self) -> None:
         """No parameter trains from here on, and `train()` leaves batch norm in eval mode."""
@@ -106,6 +109,8 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: `input`
         """The last unit's output."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if not self._checkpoints() and (chain := fused.chain_for(self, x)) is not None:
+                return fused.run(chain, x)
             for unit in self:
                 x = self._checkpointed(unit, x) if self._checkpoints() else unit(x)
         return x
@@ -155,7 +160,7 @@ class SequentialNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | WithCompanions:
         """Logits (B, K) of x (B, 3, H, W); in training with those of the companions, where there are any."""
         last = next(reversed(self.stage_channels))
-        companions = self.companions if self.training else {}
+        companions = dict(self.companions.items()) if self.training else {}
         maps = self.forward_stages(x, {last, *companions})
         logits = self.fc(self.neck(maps[last]))
         if not companions:
@@ -198,12 +203,18 @@ class SequentialNet(nn.Module):
         return classifier
 
 
+class Strided(nn.Module):
+    """A module that itself takes every `stride`-th position (the padded shortcut of a residual unit)."""
+
+    stride: int
+
+
 def remove_stride(module: nn.Module) -> None:
     """Every convolution, pooling and unit inside gets the stride 1: a map of a RoI keeps its size."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             layer.stride = (1, 1)
-        elif hasattr(layer, "stride"):
+        elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d | Strided):
             layer.stride = 1
 
 

@@ -25,22 +25,45 @@ from configs.common import (
 
 # ---------------------------------------------------------------------------------------------- data
 
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
 
 class SourceConfig(Section):
     """One annotated set of images. Relative paths are relative to `--data-root`, else `DATA_DIR`, else `data/`."""
 
-    format: Literal["voc", "coco", "yolo", "imagenet_det", "generated"]
-    """Layout of the files. generated: the built-in set, drawn on the spot, for which nothing is downloaded."""
+    format: Literal["voc", "coco", "yolo", "labelme", "via", "csv", "supervisely", "imagenet_det", "generated"]
+    """Layout of the files; docs/own_data.md tells which tool writes which. generated: the built-in set, drawn on the
+    spot, for which nothing is downloaded."""
     root: str | None = None
-    """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/. yolo: holds images/ and labels/. imagenet_det:
-    holds Annotations/DET/, Data/DET/ and ImageSets/DET/."""
+    """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/, or, without image_set, XML files and images at any
+    depth. yolo: holds images/ and labels/, or, without image_set, label files and images at any depth. labelme,
+    supervisely: images and annotation files at any depth. imagenet_det: holds Annotations/DET/, Data/DET/ and
+    ImageSets/DET/."""
     image_set: str | None = None
-    """voc: ImageSets/Main/NAME.txt. yolo: images/NAME and labels/NAME. imagenet_det: train, val, val1, val2, test or
-    another ImageSets/DET/NAME.txt. generated: train, val or test."""
+    """voc: ImageSets/Main/NAME.txt; null: all images below root. yolo: images/NAME and labels/NAME, or NAME/images and
+    NAME/labels; null: all images below root. imagenet_det: train, val, val1, val2, test or another
+    ImageSets/DET/NAME.txt. generated: train, val or test."""
     images: str | None = None
-    """coco: folder of the images."""
+    """coco, via, csv: folder of the images. voc, yolo without image_set, labelme, supervisely: the folder below root
+    whose images are the set (folder/*: only those directly in it); null: all below root."""
+    unlisted: bool = False
+    """voc: the images of JPEGImages/ that no list in ImageSets/Main names."""
+    image_list: str | None = None
+    """voc, yolo without image_set, labelme, supervisely: text file that names the set's images, one a line."""
     annotations: str | None = None
-    """coco: JSON file."""
+    """coco: JSON file. via: CSV or JSON file. csv: table with filename, class, xmin, ymin, xmax, ymax."""
+    split: Share | list[Share] | None = None
+    """A set without parts of its own: this share of its images trains and the rest validates, or the shares of train,
+    val and test: the list in which the source appears takes its part. By a hash of the file name: images that are
+    added later move none."""
+    split_by: str | None = None
+    """Regular expression on an image's path below its folder: images with equal first groups (without groups: equal
+    matches) stay in one part, as frames of one video should: "(.*)_frame" or "clip[0-9]+"."""
+    split_seed: NonNegativeInt = 0
+    """Another number gives another division."""
+    unlabelled: Literal["empty", "skip", "error"] | None = None
+    """Images without annotation: empty ones, left out, or a mistake. null: a mistake for voc, labelme and supervisely;
+    an empty image for yolo; not looked for in a set whose file lists its images (coco, via, csv)."""
     size: NonNegativeInt = 0
     """generated: number of images of this set (0: the generator's default)."""
     zero_based: bool = False
@@ -51,17 +74,40 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _has_what_the_format_needs(self) -> SourceConfig:
         needed = {
-            "voc": ("root", "image_set"),
             "coco": ("images", "annotations"),
-            "yolo": ("root", "image_set"),
+            "via": ("images", "annotations"),
+            "csv": ("images", "annotations"),
             "imagenet_det": ("root", "image_set"),
             "generated": ("image_set",),
-        }[self.format]
+        }.get(self.format, ("root",))
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f"format {self.format} needs {' and '.join(missing)}")
         if self.images_per_class is not None and (self.format, self.image_set) != ("imagenet_det", "train"):
             raise ValueError("images_per_class is for format imagenet_det, image_set train")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_format(self) -> SourceConfig:
+        listed = self.format in ("coco", "via", "csv")
+        by_folder = self.format in ("voc", "yolo", "labelme", "supervisely")
+        if self.images is not None and not (listed or (by_folder and self.image_set is None)):
+            raise ValueError("images is for coco, via and csv, or for a folder without image_set")
+        if self.image_list is not None and not (by_folder and self.image_set is None and self.images is None):
+            raise ValueError("image_list is for voc, yolo, labelme and supervisely, without image_set and images")
+        if self.unlisted and (self.format != "voc" or self.image_set or self.images or self.image_list):
+            raise ValueError("unlisted is for voc, without image_set, images and image_list")
+        if self.unlabelled is not None and not (listed or by_folder):
+            raise ValueError(f"unlabelled is not for format {self.format}")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> SourceConfig:
+        if isinstance(self.split, list):
+            if len(self.split) not in (2, 3) or abs(sum(self.split) - 1) > 1e-6:
+                raise ValueError(f"split {self.split}: give two or three shares (train, val, test) that add up to 1")
+        elif self.split is None and (self.split_by is not None or self.split_seed):
+            raise ValueError("split_by and split_seed need split, for example split: 0.8")
         return self
 
 
@@ -160,12 +206,6 @@ class AnchorConfig(Section):
     fitted_strides: bool = False
     """The distance between anchors is the padded image's size divided by the map's, rounded down, as torchvision has it
     (less than 64 on P6 where P5 has an odd size); false: the level's stride."""
-
-    @property
-    def per_level(self) -> list[list[int]]:
-        """`sizes` as a list for each level."""
-        nested = [level for level in self.sizes if isinstance(level, list)]
-        return nested or [[size for size in self.sizes if not isinstance(size, list)]]
 
 
 HeadNorm = Literal["none", "frozen", "batch", "sync"]
@@ -371,6 +411,9 @@ class DetectionTrainConfig(TrainConfig):
     """torch.compile for the regions of fixed shape; falls back with a warning."""
     best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "imagenet_det.mAP", "loss"] = "voc12.mAP"
     """Figure of the validation set that chooses best.pt."""
+    transfer_classes: bool = False
+    """--init-from: classes that the weights know under the same name (COCO's tv is VOC's tvmonitor) start from those
+    rows of the class layers. false: all class layers start afresh where the lists of classes differ."""
     alternating: AlternatingConfig | None = None
     """Train in four phases, each as long as `schedule` says, in place of joint training ({}: all as in the rest)."""
 

@@ -61,6 +61,14 @@ def read_bytes(path: str | Path, what: str) -> bytes:
         raise UserError(f"{path}: cannot read the {what}: {getattr(error, 'strerror', None) or error}") from None
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; False too for names from data that no file can have (too long, a zero byte)."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def read_text(path: str | Path, what: str = "text file") -> str:
     """The text of a file, line ends as they are; see the module's first lines for encodings.
 

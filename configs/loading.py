@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.composer import ComposerError
 
 from configs.detection import DetectionConfig
 from configs.errors import UserError, nearest
@@ -87,7 +88,7 @@ def parse_yaml(text: str, source_name: str) -> Any:
     """The values of a YAML text.
 
     Raises:
-        UserError: it is not YAML, or a key appears twice in a mapping.
+        UserError: it is not YAML, a key appears twice in a mapping, or references make it very large.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -97,6 +98,14 @@ def parse_yaml(text: str, source_name: str) -> Any:
         raise UserError(f"{place}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source_name}: this is not YAML: {' '.join(str(error).split())}") from None
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        LookupError,
+    ) as error:  # of a tag such as !!int and its text
+        raise UserError(f"{source_name}: a value does not fit its type: {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------- YAML
@@ -113,10 +122,40 @@ _SCALARS = {  # YAML 1.2 core schema: tag -> (pattern, possible first characters
 }
 
 
+_MOST_VALUES, _MOST_LEVELS = 100_000, 100
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader with YAML 1.2 scalars and without duplicate keys."""
 
     yaml_implicit_resolvers = {}  # none of YAML 1.1's
+
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._sizes: dict[int, int] = {}
+        self._depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node whose depth, and whose size with all references followed, are bounded.
+
+        Nine lines of references to references mean 10^9 values otherwise.
+        """
+        is_reference, place = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
+        self._depth += 1
+        if self._depth > _MOST_LEVELS:
+            raise ComposerError(problem=f"has more than {_MOST_LEVELS} levels", problem_mark=place)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_reference and id(node) not in self._sizes:
+            raise ComposerError(problem="a value refers to itself", problem_mark=place)
+        if not is_reference:
+            children = [] if node is None or isinstance(node, yaml.ScalarNode) else node.value
+            parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+            size = self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in parts)
+            if size > _MOST_VALUES:
+                problem = f"holds more than {_MOST_VALUES} values, references followed"
+                raise ComposerError(problem=problem, problem_mark=place)
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         seen: dict[str, int] = {}

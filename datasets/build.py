@@ -9,14 +9,18 @@ import numpy as np
 
 from configs.detection import DataConfig, SourceConfig
 from configs.errors import UserError, did_you_mean
+from datasets.annotation_files import read_folder, unlisted_images
+from datasets.annotation_tables import read_csv, read_via
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
+from datasets.coco_exports import add_unlisted, without_placeholder
 from datasets.detection import DetectionDataset
 from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
 from datasets.records import Records, join, logger
-from datasets.voc import read_voc
-from datasets.yolo import read_yolo
+from datasets.split import split_records
+from datasets.voc import read_image_set, read_voc
+from datasets.yolo import image_folder, read_yolo
 
 Split = Literal["train", "val", "test"]
 
@@ -55,7 +59,7 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     sources = getattr(data, split)
     if not sources:
         raise UserError(f"data.{split}: lists no source")
-    parts = [read_source(source, data, data_root) for source in sources]
+    parts = [read_source(source, data, data_root, split) for source in sources]
     if data.classes == "auto" and class_names is not None:
         # Where the user keeps some classes only, the others may be annotated and are dropped.
         known = class_names if data.keep_classes is None else sorted({*class_names, *_annotated(parts, data)})
@@ -73,23 +77,55 @@ def resolve_class_names(data: DataConfig, data_root: Path) -> list[str]:
     return _kept(_known_classes(data, None, data_root), data.keep_classes)
 
 
-def read_source(source: SourceConfig, data: DataConfig, data_root: Path) -> Records:
-    """One source's annotations under its own class names."""
-    if source.format == "coco":
-        assert source.annotations is not None  # the schema sees that a format has what it needs
-        assert source.images is not None
-        return read_coco(data_root / source.annotations, data_root / source.images)
-    assert source.image_set is not None
-    if source.format == "generated":
-        root, image_set = generate(source.image_set, source.size)
-        return read_voc(root, image_set)
-    assert source.root is not None
-    if source.format == "voc":
-        return read_voc(data_root / source.root, source.image_set, zero_based=source.zero_based)
-    if source.format == "imagenet_det":
-        return read_imagenet_det(data_root / source.root, source.image_set, images_per_class=source.images_per_class)
+def read_source(source: SourceConfig, data: DataConfig, data_root: Path, split: Split) -> Records:
+    """One source's annotations under its own class names; of a source with `split` the part for this list."""
+    records = _read_whole(source, data, data_root)
+    if source.split is None:
+        return records
+    folder = data_root / (source.images or source.root or "")
+    return split_records(
+        records, split, source.split, pattern=source.split_by, seed=source.split_seed,
+        root=folder.parent if folder.name == "*" else folder,
+    )  # fmt: skip
+
+
+def _read_whole(source: SourceConfig, data: DataConfig, data_root: Path) -> Records:
+    """All of a source; the schema has seen to it that what the format needs is there."""
     names = data.classes if isinstance(data.classes, list) else CLASS_LISTS.get(data.classes)
-    return read_yolo(data_root / source.root, source.image_set, class_names=names)
+    root, image_set = data_root / (source.root or ""), source.image_set or ""
+    images = data_root / source.images if source.images is not None else None
+    annotations = data_root / (source.annotations or "")
+    if source.format == "generated":
+        root, image_set = generate(image_set, source.size)
+        return read_voc(root, image_set)
+    if source.format == "imagenet_det":
+        return read_imagenet_det(root, image_set, images_per_class=source.images_per_class)
+    if source.format == "coco":
+        records = without_placeholder(read_coco(annotations, images or root), annotations)
+        return add_unlisted(records, images or root, source.unlabelled)
+    if source.format in ("via", "csv"):
+        read = read_via if source.format == "via" else read_csv
+        return read(annotations, images or root, unlabelled=source.unlabelled)
+    if image_set and source.unlabelled is None:
+        if source.format == "voc":
+            return read_voc(root, image_set, zero_based=source.zero_based)
+        return read_yolo(root, image_set, class_names=names)
+    only = None
+    if image_set:
+        images = root / "JPEGImages" if source.format == "voc" else image_folder(root, image_set)
+        only = read_image_set(root, image_set) if source.format == "voc" else None
+    elif source.unlisted:
+        images, only = root / "JPEGImages", unlisted_images(root)
+    return read_folder(
+        root,
+        source.format,
+        images=images,
+        image_list=data_root / source.image_list if source.image_list is not None else None,
+        only=only,
+        zero_based=source.zero_based,
+        unlabelled=source.unlabelled,
+        class_names=names,
+    )
 
 
 def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Path) -> list[str]:
@@ -104,7 +140,7 @@ def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Pat
             f"data.classes: {data.classes} is neither a list of names nor one of {', '.join(choices)}"
             f"{did_you_mean(data.classes, choices)}"
         )
-    return _annotated([read_source(source, data, data_root) for source in data.train] if parts is None else parts, data)
+    return _annotated([_read_whole(source, data, data_root) for source in data.train] if parts is None else parts, data)
 
 
 def _annotated(parts: list[Records], data: DataConfig) -> list[str]:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from configs.errors import UserError
 from configs.files import read_bytes
 from configs.pickles import PickleError, read_pickle
 from datasets.folders import ImageFiles, find_class, list_folder, read_folders
-from datasets.images import IMAGE_SUFFIXES, read_image
+from datasets.images import IMAGE_SUFFIXES, decode_image, is_hidden, read_image
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 """In the order of the original labels, which is that of the alphabet."""
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _PIXELS = 3 * 32 * 32
+MOST_BYTES = 8 << 30
+"""Of a set in memory."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def read_into_memory(files: ImageFiles) -> ImageArrays:
         UserError: an image cannot be read, or differs in size from the others.
     """
     first = read_image(files.path(0)).shape[:2]
-    images = np.empty((len(files), *first, 3), np.uint8)
+    images = _allocate(len(files), (first[0], first[1]), str(files.root))
 
     def decode(index: int) -> None:
         _put(images, index, read_image(files.path(index)), str(files.path(index)))
@@ -151,28 +154,56 @@ def _checked(planes: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.nda
 
 def _read_zip(path: Path, split: str, class_names: Sequence[str] | None) -> ImageArrays:
     """A zip file with <split>/<class>/<image>, at its top or in one folder."""
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(_members(archive, split))
-        if not names:
-            raise UserError(f"{path}: holds no images in {split}/<class>/")
-        folders = sorted({_class_of(name) for name in names})
-        class_names = list(class_names) if class_names is not None else folders
-        label_of = {folder: find_class(folder, class_names, f"{path}/{split}") for folder in folders}
-        images: np.ndarray | None = None
-        for index, name in enumerate(names):
-            image = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR_RGB)
-            if image is None:
-                raise UserError(f"{path}: {name} cannot be decoded as an image")
-            images = np.empty((len(names), *image.shape), np.uint8) if images is None else images
-            _put(images, index, image, f"{path}: {name}")
-    assert images is not None, "there are names"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(_members(archive, split))
+            contents = [_content(archive, name, path) for name in names]
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: the archive is damaged ({error}): fetch it again") from None
+    if not names:
+        raise UserError(f"{path}: holds no images in {split}/<class>/")
+    folders = sorted({_class_of(name) for name in names})
+    class_names = list(class_names) if class_names is not None else folders
+    label_of = {folder: find_class(folder, class_names, f"{path}/{split}") for folder in folders}
+    images = _allocate(len(names), decode_image(contents[0], f"{path}: {names[0]}").shape[:2], str(path))
+    for index, (name, content) in enumerate(zip(names, contents, strict=True)):
+        _put(images, index, decode_image(content, f"{path}: {name}"), f"{path}: {name}")
     labels = np.array([label_of[_class_of(name)] for name in names], np.int64)
     return ImageArrays(images, labels, class_names)
 
 
+def _content(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+    """(N,) uint8: the bytes of a member. Images hardly shrink: one that grows a hundredfold is made to fill the memory.
+
+    Raises:
+        UserError: it would.
+    """
+    member = archive.getinfo(name)
+    if member.file_size > 100 * member.compress_size + (1 << 20):
+        raise UserError(f"{path}: {name} has {member.file_size} bytes, from {member.compress_size}: not an image")
+    return np.frombuffer(archive.read(member), np.uint8)
+
+
+def _allocate(count: int, image_size: tuple[int, int], where: str) -> np.ndarray:
+    """(count, H, W, 3) uint8, uninitialised.
+
+    Raises:
+        UserError: the set is too large for the memory.
+    """
+    shape = (count, *image_size, 3)
+    if math.prod(shape) > MOST_BYTES:
+        size = f"{image_size[1]} x {image_size[0]}"
+        raise UserError(
+            f"{where}: {count} images of {size} take {math.prod(shape) / 1e9:.1f} GB of memory: "
+            "set data.augment.crop to scale_jitter or random_resized to read files one by one"
+        )
+    return np.empty(shape, np.uint8)
+
+
 def _members(archive: zipfile.ZipFile, split: str) -> Iterable[str]:
     for name in archive.namelist():
-        if name.lower().endswith(IMAGE_SUFFIXES) and name.split("/")[-3:-2] == [split]:
+        parts = name.split("/")
+        if name.lower().endswith(IMAGE_SUFFIXES) and parts[-3:-2] == [split] and not any(map(is_hidden, parts)):
             yield name
 
 

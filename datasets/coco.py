@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from configs.errors import PrintableFilter, UserError
-from configs.files import read_json
+from configs.files import is_file, read_json
 from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
 from datasets.records import Records, make_records
@@ -240,18 +240,18 @@ def _images(file: CocoFile, folder: Path) -> list[tuple[str, Any, tuple[int, int
 
 
 def find_image(folder: Path, name: str) -> Path | None:
-    r"""The image that an annotation calls `name`: as it stands, with Windows' `\` as `/`, or, of a path from the root
-    of another machine (`C:\data\a.jpg`, `/home/me/a.jpg`), its last part; None where there is none of them."""
+    r"""The image that an annotation calls `name`; None where there is none.
+
+    As it stands, with Windows' `\` as `/`, or, of a path that another machine had (`C:\data\a.jpg`, `/home/me/a.jpg`,
+    `../media/a.jpg`), its last part.
+    """
     slashes = name.replace("\\", "/")
     candidates = [name, slashes]
-    if slashes.startswith("/") or re.match(r"[A-Za-z]:", slashes):
+    if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
         candidates.append(slashes.rsplit("/", 1)[-1])
     for candidate in candidates:
-        try:
-            if (folder / candidate).is_file():
-                return folder / candidate
-        except (OSError, ValueError):  # the name is too long
-            continue
+        if is_file(folder / candidate):
+            return folder / candidate
     return None
 
 

@@ -90,6 +90,11 @@ def read_image(path: str | Path, declared_size: tuple[int, int] | None = None) -
         data = np.fromfile(path, np.uint8)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the image: {getattr(error, 'strerror', None) or error}") from error
+    return decode_image(data, path, declared_size)
+
+
+def decode_image(data: np.ndarray, path: str | Path, declared_size: tuple[int, int] | None = None) -> np.ndarray:
+    """The image in the bytes (N,) uint8 of a file, as `read_image`; `path` is what messages call it."""
     header = _header(io.BytesIO(data.tobytes()), path)
     if header.deep:
         _check_range(_decode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE, path), path)

@@ -7,6 +7,7 @@ localisation's are in `classification.py` and `localisation_views.py`.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
 from configs.detection import DataConfig
 from configs.errors import UserError
-from datasets.batch import Batch, ScaledImages, padded_count, stack_images, tensors_of, to_device
+from datasets.batch import Batch, ScaledImages, map_tensors, padded_count, stack_images, tensors_of, to_device
 from datasets.detection import DetectionDataset
 from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
 from datasets.target import Sample
@@ -73,12 +75,7 @@ class Loader(Generic[T]):
         except RuntimeError as error:
             if "DataLoader worker (pid" not in str(error):
                 raise
-            reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error  # names the signal
-            raise WorkerLost(
-                f"data.num_workers: a process that reads images was ended by the system: {str(reason).strip()} "
-                "If memory ran out, set fewer workers or a smaller train.batch_size; in a container, raise its shared "
-                "memory (docker run --shm-size)"
-            ) from error
+            raise _worker_lost(error) from error
 
     def __len__(self) -> int:
         """The number of batches.
@@ -89,6 +86,16 @@ class Loader(Generic[T]):
         if not isinstance(self._keys, Sized):
             raise TypeError("training batches have no end")
         return len(self._keys)
+
+
+def _worker_lost(error: RuntimeError) -> WorkerLost:
+    """What torch says about a worker's end, with the signal where torch knows it, and what may be done."""
+    reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+    return WorkerLost(
+        f"data.num_workers: a process that reads images was ended by the system: {str(reason).strip()} If memory ran "
+        "out, set fewer workers or a smaller train.batch_size; in a container, raise its shared memory (docker run "
+        "--shm-size)"
+    )
 
 
 def make_loader(
@@ -157,7 +164,36 @@ class _ReportedCollate:
         for item in items:
             if isinstance(item, UserError):
                 return item
-        return self.collate(items)
+        batch = self.collate(items)
+        return batch if get_worker_info() is None else _shared(batch)
+
+
+def _shared(batch: Any) -> Any:
+    """The batch in the memory that processes share, or the error that there is too little of it.
+
+    DataLoader would do the same in a thread of the worker, whose errors nobody sees: the training would wait for ever.
+    """
+    try:
+        return map_tensors(batch, Tensor.share_memory_)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        size = sum(tensor.nbytes for tensor in tensors_of(batch))
+        return UserError(
+            f"{SHARED_MEMORY} has {_free_megabytes():.1f} MB free, too little for the loader's batches of "
+            f"{size / 2**20:.1f} MB: in a container, docker run --shm-size=8g; else set data.num_workers=0"
+        )
+
+
+SHARED_MEMORY = "/dev/shm"
+"""Where Linux keeps the memory that processes share."""
+
+
+def _free_megabytes() -> float:
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free / 2**20
+    except OSError:
+        return 0.0
 
 
 def _start_worker(worker: int) -> None:

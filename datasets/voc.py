@@ -17,7 +17,7 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
 from configs.errors import UserError, did_you_mean
-from configs.files import decode_xml, read_bytes, read_lines
+from configs.files import decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images
 from datasets.records import Records, logger, make_records, report
@@ -140,6 +140,11 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     images, boxes, names, flags, counts = [], [], [], [], []
     for image_id in image_ids:
         xml = root / "Annotations" / f"{image_id}.xml"
+        if annotated and not is_file(xml):
+            raise UserError(
+                f"{xml}: there is no such annotation file, though {source}.txt lists {image_id}: if the image shows no "
+                "object, write unlabelled: empty; if it is not labelled yet, unlabelled: skip"
+            )
         annotation = read_annotation(xml) if annotated else VocAnnotation("", None, [])
         path = _image_path(root, image_id, files.get(image_id, []), annotation.filename)
         if path is None:
@@ -244,7 +249,7 @@ def _without_suffix(name: str) -> str:
 
 def _has_xml(root: Path, name: str) -> bool:
     """Whether an id with folders in it has an annotation; those without are in the listing."""
-    return "/" in name and ".." not in name and (root / "Annotations" / f"{name}.xml").is_file()
+    return "/" in name and ".." not in name and is_file(root / "Annotations" / f"{name}.xml")
 
 
 def _stems(folder: Path) -> set[str]:
@@ -264,7 +269,7 @@ def _image_path(root: Path, image_id: str, files: list[Path], filename: str) -> 
     """The image's file: of several that differ in suffix the one that the annotation names; None: there is none."""
     folder = root / "JPEGImages"
     if "/" in image_id:
-        files = [file for suffix in IMAGE_SUFFIXES if (file := folder / f"{image_id}{suffix}").is_file()]
+        files = [file for suffix in IMAGE_SUFFIXES if is_file(file := folder / f"{image_id}{suffix}")]
     last = filename.replace("\\", "/").rsplit("/", 1)[-1]
     named = folder / last
     if len(files) == 1 or (files and named not in files):
@@ -272,7 +277,7 @@ def _image_path(root: Path, image_id: str, files: list[Path], filename: str) -> 
             shown = " and ".join(file.name for file in files)
             logger.warning("%s: holds %s: the first is taken for image %s", folder, shown, image_id)
         return files[0]
-    return named if last and not is_hidden(last) and named.is_file() else None
+    return named if last and not is_hidden(last) and is_file(named) else None
 
 
 def _check_folders(root: Path) -> None:

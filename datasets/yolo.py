@@ -55,7 +55,7 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
         path.relative_to(labels_folder).as_posix()[: -len(".txt")]: path
         for path in list_files(labels_folder, (".txt",))
     }
-    lines = _Lines(len(class_names), _keypoint_numbers(root))
+    lines = LabelReader(len(class_names), keypoint_numbers(root))
     images, boxes, labels, counts = [], [], [], []
     appear = Counter(names)
     for path, name in zip(paths, names, strict=True):
@@ -99,6 +99,11 @@ def read_class_names(root: Path, image_set: str) -> list[str] | None:
     return None
 
 
+def image_folder(root: Path, image_set: str) -> Path:
+    """Where the images of a set lie: images/NAME or NAME/images."""
+    return _folders(root, image_set)[0]
+
+
 def checked_names(names: Any, file: Path) -> list[str]:
     """The class names in a list, or in a mapping from their numbers.
 
@@ -135,7 +140,7 @@ def _data_yaml(root: Path) -> tuple[Path | None, dict[str, Any]]:
     return None, {}
 
 
-def _keypoint_numbers(root: Path) -> int | None:
+def keypoint_numbers(root: Path) -> int | None:
     """How many numbers of keypoints follow a box, by data.yaml's kpt_shape; None: the set has no keypoints."""
     file, content = _data_yaml(root)
     shape = content.get("kpt_shape")
@@ -169,7 +174,7 @@ def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
 
 
 @dataclass
-class _Lines:
+class LabelReader:
     """Reads label files, and gathers what is to be told about the whole set."""
 
     num_classes: int

@@ -1,7 +1,8 @@
 """Reading of detector checkpoints (the writing belongs to the training script).
 
 A checkpoint is a dict: format 1, kind "detector", config, class_names, preprocessing, model (the weights that
-evaluate: the moving average where there is one), and, for resuming, training.
+evaluate: the moving average where there is one), card (what is known of published weights in it: source, licence), and,
+for resuming, training.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from backbones.fetch import is_name
-from backbones.weights import Preprocessing, read_weights_file
+from backbones.weights import Preprocessing, check_fields, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
@@ -41,6 +42,9 @@ def read_detector_file(path: Path | str) -> dict:
         raise UserError(
             f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project"
         )
+    if not checkpoint.get("class_names"):
+        raise UserError(f"{path}: the checkpoint lacks class_names")
+    check_fields(checkpoint, path)
     return checkpoint
 
 
@@ -64,6 +68,7 @@ def load_detector(
     class_names = list(checkpoint["class_names"])
     detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
+    detector.card = dict(checkpoint.get("card", {}))
     return detector.to(device).eval(), config
 
 

@@ -30,7 +30,7 @@ from backbones.weights import IMAGENET, Preprocessing, check_keys
 from configs.detection import DataConfig, DetectionConfig, ModelConfig
 from configs.errors import UserError
 from datasets.class_lists import CLASS_LISTS, COCO
-from detection.anchors import base_anchors
+from detection.anchors import base_anchors, sizes_of_levels
 from detection.model import build_detector
 
 DETECTRON2_PIXELS = Preprocessing((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), "bgr")
@@ -171,7 +171,7 @@ def _detectron2_pixels(tensors: Mapping[str, Tensor]) -> Preprocessing:
 
 def _check_anchors(tensors: Mapping[str, Tensor], model: ModelConfig, path: Path) -> None:
     """Refuses a config whose anchors are others than the file's, where the file holds them."""
-    for level, level_sizes in enumerate(model.anchors.per_level):
+    for level, level_sizes in enumerate(sizes_of_levels(model.anchors)):
         theirs = tensors.get(f"proposal_generator.anchor_generator.cell_anchors.{level}")
         if theirs is None:
             continue
@@ -186,8 +186,7 @@ def _check_anchors(tensors: Mapping[str, Tensor], model: ModelConfig, path: Path
 
 def _anchor_order(model: ModelConfig) -> Tensor:
     """For each anchor of a position in detectron2's order (size by size) its place in ours (ratio by ratio)."""
-    sizes = model.anchors.sizes
-    per_level = len(sizes[0]) if isinstance(sizes[0], list) else len(sizes)
+    per_level = len(sizes_of_levels(model.anchors)[0])
     return torch.arange(per_level * len(model.anchors.aspect_ratios)).view(-1, per_level).T.flatten()
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from detection.fonts import Font, load_font
 
 Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
+
+LONGEST_SIDE = 2000
+"""Pixels: an image of 1 x 4000 is not enlarged, or it would become millions of pixels long."""
 
 
 def draw_detections(
@@ -42,11 +44,12 @@ def draw_detections(
         names: write names and scores. A name that would hide a small object or other names, wherever it were
             put, is left out.
         thickness: of lines and letters, relative to what suits the picture's size.
-        scale: enlarges the picture, for small images.
+        scale: enlarges the picture, for small images; no side grows beyond `LONGEST_SIDE`.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB.
     """
+    scale = min(scale, max(1.0, LONGEST_SIDE / max(image.shape[:2])))
     boxes, labels = np.asarray(boxes, float).reshape(-1, 4), np.asarray(labels, int).reshape(-1)
     picture = Image.fromarray(np.ascontiguousarray(image))
     if scale != 1.0:
@@ -56,14 +59,16 @@ def draw_detections(
     short = min(picture.size)
     width = max(1 if thickness < 1 else 2, round(thickness * short / 220))
     boxes = boxes * scale
-    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best lie on top
+    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best are on top
     truth = np.zeros((0, 4)) if truth_boxes is None else np.asarray(truth_boxes, float).reshape(-1, 4) * scale
     _draw_truth(draw, truth, width)
-    for i in order:
+    for i in order.tolist():
         draw.rectangle(tuple(boxes[i]), outline=(*class_color(int(labels[i])), 255), width=width)
     if names:
-        writer = _NameWriter(draw, picture.size, boxes, width, _font(max(10, round(thickness * short / 32))))
-        for i in order[::-1]:  # the best choose their places first
+        writer = _NameWriter(
+            draw, picture.size, boxes, width, load_font(max(10, round(thickness * short / 32)), "".join(class_names))
+        )
+        for i in order[::-1].tolist():  # the best choose their places first
             text = class_names[int(labels[i]) - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
             writer.write(text, boxes[i], class_color(int(labels[i])))
         if truth_labels is not None:
@@ -83,6 +88,8 @@ def sheet(
         cell_width: mean width of a picture in the sheet, pixels.
         gap: pixels between pictures.
 
+    A row is at most twice as high as a cell is wide.
+
     Returns:
         (H', W', 3) uint8 RGB.
     """
@@ -93,6 +100,7 @@ def sheet(
         row = [Image.fromarray(np.ascontiguousarray(picture)) for picture in pictures[start : start + columns]]
         aspects = sum(picture.width / picture.height for picture in row)
         height = round((total - (columns + 1) * gap) / aspects * len(row) / columns)
+        height = min(max(height, 1), 2 * cell_width)  # strips would make a row as high as they are
         strip = Image.new("RGB", (total, height + gap), "white")
         x = gap
         for picture in row:
@@ -111,7 +119,7 @@ def sheet(
 
 
 def class_color(label: int) -> Color:
-    """A class's colour, the same in every picture; hues of neighbouring labels lie far apart (golden angle)."""
+    """A class's colour, the same in every picture; hues of neighbouring labels are far apart (golden angle)."""
     hue = (0.62 + (label - 1) * 0.381966) % 1.0
     lightness = (0.55, 0.45, 0.65)[(label - 1) // 13 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
@@ -124,17 +132,6 @@ MOST_HIDDEN = 0.5
 """Names hide at most this share of any object, and a name at most so much of others, in terms of its own area."""
 
 
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, with Latin, Greek and Cyrillic letters, out of matplotlib's package (which is not imported)."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin is not None:
-        file = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-        if file.exists():
-            return ImageFont.truetype(str(file), size)
-    return ImageFont.load_default(size)
-
-
 class _NameWriter:
     """Writes names on chips of their colours: where no other name is, and never over a small object."""
 
@@ -144,7 +141,7 @@ class _NameWriter:
         picture_size: tuple[int, int],
         boxes: np.ndarray,
         line: int,
-        font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+        font: Font,
     ) -> None:
         self.draw, self.picture_size, self.boxes, self.line, self.font = draw, picture_size, boxes, line, font
         self.taken: list[Box] = []

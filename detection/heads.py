@@ -10,6 +10,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones import fused
 from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn
 from backbones.resnet import BottleneckUnit
 from backbones.staged import Stage, remove_stride
@@ -61,10 +62,9 @@ class Conv5Head(nn.Module):
         assert isinstance(self.conv5, Stage)
         unit = self.conv5[0]
         assert isinstance(unit, BottleneckUnit)
-        assert unit.downsample is not None
-        conv = unit.downsample[0]
-        assert isinstance(conv, nn.Conv2d)
-        return unit, conv, unit.downsample[1]
+        projection = unit.projection()
+        assert projection is not None
+        return unit, *projection
 
     def before_pooling(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """The map (B, C, H, W) after the first 1x1 convolution and after the shortcut's, at stride 1, no offsets."""
@@ -81,6 +81,8 @@ class Conv5Head(nn.Module):
                 every `strides`-th of the S bins.
         """
         assert isinstance(self.conv5, Stage)
+        if (chain := fused.chain_for(self.conv5, inner, entered=True)) is not None:
+            return fused.run(chain, inner, shortcut).mean(dim=(2, 3))
         unit, conv, bn = self._first_unit()
         # Not in place: a CUDA graph (compilation.py) may not write to its inputs.
         out = F.relu(inner + _offset(unit.conv1, unit.bn1, inner), inplace=True)

@@ -42,9 +42,7 @@ class ImageInput:
     path: str | None = None
     """File or address; None: pixels."""
     frame: int | None = None
-    """Position in a video."""
-    in_memory: bool = False
-    """`load` gives an array that is there already."""
+    """Position in a video, whose frames come one after another and have one size."""
 
 
 def image_inputs(images: Any, *, ignore: Path | None = None) -> list[ImageInput]:
@@ -97,7 +95,7 @@ def file_input(file: str, name: str) -> ImageInput:
 
 def array_input(pixels: np.ndarray, name: str, *, path: str | None = None, frame: int | None = None) -> ImageInput:
     """An image (H, W, 3) uint8 RGB in memory."""
-    return ImageInput(name, lambda: pixels, lambda: pixels.shape[:2], path, frame, in_memory=True)
+    return ImageInput(name, lambda: pixels, lambda: pixels.shape[:2], path, frame)
 
 
 def is_address(text: str) -> bool:
@@ -132,7 +130,10 @@ def _files(text: str, ignore: Path | None, *, videos: bool = False) -> list[tupl
 
 
 def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
-    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`."""
+    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`.
+
+    Hidden files and folders are left out: editors' checkpoints, what macOS leaves beside files (._a.jpg, __MACOSX).
+    """
     if path.is_file():
         return [(str(path), path.name)]
     hidden = ignore.resolve() if ignore is not None else None
@@ -140,7 +141,7 @@ def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
         (str(file), file.relative_to(path).as_posix())
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in IMAGE_SUFFIXES
-        and not file.name.startswith("._")  # what macOS leaves beside files on foreign disks
+        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
         and file.is_file()
         and (hidden is None or hidden not in file.resolve().parents)
     ]

@@ -18,9 +18,10 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from backbones.batch_norm import NORMS, fold_batch_norm
 from backbones.preprocess import Normalize
+from backbones.pretrained import described_net, load_backbone_weights
 from backbones.resnet import ResNet
 from backbones.staged import StagedNet
-from backbones.weights import Preprocessing, described_net, load_backbone_weights
+from backbones.weights import Preprocessing
 from backbones.zoo import build_backbone
 from configs.detection import ModelConfig, TestConfig
 from configs.errors import UserError
@@ -87,6 +88,8 @@ class Detector(nn.Module):
         self.class_names = class_names
         self.preprocessing = preprocessing
         self.test = test or TestConfig()
+        self.card: dict[str, str] = {}
+        """What is known of published weights in it: source, licence, figures. Checkpoints keep it."""
 
     def forward(
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
@@ -254,8 +257,8 @@ def _c4_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, Conv5Head,
 
 
 def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, int]:
-    if not isinstance(net, ResNet):
-        raise UserError("model.dilated_conv5: this net cannot be dilated: give a ResNet, or false")
+    if not isinstance(net, ResNet) or "conv5" not in net.stage_channels:
+        raise UserError("model.dilated_conv5: this net has no conv5 to dilate: give a ResNet, or dilated_conv5: false")
     net.dilate_stage("conv5")
     channels = net.stage_channels["conv5"]
     return Backbone(net, ("conv5",)), _fc_head(config, channels), channels

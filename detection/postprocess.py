@@ -73,8 +73,12 @@ def _best_pairs(scores: Tensor, roi_valid: Tensor, score_thresh: float) -> tuple
     num_classes = scores.shape[-1]
     eligible = (scores > score_thresh) & roi_valid[..., None]
     flat = torch.where(eligible, scores, -1.0).flatten(1)
-    best, index = flat.topk(min(MAX_CANDIDATES, flat.shape[1]), dim=1)
-    return best, index // num_classes, index % num_classes + 1
+    if flat.shape[1] <= MAX_CANDIDATES and flat.device.type != "cpu":
+        best, index = flat, torch.arange(flat.shape[1], device=flat.device)  # all of them; NMS sorts them anyway
+    else:
+        best, index = flat.topk(min(MAX_CANDIDATES, flat.shape[1]), dim=1)
+    roi_index, labels = index // num_classes, index % num_classes + 1
+    return best, roi_index.expand_as(best), labels.expand_as(best)
 
 
 def suppress(candidates: BatchDetections, nms_thresh: float, detections_per_img: int) -> BatchDetections:

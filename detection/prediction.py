@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from configs.errors import UserError
 from detection.postprocess import BatchDetections
-
-if TYPE_CHECKING:
-    import supervision  # pyright: ignore[reportMissingImports]  # an extra
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,8 @@ class ImageDetections:
     @property
     def names(self) -> list[str]:
         """The classes' names, one for each detection."""
-        return [self.class_names[int(label) - 1] for label in self.labels]
+        labels: list[int] = self.labels.tolist()
+        return [self.class_names[label - 1] for label in labels]
 
     def select(self, keep: np.ndarray) -> ImageDetections:
         """The detections that `keep` says, (N,) bool or positions."""
@@ -68,14 +67,14 @@ class ImageDetections:
         rows = zip(ids, boxes.tolist(), self.scores.tolist(), strict=True)
         return [{"image_id": image_id, "category_id": one, "bbox": box, "score": score} for one, box, score in rows]
 
-    def to_supervision(self) -> supervision.Detections:
+    def to_supervision(self) -> Any:
         """`supervision.Detections`; `class_id` counts from 0, as there, and `data["class_name"]` holds the names.
 
         Raises:
             UserError: supervision is not installed.
         """
         try:
-            import supervision  # pyright: ignore[reportMissingImports]  # an extra
+            supervision = importlib.import_module("supervision")
         except ImportError:
             raise UserError("to_supervision needs the package supervision: pip install supervision") from None
         return supervision.Detections(

@@ -34,7 +34,7 @@ from detection.prediction import ImageDetections, to_numpy
 THREADS = 8
 """Images are read and resized so many at a time, while the network works."""
 PLANNED = 256
-"""So many files are looked at together, so that those of one padded size share batches."""
+"""So many images are looked at together, so that those of one padded size share batches."""
 
 _NO_OBJECTS = Target(
     np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, bool)
@@ -83,7 +83,7 @@ class Predictor:
                 raise UserError(f"{name}: a threshold of {value} is not between 0 and 1")
         least = min([threshold, *thresholds.values()])
         detectors, self.config = load_ensemble(
-            paths, overrides=[f"test.score_thresh={least}", *overrides], device=self.device
+            paths, overrides=[f"test.score_thresh={least:.12f}", *overrides], device=self.device
         )
         self.class_names = list(detectors[0].class_names)
         unknown = sorted(thresholds.keys() - set(self.class_names))
@@ -141,7 +141,7 @@ class Predictor:
         """The detections of inputs, in their order.
 
         Args:
-            inputs: files are planned in groups, so that images of one padded size share batches.
+            inputs: images are planned in groups, so that those of one padded size share batches; frames are not.
             batch_size: images that go through the network together.
             ahead: images that are read while the network works; None: enough to keep it busy.
             on_unreadable: is told about images that cannot be read, which are left out; None: they raise.
@@ -171,10 +171,10 @@ class Predictor:
     def _planned(
         self, inputs: Iterable[ImageInput], batch_size: int, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[int, ImageInput]]:
-        """Inputs with their positions; of files those of one padded size follow each other."""
+        """Inputs with their positions; but for frames, those of one padded size follow each other."""
         numbered = enumerate(inputs)
         for first in numbered:
-            if first[1].in_memory:
+            if first[1].frame is not None:
                 yield first
                 continue
             group = [first, *islice(numbered, PLANNED - 1)]

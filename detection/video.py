@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterator
 from fractions import Fraction
@@ -68,31 +69,31 @@ class VideoWriter:
         self._temporary = path.with_name(f".{path.stem[:50]}.part.mp4")
         self._writer: Any = None
         self._stream: Any = None
+        self._size = (0, 0)
 
     def __enter__(self) -> VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def write(self, frame: np.ndarray) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB; all have the size of the first, less an odd row or column.
+        """Append a frame, (H, W, 3) uint8 RGB; all get the size of the first, less an odd row or column.
 
         Raises:
             UserError: the file cannot be written.
         """
         height, width = frame.shape[0] // 2 * 2, frame.shape[1] // 2 * 2  # both formats need even sides
         frame = np.ascontiguousarray(frame[:height, :width])
-        if not self._opened:
+        if self._writer is None:
+            self._size = (width, height)
             self._open(width, height)
+        elif (width, height) != self._size:
+            frame = cv2.resize(frame, self._size)
+        writer: Any = self._writer
         if self._stream is None:
-            self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-            return
-        import av
-
-        self._writer.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-
-    @property
-    def _opened(self) -> bool:
-        return self._writer is not None
+            writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        else:
+            picture = importlib.import_module("av").VideoFrame.from_ndarray(frame, format="rgb24")
+            writer.mux(self._stream.encode(picture))
 
     def _open(self, width: int, height: int) -> None:
         if importlib.util.find_spec("av") is None:
@@ -101,9 +102,7 @@ class VideoWriter:
             if not self._writer.isOpened():
                 raise UserError(f"{self.path}: the video cannot be written")
             return
-        import av
-
-        self._writer = av.open(str(self._temporary), "w")
+        self._writer = importlib.import_module("av").open(str(self._temporary), "w")
         self._stream = self._writer.add_stream("h264", rate=Fraction(self.rate).limit_denominator(1001))
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, "yuv420p"
 

@@ -102,13 +102,24 @@ def read_by_name(weights: Path | str) -> dict[str, Any]:
     return content
 
 
+def card_of_file(path: Path, source: str) -> dict[str, str]:
+    """What is known of a file of other projects' weights, by the name that its publisher gave it."""
+    for name, model in ZOO.items():
+        if name.startswith(f"{source}://") and Path(model.file).name == path.name:
+            return _card(name)
+    return {"source": f"{source}, {path.name}"}
+
+
+def _card(name: str) -> dict[str, str]:
+    return {"source": name, "licence": LICENCES[name.partition("://")[0]], "published": ZOO[name].published}
+
+
 def _read_published(name: str, source: str) -> dict[str, Any]:
     model = ZOO.get(name)
     if model is None:
         near = difflib.get_close_matches(name, ZOO, 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ZOO)}"
         raise UserError(f"{name}: no such detector: {hint}")
-    licence = LICENCES[source]
-    path = fetch(f"{source}://{model.file}", licence=licence)
-    card = {"source": name, "licence": licence, "published": model.published}
-    return convert_detector(read_weights_file(path), source, load_config(CONFIGS / model.config), path, card=card)
+    path = fetch(f"{source}://{model.file}", licence=LICENCES[source])
+    config = load_config(CONFIGS / model.config)
+    return convert_detector(read_weights_file(path), source, config, path, card=_card(name))

@@ -84,6 +84,7 @@ def convert(content: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
     from backbones.conversion import convert as convert_classifier
     from configs.loading import load_config
     from detection import conversion
+    from detection.zoo import card_of_file
 
     if args.source in conversion.SOURCES and conversion.is_detector(content):
         if args.cfg is None:
@@ -91,7 +92,8 @@ def convert(content: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
                 f"{args.input}: a detector: give --cfg, its config, for anchors, sizes and classes: one of "
                 f"{', '.join(f'configs/zoo/{path.name}' for path in zoo_configs(args.source))}"
             )
-        return conversion.convert_detector(content, args.source, load_config(args.cfg, args.overrides), args.input)
+        config, card = load_config(args.cfg, args.overrides), card_of_file(args.input, args.source)
+        return conversion.convert_detector(content, args.source, config, args.input, card=card)
     if args.cfg is not None:
         raise UserError(f"{args.input}: no detector in {args.source}'s form: --cfg is for detectors")
     return convert_classifier(content, "msra" if args.source == "detectron2" else args.source, args.input)

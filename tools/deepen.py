@@ -1,10 +1,10 @@
 """Deepen a trained net by identity layers: the solution by construction (He et al. 2016, Sec. 1).
 
     python tools/deepen.py --cfg configs/cifar5k_plain20.yaml --weights runs/cifar5k_plain20/last.pt \\
-        --units 5 5 5 runs/cifar5k_plain32_start.pt
+        --units 5 5 5 --out runs/cifar5k_plain32_start.pt
 
-The deeper net gives the same outputs; OUT is a checkpoint from which tools/pretrain.py trains on (model.weights: OUT).
-The command says how far the outputs are from the shallow net's.
+The deeper net gives the same outputs; FILE is a checkpoint from which tools/pretrain.py trains on (model.weights). The
+command says how far the outputs are from the shallow net's.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True)
     parser.add_argument("--weights", required=True, type=Path, help="a checkpoint of tools/pretrain.py")
     parser.add_argument("--units", required=True, nargs="+", type=int, metavar="N", help="of each new stage")
-    parser.add_argument("out", type=Path, metavar="OUT", help="the checkpoint that is written")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="the checkpoint that is written")
     return parser
 
 

@@ -18,26 +18,34 @@ from datasets.download import PUBLIC_SETS, plan, prepare
 from tools.runtime import cli
 
 IMAGENET = """\
-ImageNet (ILSVRC2012) needs an account: register at https://www.image-net.org/download.php and fetch by hand
+ImageNet (ILSVRC2012, classification and localisation) needs an account: register at
+https://www.image-net.org/download.php and fetch by hand
 
-  file                          bytes            md5
-  ILSVRC2012_img_train.tar      147,897,477,120  1d675b47d978889d74fa0da5fadfb00e
-  ILSVRC2012_img_val.tar        6,744,924,160    29b22e2961454d5413ddabcf34fc5622
-  ILSVRC2012_devkit_t12.tar.gz  2,568,145        fa75699e90414af021442c21a62c3abf
+  file                              bytes            md5
+  ILSVRC2012_img_train.tar          147,897,477,120  1d675b47d978889d74fa0da5fadfb00e
+  ILSVRC2012_img_val.tar            6,744,924,160    29b22e2961454d5413ddabcf34fc5622
+  ILSVRC2012_devkit_t12.tar.gz      2,568,145        fa75699e90414af021442c21a62c3abf
+  ILSVRC2012_bbox_train_v2.tar.gz   boxes of the training images (only for localisation)
+  ILSVRC2012_bbox_val_v3.tgz        boxes of the validation images (only for localisation)
 
 Put them into {root} and run there
 
-  md5sum *.tar *.tar.gz
-  mkdir -p train val
-  tar -xf ILSVRC2012_img_val.tar -C val
+  md5sum ILSVRC2012_img_*.tar ILSVRC2012_devkit_t12.tar.gz
+  mkdir -p Data/CLS-LOC/train Data/CLS-LOC/val Annotations/CLS-LOC/train Annotations/CLS-LOC/val
+  tar -xf ILSVRC2012_img_val.tar -C Data/CLS-LOC/val
   tar -xf ILSVRC2012_devkit_t12.tar.gz
-  tar -xf ILSVRC2012_img_train.tar -C train
-  cd train && for f in *.tar; do mkdir -p "${{f%.tar}}" && tar -xf "$f" -C "${{f%.tar}}" && rm "$f"; done
+  tar -xf ILSVRC2012_img_train.tar -C Data/CLS-LOC/train
+  cd Data/CLS-LOC/train && for f in *.tar; do mkdir -p "${{f%.tar}}" && tar -xf "$f" -C "${{f%.tar}}" && rm "$f"; done
 
-Afterwards there are
-  {root}/train/<wnid>/*.JPEG  1,281,167 images in 1,000 folders
-  {root}/val/*.JPEG           50,000 images
-  {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"""
+and unpack the boxes, so that afterwards there are
+  {root}/Data/CLS-LOC/train/<wnid>/*.JPEG        1,281,167 images in 1,000 folders
+  {root}/Data/CLS-LOC/val/*.JPEG                 50,000 images
+  {root}/Annotations/CLS-LOC/train/<wnid>/*.xml  boxes of 544,546 images
+  {root}/Annotations/CLS-LOC/val/*.xml           boxes of 50,000 images
+  {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
+
+Kaggle's archive of the same set has this layout (ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC), but lacks the
+development kit: give its LOC_val_solution.csv as ground_truth."""
 
 IMAGENET_DET = """\
 ImageNet DET (detection, 200 classes, ILSVRC2017's edition of the set of 2014) needs an account: register at
@@ -79,7 +87,7 @@ def main(args: argparse.Namespace) -> None:
     """Do it, or say what would be done."""
     root = cli.find_data_root(args.data_root)
     if args.name == "imagenet":
-        print(IMAGENET.format(root=root / "imagenet"))
+        print(IMAGENET.format(root=root / "ILSVRC"))
         return
     if args.name == "imagenet_det":
         print(IMAGENET_DET.format(data_root=root))

@@ -58,6 +58,8 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
     for detector in detectors:
         place(detector, device, channels_last=config.train.channels_last)
+        if device.type == "cuda":  # on the CPU the numbers are those of the end of the training, digit for digit
+            detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
         if args.compile:
             compile_regions(detector, graphs=device.type == "cuda")
 
@@ -75,14 +77,14 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
 
 
-def default_folder(weights: list[Path]) -> Path:
+def default_folder(weights: list[Path | str]) -> Path:
     """Where results go that no --out directs: beside the (first) weights; of a name of the zoo, into runs/."""
-    first = weights[0]
-    parent = Path("runs") if is_name(first) else first.parent
+    first = Path(weights[0])
+    parent = Path("runs") if is_name(weights[0]) else first.parent
     return parent / (f"test_{first.stem}" if len(weights) == 1 else "test_ensemble")
 
 
-def load_one(path: Path, config: DetectionConfig) -> Detector:
+def load_one(path: Path | str, config: DetectionConfig) -> Detector:
     """The detector that the config describes, with a checkpoint's weights and classes."""
     checkpoint = read_detector_file(path)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
@@ -93,7 +95,7 @@ def load_one(path: Path, config: DetectionConfig) -> Detector:
 
 
 def load_split(
-    config: DetectionConfig, split: Split, data_root: Path, class_names: list[str], weights: Path
+    config: DetectionConfig, split: Split, data_root: Path, class_names: list[str], weights: Path | str
 ) -> DetectionDataset:
     """The data set with the checkpoint's labels.
 
@@ -119,7 +121,7 @@ def _some(names: list[str]) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
     parser.add_argument(
-        "--weights", required=True, nargs="+", type=Path, metavar="W",
+        "--weights", required=True, nargs="+", type=cli.weights_argument, metavar="W",
         help="last.pt or best.pt of a run, or a name of docs/zoo.md; several: an ensemble",
     )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")

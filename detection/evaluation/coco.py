@@ -135,7 +135,7 @@ def _columns(data: Aligned) -> _Columns:
         try:
             order = sorted(range(len(truth.image_ids)), key=lambda index: truth.image_ids[index])
         except TypeError:
-            raise UserError(f"{truth.source}: image ids are partly numbers and partly text: make them alike") from None
+            raise UserError(f"{truth.source}: image ids are partly numbers and partly text: use one kind") from None
         rank[order] = np.arange(1, len(order) + 1)
     known = data.detection_labels <= len(truth.class_names)
     return _Columns(
@@ -170,8 +170,8 @@ def _run_hotcoco(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
-    assert evaluator.eval is not None, "accumulate fills it"
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+    accumulated: Any = evaluator.eval
+    return accumulated["precision"], accumulated["recall"]
 
 
 def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
@@ -190,8 +190,9 @@ def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         truth, results = COCO(), COCO()
-        vars(truth)["dataset"] = {"images": images, "categories": categories, "annotations": objects}
-        vars(results)["dataset"] = {"images": images, "categories": categories, "annotations": found}
+        shared: Any = {"images": images, "categories": categories}
+        truth.dataset = shared | {"annotations": objects}
+        results.dataset = shared | {"annotations": found}
         truth.createIndex()
         results.createIndex()
         evaluator = COCOeval(truth, results, "bbox")

@@ -75,7 +75,7 @@ class GroundTruth(_Boxes):
     """The annotated objects of a set of images."""
 
     frame: Frame
-    """Of `boxes`."""
+    """The frame of `boxes`."""
     image_ids: list[ImageId]
     """N ids; an image without objects counts too."""
     class_names: list[str]
@@ -148,9 +148,9 @@ class Detections(_Boxes):
     """The detections of a set of images, in the order of their file."""
 
     frame: Frame
-    """Of `boxes`."""
+    """The frame of `boxes`."""
     image_ids: list[ImageId]
-    """Ids that `image_index` points into; images without detections may stand here or not."""
+    """Ids that `image_index` points into; images without detections may be among them or not."""
     class_names: list[str]
     image_index: np.ndarray
     """(D,) int64: position in `image_ids`."""
@@ -186,7 +186,7 @@ class Detections(_Boxes):
             frame: of the files, normally `ground_truth.frame`.
 
         Raises:
-            ValueError: an image stands twice, there are more or fewer images than ids, or a label is not in 1..K.
+            ValueError: an image appears twice, there are more or fewer images than ids, or a label is not in 1..K.
             UserError: a box or a score is NaN.
         """
         image_ids = [identity if isinstance(identity, str) else int(identity) for identity in image_ids]
@@ -194,7 +194,7 @@ class Detections(_Boxes):
         if len(per_image) != len(image_ids):
             raise ValueError(f"{len(per_image)} images of detections for {len(image_ids)} image ids")
         if len(set(image_ids)) != len(image_ids):
-            raise ValueError("an image id stands twice: each image must be counted once")
+            raise ValueError("an image id appears twice: each image must be counted once")
         counts = [len(one.scores) for one in per_image]
         if sum(counts):
             continuous = np.concatenate([np.asarray(one.boxes, dtype=np.float64).reshape(-1, 4) for one in per_image])

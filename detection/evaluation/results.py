@@ -219,7 +219,7 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
         if len(frames) > 1:
             raise UserError(f"{frames['coco']} holds COCO results, {frames['voc']} VOC's list: give files of one form")
         frame, key = ("coco", "category_id") if "coco" in frames else ("voc", "category")
-        ids: list[Any] = _values_of(files, "image_id", str | int | float)
+        ids: list[Any] = _values_of(files, "image_id", str | int)
         classes: list[Any] = _values_of(files, key, str | int)
         if frame == "voc":
             ids, classes = [*dict.fromkeys(map(str, ids))], [*dict.fromkeys(map(str, classes))]
@@ -240,8 +240,10 @@ def _values_of(files: Sequence[tuple[Path, Rows]], key: str, kinds: Any) -> list
     found: dict[Any, None] = {}
     for _, rows in files:
         for index, value in enumerate(rows.column(key, "each detection needs one")):
+            if type(value) is float and value.is_integer():
+                value = int(value)
             if not isinstance(value, kinds) or isinstance(value, bool):
-                raise rows.error(index, f"{key} is {short(value)}: give a number or text")
+                raise rows.error(index, f"{key} is {short(value)}: give a whole number or text")
             found[value] = None
     return list(found)
 

@@ -8,7 +8,8 @@ from typing import Generic, Literal, NamedTuple, TypeVar, overload
 import torch
 
 from backbones.classification import build_classifier
-from backbones.weights import Preprocessing, load_backbone_weights, read_weights_file
+from backbones.pretrained import load_backbone_weights
+from backbones.weights import Preprocessing, read_weights_file
 from configs.errors import UserError
 from configs.loading import parse_config
 from configs.localisation import LocalisationConfig, LocaliserConfig
@@ -60,7 +61,7 @@ class Localiser(NamedTuple, Generic[Net]):
     config: LocalisationConfig
     class_names: list[str]
     mean_boxes: list[list[float]]
-    """Of each class, as shares of width and height: the trivial prediction of the training set."""
+    """Each class's mean box as shares of width and height: the trivial prediction of the training set."""
 
 
 @overload

@@ -52,7 +52,7 @@ class PerClassLayers(nn.Module):
             (self.shared_pred, 0.01),
         ):
             nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(bias_of(layer))
+            nn.init.zeros_(_bias(layer))
 
     @torch.no_grad()
     def start_from(self, classifier: nn.Linear) -> None:
@@ -61,7 +61,7 @@ class PerClassLayers(nn.Module):
         A softmax does not feel that mean; a logistic score would.
         """
         self.cls_logits.weight.copy_((classifier.weight - classifier.weight.mean(0))[..., None, None])
-        bias_of(self.cls_logits).copy_(classifier.bias - classifier.bias.mean())
+        _bias(self.cls_logits).copy_(classifier.bias - classifier.bias.mean())
 
     def forward(self, features: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, T, N) and deltas (B, T, N, 4), float32, in the anchors' order.
@@ -77,13 +77,12 @@ class PerClassLayers(nn.Module):
     def _of_classes(self, own: nn.Conv2d, shared: nn.Conv2d, features: Tensor, classes: Tensor) -> Tensor:
         """(B, T, H * W, outputs of a class)."""
         weight = F.embedding(classes, own.weight.view(self.num_classes, -1)) + shared.weight.view(-1)
-        bias = F.embedding(classes, bias_of(own).view(self.num_classes, -1)) + bias_of(shared)
+        bias = F.embedding(classes, _bias(own).view(self.num_classes, -1)) + _bias(shared)
         products = torch.bmm(weight.view(len(classes), -1, features.shape[1]), features.flatten(2))
         return products.unflatten(1, (-1, shared.out_channels)).transpose(2, 3) + bias[:, :, None]
 
 
-def bias_of(layer: nn.Conv2d) -> Tensor:
-    """The bias of a convolution that has one."""
+def _bias(layer: nn.Conv2d) -> Tensor:
     assert layer.bias is not None
     return layer.bias
 
@@ -107,7 +106,7 @@ def sample_losses(
         weights: (4,) multiplies the deltas, or None.
     """
     count = mean_count(chosen.valid)
-    # What is no positive answers to itself: finite deltas that weigh nothing. So would boxes without extent.
+    # What is not positive is its own target: finite deltas that weigh nothing. Boxes without extent would not be.
     positive = chosen.positive[..., None]
     objects = torch.where(positive, objects, references)
     targets = torch.where(positive, encode_boxes(objects, references, weights), 0.0)

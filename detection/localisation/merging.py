@@ -109,7 +109,7 @@ def rescore(
 def merge(candidates: Candidates, iou_threshold: float) -> tuple[Tensor, Tensor]:
     """One box for each class, (B, T, 4), and its score, (B, T): the candidates' agreement.
 
-    Each candidate stands for itself and those that overlap it by at least `iou_threshold`; the one with the highest sum
+    Each candidate represents itself and those that overlap it by at least `iou_threshold`; the one with the highest sum
     of their scores wins, and the box is their score-weighted mean. Its score is the highest of theirs. At a threshold
     of 1 it is the candidate with the highest score.
     """

@@ -5,6 +5,8 @@ Shapes: B images, R RoIs of an image, G padded ground-truth boxes, K classes. Cl
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -25,25 +27,23 @@ class PerClassRcnn(nn.Module):
     """The R-CNN (Girshick et al. 2014): a whole classifier on each proposal's warped crop, ending in the siblings.
 
     Args:
-        net: the classifier, whose last layer makes room for the siblings.
+        net: the classifier, a net of `backbones.zoo`, whose last layer makes room for the siblings.
         config: sample and losses.
         num_classes: K.
         preprocessing: the net's input.
     """
 
     delta_weights: Tensor
-    """(4,) float32: `bbox_reg_weights`."""
 
-    def __init__(
-        self, net: nn.Module, config: PerClassRcnnConfig, num_classes: int, preprocessing: Preprocessing
-    ) -> None:
+    def __init__(self, net: Any, config: PerClassRcnnConfig, num_classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
-        self.net, self.normalize = net, Normalize(preprocessing)
-        last = "fc" if hasattr(net, "fc") else f"classifier.{len(list(net.get_submodule('classifier').children())) - 1}"
-        classifier = net.get_submodule(last)
-        assert isinstance(classifier, nn.Linear)
-        net.set_submodule(last, nn.Identity())
+        self.net: Any = net
+        self.normalize = Normalize(preprocessing)
+        if hasattr(net, "fc"):
+            classifier, net.fc = net.fc, nn.Identity()
+        else:
+            classifier, net.classifier[-1] = net.classifier[-1], nn.Identity()
         self.siblings = PerClassLayers(classifier.in_features, num_classes)
         self.siblings.start_from(classifier)
         self.register_buffer("delta_weights", torch.tensor(config.bbox_reg_weights), persistent=False)

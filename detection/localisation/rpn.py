@@ -6,20 +6,19 @@ boxes, K classes. Classes count from 0 here.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.googlenet import GoogLeNet
 from backbones.preprocess import Normalize
-from backbones.resnet import ResNet
 from backbones.weights import Preprocessing
-from backbones.zoo import Net
 from configs.errors import UserError
 from configs.localisation import PerClassRpnConfig
 from detection.anchors import AnchorGenerator
 from detection.boxes import decode_boxes, gather_boxes
-from detection.localisation.layers import Candidates, PerClassLayers, bias_of, sample_losses, to_original
+from detection.localisation.layers import Candidates, PerClassLayers, sample_losses, to_original
 from detection.losses import classification_loss, mean_count, objectness_loss
 from detection.matching import match
 from detection.sampling import Sampled, random_keys, sample
@@ -34,23 +33,22 @@ class PerClassRpn(nn.Module):
     """The per-class region proposal network on a map of a classifier, and its losses.
 
     Args:
-        net: the classifier; its last layer is dropped where it does not train along.
+        net: the classifier, a net of `backbones.zoo`; its last layer is dropped where it does not train along.
         config: anchors, sample and losses.
         num_classes: K.
         preprocessing: the net's input.
     """
 
-    def __init__(self, net: Net, config: PerClassRpnConfig, num_classes: int, preprocessing: Preprocessing) -> None:
+    def __init__(self, net: Any, config: PerClassRpnConfig, num_classes: int, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.config, self.num_classes = config, num_classes
-        self.net, self.normalize = net, Normalize(preprocessing)
+        self.net: Any = net
+        self.normalize = Normalize(preprocessing)
         stages = list(net.stage_channels)
         self.last = stages[-1]
         self.stage = config.stage or self.last
         if self.stage not in stages:
             raise UserError(f"model.rpn.stage is {self.stage}, but the net has {', '.join(stages)}")
-        if config.classification_loss_weight and not isinstance(net, ResNet | GoogLeNet):
-            raise UserError("model.rpn.classification_loss_weight: this net's classifier cannot train along: give 0")
         if not config.classification_loss_weight:
             net.pop_classifier()
             for behind in stages[stages.index(self.stage) + 1 :]:
@@ -59,10 +57,10 @@ class PerClassRpn(nn.Module):
         self.anchors = AnchorGenerator(config.anchors, [net.stage_strides[self.stage]])
         self.conv: nn.Module = nn.Identity()
         if config.hidden_channels:
-            hidden = nn.Conv2d(channels, config.hidden_channels, 3, padding=1)
-            self.conv = nn.Sequential(hidden, nn.ReLU(inplace=True))
-            nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
-            nn.init.zeros_(bias_of(hidden))
+            conv = nn.Conv2d(channels, config.hidden_channels, 3, padding=1)
+            self.conv = nn.Sequential(conv, nn.ReLU(inplace=True))
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.constant_(conv.get_parameter("bias"), 0.0)
         self.siblings = PerClassLayers(config.hidden_channels or channels, num_classes, self.anchors.per_position)
 
     @property
@@ -86,7 +84,7 @@ class PerClassRpn(nn.Module):
         maps = self.net.forward_stages(self.normalize(images), stages)
         feature = maps[self.stage]
         logits, deltas = (part[:, 0] for part in self.siblings(self.conv(feature), labels[:, None]))
-        anchors, codes = self.anchors([(feature.shape[-2], feature.shape[-1])], feature.device)
+        anchors, codes = self.anchors([tuple(feature.shape[-2:])], feature.device)
         matches = match(boxes, valid, anchors[None])
         positive = (matches.iou >= config.fg_iou_thresh) | matches.is_best_of_object
         # An IoU of -1 says that the crop shows no object: of its anchors nothing is known.
@@ -104,7 +102,6 @@ class PerClassRpn(nn.Module):
             known = found.iou >= 0
             losses["loss_objectness"] = objectness_loss(logits, found.iou >= RIGHT_IOU, known, mean_count(known))
         if self.classifies:
-            assert isinstance(self.net, ResNet | GoogLeNet)
             scores = self.net.fc(self.net.dropout(F.adaptive_avg_pool2d(maps[self.last], 1).flatten(1))).float()
             everyone = torch.ones_like(labels, dtype=torch.bool)
             loss = classification_loss(scores, labels, everyone, mean_count(everyone))
@@ -124,7 +121,7 @@ class PerClassRpn(nn.Module):
         pixels = self.normalize(images.flip(-1) if mirror else images)
         feature = self.net.forward_stages(pixels, [self.stage])[self.stage]
         logits, deltas = self.siblings(self.conv(feature), classes)
-        anchors, _ = self.anchors([(feature.shape[-2], feature.shape[-1])], feature.device)
+        anchors, _ = self.anchors([tuple(feature.shape[-2:])], feature.device)
         best, index = logits.flatten(0, 1).topk(min(count, logits.shape[2]), dim=1)
         boxes = decode_boxes(gather_boxes(deltas.flatten(0, 1), index), anchors[index]).unflatten(0, classes.shape)
         if mirror:

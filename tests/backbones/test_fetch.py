@@ -16,7 +16,7 @@ import torch
 
 from backbones import fetch as module
 from backbones.fetch import fetch, is_name, locate
-from backbones.weights import load_backbone_weights
+from backbones.pretrained import load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 
@@ -28,6 +28,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
         self.ranges: list[str | None] = []
+        self.redirects: dict[str, str] = {}
         self.cut: int | None = None
         self.status = 0
 
@@ -42,6 +43,13 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range")
         self.server.ranges.append(wanted)
+        if (target := self.server.redirects.get(self.path)) is not None:
+            self.send_response(302)
+            self.send_header("Location", target)
+            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(DATA).hexdigest()}"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         data = self.server.files.get(self.path.removeprefix("/"))
         if self.server.status or data is None:
             self.send_error(self.server.status or 404)
@@ -146,6 +154,15 @@ def test_a_published_checksum_is_compared(server, monkeypatch):
     with pytest.raises(UserError, match=r"the md5 of .* should begin with 000000: the download was removed"):
         fetch("detectron2://model_final_000000.pkl")
     assert not list(locate("detectron2://x").path.parent.glob("model_final_000000*"))
+
+
+def test_the_hubs_checksum_comes_with_its_redirection(server):
+    for file, data in (("right", DATA), ("wrong", DATA[::-1])):
+        server.redirects[f"/me/repo/resolve/main/{file}.pt"] = f"/cdn/{file}"
+        server.files[f"cdn/{file}"] = data
+    assert fetch("hf://me/repo/right.pt").read_bytes() == DATA
+    with pytest.raises(UserError, match=r"the sha256 of .* should begin with"):
+        fetch("hf://me/repo/wrong.pt")
 
 
 @pytest.mark.parametrize(("status", "words"), [(404, "the server answers 404"), (503, "the server answers 503")])

@@ -16,16 +16,9 @@ import torch
 import torchvision
 from torch import nn
 
+from backbones.pretrained import load_backbone_weights
 from backbones.vgg import VGG
-from backbones.weights import (
-    CAFFE_VGG,
-    IMAGENET,
-    MSRA,
-    Preprocessing,
-    load_backbone_weights,
-    read_weights_file,
-    write_safetensors,
-)
+from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, read_weights_file, write_safetensors
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 
@@ -404,3 +397,14 @@ def test_checkpoints_with_wrong_parts_are_one_line(tmp_path, resnet18, change, s
     torch.save(content, tmp_path / "weights.pt")
     with pytest.raises(UserError, match=said):
         load(build_backbone("resnet18", num_classes=1000), "resnet18", tmp_path / "weights.pt")
+
+
+def test_a_wrong_checksum_inside_is_damage(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"conv1.weight": torch.arange(5000.0)}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4] = b"\0\0\0\0"
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)  # PyTorch reads it without a word
+    with pytest.raises(UserError, match=r"the checksum of .* is wrong: the file is damaged"):
+        read_weights_file(path)

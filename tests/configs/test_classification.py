@@ -55,6 +55,16 @@ def test_loads_and_builds(name):
         assert sum(parameter.numel() for parameter in net.parameters()) == PARAMETERS[stem]
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("imagenet")])
+def test_imagenet_has_one_layout(name):
+    """That of `prepare_data.py imagenet` and of the localisation configs; the validation images in one flat folder."""
+    data = load_config(CONFIGS / name, [], ClassificationConfig).data
+    assert (data.train.format, data.train.root) == ("folders", "ILSVRC/Data/CLS-LOC/train")
+    assert (data.val.format, data.val.root) == ("imagenet_val", "ILSVRC/Data/CLS-LOC/val")
+    text = (CONFIGS.parent / "tools/prepare_data.py").read_text()
+    assert data.val.ground_truth.removeprefix("ILSVRC/") in text
+
+
 def test_the_recipes_are_the_papers():
     """Sec. 3.4 and 4.2, number by number."""
     cifar = load_config(CONFIGS / "cifar_resnet110.yaml", [], ClassificationConfig)

@@ -9,8 +9,10 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.errors import UserError
+from datasets import cifar
 from datasets.cifar import CIFAR10_CLASSES, ImageArrays, read_cifar10, read_into_memory
 from datasets.folders import read_folders
 
@@ -174,3 +176,33 @@ def test_take_keeps_images_and_labels_together():
     taken = ImageArrays(images, np.array([5, 6, 7, 8]), ["x"]).take(np.array([2, 0]))
     assert taken.labels.tolist() == [7, 5]
     np.testing.assert_array_equal(taken.images, images[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-30], lambda d: d[:60] + b"xxxx" + d[64:], lambda d: d.replace(b"PK\1\2", b"PK\1\3")]
+)
+def test_damaged_archives_are_one_line(tmp_path, damage):
+    path = tmp_path / "c.zip"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / "1.png")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(tmp_path / "1.png", "train/cat/1.png")
+        archive.writestr("__MACOSX/train/cat/._1.png", b"x")
+    assert len(read_cifar10(path, "train")) == 1
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"c\.zip"):
+        read_cifar10(path, "train")
+
+
+def test_archives_that_grow_a_hundredfold_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/cat/1.png", bytes(1 << 24))
+    with pytest.raises(UserError, match="has 16777216 bytes, from"):
+        read_cifar10(tmp_path / "c.zip", "train")
+
+
+def test_a_set_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "train" / "cat" / "1.png")
+    monkeypatch.setattr(cifar, "MOST_BYTES", 3000)
+    with pytest.raises(UserError, match="1 images of 32 x 32 take"):
+        read_cifar10(tmp_path, "train")

@@ -156,3 +156,23 @@ def test_one_of_several_sizes_is_drawn_without_augmentation_too(random_records) 
     sizes = {dataset.output_size(epoch, 3) for epoch in range(20)}
     assert sizes == {(20, 20), (40, 40)}
     assert len({dataset.output_size(0, 3, repeat) for repeat in range(20)}) == 2
+
+
+def test_a_crop_keeps_the_objects_that_it_is_drawn_around(random_records) -> None:
+    records = random_records(SIZES)
+    dataset = DetectionDataset(records, min_sizes=(60,), max_size=90, augment=AugmentConfig(hflip=0, crop=1.0))
+    crops = {dataset._geometry(SampleKey(epoch, 1), SIZES[1]).crop for epoch in range(20)}
+    assert len(crops) > 5
+    x1, y1 = records.target(1).boxes[:, :2].min(axis=0)
+    x2, y2 = records.target(1).boxes[:, 2:].max(axis=0)
+    for left, top, right, bottom in crops:
+        assert left <= x1 + 1 and top <= y1 + 1 and right >= x2 - 1 and bottom >= y2 - 1  # noqa: PT018
+
+
+@pytest.mark.parametrize("padded", [(32, 64), (64, 32), (40, 53)])
+def test_an_image_too_large_is_fitted_into_either_side(random_records, padded: tuple[int, int]) -> None:
+    dataset = DetectionDataset(random_records([(60, 80)] * 2), min_sizes=(60,), max_size=200)
+    sample = dataset[SampleKey(0, 1, padded_size=padded)]
+    scale = min(padded[0] / 60, padded[1] / 80)
+    assert sample.image.shape[:2] == (int(60 * scale), int(80 * scale))
+    assert sample.target.boxes == pytest.approx(dataset.records.target(1).boxes * scale, rel=0.03, abs=0.6)

@@ -120,9 +120,10 @@ def test_workers_are_no_more_than_processors_with_one_thread_each(monkeypatch) -
     assert pid != os.getpid()
     assert threads == 1
     assert ignores
-    here = next(iter(make_loader(_Workers(), [[0]], tuple, num_workers=0)))
-    assert here[0][0] == os.getpid()
-    assert not here[0][2]
+    before = signal.getsignal(signal.SIGINT), cv2.getNumThreads()
+    ((pid, threads, _),) = next(iter(make_loader(_Workers(), [[0]], tuple, num_workers=0)))
+    assert pid == os.getpid()
+    assert (signal.getsignal(signal.SIGINT), threads) == before
 
 
 def test_processors_that_this_process_may_use(monkeypatch) -> None:
@@ -452,3 +453,16 @@ def test_every_stages_batches_on_cuda(batch) -> None:
         for tensor, original in zip(tensors_of(moved), tensors_of(batch), strict=True):
             assert tensor.is_cuda
             assert torch.equal(tensor.cpu(), original)
+
+
+def test_too_little_shared_memory_is_one_line(tmp_path, monkeypatch):
+    """As torch says it in a worker; its own attempt, in a thread there, would leave the training waiting for ever."""
+
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    numbers = [torch.ones(1 << 18)] * 4
+    batches = make_loader(numbers, [[0, 1], [2, 3]], torch.stack, num_workers=1)
+    with pytest.raises(UserError, match=r"MB free, too little for the loader's batches of 2\.0 MB: .*--shm-size"):
+        next(iter(batches))

@@ -122,6 +122,14 @@ def test_ten_windows_are_drawn_at_most_and_one_without_objects():
         assert window == ((20, 20, 10, 10) if tries == 10 else (drawn[1], drawn[2], 10, 10))
 
 
+def test_a_window_has_a_pixel_at_least_and_never_more_than_the_image():
+    rng, nothing = np.random.default_rng(0), np.zeros((0, 4))
+    large = data_config(augment={"crop": "scale_jitter", "scale": [320, 320]})  # a tenth of the shorter side
+    assert draw_crop((2, 3), nothing, large, rng)[2:] == (1, 1)
+    whole = data_config(augment={"crop": "scale_jitter", "scale": [32, 32]})
+    assert draw_crop((20, 20), nothing, whole, rng) == (0, 0, 20, 20)
+
+
 def test_random_areas_and_ratios_are_the_classifiers():
     data = data_config(augment={"crop": "random_resized", "area": [0.1, 0.3], "ratio": [0.5, 2.0]})
     rng, other = np.random.default_rng(5), np.random.default_rng(5)

@@ -95,6 +95,25 @@ def test_without_a_compiler_one_line_is_said_and_the_result_is_the_same(caplog, 
     assert "\n" not in ours[0]
 
 
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when stream is capturing"), AssertionError()])
+def test_a_failed_capture_of_a_graph_falls_back_too(caplog, monkeypatch, error):
+    calls = []
+
+    def fails(*inputs: torch.Tensor) -> None:
+        calls.append(inputs)
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fails)
+    call = with_fallback(torch.sqrt, "sqrt", graphs=True)
+    x = torch.tensor([4.0])
+    with caplog.at_level(logging.WARNING):
+        assert call(x) == call(x) == 2
+    assert len(calls) == 1
+    assert [record.getMessage().startswith("sqrt is not compiled") for record in caplog.records] == [True]
+    with pytest.raises(type(error)):  # without graphs there is no capture: an error of the function itself
+        with_fallback(torch.sqrt, "sqrt")(x)
+
+
 def test_errors_of_the_function_itself_are_not_hidden():
     """A function that fails without the compiler fails with it, and is not taken for one that cannot be compiled."""
 

@@ -118,6 +118,10 @@ def test_torchvisions_detections(version):
     torch.testing.assert_close(found.scores[0][valid], theirs["scores"][named], atol=1e-4, rtol=0)
     torch.testing.assert_close(found.boxes[0][valid], theirs["boxes"][named], atol=0.01, rtol=0)
     assert not found.scores[0][~valid].any()
+    with torch.no_grad():
+        faster = detector.optimize_for_inference()(batch_of(image()))
+    torch.testing.assert_close(faster.boxes[faster.valid], found.boxes[found.valid], atol=0.01, rtol=0)
+    torch.testing.assert_close(faster.scores[faster.valid], found.scores[found.valid], atol=1e-4, rtol=0)
 
 
 def test_unused_outputs_stay_in_the_softmax_of_every_kind_of_test():

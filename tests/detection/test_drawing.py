@@ -121,3 +121,13 @@ def test_thickness_is_relative_to_the_pictures_size():
     assert line_width(1760, 1) == 8
     assert line_width(1760, 2) == 16
     assert line_width(440, 0.5) == 1
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (3000, 60)])
+def test_strips_are_not_enlarged_beyond_a_bound(size):
+    picture = draw([[0, 0, 1, 1]], [1], image=np.full((*size, 3), 128, np.uint8), scale=480)
+    assert max(picture.shape[:2]) == max(size)
+    overview = sheet([picture, GREY, picture])
+    assert overview.shape[0] * overview.shape[1] < 4e6
+    small = draw([[0, 0, 1, 1]], [1], image=np.full((100, 10, 3), 128, np.uint8), scale=48)
+    assert small.shape == (2000, 200, 3)

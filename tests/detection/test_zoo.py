@@ -15,7 +15,9 @@ from configs.errors import UserError
 from configs.loading import load_config
 from datasets.class_lists import COCO
 from detection.checkpoint import load_detector, read_detector_file
-from detection.zoo import CONFIGS, LICENCES, ZOO
+from detection.zoo import CONFIGS, LICENCES, ZOO, card_of_file
+from tools.runtime import cli
+from tools.runtime.setup import make_detector
 
 MODELS = torchvision.models.detection
 
@@ -82,6 +84,16 @@ def test_a_detector_by_name(published, capsys):
     assert card["licence"] == LICENCES["torchvision"]
     assert not capsys.readouterr().err  # it was kept
 
+    config = load_config(CONFIGS / "torchvision_r50_fpn_coco.yaml", ["model.box.unused_outputs=0"])
+    name = cli.weights_argument("torchvision://fasterrcnn_resnet50_fpn")
+    mine = make_detector(config, ["cat", "dog"], published, None, name)  # as --init-from does
+    assert "weights    of torchvision://fasterrcnn_resnet50_fpn; from scratch: roi_heads.box_pred" in (
+        capsys.readouterr().out
+    )
+    assert torch.equal(mine.roi_heads.box_head.fc6.weight, state["roi_heads.box_head.fc6.weight"])
+    assert mine.card == {"started_from": card["source"], "licence": card["licence"]}
+    assert detector.card == card
+
 
 def test_files_of_the_hub(published):
     """This project's checkpoints are taken; others' detectors need a config."""
@@ -107,3 +119,11 @@ def test_unknown_names(name, words):
     with pytest.raises(UserError) as caught:
         load_detector(name)
     assert words in str(caught.value)
+
+
+def test_the_publishers_file_name_is_known():
+    card = card_of_file(Path("downloads/model_final_f97cb7.pkl"), "detectron2")
+    assert card["source"] == "detectron2://COCO-Detection/faster_rcnn_R_50_C4_3x"
+    assert card["published"] == "COCO val2017 box AP 38.4"
+    assert card["licence"].startswith("CC BY-SA 3.0")
+    assert card_of_file(Path("mine.pkl"), "detectron2") == {"source": "detectron2, mine.pkl"}

@@ -34,7 +34,14 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(root: Path, tmp_path: 
 def test_imagenet_is_explained(root: Path, tmp_path: Path) -> None:
     result = call(root, "imagenet", "--data-root", str(tmp_path))
     assert result.returncode == 0
-    for text in ("image-net.org", "ILSVRC2012_img_train.tar", f"{tmp_path}/imagenet", "${f%.tar}", "1,281,167"):
+    for text in (
+        "image-net.org",
+        "ILSVRC2012_img_train.tar",
+        f"{tmp_path}/ILSVRC/Data/CLS-LOC",
+        "bbox_val_v3",
+        "${f%.tar}",
+        "1,281,167",
+    ):
         assert text in result.stdout
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.classification import build_classifier, load_classifier
-from backbones.weights import load_backbone_weights
+from backbones.pretrained import load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.classification import ClassificationConfig, ClassifierConfig
 from configs.errors import UserError

@@ -118,10 +118,11 @@ def write_coco_annotations(path: Path, truth: GroundTruth) -> None:
     """Write ground truth in COCO's frame as an annotation file."""
     assert truth.area is not None, "COCO's ground truth has areas"
     categories = truth.category_ids or list(range(1, len(truth.class_names) + 1))
+    sizes = np.zeros((len(truth), 2), np.int64) if truth.image_sizes is None else truth.image_sizes
     content = {
         "images": [
             {"id": identity, "height": height, "width": width, "file_name": f"{identity}.jpg"}
-            for identity, (height, width) in zip(truth.image_ids, truth.image_sizes.tolist(), strict=True)
+            for identity, (height, width) in zip(truth.image_ids, sizes.tolist(), strict=True)
         ],
         "categories": [
             {"id": identity, "name": name} for identity, name in zip(categories, truth.class_names, strict=True)

@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from configs.detection import ModelConfig, TestConfig
+from detection.anchors import sizes_of_levels
 
 LEVEL_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 
@@ -101,7 +102,7 @@ class TorchvisionDetector(nn.Module):
         if config.stride_in_1x1:
             raise ValueError("torchvision's ResNets stride in the 3x3 convolution")
         self.backbone, head, width, pooler, channels = _parts(config)
-        sizes = config.anchors.per_level
+        sizes = sizes_of_levels(config.anchors)
         make_anchors = AnchorGenerator if config.anchors.rounded else UnroundedAnchors
         anchors = make_anchors(tuple(map(tuple, sizes)), (tuple(config.anchors.aspect_ratios),) * len(sizes))
         rpn, box = config.rpn, config.box

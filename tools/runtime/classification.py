@@ -14,8 +14,9 @@ from backbones.augmentation import DeviceImages, Mix, StepAugmentation, draw_cro
 from backbones.batch_norm import recalibrate
 from backbones.classification import measure_mean
 from backbones.preprocess import Normalize
+from backbones.pretrained import load_backbone_weights
 from backbones.views import count_errors
-from backbones.weights import Preprocessing, load_backbone_weights
+from backbones.weights import Preprocessing
 from configs.classification import ClassificationConfig, ImageDataConfig
 from datasets.cifar import ImageArrays
 from datasets.classification import (

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from backbones.fetch import is_name
 from configs.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,6 +80,11 @@ def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
         "--set", dest="overrides", action="extend", nargs=1 if one_each else "+", default=[], metavar="KEY.PATH=VALUE",
         help="change a value of the config; checked like the file: --set optim.lr=0.01 --set data.train.0.root=my_data",
     )  # fmt: skip
+
+
+def weights_argument(text: str) -> Path | str:
+    """The type of options that take weights: a path, or a name (`torchvision://...`), which `Path` would change."""
+    return text if is_name(text) else Path(text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

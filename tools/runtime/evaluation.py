@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from datasets.records import Records
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import Metrics, ProtocolName, evaluate, write_metrics
 from detection.evaluation.report import Run, write_report
+from detection.evaluation.submissions import write_submission
 from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
 from detection.inference import Inference, Tested
 from detection.prediction import ImageDetections, to_numpy
@@ -153,13 +152,6 @@ def write_results(
         if report:
             written.append(write_report(folder / "report", truth, [Run(folder.name, detections, metrics)]))
         return written
-    if comp4:  # as the server of VOC2012 takes it
-        submission = folder / "submission.tar.gz"
-        with tarfile.open(submission, "w:gz") as archive:
-            for path in comp4:
-                archive.add(path, f"results/VOC2012/Main/{path.name}")
-    else:  # as the server of COCO takes it
-        submission = folder / "submission.zip"
-        with zipfile.ZipFile(submission, "w", zipfile.ZIP_DEFLATED) as archive:
-            archive.write(saved, "detections_test-dev2017_frcnn_results.json")
+    source = records.annotation_file
+    submission = write_submission(folder, detections, annotation_file=source, detections_json=saved, comp4=comp4)
     return [submission, saved]

@@ -79,7 +79,7 @@ def _group(
     objects: np.ndarray,
     clutter: np.ndarray | None,
 ) -> Group:
-    """The result on the objects (M,) bool, with the clutter (D,) bool where a detection lies on no object."""
+    """The result on the objects (M,) bool, with the clutter (D,) bool, detections that are on no object."""
     wanted = objects & ~matches.difficult
     count = int(wanted.sum())
     if not count:
@@ -111,16 +111,23 @@ def confusion(data: Aligned, sure: np.ndarray, difficult: np.ndarray) -> np.ndar
     """
     truth, classes = data.ground_truth, len(data.class_names)
     detection, item = match_any_class(data, np.flatnonzero(sure))
-    matrix = np.zeros((classes + 1, classes + 1), dtype=np.int64)
     counted = ~difficult[item]
-    np.add.at(matrix, (truth.labels[item[counted]] - 1, data.detection_labels[detection[counted]] - 1), 1)
     free = ~difficult
     free[item] = False
-    np.add.at(matrix[:, classes], truth.labels[free] - 1, 1)
     clutter = sure.copy()
     clutter[detection] = False
-    np.add.at(matrix[classes], data.detection_labels[clutter] - 1, 1)
-    return matrix
+    true = np.concatenate(
+        (truth.labels[item[counted]] - 1, truth.labels[free] - 1, np.full(np.count_nonzero(clutter), classes))
+    )
+    predicted = np.concatenate(
+        (
+            data.detection_labels[detection[counted]] - 1,
+            np.full(np.count_nonzero(free), classes),
+            data.detection_labels[clutter] - 1,
+        )
+    )
+    matrix = np.bincount(true * (classes + 1) + predicted, minlength=(classes + 1) ** 2)
+    return matrix.reshape(classes + 1, classes + 1)
 
 
 def match_any_class(data: Aligned, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

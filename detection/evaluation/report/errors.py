@@ -10,7 +10,7 @@ Each false detection has the first kind that fits:
 | both | overlaps an object of another class by .1 to .5 |
 | background | overlaps no object by .1 |
 
-Missed are the objects that no detection hits and that no localisation or classification error lies on.
+Missed are the objects that no detection hits and that no localisation or classification error explains.
 """
 
 from __future__ import annotations
@@ -64,15 +64,14 @@ def find_errors(data: Aligned, matches: VocMatches, outcome: np.ndarray) -> Erro
         voc_overlap,
         allowed=lambda detection, item: data.detection_labels[detection] != truth.labels[item],
     )
-    conditions_and_kinds = (
-        (outcome != FALSE, NO_ERROR),
-        (matches.overlap >= FOREGROUND, DUPLICATE),
-        (matches.overlap >= BACKGROUND, LOCALISATION),
-        (other_overlap >= FOREGROUND, CLASSIFICATION),
-        (other_overlap >= BACKGROUND, BOTH),
-    )
-    conditions, kinds = [condition for condition, _ in conditions_and_kinds], [kind for _, kind in conditions_and_kinds]
-    kind = np.select(conditions, kinds, default=ONLY_BACKGROUND).astype(np.int8)
+    kinds = {
+        NO_ERROR: outcome != FALSE,
+        DUPLICATE: matches.overlap >= FOREGROUND,
+        LOCALISATION: matches.overlap >= BACKGROUND,
+        CLASSIFICATION: other_overlap >= FOREGROUND,
+        BOTH: other_overlap >= BACKGROUND,
+    }
+    kind = np.select(list(kinds.values()), list(kinds), default=ONLY_BACKGROUND).astype(np.int8)
     missed = ~matches.difficult & ~objects_hit(matches, outcome)
     missed[matches.best_object[kind == LOCALISATION]] = False
     missed[other_object[kind == CLASSIFICATION]] = False
@@ -80,7 +79,7 @@ def find_errors(data: Aligned, matches: VocMatches, outcome: np.ndarray) -> Erro
 
 
 def objects_hit(matches: VocMatches, outcome: np.ndarray, threshold: float = -np.inf) -> np.ndarray:
-    """(M,) bool: objects on which a true detection of at least this score lies."""
+    """(M,) bool: objects that a true detection of at least this score hits."""
     hit = np.zeros(len(matches.difficult), dtype=bool)
     hit[matches.best_object[(outcome == TRUE) & (matches.scores >= threshold)]] = True
     return hit
@@ -134,7 +133,7 @@ def gains(data: Aligned, matches: VocMatches, outcome: np.ndarray, errors: Error
 def _first_on_free_objects(
     matches: VocMatches, outcome: np.ndarray, candidates: np.ndarray, target: np.ndarray
 ) -> np.ndarray:
-    """Of the candidates the best-scored on each object that is to be found and not hit yet."""
+    """The best-scored candidate on each object that is to be found and not hit yet."""
     free = ~matches.difficult & ~objects_hit(matches, outcome)
     candidates = candidates[free[target[candidates]]]
     candidates = candidates[np.argsort(-matches.scores[candidates], kind="stable")]

@@ -24,7 +24,7 @@ THUMBNAIL = 360
 """Longer side in pixels; boxes are drawn as vectors on top and stay sharp."""
 
 LETTER_WIDTH = 0.62
-"""Of the font's size, on average and rather too much."""
+"""A letter's width relative to the font's size, on average and rather too much."""
 EXIF_ORIENTATION = 0x0112
 
 
@@ -72,7 +72,7 @@ def confident_false_positives(analysis: Analysis, at_most: int = MOST_CARDS) -> 
 
 @dataclass(frozen=True)
 class Label:
-    """A word at a box, in pixels of the image; it lies within the picture."""
+    """A word at a box, in pixels of the image; within the picture."""
 
     text: str
     x: float
@@ -141,10 +141,10 @@ def _shot(analysis: Analysis, card: Card, images: Path | None, *, focus: bool) -
     truth = analysis.data.ground_truth
     thumbnail, (height, width) = _thumbnail(analysis, card.image, images)
     place = _Placement(width, height)
-    mine = np.flatnonzero(truth.image_index == card.image).tolist()
-    objects = [_object(analysis, card, index, place) for index in mine]
+    present: list[int] = np.flatnonzero(truth.image_index == card.image).tolist()
+    objects = [_object(analysis, card, index, place) for index in present]
     detections = list(_detections(analysis, card, place, focus))
-    # What the card is about lies on top.
+    # What the card is about is on top.
     return Shot(width, height, thumbnail, detections + objects if card.focus is None else objects + detections)
 
 

@@ -1,6 +1,6 @@
 """Writing of the report's page, from its parts and the template `page.html`.
 
-It needs no network and no server. Plots stand beside it as PNG files too.
+It needs no network and no server. Plots are beside it as PNG files too.
 """
 
 from __future__ import annotations

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,6 +20,7 @@ from detection.evaluation.report.analysis import Analysis
 from detection.evaluation.report.breakdown import Group
 from detection.evaluation.report.errors import ERRORS
 from detection.evaluation.voc import NOT_COUNTED, TRUE, class_curves
+from detection.fonts import font_file
 
 INK, GREY, RIGHT, WRONG = "#1f2937", "#9ca3af", "#15803d", "#dc2626"
 RUN_COLORS = ("#2563eb", "#ea580c")
@@ -32,7 +35,7 @@ _STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.titlesize": 9.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
     "axes.grid": True, "grid.color": "#e5e7eb", "grid.linewidth": 0.7, "axes.axisbelow": True, "legend.frameon": False,
-    "svg.hashsalt": "report", "figure.dpi": 100,
+    "svg.hashsalt": "report", "figure.dpi": 100, "text.parse_math": False,
 }  # fmt: skip
 
 Named = Sequence[tuple[str, Analysis]]
@@ -45,7 +48,9 @@ def draw_all(folder: Path, runs: Named) -> dict[str, str]:
     Returns:
         Name of the plot -> its SVG as a data URI.
     """
-    with matplotlib.rc_context(_STYLE):
+    style: dict[Any, Any] = {**_STYLE, **_font_of(runs)}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # `font_file` has said it
         figures = {
             "precision_recall": precision_recall(runs),
             "errors": errors(runs),
@@ -54,6 +59,15 @@ def draw_all(folder: Path, runs: Named) -> dict[str, str]:
             **{f"confusion_{number}": confusion(*run) for number, run in enumerate(runs, start=1)},
         }
         return {name: _save(figure, folder / f"{name}.png") for name, figure in figures.items()}
+
+
+def _font_of(runs: Named) -> dict[str, list[str]]:
+    """matplotlib's option for a font that has the class names' letters."""
+    file = font_file(frozenset("".join(runs[0][1].data.class_names)))
+    if file is None:
+        return {}
+    font_manager.fontManager.addfont(str(file))
+    return {"font.sans-serif": ["DejaVu Sans", font_manager.FontProperties(fname=str(file)).get_name()]}
 
 
 def _save(figure: Figure, path: Path) -> str:
@@ -120,7 +134,7 @@ def scores(runs: Named) -> Figure:
 def _histogram(axis: Axes, analysis: Analysis) -> None:
     values, outcome = np.clip(analysis.matches.scores, 0.0, 1.0), analysis.outcome
     counted = outcome != NOT_COUNTED
-    bins = np.linspace(0, 1, 41)
+    bins = np.linspace(0, 1, 41).tolist()
     axis.hist(
         [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins.tolist(), stacked=True,
         color=[RIGHT, WRONG], alpha=0.85, label=["right", "wrong"],

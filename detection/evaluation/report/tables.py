@@ -54,7 +54,7 @@ class Card:
     values: list[Cell]
     """One for each run."""
     difference: Cell | None
-    """Of two runs."""
+    """The first run less the second; None for one run."""
 
 
 def cards(runs: Sequence[Run]) -> list[Card]:

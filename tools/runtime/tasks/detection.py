@@ -112,6 +112,7 @@ class DetectionTask(Task[DetectionConfig]):
             "config": self.recipe.model_dump(mode="json"),
             "class_names": list(self.detector.class_names),
             "preprocessing": self.detector.preprocessing.to_dict(),
+            "card": dict(self.detector.card),
         }
 
     def image_name(self, index: int) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 from types import ModuleType
 
 import torch
 
 
-def kernels_for(tensor: torch.Tensor) -> ModuleType | None:
-    """`detection.triton_kernels` for a tensor on CUDA where Triton is installed, else None."""
-    return _kernels() if tensor.is_cuda else None
+def kernels_for(tensor: torch.Tensor, package: str) -> ModuleType | None:
+    """`<package>.triton_kernels` for a tensor on CUDA where Triton is installed, else None."""
+    return _kernels(package) if tensor.is_cuda else None
 
 
 @functools.cache
-def _kernels() -> ModuleType | None:
+def _kernels(package: str) -> ModuleType | None:
     if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
         return None
-    from detection import triton_kernels
-
-    return triton_kernels
+    return importlib.import_module(f"{package}.triton_kernels")

@@ -1,0 +1,77 @@
+"""Files for evaluation servers: what a test set without annotations ends with. Imports no torch.
+
+| server | file |
+|---|---|
+| VOC 2012 | submission.tar.gz of results/VOC2012/Main/comp4_det_test_<class>.txt |
+| COCO | submission.zip of detections_<set>_frcnn_results.json, with the set of the annotations (test-dev2015) |
+| ImageNet DET | submission.txt: a line for each detection, see `write_imagenet_det` |
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.files import write_text
+from datasets.class_lists import IMAGENET_DET
+from detection.evaluation.data import Detections
+
+COCO_SET = re.compile(r"(test-dev|test|val|train)(20\d\d)")
+
+
+def write_submission(
+    folder: Path, detections: Detections, *, annotation_file: str, detections_json: Path, comp4: Sequence[Path]
+) -> Path:
+    """The file for the server of the data set that the detections are of.
+
+    Args:
+        folder: where to.
+        detections: of the whole set, images in its order.
+        annotation_file: what the set was read from (COCO's says which set it is).
+        detections_json: as it was written (COCO).
+        comp4: the files of the classes, as they were written (VOC); empty for COCO.
+    """
+    if is_imagenet_det(detections):
+        path = folder / "submission.txt"
+        write_imagenet_det(path, detections)
+    elif comp4:
+        path = folder / "submission.tar.gz"
+        with tarfile.open(path, "w:gz") as archive:
+            for file in comp4:
+                archive.add(file, f"results/VOC2012/Main/{file.name}")
+    else:
+        path = folder / "submission.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.write(detections_json, coco_name(annotation_file))
+    return path
+
+
+def is_imagenet_det(detections: Detections) -> bool:
+    """Whether these are detections of ImageNet DET's classes on its images."""
+    images = detections.image_ids
+    return set(detections.class_names) <= set(IMAGENET_DET) and bool(images) and str(images[0]).startswith("ILSVRC")
+
+
+def write_imagenet_det(path: Path, detections: Detections) -> None:
+    """Write a line for each detection: image index, class id, score, xmin, ymin, xmax, ymax.
+
+    The index counts the images of the list (ImageSets/DET/test.txt) from 1; the id is ILSVRC2014_DET_ID, 1..200, the
+    place of the class among the names in `IMAGENET_DET`; pixels count from 0 and both ends are included, as in the
+    annotations. (Development kit of ILSVRC 2014, readme.)
+    """
+    ids = [0, *(IMAGENET_DET.index(name) + 1 for name in detections.class_names)]
+    rows = zip(
+        detections.image_index.tolist(), detections.labels.tolist(), (detections.voc_boxes - 1.0).tolist(),
+        detections.scores.tolist(), strict=True,
+    )  # fmt: skip
+    lines = [f"{image + 1} {ids[label]} {score!r} {' '.join(map(repr, box))}\n" for image, label, box, score in rows]
+    write_text(path, "".join(lines))
+
+
+def coco_name(annotation_file: str) -> str:
+    """The results' name as COCO's server wants it: detections_<set>_<algorithm>_results.json."""
+    found = COCO_SET.search(Path(annotation_file.split(" image ")[0]).name)
+    return f"detections_{found[0] if found else 'test-dev2017'}_frcnn_results.json"

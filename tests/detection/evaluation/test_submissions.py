@@ -1,0 +1,76 @@
+"""Submission files field by field against their descriptions."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from datasets.class_lists import IMAGENET_DET, IMAGENET_DET_WNIDS
+from detection.evaluation.data import Detections
+from detection.evaluation.submissions import coco_name, write_submission
+
+
+class Found:
+    """Detections of one image, continuous pixels from 0."""
+
+    def __init__(self, boxes, scores, labels) -> None:
+        self.boxes, self.scores, self.labels = np.array(boxes, float), np.array(scores), np.array(labels)
+
+
+def test_imagenet_dets_single_file(tmp_path):
+    names = ["zebra", "accordion"]  # the checkpoint's own order does not matter
+    images = ["ILSVRC2012_test_00000009", "ILSVRC2012_test_00000001"]
+    # the box of the pixels 3..10 across and 4..20 down, counted from 0
+    parts = [Found([[3, 4, 11, 21]], [0.25], [2]), Found([[0, 0, 1, 1], [5, 5, 9, 9]], [0.5, 0.125], [1, 2])]
+    detections = Detections.from_images(images, parts, names, frame="voc")
+    path = write_submission(
+        tmp_path, detections, annotation_file="x", detections_json=tmp_path / "d.json", comp4=[tmp_path / "c.txt"]
+    )
+    assert path.name == "submission.txt"
+    lines = [line.split() for line in path.read_text().splitlines()]
+    assert lines[0] == ["1", "1", "0.25", "3.0", "4.0", "10.0", "20.0"]
+    assert lines[1] == ["2", "200", "0.5", "0.0", "0.0", "0.0", "0.0"]
+    assert lines[2] == ["2", "1", "0.125", "5.0", "5.0", "8.0", "8.0"]
+    assert len(lines) == 3
+
+
+def test_the_ids_of_imagenet_det_are_those_of_the_development_kit():
+    # synsets(1).WNID ... of meta_det.mat: accordion n02672831, airplane n02691156, ant n02219486, ..., zebra n02391049
+    wnids = list(IMAGENET_DET_WNIDS)
+    assert (len(IMAGENET_DET), IMAGENET_DET[0], IMAGENET_DET[199]) == (200, "accordion", "zebra")
+    assert (wnids[0], wnids[1], wnids[2], wnids[199]) == ("n02672831", "n02691156", "n02219486", "n02391049")
+
+
+def test_vocs_archive(tmp_path):
+    (tmp_path / "comp4_det_test_cat.txt").write_text("x 0.5 1 1 2 2\n")
+    detections = Detections.from_images(["x"], [Found([[0, 0, 2, 2]], [0.5], [1])], ["cat"], frame="voc")
+    path = write_submission(
+        tmp_path, detections, annotation_file="x", detections_json=tmp_path / "d.json",
+        comp4=[tmp_path / "comp4_det_test_cat.txt"],
+    )  # fmt: skip
+    with tarfile.open(path) as archive:
+        assert archive.getnames() == ["results/VOC2012/Main/comp4_det_test_cat.txt"]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "name"),
+    [
+        ("coco/annotations/image_info_test-dev2015.json", "detections_test-dev2015_frcnn_results.json"),
+        ("coco/annotations/image_info_test-dev2017.json image {}", "detections_test-dev2017_frcnn_results.json"),
+        ("image_info_test2015.json", "detections_test2015_frcnn_results.json"),
+        ("my.json", "detections_test-dev2017_frcnn_results.json"),
+    ],
+)
+def test_cocos_archive_is_named_by_its_set(tmp_path, annotations, name):
+    assert coco_name(annotations) == name
+    saved = tmp_path / "detections.json"
+    saved.write_text(json.dumps([{"image_id": 1}]))
+    detections = Detections.from_images([1], [Found(np.zeros((0, 4)), [], [])], ["cat"], frame="coco")
+    path = write_submission(tmp_path, detections, annotation_file=annotations, detections_json=saved, comp4=[])
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == [name]
+        assert json.loads(archive.read(name)) == [{"image_id": 1}]
