@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones.batch_norm import TRAINED_BATCH_NORMS, Moments, conv_bn_pairs, eval_mode
+from backbones.batch_norm import TRAINED_BATCH_NORMS, Moments, conv_bn_pairs, eval_mode, running_statistics
 from backbones.staged import StagedNet
 
 
@@ -104,7 +104,8 @@ def stage_costs(
         image_size: pixels.
         classifier: whether the net still has its classifier, which is then the last part.
     """
-    staged: Any = copy.deepcopy(net).to("meta")
+    staged: Any = copy.deepcopy(net)
+    staged.to("meta")
     x = torch.empty(1, 3, *image_size, device="meta")
     parts, before = [], None
     for name in staged.stage_channels:
@@ -140,13 +141,13 @@ def layer_responses(net: nn.Module, batches: Iterable[Tensor]) -> dict[str, floa
     Raises:
         ValueError: the net has no 3x3 convolution followed by a trained batch norm, or no batch came.
     """
-    layers: dict[str, nn.Module] = {}
+    layers: dict[str, nn.BatchNorm2d | nn.SyncBatchNorm] = {}
     names = {module: name for name, module in net.named_modules()}
     for parent, conv, bn_name in conv_bn_pairs(net):
         bn = getattr(parent, bn_name)
         if conv.kernel_size == (3, 3) and isinstance(bn, TRAINED_BATCH_NORMS):
             layers[names[conv]] = bn
-    moments = {bn: Moments(1, bn.running_mean.device) for bn in layers.values()}
+    moments: dict[nn.Module, Moments] = {bn: Moments(1, running_statistics(bn)[0].device) for bn in layers.values()}
     hooks = [
         bn.register_forward_hook(lambda bn, _, output: moments[bn].add(output.reshape(-1, 1, 1, 1)))
         for bn in layers.values()

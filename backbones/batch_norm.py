@@ -27,6 +27,11 @@ class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
     Buffers weight, bias, running_mean, running_var, each (C,): a `BatchNorm2d`'s state dict loads strictly, and back.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__(num_features, eps)
         self._source: list[tuple[Tensor, int]] = []
@@ -79,14 +84,14 @@ class _SumOverProcesses(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: any
         return _SumOverProcesses.forward(ctx, gradient)
 
 
 class SyncBatchNorm2d(nn.SyncBatchNorm):
     """Batch norm whose statistics are those of all processes' batches together; unlike PyTorch's, also on the CPU."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: `input`
         """(B, C, H, W) -> same shape; B may differ between the processes."""
         synced = self.training and dist.is_available() and dist.is_initialized()
         if not synced or x.device.type != "cpu":
@@ -97,12 +102,21 @@ class SyncBatchNorm2d(nn.SyncBatchNorm):
         centred = exact - mean[:, None, None]
         var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / total
         with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(var * total / (total - 1), momentum)
+            running_mean, running_var, tracked = running_statistics(self)
+            tracked.add_(1)
+            momentum = self.momentum if self.momentum is not None else 1.0 / float(tracked)
+            running_mean.lerp_(mean, momentum)
+            running_var.lerp_(var * total / (total - 1), momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def running_statistics(bn: nn.BatchNorm2d | nn.SyncBatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """running_mean (C,), running_var (C,) and num_batches_tracked () of a batch norm that keeps them."""
+    assert bn.running_mean is not None
+    assert bn.running_var is not None
+    assert bn.num_batches_tracked is not None
+    return bn.running_mean, bn.running_var, bn.num_batches_tracked
 
 
 TRAINED_BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -233,8 +247,11 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor], device: torch.device 
     """
     net.to(device)
     norms = [module for module in net.modules() if isinstance(module, TRAINED_BATCH_NORMS)]
-    kept = {bn: (bn.momentum, bn.num_batches_tracked.clone()) for bn in norms}
-    moments = {bn: Moments(bn.num_features, bn.running_mean.device) for bn in norms}
+    statistics = {bn: running_statistics(bn) for bn in norms}
+    kept = {bn: (bn.momentum, tracked.clone()) for bn, (_, _, tracked) in statistics.items()}
+    moments: dict[nn.Module, Moments] = {
+        bn: Moments(bn.num_features, mean.device) for bn, (mean, _, _) in statistics.items()
+    }
     hooks = [bn.register_forward_pre_hook(lambda bn, inputs: moments[bn].add(inputs[0])) for bn in norms]
     with eval_mode(net):
         try:
@@ -248,10 +265,10 @@ def recalibrate(net: nn.Module, batches: Iterable[Tensor], device: torch.device 
                 hook.remove()
             for bn, (momentum, tracked) in kept.items():
                 bn.momentum = momentum
-                bn.num_batches_tracked.copy_(tracked)
-    for bn in norms:
+                statistics[bn][2].copy_(tracked)
+    for bn, (mean, var, _) in statistics.items():
         moments[bn].merge_processes()
         if not moments[bn].count:
             raise ValueError("recalibrate: there is no batch to take statistics from")
-        bn.running_mean.copy_(moments[bn].mean)
-        bn.running_var.copy_(moments[bn].squares / moments[bn].count)
+        mean.copy_(moments[bn].mean)
+        var.copy_(moments[bn].squares / moments[bn].count)

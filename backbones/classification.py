@@ -19,7 +19,7 @@ from backbones.preprocess import Normalize
 from backbones.pretrained import load_backbone_weights
 from backbones.staged import WithCompanions
 from backbones.weights import Preprocessing, as_classifier, check_keys, read_weights_file
-from backbones.zoo import build_backbone
+from backbones.zoo import Net, build_backbone
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
 
@@ -90,7 +90,7 @@ class WarmupUntilError:
 
     def update(self, error: float, iteration: int) -> None:
         """Take in the training error of the iterations before `iteration`, the next one."""
-        if self.waiting and error < self.threshold:
+        if self.threshold is not None and self.waiting and error < self.threshold:
             self.event = iteration
 
     def factor(self, iteration: int) -> float:
@@ -162,7 +162,7 @@ class Classifier(NamedTuple):
     """Side of the training crop, pixels; None where the file does not say."""
 
 
-def build_classifier(model: ClassifierConfig, num_classes: int) -> nn.Module:
+def build_classifier(model: ClassifierConfig, num_classes: int) -> Net:
     """The randomly initialised net of a config.
 
     Raises:

@@ -27,9 +27,11 @@ def with_fallback(function: Callable[..., Any], name: str, *, graphs: bool = Fal
         graphs: on CUDA, for inference: each shape is a CUDA graph, launched as a whole. The outputs are copied out of
             the graph's memory, so that they may be kept.
     """
+    from torch._dynamo.exc import TorchDynamoException
+
     # Capture fails as whatever CUDA or torch's graph trees raise: RuntimeError (CUDA's, out of memory among them)
     # or AssertionError. An error of the function itself comes again where it runs as it is.
-    failures = (torch._dynamo.exc.TorchDynamoException, *((RuntimeError, AssertionError) if graphs else ()))
+    failures = (TorchDynamoException, *((RuntimeError, AssertionError) if graphs else ()))
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     fast: Callable[..., Any] | None = torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
 

@@ -172,8 +172,8 @@ def convert(content: dict[str, Any], source: str, path: Path) -> dict[str, Any]:
     classifier = "classifier.6" if name.startswith("vgg") else "fc"
     classes = len(state[f"{classifier}.weight"]) if f"{classifier}.weight" in state else 0
     with torch.device("meta"):
-        options = {} if name.startswith("vgg") else {"shortcut": converted.shortcut}
-        net = build_backbone(name, num_classes=classes or 1, **options)
+        shortcut = None if name.startswith("vgg") else converted.shortcut
+        net = build_backbone(name, num_classes=classes or 1, shortcut=shortcut)
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     if not classes:
         own = {key: value for key, value in own.items() if not key.startswith(f"{classifier}.")}

@@ -12,7 +12,7 @@ The weights' gradients of a stage come together, behind its last convolution.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ class Chain:
     def _prepare(self, entry: tuple[Pair, Pair] | None) -> None:
         """Scales and biases."""
         if not self.folded:
-            scales = [bn.constants(torch.float32)[0] for _, bn in self.pairs]
+            scales = [bn.constants(torch.float32)[0] for _, bn in self.pairs if isinstance(bn, FrozenBatchNorm2d)]
             self.scales = [
                 torch.empty_like(weight, dtype=torch.float32).copy_(scale[:, None, None, None])
                 for weight, scale in zip(self.weights(), scales, strict=True)
@@ -98,7 +98,7 @@ class Chain:
         if entry is not None:
             self.entry_bias = _bias(*entry[0])
             self.biases[self.units[0].main[-1]] = biases[self.units[0].main[-1]] + _bias(*entry[1])
-        self._options = [
+        self._options: list[tuple[Any, ...]] = [
             (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups) for conv, _ in self.pairs
         ]
 
@@ -115,28 +115,30 @@ class Chain:
 
     def weights(self) -> list[Tensor]:
         """Of the convolutions."""
-        return [conv._parameters["weight"] for conv, _ in self.pairs]  # without nn.Module's slow look-up
+        # Without nn.Module's slow look-up; a convolution has a weight.
+        return [conv._parameters["weight"] for conv, _ in self.pairs]  # pyright: ignore[reportReturnType]
 
     def fold(self, weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
         """The weights times their scales, in `dtype`."""
         if self.scales is None:
             return [weight.to(dtype) for weight in weights]
-        scaled = torch._foreach_mul(list(weights), self.scales)
+        scaled = torch._foreach_mul(list(weights), self.scales)  # pyright: ignore[reportPrivateImportUsage]  # no public name
         if scaled[0].dtype == dtype:
             return list(scaled)
         folded = [torch.empty_like(weight, dtype=dtype) for weight in scaled]
-        torch._foreach_copy_(folded, scaled)
+        torch._foreach_copy_(folded, scaled)  # pyright: ignore[reportPrivateImportUsage]  # no public name
         return folded
 
     def unfold(self, gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> list[Tensor | None]:
         """The gradients of the weights themselves, from those of the folded ones, laid out as the weights."""
         assert self.scales is not None
         wanted = [k for k, gradient in enumerate(gradients) if gradient is not None]
-        given = [_restrided(gradients[k], weights[k]) for k in wanted]
+        given = [_restrided(gradient, weights[k]) for k, gradient in enumerate(gradients) if gradient is not None]
         exact = [torch.empty_like(weights[k], dtype=self.scales[k].dtype) for k in wanted]
         if wanted:
-            torch._foreach_copy_(exact, given)
-            torch._foreach_mul_(exact, [self.scales[k] for k in wanted])
+            torch._foreach_copy_(exact, given)  # pyright: ignore[reportPrivateImportUsage]  # no public name
+            scales = [self.scales[k] for k in wanted]
+            torch._foreach_mul_(exact, scales)  # pyright: ignore[reportPrivateImportUsage]  # no public name
         result: list[Tensor | None] = [None] * len(gradients)
         for k, gradient in zip(wanted, exact, strict=True):
             result[k] = gradient
@@ -160,7 +162,7 @@ def chain_for(stage: Stage, x: Tensor, *, entered: bool = False) -> Chain | None
         return None
     chain = stage.chain
     if chain is None or chain.entered != entered or not chain.is_current():
-        chain = stage.chain = Chain(list(stage), entered=entered)
+        chain = stage.chain = Chain(cast("list[Unit]", list(stage)), entered=entered)
     return chain if chain.constant and not (chain.folded and torch.is_grad_enabled()) else None
 
 
@@ -221,7 +223,9 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch takes any number
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, ...]:
         chain: Chain = ctx.chain
         count = len(chain.pairs)
         saved = ctx.saved_tensors
@@ -230,7 +234,7 @@ class _Run(torch.autograd.Function):
         wanted_x = ctx.needs_input_grad[2]
         of_folded: list[Tensor | None] = [None] * count
         of_shortcut: Tensor | None = None
-        first: Tensor = gradient
+        first: Any = gradient  # None where the input needs none
         second: Tensor | None = None
         end = len(kept) - 1
         for number in reversed(range(len(chain.units))):
@@ -273,14 +277,14 @@ def _watched(units: Sequence[Unit], modules: Sequence[nn.Module]) -> list[tuple[
                     found.append((parent._modules, name, child, None))
     for module in modules:
         for name, buffer in module._buffers.items():
-            found.append((module._buffers, name, buffer, _state(buffer)))
+            found.append((module._buffers, name, buffer, None if buffer is None else _state(buffer)))
         for name, parameter in module._parameters.items():
-            constant = name == "bias" and parameter is not None
-            found.append((module._parameters, name, parameter, _state(parameter) if constant else None))
+            state = _state(parameter) if name == "bias" and parameter is not None else None
+            found.append((module._parameters, name, parameter, state))
     return found
 
 
-def _is_identity(module: nn.Module) -> bool:
+def _is_identity(module: object) -> bool:
     return isinstance(module, nn.Identity)
 
 

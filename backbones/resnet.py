@@ -148,7 +148,8 @@ class ResNetSpec(Section):
 
     def last_map(self) -> tuple[int, int]:
         """(H, W) of the last stage's map for images of `input_size`."""
-        sides = self.input_size
+        assert self.input_size is not None, "asked for only where the window is fixed"
+        sides = list(self.input_size)
         for layer, pool in ((self.stem, self.stem.pooling), *((stage, stage.pool) for stage in self.stages)):
             if pool is not None and layer is not self.stem:
                 sides = [pool.output_size(side) for side in sides]
@@ -165,14 +166,14 @@ class ResNetSpec(Section):
         return any(stride > 1 for stride in strides) or any(pools)
 
 
-def _row(unit: str, *units: int) -> ResNetSpec:
+def _row(unit: Literal["basic", "bottleneck"], *units: int) -> ResNetSpec:
     widths_and_strides = ((64, 1), (128, 2), (256, 2), (512, 2))
     return ResNetSpec(
         unit=unit,
-        stages=[
+        stages=tuple(
             StageSpec(units=n, width=width, stride=stride)
             for n, (width, stride) in zip(units, widths_and_strides, strict=True)
-        ],
+        ),
     )
 
 
@@ -227,7 +228,11 @@ class Unit(Strided, ABC):
 
     def projection(self) -> tuple[nn.Conv2d, nn.Module] | None:
         """The shortcut's convolution with its batch norm; None without one."""
-        return None if self.downsample is None else (self.downsample[0], self.downsample[1])
+        if self.downsample is None:
+            return None
+        conv, norm = self.downsample[0], self.downsample[1]
+        assert isinstance(conv, nn.Conv2d)
+        return conv, norm
 
     @abstractmethod
     def _residual(self, x: Tensor) -> Tensor:
@@ -237,8 +242,9 @@ class Unit(Strided, ABC):
         """(B, inputs, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""
         out = self._residual(x)
         if not self.plain:
-            if self.downsample is not None:
-                x = conv_bn(self.downsample[0], self.downsample[1], x)
+            projection = self.projection()
+            if projection is not None:
+                x = conv_bn(*projection, x)
             elif self.pads:
                 x = pad_shortcut(x, self.channels, self.stride)
             out += x
@@ -332,8 +338,10 @@ class ResNet(nn.Module):
             stage = self._build_stage(channels, stage_spec, norm)
             stage.activation_checkpointing = activation_checkpointing
             self.add_module(f"layer{number}", stage)
+            last = stage[-1]
+            assert isinstance(last, Unit)
             channels, stride = (
-                stage[-1].channels,
+                last.channels,
                 stride * stage_spec.stride * (stage_spec.pool.step if stage_spec.pool else 1),
             )
             self.stage_channels[f"conv{number + 1}"] = channels

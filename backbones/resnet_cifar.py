@@ -27,7 +27,7 @@ def cifar_spec(depth: int) -> ResNetSpec:
         raise ValueError(f"a CIFAR net has 6n + 2 layers (20, 32, 44, 56, 110, ...), not {depth}")
     return ResNetSpec(
         stem=StemSpec(kernel=3, width=16, stride=1, pool=False),
-        stages=[StageSpec(units=n, width=width, stride=stride) for width, stride in ((16, 1), (32, 2), (64, 2))],
+        stages=tuple(StageSpec(units=n, width=width, stride=stride) for width, stride in ((16, 1), (32, 2), (64, 2))),
         unit="basic",
         shortcut="A",
         num_classes=10,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,12 @@ class StagedNet(Protocol):
         ...
 
 
+class PooledNet(StagedNet, Protocol):
+    """A net whose classifier is linear on the mean of its last map (`pools_globally`)."""
+
+    fc: nn.Linear
+
+
 class WithCompanions(NamedTuple):
     """A net's outputs in training where it has auxiliary classifiers (GoogLeNet, DSN)."""
 
@@ -72,7 +78,8 @@ def _statistics_kept(unit: nn.Module) -> Iterator[None]:
     kept = [(bn, bn.momentum, bn.num_batches_tracked) for bn in norms]
     for bn in norms:
         bn.momentum = 0.0
-        bn.num_batches_tracked = torch.zeros_like(bn.num_batches_tracked)
+        if bn.num_batches_tracked is not None:
+            bn.num_batches_tracked = torch.zeros_like(bn.num_batches_tracked)
     try:
         yield
     finally:
@@ -99,7 +106,7 @@ class Stage(nn.Sequential):
         """As every module's, but a frozen stage stays in eval mode."""
         return super().train(mode and not self.frozen)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: `input`
         """The last unit's output."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             if not self._checkpoints() and (chain := fused.chain_for(self, x)) is not None:
@@ -114,9 +121,8 @@ class Stage(nn.Sequential):
     @staticmethod
     def _checkpointed(unit: nn.Module, x: Tensor) -> Tensor:
         # The backward pass runs the unit a second time: its batch statistics must not be counted twice.
-        return checkpoint(
-            unit, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _statistics_kept(unit))
-        )
+        contexts = lambda: (contextlib.nullcontext(), _statistics_kept(unit))  # noqa: E731
+        return cast(Tensor, checkpoint(unit, x, use_reentrant=False, context_fn=contexts))
 
 
 class SequentialNet(nn.Module):
@@ -179,7 +185,9 @@ class SequentialNet(nn.Module):
     def freeze_stages(self, count: int) -> None:
         """The first `count` stages train no more, whatever `train()` says."""
         for name in list(self.stage_channels)[:count]:
-            self.stages[name].freeze()
+            stage = self.stages[name]
+            assert isinstance(stage, Stage)
+            stage.freeze()
 
     def pop_stage(self, name: str) -> nn.Module:
         """Takes a stage out of the net and returns it; an auxiliary classifier of its map goes with it."""

@@ -7,12 +7,14 @@ et al. 2012, Sec. 4.1). B images, K classes; images are (B, 3, H, W) uint8 RGB.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.preprocess import Normalize
+from backbones.staged import PooledNet
 from backbones.vgg import VGG
 
 VIEWS = ("center", "10crop", "multiscale")
@@ -49,22 +51,31 @@ def dense_logits(net: nn.Module, x: Tensor, crop_size: int) -> Tensor:
         x: (B, 3, H, W) float, normalised; any H and W.
         crop_size: side of the training crop, pixels.
     """
-    if not getattr(net, "pools_globally", True) and not isinstance(net, VGG):
+    if isinstance(net, VGG):
+        return _dense_vgg(net, x)
+    if not getattr(net, "pools_globally", True):
         return net(x)
+    pooled = cast(PooledNet, net)
+    last = next(reversed(pooled.stage_strides))
+    features = pooled.forward_stages(x, [last])[last]
+    window = -(-crop_size // pooled.stage_strides[last])
+    size = tuple(min(window, side) for side in features.shape[-2:])
+    # The classifier is linear: the mean of its outputs is its output for the mean of the windows.
+    return pooled.fc(F.avg_pool2d(features, size, stride=1).mean((2, 3)))
+
+
+def _dense_vgg(net: VGG, x: Tensor) -> Tensor:
+    """The same of a VGG net, whose first fully connected layer sees the whole map of a crop."""
     last = next(reversed(net.stage_strides))
-    features = net.forward_stages(x, [last])[last]
-    if hasattr(net, "fc"):
-        window = -(-crop_size // net.stage_strides[last])
-        size = tuple(min(window, side) for side in features.shape[-2:])
-        # The classifier is linear: the mean of its outputs is its output for the mean of the windows.
-        return net.fc(F.avg_pool2d(features, size, stride=1).mean((2, 3)))
-    features = net.features[-1](features)
-    side = round((net.classifier[0].in_features / features.shape[1]) ** 0.5)
+    first = net.classifier[0]
+    assert isinstance(first, nn.Linear)
+    features = net.features[-1](net.forward_stages(x, [last])[last])
+    side = round((first.in_features / features.shape[1]) ** 0.5)
     if min(features.shape[-2:]) < side:
         features = F.adaptive_avg_pool2d(features, side)
     for layer in net.classifier:
         if isinstance(layer, nn.Linear):
-            kernel = side if layer is net.classifier[0] else 1
+            kernel = side if layer is first else 1
             weight = layer.weight.view(layer.out_features, -1, kernel, kernel)
             features = F.conv2d(features, weight, layer.bias)
         else:

@@ -51,14 +51,19 @@ class Preprocessing:
             UserError: a key is missing, or a value is not what it must be.
         """
         known = values if isinstance(values, Mapping) else {}
-        mean, std, order = known.get("mean"), known.get("std"), known.get("channel_order")
-        for name, numbers in (("mean", mean), ("std", std)):
-            sound = isinstance(numbers, list | tuple) and len(numbers) == 3
-            if not sound or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
-                raise UserError(f"the checkpoint's preprocessing: {name} is {numbers!r:.60}, not three numbers")
+        mean, std, order = _three(known, "mean"), _three(known, "std"), known.get("channel_order")
         if order not in ("rgb", "bgr") or min(std) <= 0:
-            raise UserError(f"the checkpoint's preprocessing is damaged: {order!r:.20} pixels over {std!r:.60}")
-        return cls(tuple(mean), tuple(std), order)
+            raise UserError(f"the checkpoint's preprocessing is damaged: {order!r:.20} pixels over {list(std)!r:.60}")
+        return cls(mean, std, order)
+
+
+def _three(values: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    numbers = values.get(name)
+    if isinstance(numbers, list | tuple) and len(numbers) == 3:
+        red, green, blue = numbers
+        if all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+            return red, green, blue
+    raise UserError(f"the checkpoint's preprocessing: {name} is {numbers!r:.60}, not three numbers")
 
 
 IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")

@@ -21,6 +21,10 @@ NAMES: tuple[str, ...] = (
 """The named nets; `cifar_resnetN` exists for every N = 6n + 2."""
 
 
+Net = ResNet | VGG | GoogLeNet | SequentialNet
+"""What `build_backbone` builds: a `StagedNet` and a classifier."""
+
+
 def build_backbone(
     name: str | Mapping[str, Any],
     *,
@@ -32,7 +36,7 @@ def build_backbone(
     dropout: float | None = None,
     unit_dropout: float | None = None,
     activation_checkpointing: bool = False,
-) -> ResNet | VGG | GoogLeNet | SequentialNet:
+) -> Net:
     """A randomly initialised net; those that torchvision has too bear its parameter names.
 
     Args:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.composer import ComposerError
 
 from configs.detection import DetectionConfig
 from configs.errors import UserError, nearest
@@ -142,18 +143,18 @@ class _Loader(yaml.SafeLoader):
         is_reference, place = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         self._depth += 1
         if self._depth > _MOST_LEVELS:
-            raise yaml.composer.ComposerError(problem=f"has more than {_MOST_LEVELS} levels", problem_mark=place)
+            raise ComposerError(problem=f"has more than {_MOST_LEVELS} levels", problem_mark=place)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if is_reference and id(node) not in self._sizes:
-            raise yaml.composer.ComposerError(problem="a value refers to itself", problem_mark=place)
+            raise ComposerError(problem="a value refers to itself", problem_mark=place)
         if not is_reference:
-            children = [] if isinstance(node, yaml.ScalarNode) else node.value
+            children = [] if node is None or isinstance(node, yaml.ScalarNode) else node.value
             parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
             size = self._sizes[id(node)] = 1 + sum(self._sizes[id(part)] for part in parts)
             if size > _MOST_VALUES:
                 problem = f"holds more than {_MOST_VALUES} values, references followed"
-                raise yaml.composer.ComposerError(problem=problem, problem_mark=place)
+                raise ComposerError(problem=problem, problem_mark=place)
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict:

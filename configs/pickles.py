@@ -13,7 +13,7 @@ import math
 import pickletools
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -160,7 +160,7 @@ class _Machine:
         elif state not in (None, {}):
             raise PickleError("an object has a state of its own")
 
-    def array(self, shape: Any, dtype: Any, raw: Any, order: str) -> np.ndarray:
+    def array(self, shape: Any, dtype: Any, raw: Any, order: Literal["C", "F"]) -> np.ndarray:
         """The array of this many bytes, in this machine's byte order."""
         if type(dtype) is not _Dtype or type(shape) is not tuple or len(shape) > 16:
             raise PickleError("an array's type is not a plain number")
@@ -190,7 +190,7 @@ def _make_dtype(machine: _Machine, code: Any, *_: Any) -> _Dtype:
 
 
 def _make_scalar(machine: _Machine, dtype: Any, raw: Any) -> np.generic:
-    return machine.array((), dtype, raw, "C")[()]
+    return machine.array((1,), dtype, raw, "C")[0]
 
 
 def _from_buffer(machine: _Machine, raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:

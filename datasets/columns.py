@@ -65,7 +65,7 @@ class Rows:
 
     def ids(self, key: str) -> list[int] | list[str]:
         """The values of a key that all records must have: all whole numbers (`1.0` is 1), or all texts."""
-        values = self.column(key, "each needs one")
+        values: list[Any] = self.column(key, "each needs one")
         kinds = set(map(type, values))
         if float in kinds:
             values = [int(value) if type(value) is float and value.is_integer() else value for value in values]

@@ -184,8 +184,14 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
                 f"{url}: sends more than the {archive.size} bytes of {archive.name}: another file: try --mirror URL"
             ) from None
         except (URLError, HTTPException, OSError) as error:
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
-                raise UserError(f"{part}: cannot be written: {error.strerror}") from error  # trying again is no use
+            if isinstance(error, OSError) and error.errno in (
+                errno.ENOSPC,
+                errno.EDQUOT,
+                errno.EACCES,
+                errno.EROFS,
+                errno.EFBIG,
+            ):
+                raise UserError(f"{part}: cannot be written: {error.strerror}") from error
             reason = getattr(error, "reason", None) or error
         else:
             reason = "the connection was closed early"
@@ -197,6 +203,10 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
         time.sleep(pause * 2 ** max(0, failures - 1))
     _check_md5(part, archive)
     os.replace(part, path)
+
+
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
+"""Errors of the disk, not of the network: trying again is no use."""
 
 
 class _TooLong(Exception):

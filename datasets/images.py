@@ -148,7 +148,8 @@ class _Header(NamedTuple):
     @property
     def stored_size(self) -> tuple[int, int]:
         """(H, W) of the pixels in the file."""
-        return self.shown_size[::-1] if self.orientation >= 5 else self.shown_size
+        height, width = self.shown_size
+        return (width, height) if self.orientation >= 5 else (height, width)
 
 
 def _header(file: BinaryIO, path: str | Path) -> _Header:
@@ -157,6 +158,7 @@ def _header(file: BinaryIO, path: str | Path) -> _Header:
     Raises:
         UserError: no image of the formats that are read, or more than `MAX_PIXELS`.
     """
+    start = b""
     try:
         start = file.read(32)
         file.seek(0)

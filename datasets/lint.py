@@ -118,7 +118,7 @@ def lint_records(
     problems = [
         Problem(code, *_place(records, m), _box_words(records, m))
         for code, mark in marks.items()
-        for m in np.flatnonzero(mark)
+        for m in np.flatnonzero(mark).tolist()
     ]
     return problems + _lint_sizes(records) + _lint_classes(records)
 
@@ -289,13 +289,14 @@ def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], st
             problems.append(Problem(codes[image.mode], path))
         if image.mode.startswith(("I", "F")):
             problems.append(Problem("image-deep", path, value=image.mode))
-        if getattr(image, "n_frames", 1) > 1:
-            problems.append(Problem("image-animated", path, value=f"{image.n_frames} frames"))
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            problems.append(Problem("image-animated", path, value=f"{frames} frames"))
         orientation = image.getexif().get(0x0112, 1)
     if orientation in range(2, 9):
         turned = "turned" if shown == pixels.shape[:2] else "taken as stored"
         problems.append(Problem("image-turned", path, value=f"orientation {orientation}, {turned}"))
-    return problems, hashlib.blake2b(np.ascontiguousarray(pixels), digest_size=16).hexdigest()
+    return problems, hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
 
 
 def _resized_extent(records: Records, min_size: int, max_size: int) -> np.ndarray:

@@ -123,7 +123,8 @@ class Records:
     def subset(self, images: np.ndarray | Sequence[int]) -> Records:
         """The records of these images, in this order."""
         images = np.asarray(images, np.int64)
-        parts = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in images]
+        starts, ends = self.offsets[images].tolist(), self.offsets[images + 1].tolist()
+        parts = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
         counts = np.array([len(part) for part in parts], np.int64)
         return replace(
             self._take_objects(np.concatenate([*parts, np.zeros(0, np.int64)])),
@@ -180,7 +181,7 @@ class Records:
 
 def has_extent(boxes: np.ndarray) -> np.ndarray:
     """(N,) bool: boxes (N, 4) in original pixels that are wider and higher than `MIN_EXTENT`."""
-    return ((boxes[:, 2:] - boxes[:, :2]) > MIN_EXTENT + _EPSILON).all(axis=1)
+    return np.all(boxes[:, 2:] - boxes[:, :2] > MIN_EXTENT + _EPSILON, axis=1)
 
 
 def join(parts: Sequence[Records]) -> Records:
@@ -319,7 +320,7 @@ def _limits(records: Records) -> np.ndarray:
 
 def _leaving(records: Records) -> np.ndarray:
     """(M,) bool: objects that reach out of their image by more than a pixel."""
-    return ((records.boxes < -1) | (records.boxes > _limits(records) + 1)).any(axis=1)
+    return np.any((records.boxes < -1) | (records.boxes > _limits(records) + 1), axis=1)
 
 
 def _with_true_sizes(records: Records) -> Records:
@@ -344,7 +345,7 @@ def _with_true_sizes(records: Records) -> Records:
 
 
 def _report_boxes(records: Records) -> None:
-    reversed_ = (records.boxes[:, 2:] < records.boxes[:, :2]).any(axis=1)
+    reversed_ = np.any(records.boxes[:, 2:] < records.boxes[:, :2], axis=1)
     report(records, reversed_, _why_reversed(records, reversed_))
     without = ~has_extent(records.boxes) & ~reversed_
     report(
@@ -353,7 +354,7 @@ def _report_boxes(records: Records) -> None:
         f"at most {MIN_EXTENT:g} pixel wide or high will not be trained on (the evaluators count them)",
     )
     limits = _limits(records)
-    outside = ((records.boxes[:, 2:] <= 0) | (records.boxes[:, :2] >= limits[:, :2])).any(axis=1)
+    outside = np.any((records.boxes[:, 2:] <= 0) | (records.boxes[:, :2] >= limits[:, :2]), axis=1)
     outside &= ~reversed_ & ~without
     report(records, outside, "wholly outside the image will not be trained on (the evaluators count them)")
     clipped = _leaving(records) & ~reversed_ & ~without & ~outside
@@ -364,7 +365,7 @@ def _report_boxes(records: Records) -> None:
 def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
     """What is likely wrong with boxes whose second corner lies before the first."""
     limits = _limits(records)[:, :2] + 1
-    as_sides = (records.boxes[:, :2] + records.boxes[:, 2:] <= limits).all(axis=1)
+    as_sides = np.all(records.boxes[:, :2] + records.boxes[:, 2:] <= limits, axis=1)
     causes = ["corners exchanged", "width and height in place of xmax and ymax"]
     if not as_sides[reversed_].all():
         causes = causes[:1]  # such a width or height would leave the image

@@ -174,7 +174,7 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     if not zero_based:
         report(
             records,
-            (raw[:, :2] < 1).any(axis=1),
+            np.any(raw[:, :2] < 1, axis=1),
             "with a coordinate below 1, though VOC counts from 1 (a set that counts from 0 needs zero_based: true)",
         )
     return records

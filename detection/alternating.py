@@ -114,7 +114,7 @@ class PhaseModel(nn.Module):
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
     ) -> dict[str, Tensor] | BatchDetections:
         """Two losses where `seed` and `iteration` are given, detections otherwise; see `Detector.forward`."""
-        if iteration is None:
+        if iteration is None or seed is None:
             return self.detect(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and BODY in self.phase.parts):
             features = self.detector.features(batch)
@@ -156,6 +156,7 @@ class Alternating:
             self.first_body = {name: value.to("cpu", copy=True) for name, value in body.state_dict().items()}
         elif phase.number == 2:
             self.proposer = Proposer(self.detector)
+            assert self.first_body is not None, "phase 1 kept it"
             body.load_state_dict(self.first_body)
             self.first_body = None
         else:

@@ -5,13 +5,15 @@ Shapes: B images, R RoIs, C channels, S bins a side, K classes.
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import fused
 from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn
 from backbones.resnet import BottleneckUnit
-from backbones.staged import remove_stride
+from backbones.staged import Stage, remove_stride
 
 
 class Conv5Head(nn.Module):
@@ -39,24 +41,35 @@ class Conv5Head(nn.Module):
     @property
     def strides(self) -> tuple[int, int]:
         """Of the two 1x1 convolutions of `before_pooling`: of the bins, only so many are read."""
-        unit = self.conv5[0]
-        return unit.conv1.stride[0], unit.downsample[0].stride[0]
+        unit, shortcut, _ = self._first_unit()
+        return unit.conv1.stride[0], shortcut.stride[0]
 
     def can_split(self) -> bool:
         """Whether `before_pooling` and `after_pooling` compute the same as `forward` behind a RoIAlign.
 
         They do if conv5 begins with two 1x1 convolutions and their batch norms are constant.
         """
+        if not isinstance(self.conv5, Stage):  # of a net of one's own
+            return False
         unit = self.conv5[0]
         if not isinstance(unit, BottleneckUnit) or unit.plain or unit.downsample is None:
             return False
         constant = all(isinstance(bn, FrozenBatchNorm2d | nn.Identity) for bn in (unit.bn1, unit.downsample[1]))
         return constant and not self.conv5.frozen and not self.conv5.activation_checkpointing
 
+    def _first_unit(self) -> tuple[BottleneckUnit, nn.Conv2d, nn.Module]:
+        """conv5's first unit, and its shortcut's convolution and batch norm; where `can_split`."""
+        assert isinstance(self.conv5, Stage)
+        unit = self.conv5[0]
+        assert isinstance(unit, BottleneckUnit)
+        projection = unit.projection()
+        assert projection is not None
+        return unit, *projection
+
     def before_pooling(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """The map (B, C, H, W) after the first 1x1 convolution and after the shortcut's, at stride 1, no offsets."""
-        unit = self.conv5[0]
-        pairs = ((unit.conv1, unit.bn1), (unit.downsample[0], unit.downsample[1]))
+        unit, conv, bn = self._first_unit()
+        pairs = ((unit.conv1, unit.bn1), (conv, bn))
         inner, shortcut = (F.conv2d(feature, _scaled_weight(conv, bn)) for conv, bn in pairs)
         return inner, shortcut
 
@@ -67,18 +80,19 @@ class Conv5Head(nn.Module):
             inner, shortcut: what was pooled from `before_pooling`'s maps, (R, C1, T1, T1) and (R, C2, T2, T2) with
                 every `strides`-th of the S bins.
         """
+        assert isinstance(self.conv5, Stage)
         if (chain := fused.chain_for(self.conv5, inner, entered=True)) is not None:
             return fused.run(chain, inner, shortcut).mean(dim=(2, 3))
-        unit = self.conv5[0]
+        unit, conv, bn = self._first_unit()
         # Not in place: a CUDA graph (compilation.py) may not write to its inputs.
         out = F.relu(inner + _offset(unit.conv1, unit.bn1, inner), inplace=True)
         out = F.relu(conv_bn(unit.conv2, unit.bn2, out), inplace=True)
         out = conv_bn(unit.conv3, unit.bn3, out)
         out += shortcut
-        out += _offset(*unit.downsample, out)
+        out += _offset(conv, bn, out)
         out = F.relu(out, inplace=True)
-        for unit in self.conv5[1:]:
-            out = unit(out)
+        for following in list(self.conv5)[1:]:
+            out = following(out)
         return out.mean(dim=(2, 3))
 
 
@@ -86,13 +100,15 @@ def _scaled_weight(conv: nn.Conv2d, bn: nn.Module) -> Tensor:
     """The convolution's weight with a constant batch norm's scale in it."""
     if isinstance(bn, nn.Identity):
         return conv.weight
+    assert isinstance(bn, FrozenBatchNorm2d)
     scale, _ = bn.constants(conv.weight.dtype)
     return conv.weight * scale[:, None, None, None]
 
 
 def _offset(conv: nn.Conv2d, bn: nn.Module, like: Tensor) -> Tensor:
     """(C, 1, 1): what such a pair adds, in the dtype of `like`."""
-    offset = conv.bias if isinstance(bn, nn.Identity) else bn.constants(like.dtype)[1]
+    offset = bn.constants(like.dtype)[1] if isinstance(bn, FrozenBatchNorm2d) else conv.bias
+    assert offset is not None, "a folded batch norm left a bias"
     return offset[:, None, None]
 
 
@@ -139,9 +155,14 @@ class FcHead(nn.Module):
             assert isinstance(conv, nn.Conv2d)
             features = F.relu(conv_bn(conv, norm[0] if norm else None, features), inplace=True)
         hidden = features.flatten(1)
-        for name in self.fc_names:
-            hidden = self.dropout(self.relu(self.get_submodule(name)(hidden)))
+        for layer in self.layers:
+            hidden = self.dropout(self.relu(layer(hidden)))
         return hidden
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The fully connected layers, in order."""
+        return [cast(nn.Linear, self.get_submodule(name)) for name in self.fc_names]
 
 
 def _conv_norm_relu(channels: int, norm: str) -> nn.Sequential:

@@ -13,6 +13,7 @@ from torch import nn
 
 from configs.detection import TestConfig
 from datasets.batch import Batch
+from detection.alternating import PhaseModel
 from detection.ensemble import average, unite_proposals
 from detection.model import Detector
 from detection.multi_scale import MultiScaleScorer
@@ -25,6 +26,10 @@ TTA_VOTE_IOU = 0.5
 """Of `tta.merge: vote` where `vote_iou` is null: the paper's."""
 
 
+Tested = Detector | PhaseModel
+"""What can be tested: a detector, or the model of a phase of alternating training."""
+
+
 class Inference(nn.Module):
     """Detectors and what is done with them at test.
 
@@ -33,9 +38,10 @@ class Inference(nn.Module):
         test: thresholds, refinement, voting, sizes, test-time augmentation.
     """
 
-    def __init__(self, detectors: Sequence[Detector], test: TestConfig) -> None:
+    def __init__(self, detectors: Sequence[Tested], test: TestConfig) -> None:
         super().__init__()
         self.detectors = nn.ModuleList(detectors)
+        self._members = list(detectors)  # the same, of their own type
         self.test = test
         self.class_names = detectors[0].class_names
 
@@ -58,10 +64,11 @@ class Inference(nn.Module):
     def _detect(self, batch: Batch) -> BatchDetections:
         """One view through proposals, rounds, NMS and voting."""
         test = self.test
-        if len(self.detectors) == 1 and not (test.refine_rounds or test.vote_iou or test.scales):
-            return self.detectors[0].detect(batch, test=test)
+        if len(self._members) == 1 and not (test.refine_rounds or test.vote_iou or test.scales):
+            return self._members[0].detect(batch, test=test)
         scorers, proposals = [], []
-        for detector in self.detectors:
+        for detector in self._members:
+            assert not isinstance(detector, PhaseModel), "a phase is validated by the plain test"
             features = detector.features(batch)
             proposals.append(detector.rpn(features, batch.image_sizes, training=False)[0])
             scorers.append(

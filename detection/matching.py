@@ -21,7 +21,7 @@ class Matches(NamedTuple):
 
     iou: Tensor
     """(B, N) float32: overlap with the best object; -1 where the image has no object or the candidate is not valid."""
-    index: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple's method, which nobody needs
     """(B, N) int64: which of the G that is; 0 where there is none."""
     is_best_of_object: Tensor
     """(B, N) bool: no candidate has a larger overlap with some object (ties all count)."""

@@ -99,7 +99,7 @@ class Detector(nn.Module):
         Losses are scalars; their sum is what is minimised. They are normalised over all processes. Detections are in
         pixels of the original images.
         """
-        if iteration is None:
+        if iteration is None or seed is None:
             return self.detect(batch)
         return self.losses(batch, seed=seed, iteration=iteration)
 
@@ -144,14 +144,13 @@ class Detector(nn.Module):
             test: thresholds in place of its own.
         """
         features = self.features(batch)
-        if proposals is None:
-            proposals, _ = self.rpn(features, batch.image_sizes, training=False)
-        logits, deltas = self.roi_heads(self.roi_maps(features), proposals.boxes, batch.image_sizes)
+        taken: Proposals = self.rpn(features, batch.image_sizes, training=False)[0] if proposals is None else proposals
+        logits, deltas = self.roi_heads(self.roi_maps(features), taken.boxes, batch.image_sizes)
         found = postprocess(
             logits,
             deltas,
-            proposals.boxes,
-            proposals.valid,
+            taken.boxes,
+            taken.valid,
             batch.image_sizes,
             batch.original_sizes,
             self.roi_heads.delta_weights,
@@ -170,7 +169,8 @@ class Detector(nn.Module):
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.to(dtype)
         self.normalize.dtype = dtype
-        return self.to(memory_format=torch.channels_last)
+        # torch's overloads lack this one.
+        return self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def build_detector(
@@ -250,13 +250,13 @@ def with_described_net(
     return config
 
 
-def _c4_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
+def _c4_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, Conv5Head, int]:
     *_, shared, last = net.stage_channels  # conv4 and conv5 of the ImageNet nets
     head = Conv5Head(net.pop_stage(last), net.stage_channels[last], config.box.pool_size)
     return Backbone(net, (shared,)), head, net.stage_channels[shared]
 
 
-def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
+def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, int]:
     if not isinstance(net, ResNet) or "conv5" not in net.stage_channels:
         raise UserError("model.dilated_conv5: this net has no conv5 to dilate: give a ResNet, or dilated_conv5: false")
     net.dilate_stage("conv5")
@@ -264,19 +264,19 @@ def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module
     return Backbone(net, ("conv5",)), _fc_head(config, channels), channels
 
 
-def _vgg_parts(config: ModelConfig, net: StagedNet, classifier: nn.Module) -> tuple[Backbone, nn.Module, int]:
+def _vgg_parts(config: ModelConfig, net: StagedNet, classifier: nn.Module) -> tuple[Backbone, FcHead, int]:
     last = next(reversed(net.stage_channels))
     channels = net.stage_channels[last]
     head = _fc_head(config, channels)
     # fc6 and fc7 are the classifier's own where they have its shape (Fast R-CNN, Sec. 2.2).
     linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
-    for layer, source in zip((head.fc6, head.fc7), linear, strict=False):
+    for layer, source in zip(head.layers[:2], linear, strict=False):
         if layer.weight.shape == source.weight.shape:
             layer.load_state_dict(source.state_dict())
     return Backbone(net, (last,)), head, channels
 
 
-def _fpn_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
+def _fpn_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, int]:
     channels = config.fpn_channels
     deepest = {stride: stage for stage, stride in net.stage_strides.items()}
     if missing := [stride for stride in FPN_STRIDES if stride not in deepest]:

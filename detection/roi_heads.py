@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from configs.detection import BoxConfig
 from detection.boxes import encode_boxes, gather_boxes, large_enough
 from detection.context import image_boxes, join_context
-from detection.heads import Conv5Head
+from detection.heads import Conv5Head, FcHead
 from detection.losses import box_loss, classification_loss, mean_count
 from detection.matching import match
 from detection.roi_features import RoiFeatures
@@ -43,7 +43,12 @@ class TrainingRois(NamedTuple):
 class RoiHeads(nn.Module):
     """RoI features, head, siblings, sampling and losses."""
 
-    def __init__(self, config: BoxConfig, features: RoiFeatures, box_head: nn.Module, box_predictor: nn.Module) -> None:
+    delta_weights: Tensor
+    """(4,) float32: `box.bbox_reg_weights`."""
+
+    def __init__(
+        self, config: BoxConfig, features: RoiFeatures, box_head: Conv5Head | FcHead, box_predictor: nn.Module
+    ) -> None:
         super().__init__()
         self.config = config
         self.features = features

@@ -55,7 +55,7 @@ class RpnHead(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
+                nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits (B, N_l) and deltas (B, N_l, 4), float32, of each level's (B, C, H, W), in the anchors' order."""
@@ -90,7 +90,7 @@ class Rpn(nn.Module):
     def predict(self, features: list[Tensor]) -> RpnOutput:
         """What the head says of each anchor, without proposals: all that the losses need."""
         logits, deltas = self.head(features)
-        map_sizes = [tuple(feature.shape[-2:]) for feature in features]
+        map_sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         anchors, codes = self.anchors(map_sizes, features[0].device)
         return RpnOutput(logits, deltas, anchors, codes)
 

@@ -19,7 +19,7 @@ _POSITIVE_BONUS = 1 << 53
 class Sampled(NamedTuple):
     """A sample of S candidates for each of B images."""
 
-    index: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple's method, which nobody needs
     """(B, S) int64 into the candidates."""
     positive: Tensor
     """(B, S) bool."""

@@ -33,6 +33,7 @@ from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
 from tools.runtime.start import Job, training
 from tools.runtime.tasks.classification import ClassificationTask
+from tools.runtime.training import place
 
 
 def main(args: argparse.Namespace) -> None:
@@ -54,7 +55,7 @@ def train(config: ClassificationConfig, job: Job) -> None:
     torch.manual_seed(config.seed)
     net = build_classifier(config.model, len(class_names))
     normalize = make_normalize(config, net, splits.train, checkpoint, job.data_root).to(job.device)
-    net.to(job.device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+    place(net, job.device, channels_last=config.train.channels_last)
     task = ClassificationTask(config, net, normalize, splits, job.device)
     describe(config, net, splits, task.schedule.describe(), job.device, job.run)
     header = provenance(job.data_root) + dump_config(config)

@@ -101,6 +101,8 @@ def final_errors(run: Run, views: str, data_root: Path, device: torch.device) ->
         member = load_classifier(run.folder / "last.pt", run.config.model)
         splits = build_splits(run.config.data, data_root)
         images = splits.test if splits.test is not None else splits.val
+        if images is None:
+            raise UserError(f"{run.folder}: the config has neither data.test nor data.val: there is nothing to test on")
         nets = [(member.net.to(device), member.normalize.to(device))]
         values = evaluate(nets, images, run.config.data, device, view=views, batch_size=32, what=f"{run.name} {views}")
         distributed.on_main(lambda: write_json(path, values))

@@ -30,6 +30,7 @@ from tools.runtime import cli, distributed
 from tools.runtime.classification import EVALUATION_BATCH, evaluate
 from tools.runtime.distributed import say
 from tools.runtime.run_folder import write_json
+from tools.runtime.training import place
 
 BATCH = {"center": EVALUATION_BATCH, "10crop": 32, "multiscale": 16}
 """Images at a time where `--batch-size` is not given."""
@@ -44,10 +45,7 @@ def main(args: argparse.Namespace) -> None:
         check_members(members, args.weights)
         split = args.split or ("test" if config.data.test is not None else "val")
         images = read_images(config, split, data_root, members[0])
-        nets = [
-            (member.net.to(device, memory_format=torch.channels_last), member.normalize.to(device))
-            for member in members
-        ]
+        nets = [(place(member.net, device, channels_last=True), member.normalize.to(device)) for member in members]
         values = evaluate(
             nets, images, config.data, device, view=args.views, batch_size=args.batch_size or BATCH[args.views],
             amp=config.train.amp, what=args.views,
@@ -85,6 +83,7 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
     data = config.data
     if split == "val" and data.hold_out:
         images = build_splits(data, data_root).val
+        assert images is not None, "data.hold_out makes one"
     else:
         source: ImageSourceConfig | None = getattr(data, split)
         if source is None:

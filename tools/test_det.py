@@ -28,7 +28,7 @@ from backbones.weights import Preprocessing
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import load_config
-from datasets.build import build_dataset, resolve_class_names
+from datasets.build import Split, build_dataset, resolve_class_names
 from datasets.detection import DetectionDataset
 from detection.checkpoint import load_strictly, read_detector_file
 from detection.compilation import compile_regions
@@ -39,6 +39,7 @@ from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.pictures import write_pictures
+from tools.runtime.training import place
 
 
 def main(args: argparse.Namespace) -> None:
@@ -51,12 +52,12 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     """The whole evaluation, from the config to the files."""
     config = load_config(args.cfg, cli.config_overrides(args))
     data_root = cli.find_data_root(args.data_root)
-    split = args.split or ("test" if config.data.test else "val")
+    split: Split = args.split or ("test" if config.data.test else "val")
     detectors = load_ensemble(args.weights)[0] if len(args.weights) > 1 else [load_one(args.weights[0], config)]
     class_names = detectors[0].class_names
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
     for detector in detectors:
-        detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+        place(detector, device, channels_last=config.train.channels_last)
         if device.type == "cuda":  # on the CPU the numbers are those of the end of the training, digit for digit
             detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
         if args.compile:
@@ -94,7 +95,7 @@ def load_one(path: Path | str, config: DetectionConfig) -> Detector:
 
 
 def load_split(
-    config: DetectionConfig, split: str, data_root: Path, class_names: list[str], weights: Path | str
+    config: DetectionConfig, split: Split, data_root: Path, class_names: list[str], weights: Path | str
 ) -> DetectionDataset:
     """The data set with the checkpoint's labels.
 

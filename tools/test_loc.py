@@ -19,14 +19,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 import torch
+from torch import nn
 
 from backbones.classification import load_classifier
+from backbones.preprocess import Normalize
 from configs.errors import UserError
 from configs.loading import load_config
 from configs.localisation import LocalisationConfig
 from datasets.localisation import read_localisation
-from detection.localisation import Localiser, load_localiser
+from detection.localisation import Localiser, PerClassRpn, load_localiser
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.localisation import (
@@ -60,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
             load_classifiers(args.classifier, rpns, config, data_root, device),
         )
         found = predict(members, records, config, device, view=view, batch_size=args.batch_size)
-        values = {**figures(found, records), **trivial_figures(rpns[0].mean_boxes, records)}
+        values = {**figures(found, records), **trivial_figures(np.array(rpns[0].mean_boxes), records)}
         stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
         say_table(values, f"{split}, {values['images']:,} images, {stages}, view {view}")
         if args.out is not None and distributed.is_main():
@@ -85,8 +88,12 @@ def check_classes(members: list[tuple[Path, Localiser]]) -> None:
 
 
 def load_classifiers(
-    paths: list[str], rpns: list[Localiser], config: LocalisationConfig, data_root: Path, device: torch.device
-) -> list[tuple]:
+    paths: list[str],
+    rpns: list[Localiser[PerClassRpn]],
+    config: LocalisationConfig,
+    data_root: Path,
+    device: torch.device,
+) -> list[tuple[nn.Module, Normalize]]:
     """The networks that predict the classes, each with its input.
 
     Raises:

@@ -49,6 +49,7 @@ from tools.runtime.setup import (
 from tools.runtime.start import Job, training
 from tools.runtime.tasks.alternating import PhaseTask
 from tools.runtime.tasks.detection import DetectionTask
+from tools.runtime.training import place
 
 
 def main(args: argparse.Namespace) -> None:
@@ -78,7 +79,7 @@ def train(config: DetectionConfig, job: Job) -> None:
     detector = distributed.main_first(  # who goes first may download weights
         lambda: make_detector(config, train_set.class_names, job.data_root, checkpoint, job.init_from)
     )
-    detector.to(job.device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+    place(detector, job.device, channels_last=config.train.channels_last)
     describe(config, detector, *sets, job.device, job.run)
     phases = Alternating(detector) if config.train.alternating is not None else None
     if config.train.compile:

@@ -28,7 +28,7 @@ from configs.localisation import LocalisationConfig
 from datasets.localisation import read_localisation
 from datasets.records import Records
 from detection.checkpoint import load_matching
-from detection.localisation import KIND, PerClassRpn, build_localiser, load_localiser
+from detection.localisation import KIND, PerClassRcnn, PerClassRpn, build_localiser, load_localiser
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.localisation import figures, predict, say_table, trivial_figures
@@ -38,7 +38,7 @@ from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
 from tools.runtime.start import Job, training
 from tools.runtime.tasks.localisation import LocalisationTask
-from tools.runtime.training import count_parameters
+from tools.runtime.training import count_parameters, place
 
 CLASS_LAYERS = ("siblings.cls_logits.", "siblings.bbox_pred.", "net.fc.", "net.classifier.6.")
 """Names of a localiser's parameters that belong to single classes."""
@@ -59,7 +59,7 @@ def train(config: LocalisationConfig, job: Job) -> None:
         refuse_another_training(job.run.last, checkpoint["config"], config, checkpoint["class_names"], class_names)
     torch.manual_seed(config.seed)
     net = distributed.main_first(lambda: make_localiser(config, class_names, job))  # who goes first may download
-    net.to(job.device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+    place(net, job.device, channels_last=config.train.channels_last)
     proposer = load_proposer(config, job.data_root, class_names, job.device)
     task = LocalisationTask(config, net, proposer, sets["train"], sets.get("val"), job.device)
     describe(config, net, sets, task.schedule.describe(), job.run)
@@ -82,7 +82,7 @@ def read_sets(config: LocalisationConfig, data_root: Path) -> dict[str, Records]
     return sets
 
 
-def make_localiser(config: LocalisationConfig, class_names: list[str], job: Job) -> nn.Module:
+def make_localiser(config: LocalisationConfig, class_names: list[str], job: Job) -> PerClassRpn | PerClassRcnn:
     """The network with the classifier's weights, or with those of `--init-from`."""
     if job.init_from is None:
         return build_localiser(config.model, len(class_names), data_root=job.data_root)
@@ -106,6 +106,7 @@ def load_proposer(
     """
     if config.model.stage == "rpn":
         return None
+    assert config.model.rcnn.proposals is not None, "the schema wants it for stage rcnn"
     given = Path(config.model.rcnn.proposals)
     path = given if given.is_file() or not (data_root / given).is_file() else data_root / given
     localiser = load_localiser(path, "rpn", device=device)

@@ -136,6 +136,7 @@ def _read_comp_file(path: Path, position: dict[Any, int]) -> tuple[list[int], np
     lines = read_lines(path, "file of detections")
     rows = [(number, line.rsplit(maxsplit=5)) for number, line in enumerate(lines, start=1)]  # ids may hold blanks
     rows = [(number, [_listed_id(row[0], position), *row[1:]]) for number, row in rows if row]
+    images, numbers = list[int](), np.zeros((0, 5))
     try:
         images = [position[row[0]] for _, row in rows]
         numbers = np.array([list(map(float, row[1:])) for _, row in rows], dtype=np.float64).reshape(-1, 5)
@@ -218,10 +219,10 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
         if len(frames) > 1:
             raise UserError(f"{frames['coco']} holds COCO results, {frames['voc']} VOC's list: give files of one form")
         frame, key = ("coco", "category_id") if "coco" in frames else ("voc", "category")
-        ids = _values_of(files, "image_id", str | int)
-        classes = _values_of(files, key, str | int)
+        ids: list[Any] = _values_of(files, "image_id", str | int)
+        classes: list[Any] = _values_of(files, key, str | int)
         if frame == "voc":
-            ids, classes = (list(dict.fromkeys(map(str, values))) for values in (ids, classes))
+            ids, classes = [*dict.fromkeys(map(str, ids))], [*dict.fromkeys(map(str, classes))]
         nothing = np.zeros(0)
         names = GroundTruth(
             frame=frame, image_ids=ids,
@@ -363,12 +364,13 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
         logger.warning("%s: nothing is detected of %d classes, whose AP is 0: %s", path, len(missed), examples(missed))
     corners = detections.continuous_boxes
     sides = corners[:, 2:] - corners[:, :2]
-    _warn_boxes(path, detections, (sides < 0).any(axis=1), "reversed boxes (the second corner before the first)")
-    _warn_boxes(path, detections, (sides >= 0).all(axis=1) & (sides == 0).any(axis=1), "boxes without an area")
+    _warn_boxes(path, detections, np.any(sides < 0, axis=1), "reversed boxes (the second corner before the first)")
+    flat = np.all(sides >= 0, axis=1) & np.any(sides == 0, axis=1)
+    _warn_boxes(path, detections, flat, "boxes without an area")
     if truth.image_sizes is not None:
         limits = truth.image_sizes[detections.image_index][:, ::-1].astype(np.float64)
-        outside = (corners[:, :2] < -1).any(axis=1) | (corners[:, 2:] > limits + 1).any(axis=1)
-        outside &= (limits > 0).all(axis=1)
+        outside = np.any(corners[:, :2] < -1, axis=1) | np.any(corners[:, 2:] > limits + 1, axis=1)
+        outside &= np.all(limits > 0, axis=1)
         _warn_boxes(path, detections, outside, "boxes that leave the image by more than a pixel")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar, overload
 
 import torch
 
@@ -50,17 +50,31 @@ def build_localiser(
     return PerClassRcnn(net, model.rcnn, num_classes, preprocessing)
 
 
-class Localiser(NamedTuple):
+Stage = Literal["rpn", "rcnn"]
+Net = TypeVar("Net", bound=PerClassRpn | PerClassRcnn, covariant=True)
+
+
+class Localiser(NamedTuple, Generic[Net]):
     """A trained network and what its checkpoint says."""
 
-    net: PerClassRpn | PerClassRcnn
+    net: Net
     config: LocalisationConfig
     class_names: list[str]
     mean_boxes: list[list[float]]
     """Each class's mean box as shares of width and height: the trivial prediction of the training set."""
 
 
-def load_localiser(path: Path | str, stage: str, *, device: torch.device | str = "cpu") -> Localiser:
+@overload
+def load_localiser(
+    path: Path | str, stage: Literal["rpn"], *, device: torch.device | str = "cpu"
+) -> Localiser[PerClassRpn]: ...
+@overload
+def load_localiser(
+    path: Path | str, stage: Literal["rcnn"], *, device: torch.device | str = "cpu"
+) -> Localiser[PerClassRcnn]: ...
+@overload
+def load_localiser(path: Path | str, stage: Stage, *, device: torch.device | str = "cpu") -> Localiser: ...
+def load_localiser(path: Path | str, stage: Stage, *, device: torch.device | str = "cpu") -> Localiser:
     """The network of a checkpoint of tools/train_loc.py, in eval mode.
 
     Args:

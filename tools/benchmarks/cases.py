@@ -180,4 +180,4 @@ def spread_weights(detector: nn.Module, seed: int = 0) -> None:
                 value.mul_(0.5)
             if "bbox_pred" in name:
                 value.mul_(0.1)
-    detector.roi_heads.box_predictor.cls_score.bias[0] = 4.0
+    detector.get_parameter("roi_heads.box_predictor.cls_score.bias")[0] = 4.0

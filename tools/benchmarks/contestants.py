@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from backbones.preprocess import Normalize
 from backbones.weights import IMAGENET
 from configs.detection import ModelConfig
 from configs.errors import UserError
@@ -29,6 +30,7 @@ from detection.model import Detector, build_detector
 from detection.prediction import to_numpy
 from tools.benchmarks.cases import Case, Inputs, spread_weights
 from tools.benchmarks.torchvision_detector import TorchvisionDetector
+from tools.runtime.training import place, total
 
 RATE, MOMENTUM, WEIGHT_DECAY = 1e-5, 0.9, 1e-4
 """Of the updates: a rate so low that losses stay what they are."""
@@ -78,7 +80,7 @@ class Contestant(ABC):
         """Losses, their gradients, one update by SGD, and gradients set to None; returns the losses."""
         with self.autocast():
             losses = self.losses(inputs)
-        sum(losses.values()).backward()
+        total(losses).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return losses
@@ -100,16 +102,22 @@ class Ours(Contestant):
         super().__init__(case, weights, device, amp, training)
         self.prepared: tuple[Inputs, Batch] | None = None
         if training:
-            self.model.to(memory_format=torch.channels_last)
+            place(self.model, device, channels_last=True)
             self.optimizer = plain_sgd(self.model, fused=True)
         else:
-            self.model.optimize_for_inference(torch.bfloat16 if amp == "bf16" else torch.float32)
+            self.detector.optimize_for_inference(torch.bfloat16 if amp == "bf16" else torch.float32)
 
     def build(self, case: Case) -> Detector:
         config = ModelConfig.model_validate(case.section())
         model = build_detector(config, class_names(case), test=case.test, preprocessing=IMAGENET)
-        model.normalize = AsTheyAre(model.normalize)
+        model.register_module("normalize", AsTheyAre(model.normalize))
         return model
+
+    @property
+    def detector(self) -> Detector:
+        """The model."""
+        assert isinstance(self.model, Detector)
+        return self.model
 
     def batch(self, inputs: Inputs) -> Batch:
         """The inputs as a loader would have laid them out; made once."""
@@ -120,7 +128,10 @@ class Ours(Contestant):
     @torch.inference_mode()
     def detect(self, inputs: Inputs) -> Detected:
         images = to_numpy(self.model(self.batch(inputs)))
-        return [tuple(map(torch.from_numpy, (image.boxes, image.scores, image.labels))) for image in images]
+        return [
+            (torch.from_numpy(image.boxes), torch.from_numpy(image.scores), torch.from_numpy(image.labels))
+            for image in images
+        ]
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         return self.model(self.batch(inputs), seed=0, iteration=0)
@@ -131,7 +142,7 @@ class OursCompiled(Ours):
 
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
-        compile_regions(self.model, graphs=device.type == "cuda" and not training)
+        compile_regions(self.detector, graphs=device.type == "cuda" and not training)
 
 
 class Torchvision(Contestant):
@@ -148,7 +159,7 @@ class Torchvision(Contestant):
     def detect(self, inputs: Inputs) -> Detected:
         with self.autocast():
             images = self.model(inputs.images, inputs.image_size)
-        return [tuple(image[name].cpu() for name in ("boxes", "scores", "labels")) for image in images]
+        return [(image["boxes"].cpu(), image["scores"].cpu(), image["labels"].cpu()) for image in images]
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
         targets = [{"boxes": b, "labels": k} for b, k in zip(inputs.boxes, inputs.labels, strict=True)]
@@ -158,7 +169,7 @@ class Torchvision(Contestant):
 class AsTheyAre(nn.Module):
     """In the place of the normalisation: images come normalised; only the dtype changes."""
 
-    def __init__(self, normalize: nn.Module) -> None:
+    def __init__(self, normalize: Normalize) -> None:
         super().__init__()
         self.dtype = normalize.dtype
 
@@ -202,6 +213,8 @@ def load_plugin(path: Path) -> Callable[..., Contestant]:
     if not path.is_file():
         raise UserError(f"--plugin {path}: there is no such file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--plugin {path}: is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     if not hasattr(module, "Contestant"):

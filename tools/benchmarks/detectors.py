@@ -31,7 +31,8 @@ def fake_work(case: Case, batch_size: int, amp: str, *, training: bool) -> tuple
     make_fake(contestant.model, mode)
     with mode:
         real = make_inputs(case, batch_size, device)
-        inputs = Inputs(*(mode.from_tensor(value) if torch.is_tensor(value) else value for value in real))
+        images, boxes, labels = (mode.from_tensor(value) for value in (real.images, real.boxes, real.labels))
+        inputs = Inputs(images, real.image_size, boxes, labels)
         batch = contestant.batch(inputs)
     if training:
         contestant.optimizer = plain_sgd(contestant.model, fused=True)
@@ -81,7 +82,7 @@ def count_mode(case: Case, makers: Makers, amp: str) -> dict[str, Any]:
     """Counts of inference at batch 1 and training at batch 1 and 8, for every contestant."""
     report: dict[str, Any] = {}
     if "ours" in makers:
-        ours = {
+        ours: dict[str, Any] = {
             "infer_b1": count_detecting(case, amp).summary(),
             "train_b8": count_ours(case, 8, amp, training=True).summary(),
         }

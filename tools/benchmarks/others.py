@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tools.benchmarks.checks import LOSS_TOLERANCE
 from tools.benchmarks.contestants import MOMENTUM, RATE, WEIGHT_DECAY
 from tools.benchmarks.detectors import exact_float32
 from tools.benchmarks.timing import compare
+from tools.runtime.training import place
 
 ROOT = Path(__file__).resolve().parents[2]
 CIFAR_TRAINING_IMAGES = 50_000
@@ -105,7 +106,9 @@ def _v2_batches(paths: list[str]) -> Callable[[], list[Tensor]]:
     )
 
     def load(path: str) -> Tensor:
-        boxes = tv_tensors.BoundingBoxes([[50.0, 60.0, 250.0, 260.0]], format="XYXY", canvas_size=(375, 500))
+        boxes = tv_tensors.BoundingBoxes(  # pyright: ignore[reportCallIssue]  # taken for Tensor's own constructor
+            [[50.0, 60.0, 250.0, 260.0]], format="XYXY", canvas_size=(375, 500)
+        )
         sample = {"image": tv_tensors.Image(decode_image(path)), "boxes": boxes, "labels": torch.ones(1).long()}
         return transform(sample)["image"]
 
@@ -210,7 +213,7 @@ def _classify(
     theirs.load_state_dict(ours.state_dict())
     images, labels = torch.randn(batch_size, 3, side, side), torch.randint(0, classes, (batch_size,))
     images, labels = images.to(device), labels.to(device)
-    ours.to(device, memory_format=torch.channels_last)
+    place(ours, device, channels_last=True)
     theirs.to(device)
     with torch.no_grad(), exact_float32():  # TF32 would differ by more than the layouts' rounding
         expected = theirs.eval()(images)
@@ -220,7 +223,7 @@ def _classify(
     ours, theirs = ours.train(), theirs.train()
     cuda = device.type == "cuda"
     if cuda:
-        ours = torch.compile(ours, dynamic=False)
+        ours = cast(nn.Module, torch.compile(ours, dynamic=False))  # of a module it makes a module
     works = {}
     for name, net, options in (("ours", ours, {"fused": True}), (reference, theirs, {})):
         optimizer = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, **options)

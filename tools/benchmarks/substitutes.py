@@ -67,11 +67,14 @@ def install() -> list[str]:
     missing = []
     if importlib.util.find_spec("pydantic") is None:
         module = types.ModuleType("pydantic")
-        module.BaseModel = Model
-        module.ConfigDict = dict
-        module.Field = lambda default=None, **_: default
-        module.field_validator = module.model_validator = _unchanged
-        module.ValidationError = type("ValidationError", (ValueError,), {})
+        vars(module).update(
+            BaseModel=Model,
+            ConfigDict=dict,
+            Field=lambda default=None, **_: default,
+            field_validator=_unchanged,
+            model_validator=_unchanged,
+            ValidationError=type("ValidationError", (ValueError,), {}),
+        )
         sys.modules["pydantic"] = module
         missing.append("pydantic")
     if importlib.util.find_spec("safetensors") is None:

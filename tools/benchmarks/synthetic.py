@@ -42,18 +42,9 @@ def make_set(
     sides = np.exp(rng.uniform(np.log(8), np.log(250), (objects, 2)))
     corners = rng.random((objects, 2)) * (np.array((width, height)) - sides)
     boxes = np.round(np.concatenate((corners, sides), axis=1), decimals)
-
-    source = rng.integers(0, objects, detections)
-    clutter = rng.random(detections) < 0.5
-    found_image = np.where(clutter, rng.integers(0, images, detections), image_index[source])
-    confused = rng.random(detections) < 0.2
-    found_labels = np.where(confused, rng.integers(1, classes + 1, detections), labels[source])
-    noise = np.exp(rng.normal(0, 0.12, (detections, 4)))
-    shift = np.concatenate((boxes[source, 2:] * rng.normal(0, 0.1, (detections, 2)), np.zeros((detections, 2))), axis=1)
-    found_boxes = np.round(boxes[source] * np.where([True, True, False, False], 1.0, noise) + shift, decimals)
-    scores = np.round(np.clip(rng.beta(2, 2, detections) - 0.3 * (clutter | confused), 1e-4, 1.0), 5)
-    order = np.argsort(found_image, kind="stable")
-
+    found_image, found_labels, found_boxes, scores = _imagined(
+        rng, detections, image_index, labels, boxes, images=images, classes=classes, decimals=decimals
+    )
     area = boxes[:, 2:].prod(axis=1)
     ids: list[str | int]
     if frame == "voc":
@@ -80,12 +71,37 @@ def make_set(
         frame=frame,
         image_ids=truth.image_ids,
         class_names=truth.class_names,
-        image_index=found_image[order],
-        labels=found_labels[order],
-        boxes=found_boxes[order],
-        scores=scores[order],
+        image_index=found_image,
+        labels=found_labels,
+        boxes=found_boxes,
+        scores=scores,
         source="synthetic",
     )
+
+
+def _imagined(
+    rng: np.random.Generator,
+    count: int,
+    image_index: np.ndarray,
+    labels: np.ndarray,
+    boxes: np.ndarray,
+    *,
+    images: int,
+    classes: int,
+    decimals: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Images, labels, boxes (x, y, width, height) and scores of `count` detections of these objects, image by image."""
+    source = rng.integers(0, len(labels), count)
+    clutter = rng.random(count) < 0.5
+    found_image = np.where(clutter, rng.integers(0, images, count), image_index[source])
+    confused = rng.random(count) < 0.2
+    found_labels = np.where(confused, rng.integers(1, classes + 1, count), labels[source])
+    noise = np.exp(rng.normal(0, 0.12, (count, 4)))
+    shift = np.concatenate((boxes[source, 2:] * rng.normal(0, 0.1, (count, 2)), np.zeros((count, 2))), axis=1)
+    found_boxes = np.round(boxes[source] * np.where([True, True, False, False], 1.0, noise) + shift, decimals)
+    scores = np.round(np.clip(rng.beta(2, 2, count) - 0.3 * (clutter | confused), 1e-4, 1.0), 5)
+    order = np.argsort(found_image, kind="stable")
+    return found_image[order], found_labels[order], found_boxes[order], scores[order]
 
 
 def voc_benchmark_set() -> tuple[GroundTruth, Detections]:
@@ -100,6 +116,7 @@ def coco_benchmark_set() -> tuple[GroundTruth, Detections]:
 
 def write_coco_annotations(path: Path, truth: GroundTruth) -> None:
     """Write ground truth in COCO's frame as an annotation file."""
+    assert truth.area is not None, "COCO's ground truth has areas"
     categories = truth.category_ids or list(range(1, len(truth.class_names) + 1))
     sizes = np.zeros((len(truth), 2), np.int64) if truth.image_sizes is None else truth.image_sizes
     content = {

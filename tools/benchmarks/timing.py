@@ -13,18 +13,18 @@ import torch
 def measure(work: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Seconds of one call: `cpu` process time, `wall`, and on CUDA `device` between two events."""
     cuda = device.type == "cuda"
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if cuda else []
     if cuda:
-        start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
-        start_event.record()
+        events[0].record()
     cpu, wall = time.process_time(), time.perf_counter()
     work()
     if cuda:
-        end_event.record()
+        events[1].record()
         torch.cuda.synchronize(device)
     seconds = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
     if cuda:
-        seconds["device"] = start_event.elapsed_time(end_event) / 1000
+        seconds["device"] = events[0].elapsed_time(events[1]) / 1000
     return seconds
 
 

@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from configs.detection import ModelConfig, TestConfig
+from detection.anchors import sizes_of_levels
 
 LEVEL_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 
@@ -37,7 +38,9 @@ class NarrowRpnHead(RPNHead):
 
     def __init__(self, in_channels: int, hidden: int, num_anchors: int) -> None:
         super().__init__(hidden, num_anchors)
-        self.conv[0][0] = nn.Conv2d(in_channels, hidden, 3, padding=1)
+        first = self.conv[0]
+        assert isinstance(first, nn.Sequential)
+        first[0] = nn.Conv2d(in_channels, hidden, 3, padding=1)
 
 
 class Backbone(nn.Module):
@@ -58,7 +61,7 @@ class VggBody(nn.Module):
 
     def __init__(self, features: nn.Sequential) -> None:
         super().__init__()
-        self.features = features[:-1]
+        self.features = nn.Sequential(*list(features)[:-1])
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         return {"0": self.features(images)}
@@ -99,8 +102,7 @@ class TorchvisionDetector(nn.Module):
         if config.stride_in_1x1:
             raise ValueError("torchvision's ResNets stride in the 3x3 convolution")
         self.backbone, head, width, pooler, channels = _parts(config)
-        nested = isinstance(config.anchors.sizes[0], list)
-        sizes = config.anchors.sizes if nested else [config.anchors.sizes]
+        sizes = sizes_of_levels(config.anchors)
         make_anchors = AnchorGenerator if config.anchors.rounded else UnroundedAnchors
         anchors = make_anchors(tuple(map(tuple, sizes)), (tuple(config.anchors.aspect_ratios),) * len(sizes))
         rpn, box = config.rpn, config.box
@@ -131,9 +133,10 @@ class TorchvisionDetector(nn.Module):
 def _parts(config: ModelConfig) -> tuple[nn.Module, nn.Module, int, nn.Module, int]:
     """Backbone, box head, the head's width, RoI pooler, channels of the RPN's maps."""
     box = config.box
+    assert isinstance(config.backbone, str), "torchvision's nets have names"
     if config.backbone.startswith("vgg"):
         body = VggBody(getattr(torchvision.models, config.backbone)().features)
-        _freeze(body.features[: 5 if config.frozen_stages == 1 else 10 if config.frozen_stages else 0])
+        _freeze(*list(body.features)[: 5 if config.frozen_stages == 1 else 10 if config.frozen_stages else 0])
         head = TwoMLPHead(512 * box.pool_size**2, box.fc_width)
         return Backbone(body, None), head, box.fc_width, OneMapPooler(config), 512
     net = getattr(torchvision.models, config.backbone)(norm_layer=FrozenBatchNorm2d)

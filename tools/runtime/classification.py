@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def make_normalize(
 def compiled(net: nn.Module) -> nn.Module:
     """The net, compiled for one shape; what cannot be compiled runs as it is, with a warning."""
     torch._dynamo.config.suppress_errors = True
-    return torch.compile(net, dynamic=False)
+    return cast(nn.Module, torch.compile(net, dynamic=False))  # of a module it makes a module
 
 
 def describe(
@@ -99,7 +100,8 @@ def describe(
 # ---------------------------------------------------------------------------------------------- training
 
 
-class TrainBatch(NamedTuple):
+@dataclass(frozen=True)
+class TrainBatch:
     """A part of a step on the device: normalised, augmented."""
 
     images: Tensor
@@ -295,7 +297,9 @@ def recalibrate_over(
 ) -> None:
     """Give batch norm the true statistics over the training set's centre crops, or a sample of them."""
     sample = spread(train_set, config.train.recalibrate_images)
-    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    loader = centre_batches(sample, config.data, batch_size=config.train.batch_size, **share)
+    loader = centre_batches(
+        sample, config.data, batch_size=config.train.batch_size,
+        rank=distributed.rank(), world_size=distributed.world_size(),
+    )  # fmt: skip
     with autocast(device, config.train.amp):
         recalibrate(net, (normalize(batch.to(device).images) for batch in loader), device)

@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -152,3 +152,8 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
         broadcast_buffers=False,  # statistics are each process's own between validations; rank 0's are saved
         gradient_as_bucket_view=True,
     )
+
+
+def without_sync(model: nn.Module) -> AbstractContextManager:
+    """A context in which backward passes of a model of `wrap` leave each process its own gradients."""
+    return model.no_sync() if isinstance(model, nn.parallel.DistributedDataParallel) else nullcontext()

@@ -31,9 +31,9 @@ class Ema:
     def update(self, iteration: int) -> None:
         """Take in the model's state after `iteration` (from 0)."""
         decay = min(self.decay, (1.0 + iteration) / (10.0 + iteration))
-        torch._foreach_lerp_(*self._floating, 1.0 - decay)
+        torch._foreach_lerp_(*self._floating, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]  # no public name
         if self._others[0]:
-            torch._foreach_copy_(*self._others)
+            torch._foreach_copy_(*self._others)  # pyright: ignore[reportPrivateImportUsage]  # likewise
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averages under the model's names."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from configs.detection import DetectionConfig, TestConfig
 from configs.errors import UserError
@@ -15,11 +14,11 @@ from datasets.detection import DetectionDataset
 from datasets.loader import eval_loader, prefetch
 from datasets.records import Records
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.evaluate import Metrics, evaluate, write_metrics
+from detection.evaluation.evaluate import Metrics, ProtocolName, evaluate, write_metrics
 from detection.evaluation.report import Run, write_report
 from detection.evaluation.submissions import write_submission
 from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
-from detection.inference import Inference
+from detection.inference import Inference, Tested
 from detection.prediction import ImageDetections, to_numpy
 from tools.runtime import distributed
 from tools.runtime.progress import Progress
@@ -39,7 +38,7 @@ class Outcome:
 
 
 def run_detector(
-    detectors: nn.Module | Sequence[nn.Module],
+    detectors: Tested | Sequence[Tested],
     dataset: DetectionDataset,
     config: DetectionConfig,
     device: torch.device,
@@ -60,8 +59,8 @@ def run_detector(
         test: thresholds, refinement, sizes and the like; None: the plain test, with the thresholds of `config.test`.
         losses: compute the training losses of the (first) detector too, without dropout and with fixed samples.
     """
-    detectors = [detectors] if isinstance(detectors, nn.Module) else list(detectors)
-    inference = Inference(detectors, test or config.test.plain)
+    members: list[Tested] = list(detectors) if isinstance(detectors, Sequence) else [detectors]
+    inference = Inference(members, test or config.test.plain)
     dataset = dataset.with_scales(inference.scales) if inference.scales else dataset
     rank, world_size = distributed.rank(), distributed.world_size()
     batch_size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
@@ -70,18 +69,18 @@ def run_detector(
     )
     per_image: dict[int, ImageDetections] = {}
     sums = _LossSums()
-    were_training = [detector.training for detector in detectors]
+    were_training = [detector.training for detector in members]
     inference.eval()
     # no_grad, not inference_mode: what modules cache here (anchors) is used in training later
     with torch.no_grad(), Progress(-(-len(dataset) // world_size), what, unit="image") as progress:
         for batch in prefetch(loader, device):
             with autocast(device, config.train.amp):
                 found = inference(batch)
-                parts = detectors[0](batch, seed=config.seed, iteration=_LOSS_ITERATION) if losses else {}
+                parts = members[0](batch, seed=config.seed, iteration=_LOSS_ITERATION) if losses else {}
             per_image.update(zip(batch.index.tolist(), to_numpy(found), strict=True))
             sums.add(parts, len(batch.index))
             progress.update(len(batch.index))
-    for detector, was_training in zip(detectors, were_training, strict=True):
+    for detector, was_training in zip(members, were_training, strict=True):
         detector.train(was_training)
     return Outcome(_merged(per_image, dataset.records, inference.class_names), sums.means())
 
@@ -116,7 +115,7 @@ def _merged(per_image: dict[int, ImageDetections], records: Records, class_names
     return Detections.merge(distributed.all_gather(part), ids)
 
 
-def score(records: Records, detections: Detections, protocols: Sequence[str]) -> Metrics:
+def score(records: Records, detections: Detections, protocols: Sequence[ProtocolName]) -> Metrics:
     """metrics.json of the detections; one process computes it for all.
 
     Raises:
@@ -149,9 +148,10 @@ def write_results(
     comp4 = write_comp4(folder, detections) if truth.frame == "voc" else []
     if metrics is not None:
         write_metrics(folder / "metrics.json", metrics)
+        written = [folder / "metrics.json", saved]
         if report:
-            page = write_report(folder / "report", truth, [Run(folder.name, detections, metrics)])
-        return [folder / "metrics.json", saved, *([page] if report else [])]
+            written.append(write_report(folder / "report", truth, [Run(folder.name, detections, metrics)]))
+        return written
     source = records.annotation_file
     submission = write_submission(folder, detections, annotation_file=source, detections_json=saved, comp4=comp4)
     return [submission, saved]

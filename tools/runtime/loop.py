@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,13 +24,13 @@ from configs.errors import UserError
 from detection.checkpoint import load_strictly
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import FORMAT, save_checkpoint, without_training
-from tools.runtime.distributed import say
+from tools.runtime.distributed import say, without_sync
 from tools.runtime.ema import Ema
 from tools.runtime.optimizer import build_optimizer, load_optimizer, set_rate, step_unless
 from tools.runtime.progress import Progress, Timed
 from tools.runtime.run_folder import RunFolder
 from tools.runtime.schedule import Schedule
-from tools.runtime.training import LossMonitor, average_statistics, seed_step
+from tools.runtime.training import LossMonitor, average_statistics, seed_step, total
 
 
 class Validation(NamedTuple):
@@ -38,7 +38,7 @@ class Validation(NamedTuple):
 
     metrics: dict[str, Any]
     """Kept in the checkpoint."""
-    logs: dict[str, dict[str, Any]]
+    logs: Mapping[str, Mapping[str, Any]]
     """Name of a set -> its figures, for metrics.jsonl."""
     value: float | None
     """The figure that chooses best.pt; None: this validation chooses nothing."""
@@ -69,10 +69,13 @@ class Recipe(Protocol):
     def train(self) -> TrainConfig: ...
 
 
-class Task(Protocol):
-    """What is learned."""
+RecipeType = TypeVar("RecipeType", bound=Recipe)
 
-    recipe: Recipe
+
+class Task(Protocol[RecipeType]):
+    """What is learned, by a config of some type."""
+
+    recipe: RecipeType
     net: nn.Module
     """What is saved, and whose parameters train."""
     model: nn.Module
@@ -331,10 +334,10 @@ def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
     plan.optimizer.zero_grad(set_to_none=True)
     for part, batch in enumerate(parts, 1):
         last = part == len(parts)
-        with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+        with nullcontext() if last else without_sync(model):
             try:
                 losses = task.losses(batch, iteration)
-                (sum(losses.values()) / len(parts)).backward()
+                (total(losses) / len(parts)).backward()
             except torch.OutOfMemoryError as error:
                 raise _out_of_memory(task, batch, iteration, error) from error
         plan.monitor.add(losses, batch.index)

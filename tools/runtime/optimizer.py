@@ -94,12 +94,12 @@ def step_unless(optimizer: Optimizer, skip: Tensor) -> None:
         optimizer: of `build_optimizer`.
         skip: () float32 on the parameters' device, 0 or 1; it is not read by the host.
     """
-    optimizer.grad_scale = None
-    optimizer.found_inf = skip  # what torch.amp.GradScaler hands to fused optimisers
+    scaling = vars(optimizer)  # what torch.amp.GradScaler hands to fused optimisers
+    scaling.update(grad_scale=None, found_inf=skip)
     try:
         optimizer.step()
     finally:
-        del optimizer.grad_scale, optimizer.found_inf
+        del scaling["grad_scale"], scaling["found_inf"]
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:

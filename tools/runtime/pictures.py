@@ -31,10 +31,7 @@ def draw_image(records: Records, detections: Detections, index: int) -> np.ndarr
     """Image `index` with its detections and its ground truth, (H, W, 3) uint8 RGB; small images enlarged."""
     image = read_image(str(records.image_paths[index]), records.image_size(index))
     mine = (detections.image_index == index) & (detections.scores >= DRAWN_SCORE)
-    truth = {}
-    if records.annotated:
-        target = records.target(index, image.shape[:2])
-        truth = {"truth_boxes": target.boxes, "truth_labels": target.labels}
+    target = records.target(index, image.shape[:2]) if records.annotated else None
     return draw_detections(
         image,
         detections.continuous_boxes[mine],
@@ -42,7 +39,8 @@ def draw_image(records: Records, detections: Detections, index: int) -> np.ndarr
         detections.scores[mine],
         detections.class_names,
         scale=max(1, round(480 / min(image.shape[:2]))),
-        **truth,
+        truth_boxes=None if target is None else target.boxes,
+        truth_labels=None if target is None else target.labels,
     )
 
 

@@ -80,9 +80,11 @@ def make_schedule(config: ScheduleConfig, *, rate: float, iterations_per_epoch: 
         iterations_per_epoch: images of the training set / images of a step.
     """
     unit = iterations_per_epoch if config.epochs else 1.0
+    length = config.iterations or config.epochs
+    assert length is not None, "the config has one of the two"
     return Schedule(
         base_rate=rate,
-        iterations=max(1, round((config.iterations or config.epochs) * unit)),
+        iterations=max(1, round(length * unit)),
         iterations_per_epoch=iterations_per_epoch,
         unit=unit,
         policy="constant" if config.policy == "plateau" else config.policy,  # its steps are events, not milestones

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ import torch
 from torch import nn
 
 from backbones.weights import Preprocessing
-from configs.detection import DetectionConfig
+from configs.detection import DetectionConfig, SourceConfig
 from configs.errors import UserError
 from datasets.batch import Batch
-from datasets.build import build_dataset
+from datasets.build import Split, build_dataset
 from datasets.detection import DetectionDataset
 from datasets.resize import resized_size
 from datasets.samplers import padded_size
@@ -24,7 +23,7 @@ from tools.runtime import distributed
 from tools.runtime.distributed import say
 from tools.runtime.optimizer import describe_rate
 from tools.runtime.run_folder import RunFolder
-from tools.runtime.training import autocast, count_parameters
+from tools.runtime.training import autocast, count_parameters, total
 
 
 def build_datasets(
@@ -32,13 +31,13 @@ def build_datasets(
 ) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
     """Training, validation and test set; the latter two where the config has them, with the first one's classes."""
     train_set = build_dataset(config.data, "train", data_root, seed=config.seed)
-    others = [
-        build_dataset(config.data, split, data_root, seed=config.seed, class_names=train_set.class_names)
-        if getattr(config.data, split)
-        else None
-        for split in ("val", "test")
-    ]
-    return train_set, *others
+
+    def other(split: Split, sources: list[SourceConfig]) -> DetectionDataset | None:
+        if not sources:
+            return None
+        return build_dataset(config.data, split, data_root, seed=config.seed, class_names=train_set.class_names)
+
+    return train_set, other("val", config.data.val), other("test", config.data.test)
 
 
 def check_validation(
@@ -123,10 +122,10 @@ def rehearse(model: nn.Module, dataset: DetectionDataset, config: DetectionConfi
         index=torch.arange(count),
     ).to(device)
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with model.no_sync() if hasattr(model, "no_sync") else nullcontext():
+    with distributed.without_sync(model):
         with autocast(device, config.train.amp):
             losses = model(batch, seed=config.seed, iteration=0)
-        sum(losses.values()).backward()
+        total(losses).backward()
     model.zero_grad(set_to_none=True)
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -15,6 +15,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from backbones.analysis import layer_responses
 from backbones.classification import load_classifier
@@ -133,7 +135,7 @@ def write_curves(runs: list[Run], curves: list[Curves], out: Path) -> None:
     save_figure(figure, out / "curves.png")
 
 
-def _plot(axis: plt.Axes, curve: Curve, colour: str, style: str, width: float, label: str | None) -> None:
+def _plot(axis: Axes, curve: Curve, colour: str, style: str, width: float, label: str | None) -> None:
     marker = "o" if len(curve) == 1 else None
     iterations, errors = [point[0] for point in curve], [100 * point[1] for point in curve]
     axis.plot(iterations, errors, style, color=colour, linewidth=width, label=label, marker=marker)
@@ -234,7 +236,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> No
     write_text(path, text.getvalue())
 
 
-def save_figure(figure: plt.Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """A picture, whole or not at all."""
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")

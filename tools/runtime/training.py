@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from configs.errors import UserError
 from tools.runtime import distributed
 from tools.runtime.ema import Ema
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class NonFiniteLoss(UserError):
@@ -34,6 +36,19 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trained, frozen) numbers of parameters."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
+
+
+def place(net: Net, device: torch.device, *, channels_last: bool) -> Net:
+    """The net, moved to the device, its weights channels_last in memory or as they are."""
+    layout = torch.channels_last if channels_last else torch.preserve_format
+    return net.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch's overloads lack this one
+
+
+def total(losses: Mapping[str, Tensor]) -> Tensor:
+    """() the sum of the losses, in their order."""
+    summed = sum(losses.values())
+    assert isinstance(summed, Tensor), "there are losses"
+    return summed
 
 
 def average_statistics(model: nn.Module, ema: Ema | None = None) -> None:
@@ -67,7 +82,7 @@ class LossMonitor:
         self._skip = torch.zeros((), device=device)
         self._sums: Tensor | None = None
         self._steps = 0
-        self._record: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._record: tuple[Tensor, ...] | None = None
 
     def add(self, losses: Mapping[str, Tensor], image_index: Tensor) -> None:
         """Take in one part of a step.
@@ -86,8 +101,8 @@ class LossMonitor:
         Returns:
             () float32 on the device: 1 if no update may be made any more, else 0.
         """
-        parameters = [parameter for parameter in parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        parameters = list(parameters)
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
         if clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
         losses = torch.stack(self._parts).mean(0)
@@ -118,11 +133,11 @@ class LossMonitor:
         """
         if self._record is None or self._skip.item() == 0:
             return
-        iteration, values, images, bad_here = (tensor.tolist() for tensor in self._record)
-        iteration = int(iteration)
+        first, values, images, bad_here = (tensor.cpu() for tensor in self._record)
+        iteration = int(first)
         names = [*self._names, "loss", "gradient_norm"]
-        broken = [f"{name} {value}" for name, value in zip(names, values, strict=True) if not _finite(value)]
-        mine = (broken, [image_name(int(index)) for index in images]) if bad_here else ([], [])
+        broken = [f"{name} {value}" for name, value in zip(names, values.tolist(), strict=True) if not _finite(value)]
+        mine = (broken, [image_name(int(index)) for index in images.tolist()]) if bad_here else ([], [])
         all_broken, all_images = zip(*distributed.all_gather(mine), strict=True)
         every = list(dict.fromkeys(text for texts in all_broken for text in texts))
         broken = [text for text in every if not text.startswith("loss ")] or every  # the sum says nothing more

@@ -48,7 +48,8 @@ def draw_all(folder: Path, runs: Named) -> dict[str, str]:
     Returns:
         Name of the plot -> its SVG as a data URI.
     """
-    with matplotlib.rc_context({**_STYLE, **_font_of(runs)}), warnings.catch_warnings():
+    style: dict[Any, Any] = {**_STYLE, **_font_of(runs)}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # `font_file` has said it
         figures = {
             "precision_recall": precision_recall(runs),
@@ -135,8 +136,8 @@ def _histogram(axis: Axes, analysis: Analysis) -> None:
     counted = outcome != NOT_COUNTED
     bins = np.linspace(0, 1, 41).tolist()
     axis.hist(
-        [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins, stacked=True, color=[RIGHT, WRONG],
-        alpha=0.85, label=["right", "wrong"],
+        [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins.tolist(), stacked=True,
+        color=[RIGHT, WRONG], alpha=0.85, label=["right", "wrong"],
     )  # fmt: skip
     axis.axvline(analysis.threshold, color=INK, linewidth=1, linestyle=":")
     axis.set(xlabel="score", ylabel="detections", xlim=(0, 1))

@@ -8,6 +8,8 @@ normalisation is left out, since both sides get normalised images; its weights a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class Contestant(contestants.Contestant):
 
     def build(self, case: Case) -> nn.Module:
         try:
-            from detectron2.modeling import build_model
+            from detectron2.modeling import build_model  # pyright: ignore[reportMissingImports]  # no dependency
         except ImportError as error:
             raise UserError(f"the plug-in detectron2_c4 needs detectron2: {error}") from None
         model = ModelConfig.model_validate(case.section())
@@ -57,6 +59,11 @@ class Contestant(contestants.Contestant):
         self.averages_over_what_is_asked = model.rpn.batch_size_per_image < 10**6
         return build_model(translate(model, case.num_classes, case.test))
 
+    @property
+    def theirs(self) -> Any:
+        """The model; its classes are known only where detectron2 is installed."""
+        return self.model
+
     def load(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(rename(weights, self.order), strict=True)
 
@@ -64,17 +71,17 @@ class Contestant(contestants.Contestant):
     def detect(self, inputs: Inputs) -> contestants.Detected:
         with self.autocast():
             images, features = self._features(inputs)
-            proposals, _ = self.model.proposal_generator(images, features, None)
-            found, _ = self.model.roi_heads(images, features, proposals, None)
-        found = self.model._postprocess(found, [{}] * len(found), images.image_sizes)
+            proposals, _ = self.theirs.proposal_generator(images, features, None)
+            found, _ = self.theirs.roi_heads(images, features, proposals, None)
+        found = self.theirs._postprocess(found, [{}] * len(found), images.image_sizes)
         return [
             (one.pred_boxes.tensor.cpu(), one.scores.cpu(), one.pred_classes.cpu() + 1)
             for one in (image["instances"] for image in found)
         ]
 
     def losses(self, inputs: Inputs) -> dict[str, Tensor]:
-        from detectron2.structures import Boxes, Instances
-        from detectron2.utils.events import EventStorage
+        from detectron2.structures import Boxes, Instances  # pyright: ignore[reportMissingImports]  # no dependency
+        from detectron2.utils.events import EventStorage  # pyright: ignore[reportMissingImports]  # no dependency
 
         targets = [
             Instances(inputs.image_size, gt_boxes=Boxes(boxes), gt_classes=labels - 1)
@@ -82,28 +89,29 @@ class Contestant(contestants.Contestant):
         ]
         with EventStorage() as storage:  # its losses write statistics there
             images, features = self._features(inputs)
-            proposals, rpn_losses = self.model.proposal_generator(images, features, targets)
-            _, box_losses = self.model.roi_heads(images, features, proposals, targets)
+            proposals, rpn_losses = self.theirs.proposal_generator(images, features, targets)
+            _, box_losses = self.theirs.roi_heads(images, features, proposals, targets)
             if not self.averages_over_what_is_asked:
                 # It divides the RPN's losses by the size of the sample that was asked for, torchvision by that of the
                 # sample that was found. Only where every anchor is asked for do the two differ.
-                asked = self.model.proposal_generator.batch_size_per_image
+                asked = self.theirs.proposal_generator.batch_size_per_image
                 found = sum(storage.history(f"rpn/num_{kind}_anchors").latest() for kind in ("pos", "neg"))
                 rpn_losses = {name: loss * (asked / found) for name, loss in rpn_losses.items()}
         theirs = rpn_losses | box_losses
         return {name: theirs[other] for name, other in LOSSES.items()}
 
-    def _features(self, inputs: Inputs) -> tuple[object, dict[str, Tensor]]:
-        from detectron2.structures import ImageList
+    def _features(self, inputs: Inputs) -> tuple[Any, dict[str, Tensor]]:
+        from detectron2.structures import ImageList  # pyright: ignore[reportMissingImports]  # no dependency
 
         images = ImageList(inputs.images, [inputs.image_size] * len(inputs.images))
-        return images, self.model.backbone(images.tensor)
+        return images, self.theirs.backbone(images.tensor)
 
 
 def translate(model: ModelConfig, num_classes: int, test: TestConfig) -> object:
     """detectron2's config for ours."""
-    from detectron2.config import get_cfg
+    from detectron2.config import get_cfg  # pyright: ignore[reportMissingImports]  # no dependency
 
+    assert isinstance(model.backbone, str)  # `build` refuses all others
     rpn, box = model.rpn, model.box
     cfg = get_cfg()
     cfg.merge_from_list(

@@ -28,7 +28,7 @@ WARMUP_WINDOW = 50
 """Iterations whose training error is compared with `schedule.warmup_until_error`."""
 
 
-class ClassificationTask(Task):
+class ClassificationTask(Task[ClassificationConfig]):
     """A net on labelled images, validated on all the other sets that there are."""
 
     def __init__(

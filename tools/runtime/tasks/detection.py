@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.detection import DetectionConfig
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
 from datasets.loader import epoch_orders, prefetch, train_loader
+from detection.alternating import PhaseModel
 from detection.drawing import sheet
 from detection.evaluation.evaluate import headline
 from detection.model import Detector
@@ -24,7 +25,7 @@ from tools.runtime.schedule import make_schedule
 from tools.runtime.training import autocast
 
 
-class DetectionTask(Task):
+class DetectionTask(Task[DetectionConfig]):
     """A detector on a training set, validated on another one where there is one."""
 
     def __init__(
@@ -35,7 +36,7 @@ class DetectionTask(Task):
         val_set: DetectionDataset | None,
         device: torch.device,
         *,
-        learner: nn.Module | None = None,
+        learner: PhaseModel | None = None,
         start: int = 0,
     ) -> None:
         """
@@ -48,8 +49,8 @@ class DetectionTask(Task):
             learner: what gives the losses and is validated; None: the detector.
             start: the iteration at which the schedule begins.
         """
-        self.recipe, self.net, self.start = config, detector, start
-        self.learner = detector.train() if learner is None else learner
+        self.recipe, self.net, self.detector, self.start = config, detector, detector, start
+        self.learner: Detector | PhaseModel = detector.train() if learner is None else learner
         self.model = distributed.wrap(self.learner, device)
         self.train_set, self.val_set, self.device = train_set, val_set, device
         self.validates = val_set is not None
@@ -109,9 +110,9 @@ class DetectionTask(Task):
         return {
             "kind": "detector",
             "config": self.recipe.model_dump(mode="json"),
-            "class_names": list(self.net.class_names),
-            "preprocessing": self.net.preprocessing.to_dict(),
-            "card": dict(self.net.card),
+            "class_names": list(self.detector.class_names),
+            "preprocessing": self.detector.preprocessing.to_dict(),
+            "card": dict(self.detector.card),
         }
 
     def image_name(self, index: int) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from configs.localisation import LocalisationConfig
 from datasets.loader import prefetch
 from datasets.localisation_views import LocalisationBatch, train_views
 from datasets.records import Records
-from detection.localisation import KIND, PerClassRpn, propose, suppress
+from detection.localisation import KIND, Candidates, PerClassRcnn, PerClassRpn, propose, suppress
 from tools.runtime import distributed
 from tools.runtime.localisation import Members, figures, mean_boxes, predict
 from tools.runtime.loop import Task, Validation
@@ -21,13 +21,13 @@ from tools.runtime.schedule import make_schedule
 from tools.runtime.training import autocast
 
 
-class LocalisationTask(Task):
+class LocalisationTask(Task[LocalisationConfig]):
     """A localiser of one of the two stages on images with boxes."""
 
     def __init__(
         self,
         config: LocalisationConfig,
-        net: nn.Module,
+        net: PerClassRpn | PerClassRcnn,
         proposer: PerClassRpn | None,
         train_set: Records,
         val_set: Records | None,
@@ -42,7 +42,8 @@ class LocalisationTask(Task):
             val_set: likewise.
             device: where it trains.
         """
-        self.recipe, self.net, self.proposer, self.device = config, net.train(), proposer, device
+        self.recipe, self.net, self.localiser, self.device = config, net.train(), net, device
+        self.proposer = proposer
         self.model = distributed.wrap(net, device)
         self.train_set, self.val_set = train_set, val_set
         self.validates = val_set is not None
@@ -57,8 +58,9 @@ class LocalisationTask(Task):
     @property
     def members(self) -> Members:
         """What is validated and tested; the RPN predicts the classes where it has learned to."""
-        rpn = self.net if self.proposer is None else self.proposer
-        rcnns = [] if self.proposer is None else [self.net]
+        net = self.localiser
+        rpn, rcnns = (net, []) if isinstance(net, PerClassRpn) else (self.proposer, [net])
+        assert rpn is not None, "stage rcnn has a proposer"
         return Members([rpn], rcnns, [(rpn.net, rpn.normalize)] if rpn.classifies else [])
 
     def batches(self, start_iteration: int) -> Iterator[LocalisationBatch]:
@@ -79,14 +81,14 @@ class LocalisationTask(Task):
 
     def losses(self, batch: LocalisationBatch, iteration: int) -> Mapping[str, Tensor]:
         """Those of the RPN, or of the R-CNN on what the RPN proposes for the images' own classes."""
-        inputs = [batch.images, batch.labels, batch.boxes, batch.valid, batch.index]
+        inputs: list[Tensor | Candidates] = [batch.images, batch.labels, batch.boxes, batch.valid, batch.index]
         with autocast(self.device, self.recipe.train.amp):
             if self.proposer is not None:
                 inputs.append(self._proposals(batch))
             return self.model(*inputs, seed=self.recipe.seed, iteration=iteration)
 
     @torch.no_grad()
-    def _proposals(self, batch: LocalisationBatch) -> Any:
+    def _proposals(self, batch: LocalisationBatch) -> Candidates:
         assert self.proposer is not None
         rcnn = self.recipe.model.rcnn
         view = torch.zeros_like(batch.frames)  # the crop itself is the image: corner 0, scale 1
@@ -118,7 +120,7 @@ class LocalisationTask(Task):
             "config": self.recipe.model_dump(mode="json"),
             "class_names": self.train_set.class_names,
             "mean_boxes": self.class_means.tolist(),
-            "preprocessing": self.net.normalize.preprocessing.to_dict(),
+            "preprocessing": self.localiser.normalize.preprocessing.to_dict(),
         }
 
     def image_name(self, index: int) -> str:
