@@ -87,9 +87,11 @@ def roi_levels(rois: Tensor) -> Tensor:
     return level.clamp(FIRST_LEVEL, LAST_LEVEL).long() - FIRST_LEVEL
 
 
-def place_on_canvas(rois: Tensor, strides: list[int], origins: list[tuple[int, int]]) -> Tensor:
-    """RoIs (..., 4) in pixels of the image -> in pixels of the canvas, each on its level."""
-    levels = roi_levels(rois)
+def place_on_canvas(
+    rois: Tensor, strides: list[int], origins: list[tuple[int, int]], levels: Tensor | None = None
+) -> Tensor:
+    """RoIs (..., 4) in pixels of the image -> in pixels of the canvas, each on its level, (...,) or `roi_levels`'s."""
+    levels = roi_levels(rois) if levels is None else levels
     scale, offset = torch.zeros_like(rois[..., :1]), torch.zeros_like(rois)
     for level, (stride, (x, y)) in enumerate(zip(strides, origins, strict=True)):
         here = (levels == level)[..., None]
