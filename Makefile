@@ -1,4 +1,4 @@
-# make demo      train on the built-in data set, evaluate, draw          make lint      ruff
+# make demo      train on the built-in data set, evaluate, draw          make lint      ruff, pyright
 # make test      all tests but the slow and GPU ones                     make test-all  the slow ones too
 PYTHON ?= python3
 VENV := .venv
@@ -31,6 +31,7 @@ test-gpu: venv
 lint: venv
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
 
 format: venv
 	$(VENV)/bin/ruff check --fix .

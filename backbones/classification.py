@@ -1,4 +1,4 @@
-"""Training of a classifier: its input, its loss, its rate's two events, the mean that is subtracted.
+"""Training of a classifier: its loss, its rate's two events, the mean that is subtracted.
 
 He et al. 2016, Sec. 3.4 (ImageNet) and 4.2 (CIFAR). B images, K classes.
 """
@@ -15,46 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.augmentation import Mix
+from backbones.preprocess import Normalize
+from backbones.pretrained import load_backbone_weights
 from backbones.staged import WithCompanions
-from backbones.weights import Preprocessing, as_classifier, check_keys, load_backbone_weights, read_weights_file
+from backbones.weights import Preprocessing, as_classifier, check_keys, read_weights_file
 from backbones.zoo import build_backbone
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
-
-
-class Normalize(nn.Module):
-    """(pixel - mean) / std in the channel order of the weights, on the device.
-
-    Args:
-        preprocessing: the channels' means and deviations.
-        mean_image: (3, H, W) float32 RGB in units of uint8: the per-pixel mean, for inputs of that size; inputs of any
-            other size (dense tests) take the channels' means.
-    """
-
-    def __init__(self, preprocessing: Preprocessing, mean_image: Tensor | None = None) -> None:
-        super().__init__()
-        self.preprocessing = preprocessing
-        self.bgr = preprocessing.channel_order == "bgr"
-        if self.bgr and mean_image is not None:
-            mean_image = mean_image.flip(0)
-        self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
-        self.register_buffer("inverse_std", 1.0 / torch.tensor(preprocessing.std)[:, None, None], persistent=False)
-        self.register_buffer("mean_image", mean_image, persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 RGB -> float32, same shape and memory format."""
-        if self.bgr:
-            images = images.flip(1)
-        return (images - self.mean_for(images.shape[2:])).mul_(self.inverse_std)
-
-    def mean_for(self, image_size: tuple[int, int]) -> Tensor:
-        """What is subtracted from inputs of a size (H, W): (3, H, W) or (3, 1, 1), in the network's channel order."""
-        fits = self.mean_image is not None and self.mean_image.shape[1:] == tuple(image_size)
-        return self.mean_image if fits else self.mean
-
-    def scaled(self, lighting: Tensor) -> Tensor:
-        """(B, 3) RGB offsets in units of uint8 -> (B, 3, 1, 1) to be added to what `forward` returns."""
-        return (lighting.flip(1) if self.bgr else lighting)[:, :, None, None] * self.inverse_std
 
 
 def measure_mean(batches: Iterable[Tensor]) -> Tensor:

@@ -18,8 +18,8 @@ SHAPES = 64
 
 
 def with_fallback(function: Callable[..., Any], name: str, *, graphs: bool = False) -> Callable[..., Any]:
-    """The function, compiled anew for each shape of its inputs; from the first failure of the compiler on as it is,
-    after a warning of one line.
+    """The function, compiled anew for each shape of its inputs; from the first failure of the compiler, or of a graph's
+    capture, on as it is, after a warning of one line.
 
     Args:
         function: of tensors, without side effects; often a module's `forward`.
@@ -27,6 +27,9 @@ def with_fallback(function: Callable[..., Any], name: str, *, graphs: bool = Fal
         graphs: on CUDA, for inference: each shape is a CUDA graph, launched as a whole. The outputs are copied out of
             the graph's memory, so that they may be kept.
     """
+    # Capture fails as whatever CUDA or torch's graph trees raise: RuntimeError (CUDA's, out of memory among them)
+    # or AssertionError. An error of the function itself comes again where it runs as it is.
+    failures = (torch._dynamo.exc.TorchDynamoException, *((RuntimeError, AssertionError) if graphs else ()))
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     fast: Callable[..., Any] | None = torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
 
@@ -36,7 +39,7 @@ def with_fallback(function: Callable[..., Any], name: str, *, graphs: bool = Fal
         if fast is not None:
             try:
                 result = fast(*inputs, **options)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except failures as error:
                 fast = None
                 reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 logger.warning("%s is not compiled, and runs as it is: %s", name, reason.strip())

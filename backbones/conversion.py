@@ -59,7 +59,7 @@ def from_akamaster(content: dict[str, Any], path: Path) -> Converted:
     {"state_dict": {"module.conv1.weight", ..., "module.layer1.0.shortcut.0.weight" (option B only),
     "module.linear.weight"}}. Option A pads channels on both sides there, as in `resnet.pad_shortcut`.
     """
-    state = _tensors(content.get("state_dict", content))
+    state = _tensors(content.get("state_dict", content), path)
     for old, new in (("module.", ""), ("linear.", "fc."), (".shortcut.", ".downsample.")):
         state = {key.replace(old, new, 1): value for key, value in state.items()}
     return Converted(state, IMAGENET, shortcut="B" if any("downsample" in key for key in state) else "A")
@@ -75,8 +75,8 @@ def from_msra(content: dict[str, Any], path: Path) -> Converted:
     """
     if content.get("__author__") == "torchvision":
         raise UserError(f"{path}: torchvision's weights renamed, not MSRA's: convert torchvision's own file")
-    tensors = _tensors(content.get("blobs", content.get("model", content)))
-    state = {name: value for key, value in tensors.items() if (name := _msra_name(key))}
+    tensors = _tensors(content.get("blobs", content.get("model", content)), path)
+    state = {name: value for key, value in tensors.items() if (name := residual_name(key))}
     for key in [key for key in state if re.search(r"(bn\d|downsample\.1)\.weight$", key)]:
         layer = key.removesuffix("weight")
         state.setdefault(f"{layer}running_mean", torch.zeros_like(state[key]))
@@ -98,8 +98,8 @@ _MSRA_SUFFIXES = {
 _MSRA_LAYERS = {"branch1": "shortcut", "branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3"}
 
 
-def _msra_name(key: str) -> str | None:
-    """Our name for one of Caffe2's or detectron2's; None for what is not a ResNet's (momenta, counters)."""
+def residual_name(key: str) -> str | None:
+    """Our name for one of Caffe2's or detectron2's in a ResNet; None for what is not a ResNet's (momenta, counters)."""
     key = key.removeprefix("backbone.").removeprefix("bottom_up.")
     if match := re.fullmatch(r"(.+?)_(w|b|bn_s|bn_b|bn_rm|bn_riv)", key):  # Caffe2's, into detectron2's form
         layer, suffix = match[1].removeprefix("res_"), _MSRA_SUFFIXES[match[2]]
@@ -125,8 +125,16 @@ SOURCES: dict[str, Callable[[dict[str, Any], Path], Converted]] = {
 }
 
 
-def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The arrays among the values, as float32 tensors."""
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """The arrays among the values, as float32 tensors.
+
+    Raises:
+        UserError: the content is not a mapping from names to arrays.
+    """
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
+        raise UserError(
+            f"{path}: not weights by name: a part is a {type(content).__name__} or has keys that are not texts"
+        )
     return {
         key: torch.as_tensor(value).float()
         for key, value in content.items()

@@ -222,6 +222,14 @@ class Unit(Strided, ABC):
         """Convolutions and batch norms under torchvision's names."""
 
     @abstractmethod
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """The convolutions of F with their batch norms, in order; between them are ReLUs."""
+
+    def projection(self) -> tuple[nn.Conv2d, nn.Module] | None:
+        """The shortcut's convolution with its batch norm; None without one."""
+        return None if self.downsample is None else (self.downsample[0], self.downsample[1])
+
+    @abstractmethod
     def _residual(self, x: Tensor) -> Tensor:
         """F(x)."""
 
@@ -250,6 +258,11 @@ class ConvUnit(Unit):
             inputs, stride = width, 1
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
 
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """`depth` of them."""
+        numbers = range(1, self.depth + 1)
+        return [(getattr(self, f"conv{number}"), getattr(self, f"bn{number}")) for number in numbers]
+
     def _residual(self, x: Tensor) -> Tensor:
         for number in range(1, self.depth + 1):
             if number > 1:
@@ -273,6 +286,10 @@ class BottleneckUnit(Unit):
         self.conv3 = _conv(width, self.channels, 1)
         self.bn3 = NORMS[norm](self.channels)
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
+
+    def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
+        """1x1, 3x3, 1x1."""
+        return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
     def _residual(self, x: Tensor) -> Tensor:
         out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
@@ -398,6 +415,26 @@ class ResNet(nn.Module):
         stage = self._stage(name)
         delattr(self, f"layer{int(name.removeprefix('conv')) - 1}")
         return stage
+
+    def dilate_stage(self, name: str) -> None:
+        """A stage (conv2 or later) no longer strides: its 3x3 convolutions are dilated by what it would have strided.
+
+        Of bottlenecks that stride in the 1x1, every such position of the finer map is the coarser map's value: the same
+        net, asked at more places. (Dai et al. 2017, Sec. 4.1, for conv5; detectron2 dilates the first unit too.)
+        """
+        stage = self._stage(name)
+        units = [unit for unit in stage.modules() if isinstance(unit, Unit)]
+        stride = units[0].stride
+        for unit in units:
+            unit.stride = 1
+        for conv in stage.modules():
+            if isinstance(conv, nn.Conv2d):
+                conv.stride = (1, 1)
+                if conv.kernel_size == (3, 3):
+                    conv.dilation = conv.padding = (stride, stride)
+        names = list(self.stage_strides)
+        for later in names[names.index(name) :]:
+            self.stage_strides[later] //= stride
 
     def pop_classifier(self) -> nn.Linear:
         """Takes the classifier out of the net and returns it."""

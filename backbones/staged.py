@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from backbones import fused
 from backbones.batch_norm import TRAINED_BATCH_NORMS
 
 Norm = Literal["batch", "frozen", "sync"]
@@ -85,6 +86,8 @@ class Stage(nn.Sequential):
 
     frozen = False
     activation_checkpointing = False
+    chain: fused.Chain | None = None
+    """The units as one operator, with their constants; kept by `fused.chain_for`."""
 
     def freeze(self) -> None:
         """No parameter trains from here on, and `train()` leaves batch norm in eval mode."""
@@ -99,6 +102,8 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         """The last unit's output."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            if not self._checkpoints() and (chain := fused.chain_for(self, x)) is not None:
+                return fused.run(chain, x)
             for unit in self:
                 x = self._checkpointed(unit, x) if self._checkpoints() else unit(x)
         return x

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.classification import Normalize
+from backbones.preprocess import Normalize
 from backbones.vgg import VGG
 
 VIEWS = ("center", "10crop", "multiscale")

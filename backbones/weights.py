@@ -1,34 +1,30 @@
-"""Pretrained weights: where they come from, strict loading, and the preprocessing that belongs to them.
+"""Files of weights: reading without executing code from them, what makes them a classifier's, strict loading.
 
-Sources (`model.weights`): `random`; `torchvision:IMAGENET1K_V1` or `_V2`; or a path: a classifier checkpoint of this
-project (of tools/pretrain.py or tools/convert_weights.py), or a bare torchvision state dict (.pth, .safetensors).
-Reading a file never executes code from it.
+The preprocessing belongs to the weights and travels with them. Where a net's weights come from: `backbones.pretrained`.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
+import math
 import pickle
 import re
-import socket
-from collections import OrderedDict
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from backbones.resnet import RESNETS, ResNet
 from backbones.zoo import NAMES
-from configs.errors import UserError
+from configs.errors import UserError, nearest
+from configs.files import replacing
+from configs.pickles import PickleError, read_pickle
 
 BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
@@ -49,8 +45,20 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`."""
-        return cls(tuple(values["mean"]), tuple(values["std"]), values["channel_order"])
+        """The inverse of `to_dict`.
+
+        Raises:
+            UserError: a key is missing, or a value is not what it must be.
+        """
+        known = values if isinstance(values, Mapping) else {}
+        mean, std, order = known.get("mean"), known.get("std"), known.get("channel_order")
+        for name, numbers in (("mean", mean), ("std", std)):
+            sound = isinstance(numbers, list | tuple) and len(numbers) == 3
+            if not sound or not all(type(n) in (int, float) and math.isfinite(n) for n in numbers):
+                raise UserError(f"the checkpoint's preprocessing: {name} is {numbers!r:.60}, not three numbers")
+        if order not in ("rgb", "bgr") or min(std) <= 0:
+            raise UserError(f"the checkpoint's preprocessing is damaged: {order!r:.20} pixels over {std!r:.60}")
+        return cls(tuple(mean), tuple(std), order)
 
 
 IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
@@ -61,41 +69,6 @@ GOOGLENET = Preprocessing((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), "rgb")
 """torchvision's GoogLeNet weights, which are TensorFlow's: inputs in [-1, 1] (its `transform_input`)."""
 CAFFE_VGG = Preprocessing((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), "bgr")
 """The released VGG nets of Simonyan & Zisserman in Caffe."""
-
-
-def load_backbone_weights(
-    net: nn.Module,
-    name: str,
-    weights: str,
-    *,
-    stride_in_1x1: bool,
-    data_root: Path | None = None,
-    for_classification: bool = False,
-) -> Preprocessing:
-    """Loads `weights` into `net` strictly and returns the preprocessing that belongs to them.
-
-    Args:
-        net: as `build_backbone(name)` built it, with its classifier and all stages.
-        name: the net's name in the zoo, or what messages shall call a net of one's own.
-        weights: see the module's first lines. `random` leaves the net as it is and returns `IMAGENET`.
-        stride_in_1x1: the style that the net was built with; it must be the one that the weights were trained with.
-        data_root: torchvision's files are looked for in `data_root/weights/` before torch hub's cache.
-        for_classification: the classifier must fit too. Else (for a detector, which drops or replaces it) those of
-            its layers load that fit, and the others stay as they are.
-
-    Raises:
-        UserError: in one line: the file, the key, the likely cause.
-    """
-    if weights == "random":
-        return IMAGENET
-    if weights.startswith("torchvision:"):
-        path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
-    else:
-        path = _given_file(weights, data_root)
-    checkpoint = as_classifier(read_weights_file(path), path)
-    _check_net(checkpoint["config"].get("model", {}), net, name, stride_in_1x1, path)
-    _load(net, checkpoint["model"], name, path, for_classification)
-    return Preprocessing.from_dict(checkpoint["preprocessing"])
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -110,24 +83,24 @@ def read_weights_file(path: Path | str) -> dict[str, Any]:
         UserError: the file is missing, truncated, of another format, or would need code to be executed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such weights file")
+    _refuse_foreign(path)
     try:
         if path.suffix == ".safetensors":
             content = _read_safetensors(path)
         elif path.suffix == ".pkl":
-            with path.open("rb") as file:
-                content = _ArrayUnpickler(file, encoding="latin1").load()
+            content = read_pickle(path.read_bytes())
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+            content = _load_torch(path)
+    except UserError:
+        raise
+    except (pickle.UnpicklingError, PickleError) as error:
         raise UserError(
-            f"{path}: not a weights file of tensors and arrays ({_first_line(error)}); it is damaged, of another "
+            f"{path}: not a weights file of tensors and arrays ({first_line(error)}); it is damaged, of another "
             "format, or holds objects whose loading would execute code"
         ) from None
     except Exception as error:  # what damaged bytes raise is without limit: EOFError, RuntimeError, KeyError, ...
         raise UserError(
-            f"{path}: cannot be read as weights ({_first_line(error)}); the file is truncated or of another format: "
+            f"{path}: cannot be read as weights ({first_line(error)}); the file is truncated or of another format: "
             "fetch it again"
         ) from None
     if not isinstance(content, dict):
@@ -135,7 +108,49 @@ def read_weights_file(path: Path | str) -> dict[str, Any]:
     return content
 
 
-def _first_line(error: Exception) -> str:
+_FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run git lfs pull",
+    b"<!doctype": "a web page, not weights: the download needs another address or an account",
+    b"<html": "a web page, not weights: the download needs another address or an account",
+    b"<?xml": "XML, not weights: the server answered with an error",
+    b"\x89hdf": "HDF5 (Keras or Caffe), which is not read here: convert it to .safetensors or a PyTorch file",
+    b"gguf": "GGUF, which is not read here: convert it to .safetensors or a PyTorch file",
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+}
+"""First bytes of files that are often taken for weights."""
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise a UserError where a path is no file, or a file of something that is known not to be weights."""
+    if path.is_dir():
+        there = sorted(item.name for item in path.iterdir() if item.suffix in (".pt", ".pth", ".safetensors", ".pkl"))
+        raise UserError(f"{path}: is a folder: give the file{f': {there[0]}' if there else ''}")
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such weights file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    for mark, what in _FOREIGN.items():
+        if start.startswith(mark):
+            raise UserError(f"{path}: is {what}")
+
+
+def _load_torch(path: Path) -> Any:
+    """The content of PyTorch's own file, whose parts' checksums must be right; torch.load itself does not look."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            # PyTorch stores its members; a compressed one can be a thousand times as large as the file.
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise UserError(f"{path}: is an ordinary compressed archive, not PyTorch's file of weights: unpack it")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise UserError(f"{path}: the checksum of {damaged} is wrong: the file is damaged: fetch it again")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def first_line(error: Exception) -> str:
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text if len(text) < 160 else f"{text[:157]}..."
 
@@ -144,12 +159,8 @@ def write_safetensors(checkpoint: Mapping[str, Any], path: Path) -> None:
     """Writes a checkpoint, whole or not at all: its tensors as safetensors, the rest as JSON in the metadata."""
     rest = {key: value for key, value in checkpoint.items() if key != "model"}
     tensors = {key: value.contiguous() for key, value in checkpoint["model"].items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, metadata={"checkpoint": json.dumps(rest)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -161,95 +172,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return tensors
 
 
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    """Python 3 pickles bytes in protocols below 3 as a call of codecs.encode(text, "latin1")."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-_array_pieces = np.zeros(1).__reduce__()[0]
-_scalar_pieces = np.float64(0).__reduce__()[0]
-_ALLOWED = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _array_pieces for core in ("core", "_core")},
-    **{(f"numpy.{core}.multiarray", "scalar"): _scalar_pieces for core in ("core", "_core")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _latin1_bytes,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays, numbers, strings and builtin containers; anything else is refused before it is looked up."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
-
-
 # ---------------------------------------------------------------------------------------------- sources
-
-
-def _given_file(weights: str, data_root: Path | None) -> Path:
-    """The path that the config gives, as it stands or relative to `data_root`."""
-    candidates = [Path(weights)] + ([data_root / weights] if data_root is not None else [])
-    for path in candidates:
-        if path.is_file():
-            return path
-    raise UserError(
-        f"model.weights: there is no file {' or '.join(map(str, candidates))}; give random, torchvision:IMAGENET1K_V1 "
-        "(or _V2), or the path of a checkpoint"
-    )
-
-
-def _torchvision_file(name: str, version: str, data_root: Path | None) -> Path:
-    """The file of torchvision's weights, downloaded if it is nowhere."""
-    try:
-        enum = torchvision.models.get_model_weights(name)
-    except ValueError:
-        raise UserError(f"torchvision has no weights for {name}: give a path or weights: random") from None
-    if version not in enum.__members__:
-        raise UserError(f"torchvision:{version}: torchvision's weights of {name} are {' and '.join(enum.__members__)}")
-    url = enum[version].url
-    file_name = url.rsplit("/", 1)[-1]
-    cache = Path(torch.hub.get_dir()) / "checkpoints"
-    folders = ([data_root / "weights"] if data_root is not None else []) + [cache]
-    for folder in folders:
-        if (folder / file_name).is_file():
-            return folder / file_name
-    cache.mkdir(parents=True, exist_ok=True)
-    timeout = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(30.0)
-        prefix = re.search(r"-([0-9a-f]{8,})\.", file_name)
-        torch.hub.download_url_to_file(url, str(cache / file_name), prefix[1] if prefix else None)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"torchvision:{version}: {file_name} is not in {' or '.join(map(str, folders))} and cannot be downloaded "
-            f"({_first_line(error)}): fetch {url} and put it into {folders[0]}"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return cache / file_name
-
-
-def described_net(weights: str, data_root: Path | None = None) -> dict[str, Any]:
-    """What the checkpoint at `weights` says about its net: backbone, shortcut, plain, stride_in_1x1.
-
-    Empty for `random`, for torchvision's weights, and for files without a description.
-
-    Raises:
-        UserError: the file is missing, cannot be read, or is no classifier's.
-    """
-    if weights == "random" or weights.startswith("torchvision:"):
-        return {}
-    path = _given_file(weights, data_root)
-    stored = as_classifier(read_weights_file(path), path)["config"].get("model", {})
-    described = {key: stored.get(key) for key in ("backbone", "shortcut", "plain", "stride_in_1x1")}
-    return {key: value for key, value in described.items() if value is not None}
 
 
 def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -263,11 +186,9 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if content.get("kind") == "detector":
         raise UserError(f"{path}: a detector's checkpoint, not a classifier's: start from it with --init-from")
     if content.get("kind") == "classifier":
-        missing = {"config", "preprocessing", "model"} - content.keys()
-        if missing:
-            raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+        check_fields(content, path)
         return content
-    state = {key.removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)}
     bare = any(
         re.fullmatch(r"(layer\d+\.\d+\.conv\d|features\.\d+|inception3a\.\w+\.conv)\.weight", key) for key in state
     )
@@ -286,10 +207,49 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
     }
 
 
+def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
+    """Refuse a checkpoint of this project whose parts are missing or of another type.
+
+    Raises:
+        UserError: names the part.
+    """
+    missing = {"config", "preprocessing", "model"} - content.keys()
+    if missing:
+        raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
+    for key in ("config", "preprocessing", "model"):
+        if not isinstance(content[key], Mapping):
+            raise UserError(f"{path}: the checkpoint's {key} is a {type(content[key]).__name__}, not a mapping")
+    if not isinstance(content["config"].get("model", {}), Mapping):
+        raise UserError(f"{path}: the checkpoint's config.model is not a mapping")
+    names = content.get("class_names", [])
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path}: the checkpoint's class_names are not a list of texts")
+    check_tensors(content["model"], path)
+    try:
+        Preprocessing.from_dict(content["preprocessing"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def check_tensors(state: Mapping[Any, Any], path: Path | str) -> None:
+    """Refuse a state dict that is not one: names of text, dense tensors, finite numbers.
+
+    Raises:
+        UserError: names the first key that is wrong.
+    """
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: {key!s:.60} is a {type(value).__name__}, not a tensor: the weights are damaged")
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            raise UserError(f"{path}: {key} is not a plain dense tensor")
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise UserError(f"{path}: {key} has values that are not finite: the weights have diverged or are damaged")
+
+
 # ---------------------------------------------------------------------------------------------- loading
 
 
-def _check_net(stored: Mapping[str, Any], net: nn.Module, name: str, stride_in_1x1: bool, path: Path) -> None:
+def check_net(stored: Mapping[str, Any], net: nn.Module, name: str, stride_in_1x1: bool, path: Path) -> None:
     """Refuses weights of another net or of another kind of the same net, also where every shape would fit."""
     trained_as = stored.get("backbone", name)
     if isinstance(trained_as, str) and trained_as != name:  # a table of one's own is compared key by key
@@ -309,7 +269,7 @@ def _check_net(stored: Mapping[str, Any], net: nn.Module, name: str, stride_in_1
             raise UserError(f"{path}: trained with {key}: {stored[key]}, but this net has {key}: {value}")
 
 
-def _load(net: nn.Module, state: Mapping[str, Tensor], name: str, path: Path, for_classification: bool) -> None:
+def load_checked(net: nn.Module, state: Mapping[str, Tensor], name: str, path: Path, for_classification: bool) -> None:
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     if not for_classification:
@@ -357,8 +317,8 @@ def _cause(keys: list[str], name: str, own: Mapping[str, Tensor], state: Mapping
         return cause
     if all(key.startswith(("fc.", "classifier.")) for key in keys):
         return ": the file has no classifier"
-    near = difflib.get_close_matches(keys[0], (own.keys() | state.keys()) - {keys[0]}, n=1)
-    return f": the nearest key is {near[0]}" if near else ""
+    near = nearest(keys[0], (own.keys() | state.keys()) - {keys[0]})
+    return f": the nearest key is {near}" if near else ""
 
 
 def detect_net(state: Mapping[str, Tensor]) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from backbones.resnet import RESNETS, ResNet, ResNetSpec
 from backbones.resnet_cifar import DEPTHS, NAME, cifar_spec
 from backbones.staged import Norm, SequentialNet
 from backbones.vgg import VGG, VGGS
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 
 NAMES: tuple[str, ...] = (
     *RESNETS, *VGGS, "googlenet", *(f"cifar_resnet{depth}" for depth in DEPTHS), *COMPARATORS
@@ -117,7 +116,4 @@ def _find_row(name: str) -> ResNetSpec:
         return RESNETS[name]
     if match := NAME.fullmatch(name):
         return cifar_spec(int(match[1]))
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    raise UserError(
-        f"there is no net named {name!r}{f': did you mean {near[0]}' if near else ''}; known: {', '.join(NAMES)}"
-    )
+    raise UserError(f"there is no net named {name!r}{did_you_mean(name, NAMES)}; known: {', '.join(NAMES)}")

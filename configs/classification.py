@@ -34,11 +34,13 @@ class ImageSourceConfig(Section):
     imagenet_val: the validation images as they come, in one flat folder, with the file that holds their labels.
     tiny_imagenet: train/<wnid>/images/ and val/ with val_annotations.txt or one folder for each wnid.
     cifar10: the original python or binary batches, or train/<class>/ and test/<class>/.
-    The root of cifar10 may be a zip file of such folders.
+    For cifar10 the root may be a zip file of such folders.
     """
 
     format: Literal["folders", "imagenet_val", "tiny_imagenet", "cifar10"]
+    """Layout of the files, as above."""
     root: str
+    """Folder of the set; cifar10: or a zip file."""
     split: Literal["train", "val", "test"] | None = None
     """tiny_imagenet: train or val. cifar10: train or test."""
     ground_truth: str | None = None
@@ -73,7 +75,7 @@ class ImageAugmentConfig(Section):
     ratio: tuple[PositiveFloat, PositiveFloat] = (3.0 / 4.0, 4.0 / 3.0)
     """random_resized: width / height, uniform in its logarithm."""
     hflip: Fraction = 0.5
-    """Probability of the mirror image."""
+    """Probability of a mirror image."""
     lighting: NonNegativeFloat = 0.0
     """Standard deviation of AlexNet's PCA lighting (Krizhevsky et al. 2012, Sec. 4.1: 0.1); 0: off."""
     trivial_augment: bool = False
@@ -102,12 +104,13 @@ class ImageDataConfig(Section):
     """What is learned from, validated on and tested on."""
 
     train: ImageSourceConfig
+    """Training set."""
     val: ImageSourceConfig | None = None
-    """Chooses best.pt and the plateau steps; ImageNet's 50,000."""
+    """Validation set, which chooses best.pt and the plateau's steps."""
     test: ImageSourceConfig | None = None
-    """metrics.json is of this set; without it, of the validation set."""
+    """Test set, on which metrics.json is computed; null: the validation set takes its place."""
     hold_out: NonNegativeInt = 0
-    """So many training images, always the same ones, become the validation set (CIFAR's 45k/5k split: 5000)."""
+    """This many training images, always the same ones, become the validation set (CIFAR's 45k/5k split: 5000)."""
     crop_size: PositiveInt = 224
     """Side of the training crop, pixels; with crop: pad, of the images."""
     test_crop_size: PositiveInt | None = None
@@ -118,12 +121,13 @@ class ImageDataConfig(Section):
     """Shorter sides of the multi-scale test (He et al. 2016, Sec. 3.4)."""
     mean: Literal["pixel", "channel"] | tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted, in units of uint8, RGB. pixel: the mean training crop, pixel by pixel (the paper); channel: its
-    three channel means. Where an input is larger than the crop, a per-pixel mean gives way to its channel means."""
+    three channel means. For inputs larger than the crop, a mean per pixel is replaced by its channel means."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = IMAGENET_STD
     """Divided by, in units of uint8, RGB. The paper divides by nothing: [1, 1, 1]."""
     mean_images: PositiveInt | None = 10000
-    """A mean is measured over so many training images, spread over the set; null: all."""
+    """A mean is measured over this many training images, spread over the set; null: all."""
     augment: ImageAugmentConfig = ImageAugmentConfig()
+    """Augmentation of the training images."""
     reduced_decode: bool = False
     """JPEG files are decoded at 1/2, 1/4 or 1/8 of their size where the crop stays at least as large: faster, and
     slightly different pixels."""
@@ -160,14 +164,15 @@ class ClassifierConfig(Section):
 
     backbone: str | dict[str, Any]
     """resnet18..152, vgg16, vgg19 (_bn), googlenet, cifar_resnetN with N = 6n + 2, a comparator (highway19, highway32,
-    fitnet19, nin, dsn, maxout, prelu_net_a to _c, linear); or the table of a net of one's own: stem, stages, unit,
+    fitnet19, nin, dsn, maxout, prelu_net_a to _c, linear); or the table of a net of your own: stem, stages, unit,
     shortcut (`backbones.resnet.ResNetSpec`); or a comparator at another width, {net: nin, width: 0.5}."""
     shortcut: Literal["A", "B", "C"] | None = None
     """He et al. 2016, Sec. 4.1; null: the net's own, B for ImageNet, A for CIFAR."""
     plain: bool = False
     """The same layers without shortcuts."""
     stride_in_1x1: bool = False
-    """Bottlenecks stride in the first 1x1 (the paper) or in the 3x3 (torchvision). A detector must be told the same."""
+    """Bottlenecks stride in the first 1x1 (the paper) or in the 3x3 (torchvision). The config of a detector on these
+    weights must say the same."""
     norm: Literal["batch", "sync"] = "batch"
     """Batch norm over a process's images, or over those of all processes."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
@@ -177,7 +182,8 @@ class ClassifierConfig(Section):
     """Inside the residual units, before the last convolution of each (Zagoruyko & Komodakis 2016). null: the net's own,
     0."""
     activation_checkpointing: bool = False
-    """Less memory for a third more time: 1202 layers at batch 128."""
+    """Activations are computed again in the backward pass: less memory for a third more time (1202 layers at a batch of
+    128)."""
     weights: str = "random"
     """Where training starts: random, torchvision:IMAGENET1K_V1 (or _V2), or the path of a checkpoint."""
 
@@ -185,18 +191,21 @@ class ClassifierConfig(Section):
 class ClassificationScheduleConfig(ScheduleConfig):
     """Length and learning rate: a pure function of the iteration and of the iterations of the events below."""
 
-    policy: Literal["multistep", "cosine", "constant", "plateau"] = "multistep"
-    """plateau: times gamma where the validation error has stopped falling (He et al. 2016, Sec. 3.4)."""
+    policy: Literal["multistep", "cosine", "constant", "plateau"] = "multistep"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """multistep: the rate is multiplied by `gamma` at each milestone. cosine: half a cosine down to 0. constant.
+    plateau: the rate is multiplied by `gamma` when the validation error has stopped falling (He et al. 2016,
+    Sec. 3.4)."""
     plateau_patience: PositiveInt = 5
-    """plateau: after so many validations without a new lowest error."""
+    """plateau: the rate falls after this many validations without a new lowest error."""
     plateau_threshold: NonNegativeFloat = 0.001
-    """plateau: an error counts as lower when it is so much lower, as a fraction (0.001 is a tenth of a per cent)."""
+    """plateau: an error counts as lower when it is lower by at least this fraction (0.001 is a tenth of a per cent)."""
     plateau_steps: PositiveInt = 3
-    """plateau: the training ends at the plateau after so many steps."""
+    """plateau: the training ends at the plateau after this many falls of the rate."""
     warmup_until_error: Fraction | None = None
-    """The rate is `warmup_until_factor` times as high until the training error is below this (ResNet-110: 0.8,
+    """The rate is multiplied by `warmup_until_factor` until the training error is below this (ResNet-110: 0.8,
     Sec. 4.2); null: off."""
     warmup_until_factor: Fraction = 0.1
+    """Share of the rate during that warmup."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> ClassificationScheduleConfig:
@@ -213,24 +222,31 @@ class ClassificationTrainConfig(TrainConfig):
     compile: bool = False
     """torch.compile; falls back with a warning."""
     best_metric: Literal["top1_error", "top5_error", "loss"] = "top1_error"
-    """Of the validation set: the lowest chooses best.pt."""
+    """Figure of the validation set whose lowest value chooses best.pt."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """This share of each target is spread over all classes (Szegedy et al. 2016)."""
     recalibrate: bool = True
     """At the end batch norm gets the true mean and variance over the training set in place of running averages
     (He et al. 2016, App. A), which a detector then freezes. The metrics are those of the recalibrated net."""
     recalibrate_images: PositiveInt | None = None
-    """So many training images, spread over the set; null: all."""
+    """The statistics are measured over this many training images, spread over the set; null: all."""
 
 
 class ClassificationConfig(Section):
     """A classifier and its training: what `tools/pretrain.py --cfg` reads."""
 
     seed: NonNegativeInt = 0
+    """Decides first weights, order and augmentation."""
     data: ImageDataConfig
+    """What is learned from, validated on and tested on."""
     model: ClassifierConfig
+    """The network."""
     optim: OptimConfig
+    """The optimiser."""
     schedule: ClassificationScheduleConfig
+    """Length and learning rate."""
     train: ClassificationTrainConfig
+    """The training loop."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ClassificationConfig:

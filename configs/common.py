@@ -54,30 +54,39 @@ def check_backbone(value: str | dict[str, Any] | None) -> str | dict[str, Any] |
 
 
 class Section(BaseModel):
-    """A part of a config: unknown keys are refused, defaults are checked too, values do not change."""
+    """A part of a config: unknown keys are refused, defaults are checked too, values do not change.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    The docstrings of the attributes describe the options in docs/configuration.md and in the JSON schemas.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
 
 
 class OptimConfig(Section):
     """The optimiser. `lr` is stated for `reference_batch_size` images a step and scaled in proportion."""
 
     name: Literal["sgd", "adamw"] = "sgd"
+    """sgd: with momentum, as the papers train. adamw: Loshchilov & Hutter 2019."""
     lr: PositiveFloat
+    """Base learning rate, for steps of `reference_batch_size` images."""
     reference_batch_size: PositiveInt
+    """Images a step for which `lr` is stated; the rate used is lr * train.batch_size / reference_batch_size."""
     momentum: Fraction = 0.9
+    """sgd: momentum."""
     nesterov: bool = False
+    """sgd: Nesterov's momentum."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """adamw."""
+    """adamw: decay of the running means of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 1e-4
+    """sgd: factor of the L2 penalty's gradient. adamw: decoupled decay."""
     norm_weight_decay: NonNegativeFloat | None = None
-    """Of batch norm's scale and offset; null: as the rest."""
+    """Weight decay of batch norm's scale and offset; null: `weight_decay`."""
     bias_weight_decay: NonNegativeFloat | None = None
-    """Of the biases; null: as the rest. Caffe's Fast R-CNN: 0."""
+    """Weight decay of the biases; null: `weight_decay`. Caffe's Fast R-CNN: 0."""
     bias_lr_factor: PositiveFloat = 1.0
-    """Caffe's Fast R-CNN: 2."""
+    """Learning rate of the biases, as a multiple of the others'. Caffe's Fast R-CNN: 2."""
     clip_norm: PositiveFloat | None = None
-    """The gradient's norm is cut to this."""
+    """Longer gradients (L2 norm over all parameters) are scaled down to this length; null: none are."""
 
 
 class ScheduleConfig(Section):
@@ -85,19 +94,25 @@ class ScheduleConfig(Section):
     same unit."""
 
     iterations: PositiveInt | None = None
+    """Length of the training in optimiser steps."""
     epochs: PositiveInt | None = None
+    """Length of the training in passes over the training set."""
     policy: Literal["multistep", "cosine", "constant"] = "multistep"
+    """multistep: the rate is multiplied by `gamma` at each milestone. cosine: half a cosine down to 0. constant."""
     milestones: list[PositiveFloat] = []
+    """multistep: when the rate falls, in iterations or epochs, ascending."""
     gamma: PositiveFloat = 0.1
+    """multistep: factor at each milestone."""
     warmup_iterations: NonNegativeInt = 0
+    """Over this many iterations the rate grows linearly from `warmup_factor` of its value to all of it."""
     warmup_factor: Fraction = 0.001
-    """The rate starts at this share and grows linearly."""
+    """Share of the rate at which the warmup starts."""
 
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
         if (self.iterations is None) == (self.epochs is None):
             raise ValueError("give either iterations or epochs")
-        length = self.iterations or self.epochs
+        length = self.iterations or self.epochs or 0
         if any(b <= a for a, b in itertools.pairwise(self.milestones)) or any(m >= length for m in self.milestones):
             raise ValueError(f"milestones must grow and lie before the end ({length})")
         return self
@@ -107,19 +122,20 @@ class TrainConfig(Section):
     """The loop."""
 
     batch_size: PositiveInt
-    """Images a step, over all processes and accumulated parts."""
+    """Images in each step, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
-    """The step's images go through the network in so many parts, to save memory."""
+    """The images of a step go through the network in this many parts, to save memory."""
     amp: Literal["none", "bf16"] = "none"
     """bf16 autocast for convolutions and fully connected layers; boxes and losses stay in float32."""
     channels_last: bool = True
+    """Memory layout NHWC for images and convolutions, the faster one on most devices."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Exponential moving average of the weights, used for validation, test and best.pt; 0: off."""
     log_every: PositiveInt = 20
     """Iterations between lines of metrics.jsonl; the only regular reading of values from the device."""
     validate_every: PositiveInt | None = None
-    """In the schedule's unit; null: at the end only."""
+    """Distance between validations, in the schedule's unit; null: one validation at the end."""
     checkpoint_every: PositiveInt | None = None
-    """In the schedule's unit; null: at each validation."""
+    """Distance between checkpoints, in the schedule's unit; null: one at each validation."""
     patience: PositiveInt | None = None
-    """Stop after so many validations without a better best_metric."""
+    """Stop after this many validations without a better `best_metric`; null: never."""

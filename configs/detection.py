@@ -25,42 +25,89 @@ from configs.common import (
 
 # ---------------------------------------------------------------------------------------------- data
 
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
 
 class SourceConfig(Section):
     """One annotated set of images. Relative paths are relative to `--data-root`, else `DATA_DIR`, else `data/`."""
 
-    format: Literal["voc", "coco", "yolo", "imagenet_det", "generated"]
+    format: Literal["voc", "coco", "yolo", "labelme", "via", "csv", "supervisely", "imagenet_det", "generated"]
+    """Layout of the files; docs/own_data.md tells which tool writes which. generated: the built-in set, drawn on the
+    spot, for which nothing is downloaded."""
     root: str | None = None
-    """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/. yolo: holds images/ and labels/. imagenet_det:
-    holds Annotations/DET/, Data/DET/ and ImageSets/DET/."""
+    """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/, or, without image_set, XML files and images at any
+    depth. yolo: holds images/ and labels/, or, without image_set, label files and images at any depth. labelme,
+    supervisely: images and annotation files at any depth. imagenet_det: holds Annotations/DET/, Data/DET/ and
+    ImageSets/DET/."""
     image_set: str | None = None
-    """voc: ImageSets/Main/NAME.txt. yolo: images/NAME and labels/NAME. imagenet_det: train, val, val1, val2, test or
-    another ImageSets/DET/NAME.txt. generated: train, val or test."""
+    """voc: ImageSets/Main/NAME.txt; null: all images below root. yolo: images/NAME and labels/NAME, or NAME/images and
+    NAME/labels; null: all images below root. imagenet_det: train, val, val1, val2, test or another
+    ImageSets/DET/NAME.txt. generated: train, val or test."""
     images: str | None = None
-    """coco: folder of the images."""
+    """coco, via, csv: folder of the images. voc, yolo without image_set, labelme, supervisely: the folder below root
+    whose images are the set (folder/*: only those directly in it); null: all below root."""
+    unlisted: bool = False
+    """voc: the images of JPEGImages/ that no list in ImageSets/Main names."""
+    image_list: str | None = None
+    """voc, yolo without image_set, labelme, supervisely: text file that names the set's images, one a line."""
     annotations: str | None = None
-    """coco: JSON file."""
+    """coco: JSON file. via: CSV or JSON file. csv: table with filename, class, xmin, ymin, xmax, ymax."""
+    split: Share | list[Share] | None = None
+    """A set without parts of its own: this share of its images trains and the rest validates, or the shares of train,
+    val and test: the list in which the source appears takes its part. By a hash of the file name: images that are
+    added later move none."""
+    split_by: str | None = None
+    """Regular expression on an image's path below its folder: images with equal first groups (without groups: equal
+    matches) stay in one part, as frames of one video should: "(.*)_frame" or "clip[0-9]+"."""
+    split_seed: NonNegativeInt = 0
+    """Another number gives another division."""
+    unlabelled: Literal["empty", "skip", "error"] | None = None
+    """Images without annotation: empty ones, left out, or a mistake. null: a mistake for voc, labelme and supervisely;
+    an empty image for yolo; not looked for in a set whose file lists its images (coco, via, csv)."""
     size: NonNegativeInt = 0
     """generated: number of images of this set (0: the generator's default)."""
     zero_based: bool = False
     """voc: the XML counts pixels from 0 (the official files count from 1)."""
     images_per_class: PositiveInt | None = None
-    """imagenet_det: of train, at most so many positive images of each class (R-CNN: 1000). null: all."""
+    """imagenet_det, image_set train: at most this many positive images of each class (R-CNN: 1000); null: all."""
 
     @model_validator(mode="after")
     def _has_what_the_format_needs(self) -> SourceConfig:
         needed = {
-            "voc": ("root", "image_set"),
             "coco": ("images", "annotations"),
-            "yolo": ("root", "image_set"),
+            "via": ("images", "annotations"),
+            "csv": ("images", "annotations"),
             "imagenet_det": ("root", "image_set"),
             "generated": ("image_set",),
-        }[self.format]
+        }.get(self.format, ("root",))
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f"format {self.format} needs {' and '.join(missing)}")
         if self.images_per_class is not None and (self.format, self.image_set) != ("imagenet_det", "train"):
             raise ValueError("images_per_class is for format imagenet_det, image_set train")
+        return self
+
+    @model_validator(mode="after")
+    def _options_fit_the_format(self) -> SourceConfig:
+        listed = self.format in ("coco", "via", "csv")
+        by_folder = self.format in ("voc", "yolo", "labelme", "supervisely")
+        if self.images is not None and not (listed or (by_folder and self.image_set is None)):
+            raise ValueError("images is for coco, via and csv, or for a folder without image_set")
+        if self.image_list is not None and not (by_folder and self.image_set is None and self.images is None):
+            raise ValueError("image_list is for voc, yolo, labelme and supervisely, without image_set and images")
+        if self.unlisted and (self.format != "voc" or self.image_set or self.images or self.image_list):
+            raise ValueError("unlisted is for voc, without image_set, images and image_list")
+        if self.unlabelled is not None and not (listed or by_folder):
+            raise ValueError(f"unlabelled is not for format {self.format}")
+        return self
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> SourceConfig:
+        if isinstance(self.split, list):
+            if len(self.split) not in (2, 3) or abs(sum(self.split) - 1) > 1e-6:
+                raise ValueError(f"split {self.split}: give two or three shares (train, val, test) that add up to 1")
+        elif self.split is None and (self.split_by is not None or self.split_seed):
+            raise ValueError("split_by and split_seed need split, for example split: 0.8")
         return self
 
 
@@ -70,9 +117,13 @@ class PhotometricConfig(Section):
     p: Fraction = 0.0
     """Probability that an image is jittered at all."""
     brightness: Fraction = 0.2
+    """Factor from [1 - value, 1 + value]."""
     contrast: Fraction = 0.2
+    """Factor from [1 - value, 1 + value]."""
     saturation: Fraction = 0.2
+    """Factor from [1 - value, 1 + value]."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.05
+    """Shift from [-value, value], as a share of the colour circle."""
 
 
 class AugmentConfig(Section):
@@ -87,14 +138,18 @@ class AugmentConfig(Section):
     expand: Fraction = 0.0
     """Probability of zooming out onto a mean-coloured canvas, at most 2 times the size, as in SSD."""
     photometric: PhotometricConfig = PhotometricConfig()
+    """Colour jitter."""
 
 
 class DataConfig(Section):
     """What is learned from, validated on and tested on."""
 
     train: list[SourceConfig]
+    """Training set: one source, or several that are joined."""
     val: list[SourceConfig] = []
+    """Validation set, which chooses best.pt; []: none."""
     test: list[SourceConfig] = []
+    """Test set, on which metrics.json is computed at the end; []: the validation set takes its place."""
     classes: list[str] | str = "auto"
     """Names in the order of the labels 1..K; or voc, coco, imagenet_det; or auto: those of the training annotations,
     sorted."""
@@ -110,16 +165,19 @@ class DataConfig(Section):
     """Repeat-factor sampling (LVIS, Gupta et al. 2019): images of classes that fewer than this fraction of the images
     hold are seen more often. 0: off."""
     min_size: PositiveInt | list[PositiveInt] = 600
-    """Shorter side in training, pixels; of several one is drawn for each image (scale jitter)."""
+    """Shorter side in training, pixels; from a list one is drawn for each image (scale jitter)."""
     max_size: PositiveInt = 1000
     """Cap on the longer side in training, pixels."""
     test_min_size: PositiveInt = 600
+    """Shorter side in validation, test and prediction, pixels."""
     test_max_size: PositiveInt = 1000
+    """Cap on the longer side in validation, test and prediction, pixels."""
     size_divisor: PositiveInt = 32
     """Images are zero-padded at the right and the bottom up to a multiple of this."""
     augment: AugmentConfig = AugmentConfig()
+    """Augmentation of the training images."""
     aspect_groups: NonNegativeInt = 6
-    """Training batches hold images of alike aspect ratio, in so many groups (0: mixed), to save padding."""
+    """Training batches hold images of similar aspect ratio, out of this many groups, to save padding; 0: mixed."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
 
@@ -145,6 +203,13 @@ class AnchorConfig(Section):
     """Corners rounded to whole pixels, as torchvision does."""
     offset: Fraction = 0.0
     """Where in a cell the anchors are centred, in strides: 0 its origin (torchvision, detectron2), 0.5 its middle."""
+    fitted_strides: bool = False
+    """The distance between anchors is the padded image's size divided by the map's, rounded down, as torchvision has it
+    (less than 64 on P6 where P5 has an odd size); false: the level's stride."""
+
+
+HeadNorm = Literal["none", "frozen", "batch", "sync"]
+"""Batch norm of the detector's own layers: none, a constant scale and offset, trained, or trained across processes."""
 
 
 class RpnConfig(Section):
@@ -155,7 +220,9 @@ class RpnConfig(Section):
     num_convs: PositiveInt = 1
     """3x3 convolutions before the siblings (torchvision's V2 detectors: 2)."""
     fg_iou_thresh: Fraction = 0.7
+    """Anchors with an IoU of at least this with an object are positive (and each object's best anchors)."""
     bg_iou_thresh: Fraction = 0.3
+    """Anchors whose IoU with every object is below this are negative; those in between take no part in the loss."""
     batch_size_per_image: PositiveInt = 256
     """Anchors sampled for the loss (Faster R-CNN, Sec. 3.1.3)."""
     positive_fraction: Fraction = 0.5
@@ -163,52 +230,70 @@ class RpnConfig(Section):
     cross_boundary: Literal["keep", "drop"] = "keep"
     """Anchors that cross the image's border: in training kept or dropped (Faster R-CNN, Sec. 3.3, drops)."""
     pre_nms_top_n_train: PositiveInt = 12000
-    """Best-scored anchors of a level that go into NMS."""
+    """Best-scored anchors of a level that go into NMS, in training."""
     post_nms_top_n_train: PositiveInt = 2000
+    """Proposals an image, over all levels, in training."""
     pre_nms_top_n_test: PositiveInt = 6000
+    """Best-scored anchors of a level that go into NMS, at test."""
     post_nms_top_n_test: PositiveInt = 300
+    """Proposals an image, over all levels, at test."""
     nms_thresh: Fraction = 0.7
+    """Of two proposals of a level that overlap by more than this IoU, the better-scored is kept."""
     min_size: NonNegativeFloat = 1e-3
     """Proposals narrower or lower than this are dropped, pixels of the resized image."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
     """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0
+    """Factor of the RPN's box loss."""
 
 
 class BoxConfig(Section):
     """The detector on the RoIs (Fast R-CNN). Defaults: the reproductions' consensus."""
 
     pool: Literal["roi_align", "roi_pool"] = "roi_align"
+    """roi_align: bilinear samples (He et al. 2017). roi_pool: maxima of rounded bins, as the papers had it."""
     pool_inclusive: bool = False
     """roi_pool: an RoI ends with the pixel left of and above its right and lower edge, as in Caffe, where coordinates
     name pixels that belong to it. false: with the pixel behind them, about one time in eight a row or column more."""
     pool_size: PositiveInt = 14
-    """Bins a side. C4: 14 (conv5 keeps its stride 2) or 7 (conv5 runs at stride 1). VGG, FPN: 7."""
+    """Bins on each side. C4: 14 (conv5 keeps its stride 2) or 7 (conv5 runs at stride 1). VGG, FPN: 7."""
     sampling_ratio: NonNegativeInt = 0
-    """RoIAlign's samples a bin and side; 0: as many as the bin has feature pixels."""
+    """RoIAlign's samples on each side of a bin; 0: as many as the bin has feature pixels."""
     aligned: bool = True
     """RoIAlign's half-pixel correction."""
     fg_iou_thresh: Fraction = 0.5
+    """RoIs with an IoU of at least this with an object are positive."""
     bg_iou_range: tuple[Fraction, Fraction] = (0.0, 0.5)
     """RoIs with an IoU in [low, high) are background. The papers: (0.1, 0.5) on VOC."""
     batch_size_per_image: PositiveInt = 128
+    """RoIs sampled for the loss."""
     positive_fraction: Fraction = 0.25
+    """Share of positives in the sample, at most."""
     add_ground_truth: bool = True
     """The ground-truth boxes join the proposals in training."""
     bbox_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
+    """Factors of the regression targets dx, dy, dw, dh."""
     class_agnostic: bool = False
-    """One box for all classes in place of one a class."""
+    """One box shared by all classes in place of one for each class."""
     smooth_l1_beta: NonNegativeFloat = 1.0
+    """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0
+    """Factor of the box loss."""
+    num_convs: NonNegativeInt = 0
+    """FPN and DC5: 3x3 convolutions before the fully connected layers (torchvision's V2 detectors: 4)."""
+    norm: HeadNorm = "none"
+    """Batch norm behind each of these convolutions."""
+    num_fcs: PositiveInt = 2
+    """FPN and DC5: fully connected layers (torchvision's V2 detectors: 1)."""
     fc_width: PositiveInt = 1024
-    """FPN and VGG: outputs of the two fully connected layers (VGG with ImageNet weights: 4096)."""
+    """FPN, DC5 and VGG: outputs of each fully connected layer (VGG with ImageNet weights: 4096)."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """VGG: after fc6 and fc7 in training."""
+    """FPN, DC5 and VGG: after each fully connected layer, in training."""
     global_context: bool = False
     """The whole image's feature joins each RoI's before the two siblings (He et al. 2016, App. B)."""
-    score_thresh: Fraction = 0.05
-    nms_thresh: Fraction = 0.5
-    detections_per_img: PositiveInt = 100
+    unused_outputs: NonNegativeInt = 0
+    """Outputs behind the classes' own that take part in the softmax and are never reported (torchvision's COCO
+    detectors have 10 of them, for ids without a class)."""
 
     @model_validator(mode="after")
     def _inclusive_is_for_roi_pool(self) -> BoxConfig:
@@ -235,6 +320,9 @@ class ModelConfig(Section):
     tools/convert_weights.py."""
     neck: Literal["none", "fpn"] = "none"
     """none: one map of stride 16 (conv4 of a ResNet, conv5_3 of VGG). fpn: P2..P6 (Lin et al. 2017)."""
+    dilated_conv5: bool = False
+    """ResNets without neck: the map is conv5's, at stride 16 with dilation 2, and RoIs go through fully connected
+    layers (DC5; Dai et al. 2017, Sec. 4.1); false: conv4's, and conv5 runs on the RoIs (C4)."""
     norm: Literal["frozen", "batch", "sync"] = "frozen"
     """Batch norm: a constant scale and offset (He et al. 2016, App. A), trained, or trained across processes."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
@@ -247,9 +335,15 @@ class ModelConfig(Section):
     plain: bool | None = None
     """The same layers without shortcuts. null: as the checkpoint says, else false."""
     fpn_channels: PositiveInt = 256
+    """fpn: channels of each level."""
+    fpn_norm: HeadNorm = "none"
+    """Batch norm behind each of the pyramid's convolutions (torchvision's V2 detectors have it)."""
     anchors: AnchorConfig = AnchorConfig()
+    """Reference boxes of the RPN."""
     rpn: RpnConfig = RpnConfig()
+    """Region proposal network."""
     box: BoxConfig = BoxConfig()
+    """The detector on the RoIs."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ModelConfig:
@@ -263,6 +357,12 @@ class ModelConfig(Section):
                 raise ValueError("neck: fpn needs box.pool: roi_align")
         elif nested:
             raise ValueError("anchors.sizes is one plain list where neck is none: there is one level")
+        if self.dilated_conv5 and (self.neck == "fpn" or str(self.backbone).startswith("vgg")):
+            raise ValueError("dilated_conv5 needs a ResNet backbone and neck: none")
+        if (self.box.num_convs or self.box.num_fcs != 2) and self.neck == "none" and not self.dilated_conv5:
+            raise ValueError("box.num_convs and box.num_fcs are for neck: fpn and for dilated_conv5: true")
+        if self.box.norm != "none" and not self.box.num_convs:
+            raise ValueError("box.norm needs box.num_convs: it is the batch norm behind those convolutions")
         if self.backbone is None and self.weights == "random":
             raise ValueError("backbone: name a net, or give weights: the checkpoint of one")
         name = self.backbone.get("net") if isinstance(self.backbone, dict) else self.backbone
@@ -282,16 +382,16 @@ class ModelConfig(Section):
 
 
 class PhaseConfig(Section):
-    """What two of the four phases of alternating training have of their own; null: as in the rest of the config."""
+    """What two of the four phases of alternating training do otherwise; null: as in the rest of the config."""
 
     batch_size: PositiveInt | None = None
-    """In place of train.batch_size."""
+    """Takes the place of train.batch_size."""
     lr: PositiveFloat | None = None
-    """In place of optim.lr; scaled in the same way."""
+    """Takes the place of optim.lr; scaled in the same way."""
     reference_batch_size: PositiveInt | None = None
-    """In place of optim.reference_batch_size."""
+    """Takes the place of optim.reference_batch_size."""
     schedule: ScheduleConfig | None = None
-    """Of each of the two phases, in place of `schedule`."""
+    """Takes the place of `schedule` in each of the two phases."""
 
 
 class AlternatingConfig(Section):
@@ -299,9 +399,9 @@ class AlternatingConfig(Section):
     proposals, both from the pretrained weights; then each one's own layers on the second one's body."""
 
     rpn: PhaseConfig = PhaseConfig()
-    """Phases 1 and 3."""
+    """Phases 1 and 3, which train the RPN."""
     detector: PhaseConfig = PhaseConfig()
-    """Phases 2 and 4."""
+    """Phases 2 and 4, which train the detector on the RoIs."""
 
 
 class DetectionTrainConfig(TrainConfig):
@@ -310,7 +410,10 @@ class DetectionTrainConfig(TrainConfig):
     compile: bool = False
     """torch.compile for the regions of fixed shape; falls back with a warning."""
     best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "imagenet_det.mAP", "loss"] = "voc12.mAP"
-    """Of the validation set: chooses best.pt."""
+    """Figure of the validation set that chooses best.pt."""
+    transfer_classes: bool = False
+    """--init-from: classes that the weights know under the same name (COCO's tv is VOC's tvmonitor) start from those
+    rows of the class layers. false: all class layers start afresh where the lists of classes differ."""
     alternating: AlternatingConfig | None = None
     """Train in four phases, each as long as `schedule` says, in place of joint training ({}: all as in the rest)."""
 
@@ -337,31 +440,45 @@ class TtaConfig(Section):
     @model_validator(mode="after")
     def _no_view_twice(self) -> TtaConfig:
         if len(set(self.scales)) < len(self.scales):
-            raise ValueError(f"scales {self.scales}: a size stands twice: the second view would add nothing")
+            raise ValueError(f"scales {self.scales}: a size appears twice: the second view would add nothing")
         if self.merge == "vote" and not (self.hflip or self.scales):
             raise ValueError("merge: vote has nothing to merge: give hflip: true or scales")
         return self
 
 
 class TestConfig(Section):
-    """What a test does beyond the plain one (He et al. 2016, App. B): `test_det.py`, `predict.py`, and the end of
-    `train_det.py`, whose validations are plain. No retraining needed."""
+    """The thresholds of every detection, and what a test does beyond the plain one (He et al. 2016, App. B) in
+    `test_det.py`, `predict.py` and at the end of `train_det.py`, whose validations are plain. No retraining needed."""
 
     __test__: ClassVar[bool] = False
     """pytest must not take the class for a test."""
+    score_thresh: Fraction = 0.05
+    """Detections have a higher score than this. The papers' VOC results: 0.001."""
+    nms_thresh: Fraction = 0.5
+    """Of two detections of a class that overlap by more than this IoU, the better-scored is kept. The papers: 0.3."""
+    detections_per_img: PositiveInt = 100
+    """Detections an image at most, the best-scored ones (COCO's limit)."""
     refine_rounds: NonNegativeInt = 0
-    """Box refinement: so many times the RoIs' own boxes are pooled and scored again. The paper: 1."""
+    """Box refinement: how many times the regressed boxes are pooled and scored again. The paper: 1."""
     refine_nms_thresh: Fraction = 0.3
-    """Takes the place of model.box.nms_thresh where refine_rounds > 0."""
+    """Takes the place of nms_thresh where refine_rounds > 0: the union of the rounds holds more duplicates."""
     vote_iou: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Box voting among boxes that overlap by at least this; null: off. The paper, with refinement: 0.5."""
     scales: list[PositiveInt] = []
     """Multi-scale detector: shorter sides of its feature maps, pixels; the proposals stay at data.test_min_size, caps
     on the longer side are in proportion. []: off. The paper: [200, 400, 600, 800, 1000]."""
     canonical_size: PositiveInt = 224
-    """An RoI takes the two of `scales` at which it is about so large, pixels (the paper's, with 600 pixels in training;
-    for a detector trained on smaller images or objects: what its objects usually measured there)."""
+    """An RoI is pooled at the two of `scales` at which it is nearest to this size, pixels. 224 is the paper's, with 600
+    pixels in training; a detector trained on smaller images or objects wants the size its objects usually had there."""
     tta: TtaConfig = TtaConfig()
+    """Test-time augmentation."""
+
+    @property
+    def plain(self) -> TestConfig:
+        """The thresholds alone, without refinement, voting, further sizes and test-time augmentation."""
+        return TestConfig(
+            score_thresh=self.score_thresh, nms_thresh=self.nms_thresh, detections_per_img=self.detections_per_img
+        )
 
     @model_validator(mode="after")
     def _ways_fit(self) -> TestConfig:
@@ -382,14 +499,21 @@ class DetectionConfig(Section):
     """A detector and its training: what `tools/train_det.py --cfg` reads."""
 
     seed: NonNegativeInt = 0
+    """Decides first weights, order, augmentation and samples."""
     data: DataConfig
+    """What is learned from, validated on and tested on."""
     model: ModelConfig
+    """Backbone, neck, RPN and detector."""
     optim: OptimConfig
+    """The optimiser."""
     schedule: ScheduleConfig
+    """Length and learning rate."""
     train: DetectionTrainConfig
+    """The training loop."""
     test: TestConfig = TestConfig()
+    """Thresholds of the detections, and what a test does beyond the plain one."""
     metrics: list[Literal["voc07", "voc12", "coco", "imagenet_det"]] = ["voc07", "voc12", "coco"]
-    """Protocols that are computed."""
+    """Evaluation protocols that are computed."""
 
     @model_validator(mode="after")
     def _batch_divides(self) -> DetectionConfig:
@@ -400,5 +524,5 @@ class DetectionConfig(Section):
                 sizes[f"alternating.{name}.batch_size"] = size or self.train.batch_size
         for name, size in sizes.items():
             if size % self.train.accumulate:
-                raise ValueError(f"train.{name} {size} is no multiple of train.accumulate {self.train.accumulate}")
+                raise ValueError(f"train.{name} {size} is not a multiple of train.accumulate {self.train.accumulate}")
         return self

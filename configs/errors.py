@@ -1,8 +1,57 @@
-"""The one error class for mistakes that the user can mend."""
+"""The one error class for mistakes that the user can fix, what makes any text safe to print, and the nearest name."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable
+
+MESSAGE_LIMIT = 1500
+"""Characters of a message; what is longer is cut in its middle, for the file stands first and the fix last."""
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line: the file, the object, the key, and the mend.
+    """A mistake of the user's, told in one line: the file, the object, the key, and the fix.
 
-    The scripts print the message without a traceback and exit with code 2 (`--debug` shows the traceback).
+    The scripts print the message without a traceback and exit with code 2 (`--debug` shows the traceback). Names in it
+    come from files that anybody may have written: control characters are escaped and the length is bounded.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message)))
+
+
+def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
+    r"""The text with control characters and broken surrogates escaped (`\x1b`), at most `limit` characters long.
+
+    Line ends and tabs stay. An escape code in the name of a class would otherwise command the terminal.
+    """
+    if len(text) > limit:
+        half = (limit - 5) // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+class PrintableFilter(logging.Filter):
+    """Makes each message of a logger `printable`: `logger.addFilter(PrintableFilter())`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Change the record in place; nothing is held back."""
+        record.msg, record.args = printable(record.getMessage()), None
+        return True
+
+
+def nearest(name: object, choices: Iterable[object]) -> str | None:
+    """The choice that is spelled most like `name`; None where none is similar."""
+    if len(str(name)) > 200:  # the search takes the product of the lengths
+        return None
+    found = difflib.get_close_matches(str(name), [str(choice) for choice in choices], n=1)
+    return found[0] if found else None
+
+
+def did_you_mean(name: object, choices: Iterable[object]) -> str:
+    """' (did you mean X?)' for the nearest choice, to stand behind a name in a message; nothing where none is near."""
+    found = nearest(name, choices)
+    return f" (did you mean {found}?)" if found else ""

@@ -26,15 +26,19 @@ from configs.detection import AnchorConfig
 
 
 class LocalisationSourceConfig(Section):
-    """Images of one class each, with the boxes of its objects. Relative paths are as everywhere.
+    """Images of one class each, with the boxes of its objects. Relative paths are relative to `--data-root`, else
+    `DATA_DIR`, else `data/`.
 
     imagenet_loc: Annotations/CLS-LOC/{train/<wnid>/,val/}*.xml and Data/CLS-LOC/ likewise; or the folders named below.
     tiny_imagenet: train/<wnid>/<wnid>_boxes.txt beside images/; val/val_annotations.txt beside images/.
     """
 
     format: Literal["imagenet_loc", "tiny_imagenet"]
+    """Layout of the files, as above."""
     root: str
+    """Folder of the set."""
     split: Literal["train", "val"]
+    """Part of the set."""
     annotations: str | None = None
     """imagenet_loc: the split's folder of XML files, where it is not root/Annotations/CLS-LOC/<split>."""
     images: str | None = None
@@ -63,7 +67,7 @@ class LocalisationAugmentConfig(Section):
     """A crop must hold this share of the area of some object, else another is drawn; objects of which it holds less
     are left out."""
     hflip: Fraction = 0.5
-    """Probability of the mirror image."""
+    """Probability of a mirror image."""
 
     @model_validator(mode="after")
     def _ranges_grow(self) -> LocalisationAugmentConfig:
@@ -80,15 +84,17 @@ class LocalisationDataConfig(Section):
     """What is learned from, validated on and tested on."""
 
     train: LocalisationSourceConfig
+    """Training set."""
     val: LocalisationSourceConfig | None = None
-    """Chooses best.pt."""
+    """Validation set, which chooses best.pt."""
     test: LocalisationSourceConfig | None = None
-    """metrics.json is of this set; without it, of the validation set."""
+    """Test set, on which metrics.json is computed; null: the validation set takes its place."""
     crop_size: PositiveInt = 224
     """Side of the training crop, pixels."""
     test_resize: PositiveInt = 256
     """Shorter side before the centre crop of `crop_size`, pixels."""
     augment: LocalisationAugmentConfig = LocalisationAugmentConfig()
+    """Random views of the training images."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
 
@@ -110,9 +116,11 @@ class PerClassRpnConfig(Section):
     """The stage on whose map the siblings stand, conv2 ... conv5; null: the last (any other: ResNets). A finer map is
     for small images: at 96 pixels conv5 has 3 x 3 cells, conv4 6 x 6."""
     anchors: AnchorConfig = AnchorConfig(sizes=[64, 128, 256], offset=0.5)
-    """In pixels of the crop that is trained on."""
+    """Reference boxes, in pixels of the crop that is trained on."""
     fg_iou_thresh: Fraction = 0.7
+    """Anchors with an IoU of at least this with an object are positive (and each object's best anchors)."""
     bg_iou_thresh: Fraction = 0.3
+    """Anchors whose IoU with every object is below this are negative; those in between take no part in the loss."""
     batch_size_per_image: PositiveInt = 8
     """Anchors sampled for the loss, at most half of them positive."""
     shortage: Literal["even", "fill"] = "even"
@@ -125,8 +133,10 @@ class PerClassRpnConfig(Section):
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
     """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0
+    """Factor of the box loss."""
     classification_loss_weight: NonNegativeFloat = 0.0
-    """Of a softmax classifier on the same map, trained along: it then predicts the classes too. 0: none. ResNets."""
+    """Factor of the loss of a softmax classifier on the same map, trained at the same time, which then predicts the
+    classes too (residual nets); 0: there is none."""
 
     @model_validator(mode="after")
     def _one_level(self) -> PerClassRpnConfig:
@@ -147,17 +157,21 @@ class PerClassRcnnConfig(Section):
     context: NonNegativeInt = 16
     """Pixels of the warped crop on each side that show what is around the proposal (Girshick et al. 2014: 16)."""
     proposals_per_image: Annotated[int, Field(ge=1, le=4096)] = 200
-    """The best of an image in training, of which its sample is drawn (He et al. 2016, App. C: 200)."""
+    """Best proposals of an image in training, from which its sample is drawn (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
-    """Of proposals that overlap more, the best is kept, in training."""
+    """Of two proposals that overlap by more than this IoU, the better-scored is kept, in training."""
     rois_per_image: PositiveInt = 8
-    """Proposals sampled from these; a step has train.batch_size times as many."""
+    """Proposals sampled from these for the loss; a step has train.batch_size times as many."""
     positive_fraction: Fraction = 0.5
+    """Share of positives in the sample, at most."""
     fg_iou_thresh: Fraction = 0.5
     """Proposals with an IoU of at least this are positive, the others negative."""
     bbox_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
+    """Factors of the regression targets dx, dy, dw, dh."""
     smooth_l1_beta: NonNegativeFloat = 1.0
+    """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0
+    """Factor of the box loss."""
 
     @model_validator(mode="after")
     def _context_fits(self) -> PerClassRcnnConfig:
@@ -170,10 +184,13 @@ class LocaliserConfig(ClassifierConfig):
     """The network: a classifier's (`backbone`, `shortcut`, ...), started from its weights, and the siblings."""
 
     stage: Literal["rpn", "rcnn"] = "rpn"
-    norm: Literal["frozen", "batch", "sync"] = "frozen"
+    """What is trained: the per-class RPN, or the R-CNN on its proposals."""
+    norm: Literal["frozen", "batch", "sync"] = "frozen"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Batch norm: a constant scale and offset, trained, or trained across processes."""
     rpn: PerClassRpnConfig = PerClassRpnConfig()
+    """The per-class region proposal network."""
     rcnn: PerClassRcnnConfig = PerClassRcnnConfig()
+    """The R-CNN."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> LocaliserConfig:
@@ -198,12 +215,12 @@ class LocalisationTestConfig(Section):
     proposals: Annotated[int, Field(ge=1, le=4096)] = 200
     """Best-scored boxes of a class that are merged, or that the R-CNN chooses from (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
-    """Of proposals for the R-CNN that overlap more, the best is kept, at test."""
+    """Of two proposals for the R-CNN that overlap by more than this IoU, the better-scored is kept, at test."""
     crops: Annotated[int, Field(ge=1, le=4096)] = 200
-    """Of the proposals that are left, so many go through the R-CNN, the best first: the time of the test."""
+    """How many of the proposals that are left go through the R-CNN, best first: they decide the time of the test."""
     merge_iou: Fraction = 0.5
-    """Boxes that overlap at least so much speak for each other: the box with the highest sum of scores wins, and
-    becomes their mean. 1: the single best box."""
+    """Boxes with at least this IoU support each other: the box with the highest sum of scores wins, and is replaced by
+    their mean. 1: the single best box."""
     validation_view: Literal["center", "dense"] = "center"
     """The view of the validations during training."""
 
@@ -218,19 +235,26 @@ class LocalisationTrainConfig(TrainConfig):
     """The loop."""
 
     best_metric: Literal["true_class_error", "top1_error", "top5_error"] = "true_class_error"
-    """Of the validation set: the lowest chooses best.pt."""
+    """Figure of the validation set whose lowest value chooses best.pt."""
 
 
 class LocalisationConfig(Section):
     """A localiser and its training: what `tools/train_loc.py --cfg` reads."""
 
     seed: NonNegativeInt = 0
+    """Decides first weights, order, augmentation and samples."""
     data: LocalisationDataConfig
+    """What is learned from, validated on and tested on."""
     model: LocaliserConfig
+    """The network."""
     optim: OptimConfig
+    """The optimiser."""
     schedule: ScheduleConfig
+    """Length and learning rate."""
     train: LocalisationTrainConfig
+    """The training loop."""
     test: LocalisationTestConfig = LocalisationTestConfig()
+    """How an image is tested."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> LocalisationConfig:

@@ -1,16 +1,41 @@
-"""The batch: images and ground truth of several samples, padded to common shapes."""
+"""Batches: a base that moves its tensors between devices, detection's batch, and how images and objects are padded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
-class ScaledImages:
+class TensorBatch:
+    """The base of every batch: a frozen dataclass whose fields are tensors, or hold tensors.
+
+    Fields may also be batches themselves, or tuples and lists of tensors and batches. Whatever else a field holds
+    (None, numbers, names) goes along unchanged.
+    """
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All tensors of the batch, in the order of its fields."""
+        return tensors_of(self)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Self:
+        """The batch on `device`; with non_blocking, copies from pinned memory to a GPU do not wait."""
+        return to_device(self, device, non_blocking=non_blocking)
+
+    def pin_memory(self) -> Self:
+        """The batch in page-locked memory (DataLoader calls this)."""
+        return map_tensors(self, Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class ScaledImages(TensorBatch):
     """The images of a batch at another size."""
 
     images: Tensor
@@ -20,7 +45,7 @@ class ScaledImages:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(TensorBatch):
     """Images and ground truth padded to common shapes; everything that the training step needs, on one device."""
 
     images: Tensor
@@ -38,34 +63,69 @@ class Batch:
     index: Tensor
     """(B,) int64: position of each image in its data set."""
     scaled: tuple[ScaledImages | None, ...] = ()
-    """The same images at other sizes, in the order in which the data set names them, in evaluation only; None stands
-    for `images`, where a size is theirs."""
+    """The same images at other sizes, in the order in which the data set names them, in evaluation only; None where
+    that size is the one of `images`."""
 
     def at_scale(self, k: int) -> Batch:
-        """The batch with the images of `scaled[k]` in the place of its own, for detection: `boxes` are not resized."""
+        """The batch with the images of `scaled[k]` in place of its own, for detection: `boxes` are not resized."""
         part = self.scaled[k]
         return self if part is None else replace(self, images=part.images, image_sizes=part.image_sizes, scaled=())
 
-    def to(self, device: torch.device | str) -> Batch:
-        """The batch on `device`; copies from pinned memory do not wait."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory (called by DataLoader)."""
-        return self._map(lambda tensor: tensor.pin_memory())
+# ---------------------------------------------------------------------------------------------- walking the tensors
 
-    def tensors(self) -> Iterator[Tensor]:
-        """All tensors of the batch."""
-        for field in fields(self):
-            if field.name != "scaled":
-                yield getattr(self, field.name)
-        for part in self.scaled:
-            if part is not None:
-                yield from (part.images, part.image_sizes)
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with each tensor changed."""
-        changed = map(change, self.tensors())
-        own = {field.name: next(changed) for field in fields(self) if field.name != "scaled"}
-        scaled = tuple(part and ScaledImages(next(changed), next(changed)) for part in self.scaled)
-        return Batch(**own, scaled=scaled)
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """All tensors of a batch, or of (nested) tuples and lists of batches and tensors, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, TensorBatch):
+        for field in fields(value):
+            yield from tensors_of(getattr(value, field.name))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from tensors_of(item)
+
+
+def map_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The value with each tensor that `tensors_of` finds changed; its other parts are the same objects."""
+    return _mapped(value, change)
+
+
+def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, TensorBatch):
+        return replace(value, **{field.name: _mapped(getattr(value, field.name), change) for field in fields(value)})
+    if isinstance(value, tuple | list):
+        return type(value)([_mapped(item, change) for item in value])
+    return value
+
+
+def to_device(value: T, device: torch.device | str, *, non_blocking: bool = True) -> T:
+    """A batch, or tuples and lists of batches and tensors, on `device`; see `TensorBatch.to`."""
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+# ---------------------------------------------------------------------------------------------- padding
+
+
+def stack_images(images: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> Tensor:
+    """(B, 3, H, W) uint8, channels_last in memory, of images (H_i, W_i, 3).
+
+    Args:
+        images: uint8, RGB.
+        size: (H, W); smaller images get zeros at the right and the bottom. None: all images have one size.
+    """
+    if size is None:
+        stacked = np.stack(images)
+    else:
+        stacked = np.zeros((len(images), *size, 3), np.uint8)
+        for place, image in zip(stacked, images, strict=True):
+            place[: image.shape[0], : image.shape[1]] = image
+    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+
+
+def padded_count(objects: int, least: int = 1) -> int:
+    """The smallest power of two that is at least `objects` and `least`, itself a power of two; so shapes are few."""
+    return max(least, 1 << (max(objects, 1) - 1).bit_length())

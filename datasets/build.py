@@ -8,15 +8,19 @@ from typing import Literal
 import numpy as np
 
 from configs.detection import DataConfig, SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
+from datasets.annotation_files import read_folder, unlisted_images
+from datasets.annotation_tables import read_csv, read_via
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
+from datasets.coco_exports import add_unlisted, without_placeholder
 from datasets.detection import DetectionDataset
 from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
-from datasets.records import Records, join, logger, nearest
-from datasets.voc import read_voc
-from datasets.yolo import read_yolo
+from datasets.records import Records, join, logger
+from datasets.split import split_records
+from datasets.voc import read_image_set, read_voc
+from datasets.yolo import image_folder, read_yolo
 
 Split = Literal["train", "val", "test"]
 
@@ -24,7 +28,7 @@ Split = Literal["train", "val", "test"]
 def build_dataset(
     data: DataConfig,
     split: Split,
-    data_root: Path,
+    data_root: Path | str,
     *,
     seed: int = 0,
     class_names: list[str] | None = None,
@@ -42,7 +46,7 @@ def build_dataset(
     Raises:
         UserError: files are missing or broken, classes unknown, or nothing is left to train on.
     """
-    records = build_records(data, split, data_root, class_names=class_names)
+    records = build_records(data, split, Path(data_root), class_names=class_names)
     if split != "train":
         return DetectionDataset(records, min_sizes=[data.test_min_size], max_size=data.test_max_size, seed=seed)
     records = _for_training(records, data)
@@ -55,7 +59,7 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     sources = getattr(data, split)
     if not sources:
         raise UserError(f"data.{split}: lists no source")
-    parts = [read_source(source, data, data_root) for source in sources]
+    parts = [read_source(source, data, data_root, split) for source in sources]
     if data.classes == "auto" and class_names is not None:
         # Where the user keeps some classes only, the others may be annotated and are dropped.
         known = class_names if data.keep_classes is None else sorted({*class_names, *_annotated(parts, data)})
@@ -73,19 +77,55 @@ def resolve_class_names(data: DataConfig, data_root: Path) -> list[str]:
     return _kept(_known_classes(data, None, data_root), data.keep_classes)
 
 
-def read_source(source: SourceConfig, data: DataConfig, data_root: Path) -> Records:
-    """One source's annotations under its own class names."""
-    if source.format == "generated":
-        root, image_set = generate(source.image_set, source.size)
-        return read_voc(root, image_set)
-    if source.format == "voc":
-        return read_voc(data_root / source.root, source.image_set, zero_based=source.zero_based)
-    if source.format == "coco":
-        return read_coco(data_root / source.annotations, data_root / source.images)
-    if source.format == "imagenet_det":
-        return read_imagenet_det(data_root / source.root, source.image_set, images_per_class=source.images_per_class)
+def read_source(source: SourceConfig, data: DataConfig, data_root: Path, split: Split) -> Records:
+    """One source's annotations under its own class names; of a source with `split` the part for this list."""
+    records = _read_whole(source, data, data_root)
+    if source.split is None:
+        return records
+    folder = data_root / (source.images or source.root or "")
+    return split_records(
+        records, split, source.split, pattern=source.split_by, seed=source.split_seed,
+        root=folder.parent if folder.name == "*" else folder,
+    )  # fmt: skip
+
+
+def _read_whole(source: SourceConfig, data: DataConfig, data_root: Path) -> Records:
+    """All of a source; the schema has seen to it that what the format needs is there."""
     names = data.classes if isinstance(data.classes, list) else CLASS_LISTS.get(data.classes)
-    return read_yolo(data_root / source.root, source.image_set, class_names=names)
+    root, image_set = data_root / (source.root or ""), source.image_set or ""
+    images = data_root / source.images if source.images is not None else None
+    annotations = data_root / (source.annotations or "")
+    if source.format == "generated":
+        root, image_set = generate(image_set, source.size)
+        return read_voc(root, image_set)
+    if source.format == "imagenet_det":
+        return read_imagenet_det(root, image_set, images_per_class=source.images_per_class)
+    if source.format == "coco":
+        records = without_placeholder(read_coco(annotations, images or root), annotations)
+        return add_unlisted(records, images or root, source.unlabelled)
+    if source.format in ("via", "csv"):
+        read = read_via if source.format == "via" else read_csv
+        return read(annotations, images or root, unlabelled=source.unlabelled)
+    if image_set and source.unlabelled is None:
+        if source.format == "voc":
+            return read_voc(root, image_set, zero_based=source.zero_based)
+        return read_yolo(root, image_set, class_names=names)
+    only = None
+    if image_set:
+        images = root / "JPEGImages" if source.format == "voc" else image_folder(root, image_set)
+        only = read_image_set(root, image_set) if source.format == "voc" else None
+    elif source.unlisted:
+        images, only = root / "JPEGImages", unlisted_images(root)
+    return read_folder(
+        root,
+        source.format,
+        images=images,
+        image_list=data_root / source.image_list if source.image_list is not None else None,
+        only=only,
+        zero_based=source.zero_based,
+        unlabelled=source.unlabelled,
+        class_names=names,
+    )
 
 
 def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Path) -> list[str]:
@@ -98,9 +138,9 @@ def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Pat
         choices = [*CLASS_LISTS, "auto"]
         raise UserError(
             f"data.classes: {data.classes} is neither a list of names nor one of {', '.join(choices)}"
-            f"{nearest(data.classes, choices)}"
+            f"{did_you_mean(data.classes, choices)}"
         )
-    return _annotated([read_source(source, data, data_root) for source in data.train] if parts is None else parts, data)
+    return _annotated([_read_whole(source, data, data_root) for source in data.train] if parts is None else parts, data)
 
 
 def _annotated(parts: list[Records], data: DataConfig) -> list[str]:
@@ -112,7 +152,7 @@ def _check_rename(data: DataConfig, known: list[str]) -> None:
     if data.classes != "auto":
         for name in data.rename_classes.values():
             if name not in known:
-                raise UserError(f"data.rename_classes: {name} is not one of the classes{nearest(name, known)}")
+                raise UserError(f"data.rename_classes: {name} is not one of the classes{did_you_mean(name, known)}")
 
 
 def _without_doubles(names: list[str]) -> list[str]:
@@ -132,7 +172,7 @@ def _kept(known: list[str], keep: list[str] | None) -> list[str]:
         raise UserError("data.keep_classes: is empty")
     for name in keep:
         if name not in known:
-            raise UserError(f"data.keep_classes: {name} is not one of the classes{nearest(name, known)}")
+            raise UserError(f"data.keep_classes: {name} is not one of the classes{did_you_mean(name, known)}")
     return [name for name in known if name in keep]
 
 

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import pickle
+import math
 import zipfile
-from collections import OrderedDict
+import zlib
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import read_bytes
+from configs.pickles import PickleError, read_pickle
 from datasets.folders import ImageFiles, find_class, list_folder, read_folders
-from datasets.images import IMAGE_SUFFIXES, read_image
+from datasets.images import IMAGE_SUFFIXES, decode_image, is_hidden, read_image
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 """In the order of the original labels, which is that of the alphabet."""
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _PIXELS = 3 * 32 * 32
+MOST_BYTES = 8 << 30
+"""Of a set in memory."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,8 @@ def read_cifar10(root: Path, split: str, class_names: Sequence[str] | None = Non
             missing = [path for path in paths if not path.is_file()]
             if missing:
                 raise UserError(f"{missing[0]}: missing: unpack the archive again")
-            pieces = [read(path) for path in paths]
-            return _arrays(*(np.concatenate(piece) for piece in zip(*pieces, strict=True)), class_names, str(folder))
+            planes, labels = zip(*(read(path) for path in paths), strict=True)
+            return _arrays(np.concatenate(planes), np.concatenate(labels), class_names, str(folder))
     if (root / split).is_dir():
         return read_into_memory(read_folders(root / split, class_names))
     list_folder(root)
@@ -82,12 +84,12 @@ def read_into_memory(files: ImageFiles) -> ImageArrays:
         UserError: an image cannot be read, or differs in size from the others.
     """
     first = read_image(files.path(0)).shape[:2]
-    images = np.empty((len(files), *first, 3), np.uint8)
+    images = _allocate(len(files), (first[0], first[1]), str(files.root))
 
     def decode(index: int) -> None:
         _put(images, index, read_image(files.path(index)), str(files.path(index)))
 
-    with ThreadPoolExecutor() as threads:  # decoding lets go of the interpreter lock
+    with ThreadPoolExecutor() as threads:  # decoding releases the interpreter lock
         for _ in threads.map(decode, range(len(files)), chunksize=64):
             pass
     return ImageArrays(images, files.labels, files.class_names)
@@ -113,34 +115,19 @@ def _arrays(planes: np.ndarray, labels: np.ndarray, class_names: Sequence[str] |
 
 # ---------------------------------------------------------------------------------------------- files
 
-_ARRAY_PIECES = np.zeros(1).__reduce__()[0]
-_ALLOWED = {
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _ARRAY_PIECES for core in ("core", "_core")},
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values only: a pickle may otherwise run any code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
-
 
 def _read_python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3072) uint8 and (N,) labels of a pickled batch."""
     try:
-        with path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="bytes").load()
-        planes, labels = np.asarray(content[b"data"]), np.asarray(content[b"labels"])
-    except Exception as error:  # damaged pickles raise many kinds
-        raise UserError(f"{path}: not a CIFAR-10 python batch ({error}): unpack the archive again") from None
+        content = read_pickle(read_bytes(path, "CIFAR-10 batch"))
+        # Python 2's keys are texts, Python 3's may be bytes.
+        named = {key.decode("latin-1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+        planes, labels = named["data"], np.asarray(named["labels"])
+    except (PickleError, KeyError, AttributeError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{path}: not a CIFAR-10 python batch ({reason}): unpack the archive again") from None
+    if not isinstance(planes, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: not a CIFAR-10 python batch: data is not an array, or labels are not numbers")
     return _checked(planes, labels, path)
 
 
@@ -148,7 +135,9 @@ def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3072) uint8 and (N,) labels of a binary batch: for each image one byte of label and the planes."""
     data = np.fromfile(path, np.uint8)
     if len(data) == 0 or len(data) % (1 + _PIXELS):
-        raise UserError(f"{path}: truncated: {len(data)} bytes are no whole number of images of {1 + _PIXELS} bytes")
+        raise UserError(
+            f"{path}: truncated: {len(data)} bytes are not a whole number of images of {1 + _PIXELS} bytes each"
+        )
     rows = data.reshape(-1, 1 + _PIXELS)
     return _checked(rows[:, 1:], rows[:, 0].astype(np.int64), path)
 
@@ -159,33 +148,62 @@ def _checked(planes: np.ndarray, labels: np.ndarray, path: Path) -> tuple[np.nda
             f"{path}: holds {planes.dtype} {planes.shape} for {len(labels)} labels, not (N, {_PIXELS}) bytes"
         )
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(CIFAR10_CLASSES):
-        raise UserError(f"{path}: labels {labels.min()}..{labels.max()} are not those of CIFAR-10 (0..9)")
+        raise UserError(f"{path}: labels {labels.min()}..{labels.max()} are outside CIFAR-10's 0..9")
     return planes, labels
 
 
 def _read_zip(path: Path, split: str, class_names: Sequence[str] | None) -> ImageArrays:
     """A zip file with <split>/<class>/<image>, at its top or in one folder."""
-    with zipfile.ZipFile(path) as archive:
-        names = sorted(_members(archive, split))
-        if not names:
-            raise UserError(f"{path}: holds no images in {split}/<class>/")
-        folders = sorted({_class_of(name) for name in names})
-        class_names = list(class_names) if class_names is not None else folders
-        label_of = {folder: find_class(folder, class_names, f"{path}/{split}") for folder in folders}
-        images: np.ndarray | None = None
-        for index, name in enumerate(names):
-            image = cv2.imdecode(np.frombuffer(archive.read(name), np.uint8), cv2.IMREAD_COLOR_RGB)
-            if image is None:
-                raise UserError(f"{path}: {name} cannot be decoded as an image")
-            images = np.empty((len(names), *image.shape), np.uint8) if images is None else images
-            _put(images, index, image, f"{path}: {name}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(_members(archive, split))
+            contents = [_content(archive, name, path) for name in names]
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{path}: the archive is damaged ({error}): fetch it again") from None
+    if not names:
+        raise UserError(f"{path}: holds no images in {split}/<class>/")
+    folders = sorted({_class_of(name) for name in names})
+    class_names = list(class_names) if class_names is not None else folders
+    label_of = {folder: find_class(folder, class_names, f"{path}/{split}") for folder in folders}
+    images = _allocate(len(names), decode_image(contents[0], f"{path}: {names[0]}").shape[:2], str(path))
+    for index, (name, content) in enumerate(zip(names, contents, strict=True)):
+        _put(images, index, decode_image(content, f"{path}: {name}"), f"{path}: {name}")
     labels = np.array([label_of[_class_of(name)] for name in names], np.int64)
     return ImageArrays(images, labels, class_names)
 
 
+def _content(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+    """(N,) uint8: the bytes of a member. Images hardly shrink: one that grows a hundredfold is made to fill the memory.
+
+    Raises:
+        UserError: it would.
+    """
+    member = archive.getinfo(name)
+    if member.file_size > 100 * member.compress_size + (1 << 20):
+        raise UserError(f"{path}: {name} has {member.file_size} bytes, from {member.compress_size}: not an image")
+    return np.frombuffer(archive.read(member), np.uint8)
+
+
+def _allocate(count: int, image_size: tuple[int, int], where: str) -> np.ndarray:
+    """(count, H, W, 3) uint8, uninitialised.
+
+    Raises:
+        UserError: the set is too large for the memory.
+    """
+    shape = (count, *image_size, 3)
+    if math.prod(shape) > MOST_BYTES:
+        size = f"{image_size[1]} x {image_size[0]}"
+        raise UserError(
+            f"{where}: {count} images of {size} take {math.prod(shape) / 1e9:.1f} GB of memory: "
+            "set data.augment.crop to scale_jitter or random_resized to read files one by one"
+        )
+    return np.empty(shape, np.uint8)
+
+
 def _members(archive: zipfile.ZipFile, split: str) -> Iterable[str]:
     for name in archive.namelist():
-        if name.lower().endswith(IMAGE_SUFFIXES) and name.split("/")[-3:-2] == [split]:
+        parts = name.split("/")
+        if name.lower().endswith(IMAGE_SUFFIXES) and parts[-3:-2] == [split] and not any(map(is_hidden, parts)):
             yield name
 
 

@@ -1,19 +1,104 @@
 """COCO's JSON annotations. Imports no torch.
 
 Ids of categories are sparse (1..90 for COCO's 80 classes): labels are 1..K in the order of the ids, and
-`Records.category_ids` leads back. Boxes are x, y, width, height in continuous pixels that count from 0.
+`Records.category_ids` leads back. Boxes are x, y, width, height in continuous pixels that count from 0. Ids of images
+and categories are whole numbers or texts; ids of annotations may be anything, for they are only compared.
 """
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+import logging
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+import numpy as np
+
+from configs.errors import PrintableFilter, UserError
+from configs.files import is_file, read_json
+from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
 from datasets.records import Records, make_records
+
+logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """The checked content of an annotation file in columns; N images, M annotations, K categories."""
+
+    path: Path
+    image_ids: list[Any]
+    """N ids, all int or all str, each once, in the file's order."""
+    file_names: list[str]
+    """N names relative to the image folder; empty where the file gives none."""
+    sizes: np.ndarray
+    """(N, 2) int64 (H, W) as declared; 0 where they are not."""
+    category_ids: list[Any]
+    """K ids in sorted order, all int or all str."""
+    class_names: list[str]
+    """K names, all different: categories of the same name are told apart by their id."""
+    annotations: Rows
+    """M records, for messages."""
+    image_index: np.ndarray
+    """(M,) int64: position in `image_ids`; -1: the file lists no such image."""
+    labels: np.ndarray
+    """(M,) int64: 1..K; 0: the file lists no such category."""
+    boxes: np.ndarray
+    """(M, 4) float64: x, y, width, height."""
+    area: np.ndarray
+    """(M,) float64: width x height where the file has none."""
+    iscrowd: np.ndarray
+    """(M,) bool."""
+    annotation_ids: list[Any]
+    """M ids as they are; None where there is none."""
+    annotated: bool
+    """False: the file has no list of annotations (COCO's image_info_test-dev2017.json)."""
+
+
+def read_coco_file(path: Path, what: str = "annotation file") -> CocoFile:
+    """The content of a COCO annotation file, each value of the type that it must have.
+
+    Raises:
+        UserError: no such file, no JSON, or a value is missing or of the wrong type; names record, id and key.
+    """
+    with no_garbage_collection():
+        content = read_json(path, what)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: is not a COCO annotation file (an object with images, annotations, categories)")
+        lists = {key: _list_of(content, key, path) for key in ("images", "categories", "annotations")}
+        if lists["images"] is None:
+            raise UserError(f"{path}: not a COCO annotation file: it has no list of images: is it a results file?")
+        images = _each_once(Rows(path, lists["images"], "image number", is_whole_file=False))
+        categories = _each_once(Rows(path, lists["categories"] or [], "category number", is_whole_file=False))
+        annotations = Rows(path, lists["annotations"] or [], "annotation number", is_whole_file=False)
+        image_ids, category_ids = images.ids("id"), categories.ids("id")
+        names = dict(zip(category_ids, categories.texts("name", "give the category a name"), strict=True))
+        category_ids = sorted(category_ids)
+        class_names, twice = distinct_names([names[identity] for identity in category_ids], category_ids)
+        if twice:
+            logger.warning("%s: categories of the same name are told apart by id: %s", path, ", ".join(twice[:5]))
+        boxes = annotations.boxes("x, y, width, height")
+        file = CocoFile(
+            path=path,
+            image_ids=image_ids,
+            file_names=[_file_name(images, i) for i in range(len(image_ids))],
+            sizes=np.stack([images.sides("height"), images.sides("width")], axis=1),
+            category_ids=category_ids,
+            class_names=class_names,
+            annotations=annotations,
+            image_index=annotations.lookup("image_id", _positions(image_ids, 0), missing=-1, owner="images'"),
+            labels=annotations.lookup("category_id", _positions(category_ids, 1), missing=0, owner="categories'"),
+            boxes=boxes,
+            area=_areas(annotations, boxes),
+            iscrowd=annotations.flags("iscrowd"),
+            annotation_ids=annotations.optional("id"),
+            annotated=lists["annotations"] is not None,
+        )
+    _warn(file)
+    return file
 
 
 def read_coco(annotations: str | Path, images: str | Path) -> Records:
@@ -29,90 +114,187 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
         UserError: a file is missing, the JSON is broken, or an annotation lacks something; names the annotation's id.
     """
     annotations, images = Path(annotations), Path(images)
-    content = _load(annotations, images)
-    categories = sorted(content.get("categories", []), key=lambda category: category["id"])
-    label_of = {category["id"]: label for label, category in enumerate(categories, 1)}
-    of_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    known_images = _image_ids(content["images"], annotations)
-    for annotation in content.get("annotations", []):
-        _check(annotation, annotations, known_images, label_of)
-        of_image[annotation["image_id"]].append(annotation)
-
-    ordered = [annotation for image in content["images"] for annotation in of_image[image["id"]]]
-    corners = [(x, y, x + w, y + h) for x, y, w, h in (annotation["bbox"] for annotation in ordered)]
+    _check_places(annotations, images)
+    file = read_coco_file(annotations)
+    if not file.image_ids:
+        raise UserError(f"{annotations}: lists no image")
+    for column, key, owner in (
+        (file.image_index < 0, "image_id", "images"),
+        (file.labels < 1, "category_id", f"categories {short(file.category_ids)}"),
+    ):
+        if column.any():
+            bad = int(np.argmax(column))
+            value = short(file.annotations.items[bad][key])
+            raise file.annotations.error(bad, f"{key} {value} is not among the {owner}")
+    order = np.argsort(file.image_index, kind="stable")
+    x, y, width, height = file.boxes[order].T
+    ids = [identity for identity in file.annotation_ids if type(identity) is int]
+    usable_ids = len(ids) == len(order) and all(abs(identity) < 2**63 for identity in ids)
     return make_records(
-        images=[_image(image, images) for image in content["images"]],
-        boxes=corners,
-        labels=[label_of[annotation["category_id"]] for annotation in ordered],
-        counts=[len(of_image[image["id"]]) for image in content["images"]],
-        class_names=[category["name"] for category in categories],
+        images=_images(file, images),
+        boxes=np.stack([x, y, x + width, y + height], axis=1),
+        labels=file.labels[order],
+        counts=np.bincount(file.image_index, minlength=len(file.image_ids)),
+        class_names=file.class_names,
         source=str(annotations),
         annotation_file=f"{annotations} image {{}}",
-        area=[annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3]) for annotation in ordered],
-        iscrowd=[bool(annotation.get("iscrowd", 0)) for annotation in ordered],
-        annotation_ids=[annotation.get("id", number) for number, annotation in enumerate(ordered, 1)],
-        category_ids=[category["id"] for category in categories],
-        annotated="annotations" in content,
+        area=file.area[order],
+        iscrowd=file.iscrowd[order],
+        annotation_ids=np.array(ids, np.int64)[order] if usable_ids else _numbered(file.annotation_ids)[order],
+        category_ids=file.category_ids,
+        annotated=file.annotated,
+        form="coco",
     )
 
 
-def _load(annotations: Path, images: Path) -> dict[str, Any]:
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def _check_places(annotations: Path, images: Path) -> None:
     for path in (images, annotations):
-        if not path.exists():
-            year = next((year for year in ("2017", "2014") if year in path.name), None)
-            official = year and ("coco" in str(path).lower() or path.name.startswith("instances_"))
-            parts = path.parts
-            data_root = f" --data-root {Path(*parts[: parts.index('coco')])}" if "coco" in parts else ""
-            mend = f": get it with: python tools/prepare_data.py coco{year}{data_root}" if official else ""
-            kind = "folder" if path == images else "annotation file"
-            raise UserError(f"{path}: there is no such {kind}{mend}")
-    try:
-        content = json.loads(annotations.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{annotations}: not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise UserError(f"{annotations}: not a COCO annotation file: it has no list of images")
-    if not content["images"]:
-        raise UserError(f"{annotations}: lists no image")
-    return content
+        if path.exists():
+            continue
+        year = next((year for year in ("2017", "2014") if year in path.name), None)
+        official = year and ("coco" in str(path).lower() or path.name.startswith("instances_"))
+        parts = path.parts
+        data_root = f" --data-root {Path(*parts[: parts.index('coco')])}" if "coco" in parts else ""
+        fix = f": get it with: python tools/prepare_data.py coco{year}{data_root}" if official else ""
+        kind = "folder" if path == images else "annotation file"
+        raise UserError(f"{path}: there is no such {kind}{fix}")
 
 
-def _image_ids(images: list[dict[str, Any]], path: Path) -> set[int]:
-    """The images' ids, each checked to be there once and to have a file name."""
-    ids: set[int] = set()
-    for image in images:
-        image_id = image.get("id")
-        if image_id is None:
-            raise UserError(f"{path}: image {image.get('file_name', len(ids))} has no id")
-        if image_id in ids:
-            raise UserError(f"{path}: image id {image_id} occurs more than once")
-        if "file_name" not in image:
-            raise UserError(f"{path} image {image_id}: has no file_name")
-        ids.add(image_id)
-    return ids
+def _list_of(content: dict[str, Any], key: str, path: Path) -> list[Any] | None:
+    """The list under a key; None where the file lacks it."""
+    if key not in content:
+        return None
+    if not isinstance(content[key], list):
+        raise UserError(f"{path}: {key} is {short(content[key])}, not a list [{{...}}, ...]")
+    return content[key]
 
 
-def _check(annotation: dict[str, Any], path: Path, image_ids: set[int], label_of: dict[int, int]) -> None:
-    where = f"{path} annotation {annotation.get('id', '?')}"
-    for key in ("image_id", "category_id", "bbox"):
-        if key not in annotation:
-            raise UserError(f"{where}: has no {key}")
-    if annotation["image_id"] not in image_ids:
-        raise UserError(f"{where}: image_id {annotation['image_id']} is not among the images")
-    if annotation["category_id"] not in label_of:
-        raise UserError(
-            f"{where}: category_id {annotation['category_id']} is not among the categories {sorted(label_of)}"
-        )
-    box = annotation["bbox"]
-    if len(box) != 4:
-        raise UserError(f"{where}: bbox has {len(box)} numbers, not 4 (x, y, width, height)")
-    if not all(isinstance(number, (int, float)) for number in box):
-        raise UserError(f"{where}: bbox {box} has something that is not a number")
+def _each_once(rows: Rows) -> Rows:
+    """The records without those of an id that comes again: the last counts, as in pycocotools.
+
+    Raises:
+        UserError: they are not the same thing, for their names differ.
+    """
+    last = {identity: index for index, identity in enumerate(rows.ids("id"))}
+    if len(last) == len(rows.items):
+        return rows
+    for index, item in enumerate(rows.items):
+        other = rows.items[last[item["id"]]]
+        if any(item.get(key) != other.get(key) for key in ("file_name", "name")):
+            raise rows.error(index, f"the id occurs more than once, also for {short(_name_of(other))}")
+    logger.warning(
+        "%s: %d %s ids occur more than once: the last one counts",
+        rows.path, len(rows.items) - len(last), rows.what.removesuffix(" number"),
+    )  # fmt: skip
+    return Rows(rows.path, [rows.items[index] for index in last.values()], rows.what, is_whole_file=False)
 
 
-def _image(image: dict[str, Any], folder: Path) -> tuple[str, int, tuple[int, int]]:
-    path = folder / image["file_name"]
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such image, though the annotation file lists it")
-    declared = (int(image.get("height") or 0), int(image.get("width") or 0))
-    return str(path), image["id"], declared if min(declared) > 0 else image_file_size(path)
+def _name_of(item: dict[str, Any]) -> Any:
+    return item.get("file_name", item.get("name"))
+
+
+def _file_name(images: Rows, index: int) -> str:
+    name = images.items[index].get("file_name", "")
+    if not isinstance(name, str) or "\0" in name:
+        raise images.error(index, f"file_name is {short(name)}: give the image file's name")
+    return name
+
+
+def _positions(ids: list[Any], first: int) -> dict[Any, int]:
+    return {identity: position for position, identity in enumerate(ids, first)}
+
+
+def _areas(annotations: Rows, boxes: np.ndarray) -> np.ndarray:
+    """(M,) float64; width x height for annotations without an area, as for `area: null`."""
+    values = annotations.optional("area")
+    if None in values:
+        extents = (boxes[:, 2] * boxes[:, 3]).tolist()
+        values = [extent if value is None else value for value, extent in zip(values, extents, strict=True)]
+    return annotations.numbers("area", values)
+
+
+def _numbered(ids: list[Any]) -> np.ndarray:
+    """(M,) int64: numbers 1.. in place of ids that are no whole numbers; equal ids get equal numbers, null its own."""
+    number_of: dict[Any, int] = {}
+    numbers = [
+        number_of.setdefault((position,) if identity is None else comparable(identity), len(number_of) + 1)
+        for position, identity in enumerate(ids)
+    ]
+    return np.array(numbers, np.int64)
+
+
+def _images(file: CocoFile, folder: Path) -> list[tuple[str, Any, tuple[int, int]]]:
+    """(path, id, declared (H, W)) of each image; a size that is not declared is read from the file."""
+    images = []
+    for name, identity, size in zip(file.file_names, file.image_ids, file.sizes.tolist(), strict=True):
+        if not name:
+            raise UserError(f"{file.path}: image {short(identity)} has no file_name")
+        path = find_image(folder, name)
+        if path is None:
+            raise UserError(f"{folder / name}: there is no such image, though the annotation file lists it")
+        images.append((str(path), identity, (size[0], size[1]) if min(size) > 0 else image_file_size(path)))
+    return images
+
+
+def find_image(folder: Path, name: str) -> Path | None:
+    r"""The image that an annotation calls `name`; None where there is none.
+
+    As it stands, with Windows' `\` as `/`, or, of a path that another machine had (`C:\data\a.jpg`, `/home/me/a.jpg`,
+    `../media/a.jpg`), its last part.
+    """
+    slashes = name.replace("\\", "/")
+    candidates = [name, slashes]
+    if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
+        candidates.append(slashes.rsplit("/", 1)[-1])
+    for candidate in candidates:
+        if is_file(folder / candidate):
+            return folder / candidate
+    return None
+
+
+def _warn(file: CocoFile) -> None:
+    """Log what is likely a mistake, though every value is of its type."""
+    ids = [comparable(identity) for identity in file.annotation_ids]
+    if 0 in ids:
+        logger.warning(
+            "%s: annotation id 0: it is scored like any other (pycocotools itself would lose its match, so its numbers "
+            "can be lower)", file.path,
+        )  # fmt: skip
+    different = len(set(ids))
+    if different < len(ids) and None not in ids:
+        logger.warning(
+            "%s: %d annotation ids occur more than once: training takes each annotation; in scoring pycocotools reads "
+            "the last of them each time, and so does this; give each annotation its own id",
+            file.path, len(ids) - different,
+        )  # fmt: skip
+    names = [name for name in file.file_names if name]
+    if len(set(names)) < len(names):
+        seen: set[str] = set()
+        twice = [name for name in names if name in seen or seen.add(name)]
+        logger.warning(
+            "%s: %d images are listed under two ids, the first: %s: objects of the other id count as background",
+            file.path, len(twice), twice[0],
+        )  # fmt: skip
+    if _looks_like_corners(file):
+        logger.warning("%s: bbox seems to hold x1 y1 x2 y2, not x y width height: convert the boxes", file.path)
+
+
+def _looks_like_corners(file: CocoFile) -> bool:
+    """Whether the boxes are rather corners: no second corner lies before the first, and either the areas are those of
+    the corners or most boxes leave their image as they are but not as corners."""
+    known = file.image_index >= 0
+    if known.sum() < 8 or (file.boxes[:, 2:] <= file.boxes[:, :2]).any():
+        return False
+    x1, y1, x2, y2 = file.boxes.T
+    as_corners = np.isclose(file.area, (x2 - x1) * (y2 - y1), rtol=1e-3)
+    as_sides = np.isclose(file.area, x2 * y2, rtol=1e-3)
+    if (as_corners & ~as_sides).mean() > 0.9:
+        return True
+    limits = file.sizes[file.image_index[known]][:, ::-1]
+    boxes = file.boxes[known]
+    leaves = ((boxes[:, :2] + boxes[:, 2:] > limits + 1) & (limits > 0)).any(axis=1)
+    inside = (boxes[:, 2:] <= limits + 1).all(axis=1)
+    return bool((leaves & inside).mean() > 0.5)

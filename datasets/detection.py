@@ -12,27 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.detection import AugmentConfig
-from configs.errors import UserError
 from datasets.images import image_file_size, read_image
 from datasets.records import Records
-from datasets.resize import resize_boxes, resize_image, resized_size
+from datasets.resize import resize_boxes, resize_image, resized_size, scaled_sizes
 from datasets.target import Sample, SampleKey, Target
 from datasets.transforms import Geometry, apply_to_boxes, apply_to_image, draw_geometry
 
 logger = logging.getLogger(__name__)
-
-
-class SampleError(UserError):
-    """A UserError about one sample that stays one line on its way out of a loader's worker process.
-
-    DataLoader raises a worker's exception again with the worker's whole traceback as its message.
-    """
-
-    def __init__(self, message: str) -> None:
-        marker = f"{type(self).__name__}: "
-        if message.startswith("Caught ") and marker in message:
-            message = message.rsplit(marker, 1)[1].strip()
-        super().__init__(message)
 
 
 class DetectionDataset:
@@ -46,8 +32,8 @@ class DetectionDataset:
         seed: of the draws.
 
     Attributes:
-        scales: further lengths of the shorter side; each sample brings its image along at these sizes, resized from
-            the decoded file. Of the copies that `with_scales` makes.
+        scales: further lengths of the shorter side, set by `with_scales`; each sample brings its image along at these
+            sizes, resized from the decoded file.
     """
 
     def __init__(
@@ -97,8 +83,7 @@ class DetectionDataset:
         return self._scaled_sizes(self._file_size(index)) if self.scales else []
 
     def _scaled_sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
-        caps = (max(1, round(self.max_size * scale / self.min_sizes[0])) for scale in self.scales)
-        return [resized_size(image_size, scale, cap) for scale, cap in zip(self.scales, caps, strict=True)]
+        return scaled_sizes(image_size, self.min_sizes[0], self.max_size, self.scales)
 
     def _file_size(self, index: int) -> tuple[int, int]:
         if index not in self._file_sizes:  # a loader is made for each validation
@@ -110,20 +95,17 @@ class DetectionDataset:
         """The sample of a key.
 
         Raises:
-            SampleError: the image is missing or corrupt; names the file.
+            UserError: the image is missing or corrupt; names the file.
         """
         path = str(self.records.image_paths[key.index])
         declared = self.records.image_size(key.index)
-        try:
-            image = read_image(path, declared)
-        except UserError as error:
-            raise SampleError(str(error)) from None
-        original_size = image.shape[:2]
+        image = read_image(path, declared)
+        original_size = _size_of(image)
         if original_size != declared:
             self._report(
                 "size",
                 f"{path}: the image is {_words(original_size)}, its annotation declares {_words(declared)}: "
-                "the image counts",
+                "the image's own size is used",
             )
         target = self.records.target(key.index, original_size)
         geometry = self._geometry(key, original_size)
@@ -132,7 +114,7 @@ class DetectionDataset:
         boxes = apply_to_boxes(target.boxes, geometry, original_size)
         image, boxes = self._fit(image, boxes, key, path)
         scaled = tuple(
-            image if size == image.shape[:2] else resize_image(decoded, size)
+            image if size == _size_of(image) else resize_image(decoded, size)
             for size in self._scaled_sizes(original_size)
         )
         return Sample(image, _with_boxes(target, boxes), key.index, original_size, key.padded_size, scaled)
@@ -152,11 +134,12 @@ class DetectionDataset:
 
     def _fit(self, image: np.ndarray, boxes: np.ndarray, key: SampleKey, path: str) -> tuple[np.ndarray, np.ndarray]:
         """Shrink an image that is larger than the padded size, which was planned from a wrong declared size."""
-        size = image.shape[:2]
+        size = _size_of(image)
         if key.padded_size is None or (size[0] <= key.padded_size[0] and size[1] <= key.padded_size[1]):
             return image, boxes
         self._report(
-            "fit", f"{path}: resized to fit into the batch's {_words(key.padded_size)}, for its declared size is wrong"
+            "fit",
+            f"{path}: resized to fit into the batch's {_words(key.padded_size)}, because its declared size is wrong",
         )
         scale = min(key.padded_size[0] / size[0], key.padded_size[1] / size[1])
         new = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))
@@ -167,6 +150,11 @@ class DetectionDataset:
         if kind not in self._reported:
             self._reported.add(kind)
             logger.warning("%s (reported once)", message)
+
+
+def _size_of(image: np.ndarray) -> tuple[int, int]:
+    """(H, W) of an image (H, W, 3)."""
+    return image.shape[0], image.shape[1]
 
 
 def _with_boxes(target: Target, boxes: np.ndarray) -> Target:

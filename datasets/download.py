@@ -5,6 +5,7 @@ Imports neither torch nor the rest of the project but its error class.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -177,7 +178,14 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
             if error.code < 500 and error.code != 429:
                 raise UserError(f"{url}: the server answers {error.code} {error.reason}: try --mirror URL") from error
             reason: object = f"the server answers {error.code}"
+        except _TooLong:
+            part.unlink()
+            raise UserError(
+                f"{url}: sends more than the {archive.size} bytes of {archive.name}: another file: try --mirror URL"
+            ) from None
         except (URLError, HTTPException, OSError) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+                raise UserError(f"{part}: cannot be written: {error.strerror}") from error  # trying again is no use
             reason = getattr(error, "reason", None) or error
         else:
             reason = "the connection was closed early"
@@ -191,6 +199,10 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
     os.replace(part, path)
 
 
+class _TooLong(Exception):
+    """A server sends more than the file has."""
+
+
 def _fetch(url: str, part: Path, done: int, archive: Archive) -> None:
     """Append to `part` what is missing; begin anew where the server cannot continue."""
     request = Request(url, headers={"Range": f"bytes={done}-"} if done else {})
@@ -202,6 +214,9 @@ def _fetch(url: str, part: Path, done: int, archive: Archive) -> None:
             tqdm(total=archive.size, initial=start, desc=archive.name, unit="B", unit_scale=True, disable=None) as bar,
         ):
             while chunk := response.read(_CHUNK):
+                start += len(chunk)
+                if start > archive.size:
+                    raise _TooLong
                 file.write(chunk)
                 bar.update(len(chunk))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
-from datasets.images import IMAGE_SUFFIXES
+from configs.errors import UserError, nearest
+from configs.files import read_lines
+from datasets.images import IMAGE_SUFFIXES, is_hidden
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ def find_class(name: str, class_names: Sequence[str], where: str) -> int:
     try:
         return class_names.index(name)
     except ValueError:
-        near = difflib.get_close_matches(name, class_names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"they are {', '.join(class_names[:5])}, ..."
+        near = nearest(name, class_names)
+        hint = f"did you mean {near}?" if near else f"they are {', '.join(class_names[:5])}, ..."
         raise UserError(f"{where}: {name} is none of the {len(class_names)} classes: {hint}") from None
 
 
@@ -136,19 +136,21 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
             return list(entries)
     except OSError as error:
         parent = folder.parent
-        near = difflib.get_close_matches(folder.name, os.listdir(parent) if parent.is_dir() else [], 1)
-        hint = f": did you mean {parent / near[0]}?" if near else ""
+        near = nearest(folder.name, os.listdir(parent) if parent.is_dir() else [])
+        hint = f": did you mean {parent / near}?" if near else ""
         raise UserError(f"{folder}: {error.strerror}{hint}") from None
 
 
 def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
 
 def _images_below(folder: Path, prefix: str) -> Iterable[str]:
     """Paths of the images in a folder and its subfolders, each beginning with `prefix`."""
     for entry in list_folder(folder):
         if entry.is_dir():
+            if is_hidden(entry.name):
+                continue
             yield from _images_below(folder / entry.name, f"{prefix}/{entry.name}")
         elif _is_image(entry.name):
             yield f"{prefix}/{entry.name}"
@@ -158,13 +160,7 @@ def _images_below(folder: Path, prefix: str) -> Iterable[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such ground truth file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    return [line for line in lines if line.strip()]
+    return [line for line in read_lines(path, "ground truth file") if line.strip()]
 
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
@@ -177,13 +173,13 @@ def _wnids_by_name(names: list[str], rows: list[tuple[str, str]], path: Path) ->
     wnid_of = {Path(name).stem: wnid for name, wnid in rows}
     for name in names:
         if Path(name).stem not in wnid_of:
-            raise UserError(f"{path}: says nothing about {name}: another set's ground truth, or a damaged file")
+            raise UserError(f"{path}: has no line for {name}: it is the ground truth of another set, or damaged")
     return [wnid_of[Path(name).stem] for name in names]
 
 
 def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[str]:
     if len(numbers) != len(names):
-        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: they go together one by one")
+        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: one line is needed for each image")
     meta = path.with_name("meta.mat")
     if not meta.is_file():
         raise UserError(f"{meta}: missing: the development kit's meta.mat says which wnid the numbers of {path} mean")
@@ -196,5 +192,5 @@ def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[s
         raise UserError(f"{meta}: not the development kit's file ({error})") from None
     unknown = next((number for number in numbers if number not in wnid_of), None)
     if unknown is not None:
-        raise UserError(f"{path}: number {unknown} is none of {meta}")
+        raise UserError(f"{path}: number {unknown} is not in {meta}")
     return [wnid_of[number] for number in numbers]

@@ -11,7 +11,6 @@ Every picture is a pure function of (VERSION, set, index). They are written once
 from __future__ import annotations
 
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -23,8 +22,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from configs.errors import UserError
-from datasets.records import nearest
+from configs.errors import UserError, did_you_mean
+from configs.files import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +95,7 @@ def generate(image_set: str, size: int = 0, root: Path = DEFAULT_ROOT) -> tuple[
     """
     if image_set not in DEFAULT_SIZES:
         raise UserError(
-            f"generated: there is no set {image_set}{nearest(image_set, list(DEFAULT_SIZES))}; "
+            f"generated: there is no set {image_set}{did_you_mean(image_set, list(DEFAULT_SIZES))}; "
             f"there are {', '.join(DEFAULT_SIZES)}"
         )
     size = size or DEFAULT_SIZES[image_set]
@@ -113,8 +112,8 @@ def generate(image_set: str, size: int = 0, root: Path = DEFAULT_ROOT) -> tuple[
         _write_picture(root, image_set, index, names[index])
     list_file = root / "ImageSets" / "Main" / f"{list_name}.txt"
     if missing or not list_file.is_file():
-        _write(root / "version.txt", f"{VERSION}\n".encode())
-        _write(list_file, ("\n".join(names) + "\n").encode())
+        write_bytes(root / "version.txt", f"{VERSION}\n".encode())
+        write_bytes(list_file, ("\n".join(names) + "\n").encode())
     return root, list_name
 
 
@@ -346,8 +345,8 @@ def _write_picture(root: Path, image_set: str, index: int, name: str) -> None:
     image, objects = draw_picture(image_set, index)
     suffix, options = (".png", []) if index % 8 == 7 else (".jpg", [cv2.IMWRITE_JPEG_QUALITY, 93])
     _, data = cv2.imencode(suffix, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
-    _write(root / "JPEGImages" / f"{name}{suffix}", data.tobytes())
-    _write(root / "Annotations" / f"{name}.xml", _annotation(f"{name}{suffix}", image.shape[:2], objects))
+    write_bytes(root / "JPEGImages" / f"{name}{suffix}", data.tobytes())
+    write_bytes(root / "Annotations" / f"{name}.xml", _annotation(f"{name}{suffix}", image.shape[:2], objects))
 
 
 def _annotation(filename: str, image_size: tuple[int, int], objects: list[DrawnObject]) -> bytes:
@@ -379,13 +378,3 @@ def _remove_other_version(root: Path) -> None:
         except FileNotFoundError:
             logger.debug("another process has removed %s", root)
         shutil.rmtree(trash, ignore_errors=True)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-    os.chmod(name, 0o644)
-    os.replace(name, path)

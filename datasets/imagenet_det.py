@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
+from configs.files import read_lines
 from datasets.class_lists import IMAGENET_DET_WNIDS
 from datasets.images import image_file_size
-from datasets.records import Records, logger, make_records, nearest
+from datasets.records import Records, logger, make_records
 from datasets.voc import VocAnnotation, read_annotation
 
 _CLASSES = len(IMAGENET_DET_WNIDS)
@@ -117,7 +118,7 @@ def _positive_images(lists: Path, images_per_class: int | None) -> list[str]:
         path = lists / f"train_{number}.txt"
         if not path.is_file():
             raise UserError(f"{path}: there is no such list; image_set train needs train_1.txt to train_{_CLASSES}.txt")
-        rows = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        rows = [line.split() for line in read_lines(path, "list of images") if line.strip()]
         positive = [row[0] for row in rows if row[1:] == ["1"]]
         if images_per_class is not None and len(positive) > images_per_class:
             picked = np.random.default_rng(number).choice(len(positive), images_per_class, replace=False)
@@ -131,8 +132,8 @@ def _read_list(lists: Path, image_set: str) -> list[str]:
     if not path.is_file():
         there = sorted({item.stem for item in lists.glob("*.txt")} | {"train", "val1", "val2"})
         shown = [name for name in there if not re.fullmatch(r"train_.*\d", name)]
-        raise UserError(f"{path}: there is no such list{nearest(image_set, there)}; there are: {', '.join(shown)}")
-    ids = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+        raise UserError(f"{path}: there is no such list{did_you_mean(image_set, there)}; there are: {', '.join(shown)}")
+    ids = [line.split()[0] for line in read_lines(path, "list of images") if line.strip()]
     if not ids:
         raise UserError(f"{path}: lists no image")
     return list(dict.fromkeys(ids))

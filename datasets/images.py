@@ -1,25 +1,76 @@
 """Reading image files: one decoder for training, evaluation and prediction. Imports no torch.
 
-EXIF rotation: a camera may store an image lying on its side with a note to turn it. Annotations were drawn either on
-the turned image or on the stored one, and the declared size tells which: the rotation is applied only where the rotated
-size is the declared one. Where nothing is declared (prediction) it is applied, as every image viewer does.
+Rotation: a camera may store an image lying on its side with a note to turn it, in EXIF, XMP or TIFF's own tag, which
+are read here, not by the decoder. Annotations were drawn either on the turned image or on the stored one, and the
+declared size tells which: the rotation is applied only where the rotated size is the declared one. Where nothing is
+declared (prediction) it is applied, as every image viewer does.
 """
 
 from __future__ import annotations
 
 import io
+import logging
+import os
+import re
+import struct
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
-from configs.errors import UserError
+from configs.errors import PrintableFilter, UserError
+
+logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+FOREIGN_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
+"""Folders of other programs' copies: macOS archives, Synology thumbnails, Windows' bin."""
+
+MAX_PIXELS = 250_000_000
+"""Larger images are refused before a byte is decoded: 20,000 x 20,000 would take 1.2 GB, and as much to turn it."""
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower than what OpenCV reads; ours is checked in its place
+warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF, without the file's name
+
+_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
+_FOREIGN = {
+    b"<!doctype": "a web page", b"<html": "a web page", b"<svg": "an SVG drawing", b"<?xml": "XML",
+    b"version https://git-lfs": "a Git LFS pointer: run git lfs pull", b"%pdf": "a PDF",
+    b"\0\5\x16\7": "macOS' note about another file",
+}  # fmt: skip
 _ORIENTATION_TAG = 0x0112
+_INVERSE = {6: 8, 8: 6}
+"""The orientation that undoes another; the others undo themselves."""
+_MAX_METADATA = 1 << 24
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is not the user's own data: `._a.jpg`, `.ipynb_checkpoints`, `__MACOSX`, ..."""
+    return name.startswith(".") or name in FOREIGN_FOLDERS
+
+
+def list_images(folder: Path, *, recursive: bool = True) -> list[Path]:
+    """The image files in a folder (and the folders below), sorted; hidden files and folders are passed over."""
+    return list_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+
+
+def list_files(folder: Path, suffixes: Sequence[str], *, recursive: bool = True) -> list[Path]:
+    """The files with one of the suffixes (lower case, matched in any case), as `list_images`."""
+    found: list[Path] = []
+    for directory, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if recursive and not is_hidden(name)]
+        found += [
+            Path(directory, name) for name in names if not is_hidden(name) and name.lower().endswith(tuple(suffixes))
+        ]
+    return sorted(found)
 
 
 def read_image(path: str | Path, declared_size: tuple[int, int] | None = None) -> np.ndarray:
@@ -27,39 +78,153 @@ def read_image(path: str | Path, declared_size: tuple[int, int] | None = None) -
 
     Args:
         path: the image file.
-        declared_size: (H, W) of the annotation file, which decides about EXIF rotation (see the module's docstring).
+        declared_size: (H, W) of the annotation file, which decides about rotation (see the module's docstring).
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        UserError: the file is missing, truncated or no image.
+        UserError: the file is missing, truncated, too large or no image.
     """
     try:
         data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the image: {error.strerror}") from error
-    image = _decode(data, cv2.IMREAD_COLOR_RGB, path)
-    if declared_size is not None and image.shape[:2] != tuple(declared_size):
-        # Rotated or not, the size is not the declared one: the stored orientation stands.
-        image = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read the image: {getattr(error, 'strerror', None) or error}") from error
+    return decode_image(data, path, declared_size)
+
+
+def decode_image(data: np.ndarray, path: str | Path, declared_size: tuple[int, int] | None = None) -> np.ndarray:
+    """The image in the bytes (N,) uint8 of a file, as `read_image`; `path` is what messages call it."""
+    header = _header(io.BytesIO(data.tobytes()), path)
+    if header.deep:
+        _check_range(_decode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE, path), path)
+    # OpenCV's own rotation knows no XMP, and differs between formats and versions.
+    image = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
     if not _ends_properly(data):
         _verify(data, path)
-    return image
+    shown, stored = header.shown_size, header.stored_size
+    is_turned = header.is_tiff and image.shape[:2] == shown  # OpenCV's TIFF decoder always turns
+    if image.shape[:2] != (shown if is_turned else stored):
+        raise UserError(f"{path}: the header says {_words(stored)}, the pixels are {_words(image.shape[:2])}: damaged")
+    wants_turned = declared_size is None or shown == tuple(declared_size)
+    if wants_turned == is_turned:
+        return image
+    return _turn(
+        image, header.orientation if wants_turned else {6: 8, 8: 6}.get(header.orientation, header.orientation)
+    )
 
 
 def image_file_size(path: str | Path, declared_size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """(H, W) of what `read_image` returns for the same arguments, from the file's header alone."""
+    """(H, W) of what `read_image` returns for the same arguments, from the file's header alone.
+
+    Raises:
+        UserError: the file is missing, too large or no image.
+    """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+        with open(path, "rb") as file:
+            header = _header(file, path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such image") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read the image: {getattr(error, 'strerror', None) or error}") from error
+    shown = header.shown_size
+    return shown if declared_size is None or shown == tuple(declared_size) else header.stored_size
+
+
+# ---------------------------------------------------------------------------------------------- headers
+
+
+class _Header(NamedTuple):
+    """What an image file says about itself."""
+
+    shown_size: tuple[int, int]
+    """(H, W) as a viewer shows it."""
+    orientation: int
+    """1..8, as in EXIF."""
+    is_tiff: bool
+    deep: bool
+    """More than 8 bits for each channel."""
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(H, W) of the pixels in the file."""
+        return self.shown_size[::-1] if self.orientation >= 5 else self.shown_size
+
+
+def _header(file: BinaryIO, path: str | Path) -> _Header:
+    """The header, by Pillow and without its limits.
+
+    Raises:
+        UserError: no image of the formats that are read, or more than `MAX_PIXELS`.
+    """
+    try:
+        start = file.read(32)
+        file.seek(0)
+        if start.startswith(_PNG_START):
+            header = _png_header(file, start)
+        else:
+            with Image.open(file, formats=_FORMATS) as image:
+                is_tiff = image.format == "TIFF"
+                bits = image.tag_v2.get(258, 8) if isinstance(image, TiffImageFile) else 8
+                tags = image.tag_v2 if isinstance(image, TiffImageFile) else image.getexif()
+                orientation = _valid(tags.get(_ORIENTATION_TAG))
+                width, height = image.size
+                # Pillow's size of a TIFF is turned already.
+                shown = (width, height) if orientation >= 5 and not is_tiff else (height, width)
+                header = _Header(shown, orientation, is_tiff, max(bits if isinstance(bits, tuple) else (bits,)) > 8)
     except Exception as error:  # Pillow's plugins raise many kinds for broken headers
-        raise UserError(f"{path}: cannot be read as an image: {error}") from error
-    rotated = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
-    return rotated if declared_size is None or rotated == tuple(declared_size) else (height, width)
+        raise UserError(f"{path}: cannot be read as an image: {_reason(error, start)}") from error
+    height, width = header.shown_size
+    if not 0 < height * width <= MAX_PIXELS:
+        raise UserError(
+            f"{path}: is {_words(header.shown_size)}: more than {MAX_PIXELS // 10**6} million pixels: cut it into tiles"
+        )
+    return header
+
+
+def _png_header(file: BinaryIO, start: bytes) -> _Header:
+    """The header of a PNG. Pillow would decode the whole image to look for EXIF behind the pixels."""
+    width, height, depth = *struct.unpack(">II", start[16:24]), start[24]
+    found: dict[bytes, bytes] = {}
+    file.seek(8)
+    while len(chunk := file.read(8)) == 8 and chunk[4:] != b"IEND":
+        length = int.from_bytes(chunk[:4], "big")
+        if chunk[4:] in (b"eXIf", b"iTXt") and length <= _MAX_METADATA:
+            found.setdefault(chunk[4:], file.read(length))
+            file.seek(4, os.SEEK_CUR)
+        else:
+            file.seek(length + 4, os.SEEK_CUR)
+    exif = Image.Exif()
+    if b"eXIf" in found:
+        exif.load(b"Exif\0\0" + found[b"eXIf"])
+    orientation = exif.get(_ORIENTATION_TAG)
+    if orientation is None and (xmp := re.search(rb'tiff:Orientation(?:="|>)([1-8])', found.get(b"iTXt", b""))):
+        orientation = int(xmp[1])
+    orientation = _valid(orientation)
+    return _Header((width, height) if orientation >= 5 else (height, width), orientation, False, depth > 8)
+
+
+def _valid(orientation: Any) -> int:
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def _reason(error: Exception, start: bytes) -> str:
+    """Why a file is no image, by its first bytes where they tell."""
+    for mark, what in _FOREIGN.items():
+        if start.lstrip().lower().startswith(mark):
+            return f"it is {what}"
+    return str(error) if start else "it is empty"
+
+
+def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
+    """The image as a viewer shows it, by the EXIF orientation 1..8."""
+    if orientation in (5, 6, 7, 8):
+        image = cv2.transpose(image)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+    return image if flip is None else cv2.flip(image, flip)
+
+
+# ---------------------------------------------------------------------------------------------- pixels
 
 
 def _decode(data: np.ndarray, flags: int, path: str | Path) -> np.ndarray:
@@ -70,6 +235,26 @@ def _decode(data: np.ndarray, flags: int, path: str | Path) -> np.ndarray:
     if image is None:
         raise UserError(f"{path}: cannot be decoded: the file is corrupt or its format unknown")
     return image
+
+
+def _check_range(pixels: np.ndarray, path: str | Path) -> None:
+    """Say where little is left of an image with more than 8 bits: its upper 8 are taken.
+
+    Raises:
+        UserError: the pixels are floating-point numbers, whose range nobody knows.
+    """
+    if pixels.dtype.kind == "f":
+        raise UserError(f"{path}: its pixels are floating-point numbers: save it with 8 or 16 bits for each channel")
+    brightest = int(pixels.max(initial=0))
+    if pixels.dtype == np.uint16 and 0 < brightest < 1 << 13 and not _told_of_range:
+        _told_of_range.append(path)
+        logger.warning(
+            "%s: has 16 bits for each channel, but no pixel above %d of 65535: as 8 bits it is nearly black; "
+            "scale such images before training (reported once)", path, brightest,
+        )  # fmt: skip
+
+
+_told_of_range: list[str | Path] = []
 
 
 def _ends_properly(data: np.ndarray) -> bool:
@@ -88,6 +273,10 @@ def _ends_properly(data: np.ndarray) -> bool:
 def _verify(data: np.ndarray, path: str | Path) -> None:
     """Let Pillow, which is strict, say whether a file without an end marker is whole."""
     try:
-        Image.open(io.BytesIO(data.tobytes())).load()
+        Image.open(io.BytesIO(data.tobytes()), formats=_FORMATS).load()
     except Exception as error:  # Pillow's plugins raise many kinds
         raise UserError(f"{path}: the image is truncated or corrupt: {error}") from error
+
+
+def _words(size: tuple[int, ...]) -> str:
+    return f"{size[1]} wide and {size[0]} high"

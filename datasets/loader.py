@@ -1,26 +1,238 @@
-"""Loaders of batches: workers make uint8 samples, `Collate` pads them, `prefetch` moves them to the device."""
+"""Loaders: `make_loader` starts the workers of all three stages, `prefetch` moves batches to the device.
+
+Workers make uint8 samples and collate them. `train_loader` and `eval_loader` are detection's; classification's and
+localisation's are in `classification.py` and `localisation_views.py`.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, get_worker_info
 
 from configs.detection import DataConfig
-from datasets.batch import Batch, ScaledImages
+from configs.errors import UserError
+from datasets.batch import Batch, ScaledImages, map_tensors, padded_count, stack_images, tensors_of, to_device
 from datasets.detection import DetectionDataset
 from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
 from datasets.target import Sample
 
 MIN_OBJECTS = 8
-"""The least length of the padded ground truth; longer ones are powers of two, so that shapes are few."""
+"""The least length of detection's padded ground truth."""
+
+T = TypeVar("T")
+Item = TypeVar("Item", covariant=True)
+
+
+# ---------------------------------------------------------------------------------------------- all stages
+
+
+class ReadsItems(Protocol[Item]):
+    """What a loader's workers read: a sample for each key; raises UserError where one cannot be read."""
+
+    def __getitem__(self, key: Any, /) -> Item: ...
+
+
+class WorkerLost(UserError, RuntimeError):
+    """A loader's worker process was ended from outside, most often because memory ran out.
+
+    Also a RuntimeError, as torch's own error is: a training loop that was asked to stop catches that.
+    """
+
+
+class Loader(Generic[T]):
+    """Batches in the order of their keys, made by worker processes; iterating anew starts anew.
+
+    Raises, while iterating:
+        UserError: a sample cannot be read; the message is the one that the data set gave, from a worker as well.
+        WorkerLost: the system ended a worker.
+    """
+
+    def __init__(self, batches: DataLoader, keys: Iterable[list[Any]]) -> None:
+        self._batches = batches
+        self._keys = keys
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            for batch in self._batches:
+                if isinstance(batch, UserError):
+                    try:
+                        raise batch
+                    finally:
+                        # Error, traceback, this frame, error: such a cycle would be left to the garbage collector,
+                        # which closes the workers' queues before their end is announced there: a wait of five seconds.
+                        del batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise _worker_lost(error) from error
+
+    def __len__(self) -> int:
+        """The number of batches.
+
+        Raises:
+            TypeError: they have no end.
+        """
+        if not isinstance(self._keys, Sized):
+            raise TypeError("training batches have no end")
+        return len(self._keys)
+
+
+def _worker_lost(error: RuntimeError) -> WorkerLost:
+    """What torch says about a worker's end, with the signal where torch knows it, and what may be done."""
+    reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
+    return WorkerLost(
+        f"data.num_workers: a process that reads images was ended by the system: {str(reason).strip()} If memory ran "
+        "out, set fewer workers or a smaller train.batch_size; in a container, raise its shared memory (docker run "
+        "--shm-size)"
+    )
+
+
+def make_loader(
+    dataset: ReadsItems[Item],
+    keys: Iterable[list[Any]],
+    collate: Callable[[list[Item]], T],
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    multiprocessing_context: str | None = None,
+) -> Loader[T]:
+    """The one way in which batches are loaded, whatever is trained or evaluated.
+
+    What a batch holds must follow from its keys alone: then the number of workers changes nothing but the speed.
+    Workers start with the first batch, keep two batches each ahead, stay for the next iteration, run one thread each,
+    and leave Ctrl-C, which a terminal sends to them too, to their parent. The global random generators are neither used
+    nor changed.
+
+    Args:
+        dataset: gives the sample of a key.
+        keys: the keys of each batch, in order; may have no end.
+        collate: samples -> batch; called in the worker, so it must be possible to pickle it, like the data set.
+        num_workers: processes, at most; never more than this process may use CPUs. 0: this process reads the samples.
+        pin_memory: batches lie in page-locked memory (for CUDA).
+        multiprocessing_context: fork, spawn or forkserver; None: the platform's.
+    """
+    workers = min(num_workers, usable_cpus())
+    batches = DataLoader(
+        _Reported(dataset),  # type: ignore[arg-type]
+        batch_sampler=keys,
+        num_workers=workers,
+        collate_fn=_ReportedCollate(collate),
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        persistent_workers=workers > 0,
+        multiprocessing_context=multiprocessing_context if workers else None,
+        generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global state
+    )
+    return Loader(batches, keys)
+
+
+@dataclass(frozen=True)
+class _Reported:
+    """The data set's samples; a UserError takes the place of a sample that cannot be read.
+
+    If the worker raised it, DataLoader would raise it again with the worker's whole traceback as its message. This is
+    the one place where a sample's error is known while the rest of its batch is not lost.
+    """
+
+    dataset: ReadsItems[Any]
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+@dataclass(frozen=True)
+class _ReportedCollate:
+    """The batch of some samples, or the first error among them, which `Loader` raises."""
+
+    collate: Callable[[list[Any]], Any]
+
+    def __call__(self, items: list[Any]) -> Any:
+        for item in items:
+            if isinstance(item, UserError):
+                return item
+        batch = self.collate(items)
+        return batch if get_worker_info() is None else _shared(batch)
+
+
+def _shared(batch: Any) -> Any:
+    """The batch in the memory that processes share, or the error that there is too little of it.
+
+    DataLoader would do the same in a thread of the worker, whose errors nobody sees: the training would wait for ever.
+    """
+    try:
+        return map_tensors(batch, Tensor.share_memory_)
+    except RuntimeError as error:
+        if "shared memory" not in str(error):
+            raise
+        size = sum(tensor.nbytes for tensor in tensors_of(batch))
+        return UserError(
+            f"{SHARED_MEMORY} has {_free_megabytes():.1f} MB free, too little for the loader's batches of "
+            f"{size / 2**20:.1f} MB: in a container, docker run --shm-size=8g; else set data.num_workers=0"
+        )
+
+
+SHARED_MEMORY = "/dev/shm"
+"""Where Linux keeps the memory that processes share."""
+
+
+def _free_megabytes() -> float:
+    try:
+        return shutil.disk_usage(SHARED_MEMORY).free / 2**20
+    except OSError:
+        return 0.0
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    # Ctrl-C reaches the whole process group: the training loop decides, and still needs its batches for that.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use; containers often show more."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def prefetch(batches: Iterable[T], device: torch.device | str) -> Iterator[T]:
+    """Batches on `device`; on CUDA each is copied while the device still works on the one before.
+
+    Args:
+        batches: of any stage: `TensorBatch`, or tuples and lists of them; in pinned memory, for CUDA's copies to
+            overlap.
+        device: where they are needed.
+    """
+    device = torch.device(device)
+    return _copied_aside(batches, device) if device.type == "cuda" else (to_device(one, device) for one in batches)
+
+
+def _copied_aside(batches: Iterable[T], device: torch.device) -> Iterator[T]:
+    """Batches on a CUDA device, copied on a stream of their own."""
+    stream = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            batch = to_device(batch, device)
+        user = torch.cuda.current_stream(device)
+        user.wait_stream(stream)
+        for tensor in tensors_of(batch):  # else the allocator might reuse the memory while it is worked on
+            tensor.record_stream(user)
+        yield batch
+
+
+# ---------------------------------------------------------------------------------------------- detection
 
 
 @dataclass(frozen=True)
@@ -32,8 +244,8 @@ class Collate:
 
     def __call__(self, samples: list[Sample]) -> Batch:
         sizes = np.array([sample.image.shape[:2] for sample in samples])
-        height, width = samples[0].padded_size or padded_size(tuple(sizes.max(axis=0)), self.size_divisor)
-        slots = _num_slots(max(len(sample.target) for sample in samples))
+        padded = samples[0].padded_size or _common_size(sizes, self.size_divisor)
+        slots = padded_count(max(len(sample.target) for sample in samples), MIN_OBJECTS)
         boxes = np.zeros((len(samples), slots, 4), np.float32)
         labels = np.zeros((len(samples), slots), np.int64)
         valid = np.zeros((len(samples), slots), bool)
@@ -43,7 +255,7 @@ class Collate:
             labels[b, :count] = target.labels
             valid[b, :count] = ~target.iscrowd & (self.train_difficult | ~target.difficult)
         return Batch(
-            images=_stack([sample.image for sample in samples], (height, width)),
+            images=stack_images([sample.image for sample in samples], padded),
             image_sizes=torch.from_numpy(sizes),
             original_sizes=torch.tensor([sample.original_size for sample in samples]),
             boxes=torch.from_numpy(boxes),
@@ -59,17 +271,13 @@ class Collate:
         if all(part is sample.image for part, sample in zip(parts, samples, strict=True)):
             return None
         sizes = np.array([part.shape[:2] for part in parts])
-        return ScaledImages(
-            _stack(parts, padded_size(tuple(sizes.max(axis=0)), self.size_divisor)), torch.from_numpy(sizes)
-        )
+        return ScaledImages(stack_images(parts, _common_size(sizes, self.size_divisor)), torch.from_numpy(sizes))
 
 
-def _stack(images: list[np.ndarray], size: tuple[int, int]) -> torch.Tensor:
-    """(B, 3, H, W) uint8 of images (H_i, W_i, 3), padded with zeros to `size` (H, W)."""
-    stacked = np.zeros((len(images), *size, 3), np.uint8)
-    for place, image in zip(stacked, images, strict=True):
-        place[: image.shape[0], : image.shape[1]] = image
-    return torch.from_numpy(stacked).permute(0, 3, 1, 2)
+def _common_size(sizes: np.ndarray, divisor: int) -> tuple[int, int]:
+    """The padded size (H, W) of images of sizes (B, 2)."""
+    height, width = sizes.max(axis=0).tolist()
+    return padded_size((height, width), divisor)
 
 
 def train_loader(
@@ -84,7 +292,7 @@ def train_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
-) -> DataLoader:
+) -> Loader[Batch]:
     """Training batches without end: `accumulate` for each iteration, beginning with `start_iteration`.
 
     What an iteration holds, and how it is padded, is a pure function of (seed, iteration): the same on 1, 2 or 4
@@ -96,20 +304,16 @@ def train_loader(
         batch_size: images of an iteration over all processes.
         accumulate: batches that an iteration is cut into on each process.
         seed: of the order (the data set has its own for the augmentation).
-        start_iteration: where to begin; skipping costs one epoch's shuffling.
+        start_iteration: where to begin. Nothing before it is read; only the orders of the epochs are drawn that its
+            images belong to, one or two.
         rank, world_size: this process and the number of processes.
-        pin_memory: batches lie in page-locked memory (for CUDA).
-        multiprocessing_context: fork, spawn or forkserver; default: the platform's.
+        pin_memory, multiprocessing_context: see `make_loader`.
 
     Raises:
         UserError: batch_size is not a multiple of accumulate x world_size.
     """
-    factors = None
-    if data.repeat_threshold:
-        factors = repeat_factors(dataset.records, data.repeat_threshold, train_difficult=data.train_difficult)
-    groups = aspect_groups(dataset.records.sizes, data.aspect_groups)
     sampler = TrainSampler(
-        EpochOrders(groups, batch_size, seed, factors),
+        epoch_orders(dataset, data, batch_size=batch_size, seed=seed),
         dataset.output_size,
         accumulate=accumulate,
         rank=rank,
@@ -117,7 +321,15 @@ def train_loader(
         size_divisor=data.size_divisor,
         start_iteration=start_iteration,
     )
-    return _loader(dataset, sampler, data, pin_memory, multiprocessing_context)
+    return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context)
+
+
+def epoch_orders(dataset: DetectionDataset, data: DataConfig, *, batch_size: int, seed: int = 0) -> EpochOrders:
+    """The order of the training images; its `epoch_length` is the number of images that make up an epoch."""
+    factors = None
+    if data.repeat_threshold:
+        factors = repeat_factors(dataset.records, data.repeat_threshold, train_difficult=data.train_difficult)
+    return EpochOrders(aspect_groups(dataset.records.sizes, data.aspect_groups), batch_size, seed, factors)
 
 
 def eval_loader(
@@ -129,8 +341,8 @@ def eval_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
-) -> DataLoader:
-    """Each image once over all processes, padded by the fixed rule of its own true size.
+) -> Loader[Batch]:
+    """Each image once over all processes, padded by the fixed rule for its own true size.
 
     Only images of equal padded size (at each of the data set's `scales` too) share a batch, so that a result depends on
     nothing but its own image. Processes may get one batch more or less than others: a collective operation in each
@@ -145,83 +357,21 @@ def eval_loader(
         world_size=world_size,
         size_divisor=data.size_divisor,
     )
-    return _loader(dataset, sampler, data, pin_memory, multiprocessing_context)
+    return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context)
 
 
-class prefetch:
-    """The loader's batches on `device`, the next one being copied while the present one is worked on.
-
-    On CUDA the copy runs on a stream of its own, from pinned memory; on the CPU batches pass through.
-
-    Attributes:
-        data_seconds: how long the last batch kept the caller waiting for the workers.
-    """
-
-    def __init__(self, loader: Iterable[Batch], device: torch.device | str) -> None:
-        self.loader = loader
-        self.device = torch.device(device)
-        self.data_seconds = 0.0
-
-    def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self.loader)
-        if self.device.type != "cuda":
-            while (batch := self._next(iterator)) is not None:
-                yield batch.to(self.device)
-            return
-        stream = torch.cuda.Stream(self.device)
-        batch = self._copy(self._next(iterator), stream)
-        while batch is not None:
-            torch.cuda.current_stream(self.device).wait_stream(stream)
-            for tensor in batch.tensors():  # else the allocator might reuse the memory while it is worked on
-                tensor.record_stream(torch.cuda.current_stream(self.device))
-            yield batch
-            batch = self._copy(self._next(iterator), stream)
-
-    def _next(self, iterator: Iterator[Batch]) -> Batch | None:
-        start = time.perf_counter()
-        batch = next(iterator, None)
-        self.data_seconds = time.perf_counter() - start
-        return batch
-
-    def _copy(self, batch: Batch | None, stream: torch.cuda.Stream) -> Batch | None:
-        if batch is None:
-            return None
-        with torch.cuda.stream(stream):
-            return batch.to(self.device)
-
-
-def _loader(
+def _detection_loader(
     dataset: DetectionDataset,
     sampler: TrainSampler | EvalSampler,
     data: DataConfig,
     pin_memory: bool,
     multiprocessing_context: str | None,
-) -> DataLoader:
-    workers = min(data.num_workers, _usable_cpus())  # what a batch holds does not depend on it
-    return DataLoader(
+) -> Loader[Batch]:
+    return make_loader(
         dataset,
-        batch_sampler=sampler,
-        num_workers=workers,
-        collate_fn=Collate(data.size_divisor, data.train_difficult),
+        sampler,
+        Collate(data.size_divisor, data.train_difficult),
+        num_workers=data.num_workers,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        persistent_workers=workers > 0,
-        multiprocessing_context=multiprocessing_context if workers else None,
-        generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global state
+        multiprocessing_context=multiprocessing_context,
     )
-
-
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism
-    # Ctrl-C reaches the whole process group: the training loop decides, and still needs its batches for that.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _usable_cpus() -> int:
-    """Processors that this process may use; containers often show more."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _num_slots(objects: int) -> int:
-    """The least power of two that is at least `objects` and `MIN_OBJECTS`."""
-    return max(MIN_OBJECTS, 1 << (max(objects, 1) - 1).bit_length())

@@ -18,11 +18,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
+from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
 from datasets.folders import find_class, list_folder
 from datasets.images import image_file_size
-from datasets.records import Records, logger, make_records, nearest
+from datasets.records import Records, logger, make_records
 from datasets.voc import read_annotation
 
 
@@ -121,7 +122,7 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
             name, label = fields[0], wnid or (fields[1] if len(fields) > 1 else "")
             where = f"{file}:{number} ({name})"
             if name not in present:
-                raise UserError(f"{where}: there is no such image in {folder}{nearest(name, sorted(present)[:1000])}")
+                raise UserError(f"{where}: no such image in {folder}{did_you_mean(name, sorted(present)[:1000])}")
             box = _tiny_box(fields[1 if wnid else 2 :], where)
             size, is_grey = _header(folder / name)
             grey += [name] * is_grey
@@ -147,19 +148,16 @@ def _tiny_box(fields: list[str], where: str) -> tuple[float, float, float, float
     try:
         x1, y1, x2, y2 = map(float, fields)
     except ValueError:
-        raise UserError(f"{where}: {' '.join(fields) or 'nothing'} is no box: x0 y0 x1 y1 are needed") from None
+        raise UserError(
+            f"{where}: {' '.join(fields) or 'nothing'} is not a box: four numbers x0 y0 x1 y1 are needed"
+        ) from None
     if x2 < x1 or y2 < y1:
         raise UserError(f"{where}: the box {' '.join(fields)} ends before it begins: the order is x0 y0 x1 y1")
     return x1, y1, x2, y2
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file of boxes") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    return [line for line in read_lines(path, "file of boxes") if line.strip()]
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:

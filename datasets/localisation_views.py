@@ -1,34 +1,31 @@
 """Views of localisation sets: random crops that carry boxes along, whole images at several scales, and their loaders.
 
-What a training view is follows from (seed, epoch, index). No floats are made of pixels here. Images are (H, W, 3) uint8
+A training view is a pure function of (seed, epoch, index). Pixels stay uint8. Images are (H, W, 3) uint8
 RGB; sizes are (H, W) in pixels; G objects of an image, B views of a batch.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from configs.errors import UserError
 from configs.localisation import LocalisationDataConfig
-from datasets.classification import TrainKeys, local_parts
+from datasets.batch import TensorBatch, padded_count, stack_images
 from datasets.classification_transforms import Box, random_resized_box, resize
 from datasets.images import read_image
+from datasets.loader import Loader, make_loader
 from datasets.localisation import image_labels
 from datasets.records import Records, has_extent
 from datasets.resize import clip_boxes, resized_size
+from datasets.samplers import TrainKeys, batches_of_equal, local_parts
 
 _NO_CAP = 1 << 30
 _TRIES = 10
-"""Random crops without an object are drawn again so often."""
+"""How often a random crop is drawn, at most, until it holds an object."""
 
 
 def draw_crop(
@@ -48,15 +45,27 @@ def draw_crop(
     augment = data.augment
     if augment.crop == "centre":
         return _square(image_size, data.test_resize, data.crop_size, None)
-    for _ in range(_TRIES):
-        if augment.crop == "random_resized":
-            window = random_resized_box(image_size, rng, augment.area, augment.ratio)
-        else:
-            shorter = int(rng.integers(augment.scale[0], augment.scale[1] + 1))
-            window = _square(image_size, shorter, data.crop_size, rng)
+    tries = 0
+    while True:
+        window = _random_window(image_size, data, rng)
+        tries += 1
         if not len(boxes) or (visible_share(boxes, window) >= augment.min_visible).any():
             return window
-    x1, y1, x2, y2 = boxes[np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(1))]
+        if tries == _TRIES:
+            return _moved_onto(boxes[np.argmax((boxes[:, 2:] - boxes[:, :2]).prod(1))], window, image_size)
+
+
+def _random_window(image_size: tuple[int, int], data: LocalisationDataConfig, rng: np.random.Generator) -> Box:
+    augment = data.augment
+    if augment.crop == "random_resized":
+        return random_resized_box(image_size, rng, augment.area, augment.ratio)
+    shorter = int(rng.integers(augment.scale[0], augment.scale[1] + 1))
+    return _square(image_size, shorter, data.crop_size, rng)
+
+
+def _moved_onto(box: np.ndarray, window: Box, image_size: tuple[int, int]) -> Box:
+    """The window with its centre on that of a box (4,), as far as the image goes."""
+    x1, y1, x2, y2 = box
     _, _, height, width = window
     y = min(max(round((y1 + y2 - height) / 2), 0), image_size[0] - height)
     x = min(max(round((x1 + x2 - width) / 2), 0), image_size[1] - width)
@@ -92,7 +101,8 @@ def boxes_in_view(boxes: np.ndarray, window: Box, size: tuple[int, int], *, mirr
     return seen
 
 
-class View(NamedTuple):
+@dataclass(frozen=True)
+class View:
     """One image, or a part of it, as the loader's workers hand it over."""
 
     image: np.ndarray
@@ -100,7 +110,7 @@ class View(NamedTuple):
     boxes: np.ndarray
     """(G, 4) float32 in pixels of `image`: objects that train."""
     frame: tuple[float, float, float, float]
-    """x, y of its corner in the original image; original pixels for each of its own along x and y."""
+    """x, y of its corner in the original image; original pixels per pixel of its own along x and y."""
     index: int
     label: int
     original_size: tuple[int, int]
@@ -120,14 +130,15 @@ def make_view(
     seen = clip_boxes(boxes_in_view(boxes[kept] if kept.any() else boxes, window, size, mirror=mirror), size)
     frame = (float(x), float(y), width / size[1], height / size[0])
     seen = seen[has_extent(seen)].astype(np.float32)
-    return View(part[:, ::-1] if mirror else part, seen, frame, index, label, image.shape[:2])
+    original_size = (image.shape[0], image.shape[1])
+    return View(part[:, ::-1] if mirror else part, seen, frame, index, label, original_size)
 
 
 # ---------------------------------------------------------------------------------------------- batches
 
 
 @dataclass(frozen=True)
-class LocalisationBatch:
+class LocalisationBatch(TensorBatch):
     """Views of one size, on one device."""
 
     images: Tensor
@@ -139,31 +150,21 @@ class LocalisationBatch:
     valid: Tensor
     """(B, G) bool: not padding."""
     frames: Tensor
-    """(B, 4) float32: x, y of the view's corner in the original image; original pixels for each of its own."""
+    """(B, 4) float32: x, y of the view's corner in the original image; original pixels per pixel of its own."""
     original_sizes: Tensor
     """(B, 2) int64: (H, W) of the original images."""
     index: Tensor
     """(B,) int64: position of each image in its set."""
 
-    def to(self, device: torch.device | str) -> LocalisationBatch:
-        """The batch on `device`; copies from pinned memory do not wait."""
-        names = self.__dataclass_fields__
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in names})
-
-    def pin_memory(self) -> LocalisationBatch:
-        """The batch in page-locked memory (called by DataLoader)."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in self.__dataclass_fields__})
-
 
 def collate(views: list[View]) -> LocalisationBatch:
     """Views of one size -> a batch; the number of objects is padded to a power of two."""
-    most = max(1, *(len(view.boxes) for view in views))
-    boxes = np.zeros((len(views), 1 << (most - 1).bit_length(), 4), np.float32)
+    boxes = np.zeros((len(views), padded_count(max(len(view.boxes) for view in views)), 4), np.float32)
     valid = np.zeros(boxes.shape[:2], bool)
     for b, view in enumerate(views):
         boxes[b, : len(view.boxes)], valid[b, : len(view.boxes)] = view.boxes, True
     return LocalisationBatch(
-        images=torch.from_numpy(np.stack([view.image for view in views])).permute(0, 3, 1, 2),
+        images=stack_images([view.image for view in views]),
         labels=torch.tensor([view.label for view in views]),
         boxes=torch.from_numpy(boxes),
         valid=torch.from_numpy(valid),
@@ -173,7 +174,7 @@ def collate(views: list[View]) -> LocalisationBatch:
     )
 
 
-class LocalisationImages(Dataset):
+class LocalisationImages:
     """Views of a set's images.
 
     Args:
@@ -190,65 +191,36 @@ class LocalisationImages(Dataset):
         self.records, self.data, self.seed, self.scales = records, data, seed, scales
         self.labels = image_labels(records)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int]) -> list[View] | UserError:
+    def __getitem__(self, key: tuple[int, int]) -> list[View]:
         epoch, index = key
-        try:
-            image = read_image(self.records.image_paths[index], self.records.image_size(index))
-        except UserError as error:  # raised in a worker it would come out with a traceback around it
-            return error
+        declared = self.records.image_size(index)
+        image = read_image(self.records.image_paths[index], declared)
+        height, width = image.shape[:2]
         label = int(self.labels[index])
-        target = self.records.target(index, image.shape[:2])
+        target = self.records.target(index, (height, width))
         boxes = target.boxes[target.labels == label + 1].astype(np.float64)
-        crop = (self.data.crop_size,) * 2
+        crop = (self.data.crop_size, self.data.crop_size)
         if self.scales is None:
             rng, augment = np.random.default_rng([self.seed, epoch, index]), self.data.augment
-            window = draw_crop(image.shape[:2], boxes, self.data, rng)
+            window = draw_crop((height, width), boxes, self.data, rng)
             mirror = bool(rng.random() < augment.hflip)
             return [make_view(image, boxes, window, crop, index, label, mirror=mirror, min_visible=augment.min_visible)]
         if not self.scales:
-            window = _square(image.shape[:2], self.data.test_resize, self.data.crop_size, None)
+            window = _square((height, width), self.data.test_resize, self.data.crop_size, None)
             return [make_view(image, boxes, window, crop, index, label)]
-        window = (0, 0, *image.shape[:2])
         # By the declared size, by which images share a batch; the decoded one may be another.
-        sizes = [resized_size(self.records.image_size(index), shorter, _NO_CAP) for shorter in self.scales]
-        return [make_view(image, boxes, window, size, index, label) for size in sizes]
+        sizes = [resized_size(declared, shorter, _NO_CAP) for shorter in self.scales]
+        return [make_view(image, boxes, (0, 0, height, width), size, index, label) for size in sizes]
 
 
-def _collate_all(items: list[list[View] | UserError]) -> list[LocalisationBatch] | UserError:
-    """One batch for each view of an image."""
-    for item in items:
-        if isinstance(item, UserError):
-            return item
+def collate_views(items: list[list[View]]) -> list[LocalisationBatch]:
+    """One batch for each view of the images."""
     return [collate(list(views)) for views in zip(*items, strict=True)]
 
 
-class LocalisationLoader:
-    """A loader's batches, one for each view of the images; what was wrong with an image is raised here."""
-
-    def __init__(self, dataset: Dataset, keys: Iterable, workers: int, pin_memory: bool) -> None:
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.loader = DataLoader(
-            dataset,
-            batch_sampler=keys,
-            num_workers=min(workers, cpus),  # what a batch holds does not depend on it
-            collate_fn=_collate_all,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global state
-        )
-
-    def __iter__(self) -> Iterator[list[LocalisationBatch]]:
-        for batches in self.loader:
-            if isinstance(batches, UserError):
-                raise batches
-            yield batches
-
-
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(0)  # the workers are the parallelism
+def collate_crops(items: list[list[View]]) -> LocalisationBatch:
+    """The batch of images with one view each."""
+    return collate([view for (view,) in items])
 
 
 def train_views(
@@ -262,16 +234,18 @@ def train_views(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> Iterator[LocalisationBatch]:
+) -> Loader[LocalisationBatch]:
     """Training batches without end: `accumulate` for each iteration, beginning with `start_iteration`.
 
     The same on any number of processes and workers, and after a resumption.
+
+    Raises:
+        UserError: batch_size is not a multiple of accumulate x world_size.
     """
     parts = local_parts(batch_size, accumulate, rank, world_size)
     keys = TrainKeys(len(records), batch_size, seed, parts, start_iteration)
-    dataset = LocalisationImages(records, data, seed=seed)
-    for (batch,) in LocalisationLoader(dataset, keys, data.num_workers, pin_memory):
-        yield batch
+    images = LocalisationImages(records, data, seed=seed)
+    return make_loader(images, keys, collate_crops, num_workers=data.num_workers, pin_memory=pin_memory)
 
 
 def evaluation_views(
@@ -283,19 +257,17 @@ def evaluation_views(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
-) -> LocalisationLoader:
+) -> Loader[list[LocalisationBatch]]:
     """Each image once over all processes: a list of one batch for each scale; without scales of the centre crops.
 
     Whole images of one size in the file share a batch.
     """
     scales = tuple(scales)
-    sizes = records.sizes if scales else np.zeros_like(records.sizes)
-    _, group = np.unique(sizes, axis=0, return_inverse=True)
-    members = [np.flatnonzero(group.ravel() == number) for number in range(group.max() + 1)]
-    keys = [
-        [(0, int(index)) for index in part[start : start + batch_size]]
-        for part in members
-        for start in range(0, len(part), batch_size)
-    ]
-    dataset = LocalisationImages(records, data, scales=scales)
-    return LocalisationLoader(dataset, keys[rank::world_size], data.num_workers, pin_memory)
+    if scales:
+        sizes = [records.image_size(index) for index in range(len(records))]
+    else:
+        sizes = [(0, 0)] * len(records)
+    batches = sorted(batches_of_equal(sizes, batch_size), key=lambda batch: sizes[batch[0]])
+    keys = [[(0, index) for index in batch] for batch in batches[rank::world_size]]
+    images = LocalisationImages(records, data, scales=scales)
+    return make_loader(images, keys, collate_views, num_workers=data.num_workers, pin_memory=pin_memory)

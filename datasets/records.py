@@ -6,23 +6,27 @@ reference counts change; a handful of arrays is shared.
 
 from __future__ import annotations
 
-import difflib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import PrintableFilter, UserError, did_you_mean
+from datasets.images import image_file_size
 from datasets.resize import clip_boxes
 from datasets.target import Target
 
 logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
 
 MIN_EXTENT = 1.0
 """Pixels of the original image. A box that is not wider and higher than this is a slip of the mouse: nothing can be
 learned from it, and its logarithms ruin the loss. In VOC's inclusive pixels it is a box with xmax <= xmin."""
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _EPSILON = 1e-6  # x2 - x1 of a box that was stored as x, y, w, h is off by rounding
 
 
@@ -39,7 +43,8 @@ class Records:
     image_ids: np.ndarray
     """(N,) str or int64: the set's own names of the images."""
     sizes: np.ndarray
-    """(N, 2) int64: (H, W) as declared; the decoded image counts where it differs."""
+    """(N, 2) int64: (H, W) as declared; the file's own where a box leaves the declared size. The decoded image counts
+    where it differs."""
     offsets: np.ndarray
     """(N + 1,) int64"""
     boxes: np.ndarray
@@ -59,13 +64,15 @@ class Records:
     class_names: list[str]
     """K names: label k is class_names[k - 1]."""
     category_ids: np.ndarray
-    """(K,) int64: label k's id in the COCO file (-1: none there); elsewhere 1..K."""
+    """(K,) int64 or str: label k's id in the COCO file (-1 or empty: none there); elsewhere 1..K."""
     annotated: bool = True
     """False: images only, as in the test sets whose annotations are kept by a server."""
     source: str = ""
     """What the reports call this set."""
     annotation_file: str = "{}"
     """Pattern that makes the annotation file's path of an image id."""
+    form: Literal["voc", "coco"] | None = None
+    """Whose files detections are written as; None: COCO's where the image ids are numbers, else VOC's."""
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -161,12 +168,13 @@ class Records:
             raise UserError(_unknown_class(self, int(np.argmax(labels == unknown)), renamed, known))
         keep = labels != dropped
         counts = np.bincount(self.image_of_object()[keep], minlength=len(self))
-        id_of = {n: int(i) for n, i in reversed(list(zip(renamed, self.category_ids, strict=True)))}
+        id_of = dict(reversed(list(zip(renamed, self.category_ids.tolist(), strict=True))))
+        none = "" if self.category_ids.dtype.kind == "U" else -1
         return replace(
             replace(self, labels=labels)._take_objects(np.flatnonzero(keep)),
             offsets=_offsets(counts),
             class_names=class_names,
-            category_ids=np.array([id_of.get(name, -1) for name in class_names], np.int64),
+            category_ids=_id_array([id_of.get(name, none) for name in class_names]),
         )
 
 
@@ -184,8 +192,10 @@ def join(parts: Sequence[Records]) -> Records:
         return parts[0]
     assert all(part.class_names == parts[0].class_names for part in parts), "give all parts the same classes first"
     ids = [part.image_ids for part in parts]
+    form = parts[0].form if all(part.form == parts[0].form for part in parts) else None
     if len({array.dtype.kind for array in ids}) > 1 or len(np.unique(np.concatenate(ids))) < sum(map(len, ids)):
         ids = [np.array([f"{number}/{name}" for name in array]) for number, array in enumerate(ids, 1)]
+        form = None
     same_categories = all(np.array_equal(part.category_ids, parts[0].category_ids) for part in parts)
     shifts = np.cumsum([0] + [len(part.labels) for part in parts])
     names = ("image_paths", "sizes", "boxes", "labels", "area", "iscrowd", "difficult", "truncated")
@@ -199,25 +209,27 @@ def join(parts: Sequence[Records]) -> Records:
         annotated=all(part.annotated for part in parts),
         source=" + ".join(part.source for part in parts),
         annotation_file="{}",
+        form=form,
     )
 
 
 def make_records(
     *,
     images: list[tuple[str, str | int, tuple[int, int]]],
-    boxes: list,
-    labels: list[int],
-    counts: list[int],
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    counts: Sequence[int] | np.ndarray,
     class_names: list[str],
     source: str,
     annotation_file: str,
-    area: list[float] | None = None,
-    iscrowd: list[bool] | None = None,
-    difficult: list[bool] | None = None,
-    truncated: list[bool] | None = None,
-    annotation_ids: list[int] | None = None,
-    category_ids: list[int] | None = None,
+    area: Sequence[float] | np.ndarray | None = None,
+    iscrowd: Sequence[bool] | np.ndarray | None = None,
+    difficult: Sequence[bool] | np.ndarray | None = None,
+    truncated: Sequence[bool] | np.ndarray | None = None,
+    annotation_ids: Sequence[int] | np.ndarray | None = None,
+    category_ids: Sequence[Any] | None = None,
     annotated: bool = True,
+    form: Literal["voc", "coco"] | None = None,
 ) -> Records:
     """Records of plain lists, as the readers collect them; reports what is wrong with the boxes.
 
@@ -227,7 +239,11 @@ def make_records(
         labels: M labels, 1..K.
         counts: number of objects of each image.
         class_names, source, annotation_file, ...: as in `Records`.
+
+    Raises:
+        UserError: a coordinate is not finite, or the name of an image is not UTF-8.
     """
+    _check_names(images, source)
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     total = len(corners)
     if area is None:
@@ -235,7 +251,7 @@ def make_records(
     ids = [image_id for _, image_id, _ in images]
     records = Records(
         image_paths=np.array([path for path, _, _ in images], np.str_),
-        image_ids=np.array(ids, np.int64 if ids and isinstance(ids[0], int) else np.str_),
+        image_ids=_id_array(ids),
         sizes=np.array([size for _, _, size in images], np.int64).reshape(-1, 2),
         offsets=_offsets(np.array(counts, np.int64)),
         boxes=corners,
@@ -246,11 +262,14 @@ def make_records(
         truncated=np.zeros(total, bool) if truncated is None else np.array(truncated, bool),
         annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.array(annotation_ids, np.int64),
         class_names=list(class_names),
-        category_ids=np.array(category_ids or range(1, len(class_names) + 1), np.int64),
+        category_ids=_id_array(list(category_ids or range(1, len(class_names) + 1))),
         annotated=annotated,
         source=source,
         annotation_file=annotation_file,
+        form=form,
     )
+    _check_finite(records)
+    records = _with_true_sizes(records)
     _report_boxes(records)
     return records
 
@@ -265,35 +284,128 @@ def report(records: Records, which: np.ndarray, fault: str) -> None:
         logger.warning("%s: %d object%s %s: %s%s", records.source, len(found), plural, fault, examples, more)
 
 
-def nearest(name: str, choices: Sequence[str]) -> str:
-    """' (did you mean X?)' for the name most like `name`, or nothing where none is alike."""
-    found = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
+def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
+    """Refuse image names whose bytes are not UTF-8, or that hold line ends and their like: lists cannot hold them."""
+    names = [f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images]
+    control = next((name for name in names if not name.isprintable() and _CONTROL.search(name)), None)
+    if control is not None:
+        raise UserError(f"{source}: the image name {control!r} holds a control character: rename it")
+    bad = [path for (path, _, _), name in zip(images, names, strict=True) if not _is_unicode(name)]
+    if bad:
+        raise UserError(
+            f"{source}: the name of {len(bad)} image{'s' if len(bad) > 1 else ''} is not UTF-8, the first: {bad[0]}: "
+            "rename them (convmv -f latin1 -t utf8 --notest FOLDER)"
+        )
 
 
-def _report_boxes(records: Records) -> None:
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # os.fsdecode keeps bytes that are not UTF-8 as lone surrogates
+        return False
+    return True
+
+
+def _check_finite(records: Records) -> None:
     bad = ~np.isfinite(records.boxes).all(axis=1)
     if bad.any():
         raise UserError(f"{records.describe(int(np.argmax(bad)))}: a coordinate is not a finite number")
-    limits = records.sizes[records.image_of_object()][:, [1, 0, 1, 0]]
-    without = ~has_extent(records.boxes)
+
+
+def _limits(records: Records) -> np.ndarray:
+    """(M, 4): W H W H of each object's image."""
+    return records.sizes[records.image_of_object()][:, [1, 0, 1, 0]]
+
+
+def _leaving(records: Records) -> np.ndarray:
+    """(M,) bool: objects that reach out of their image by more than a pixel."""
+    return ((records.boxes < -1) | (records.boxes > _limits(records) + 1)).any(axis=1)
+
+
+def _with_true_sizes(records: Records) -> Records:
+    """The records with the size in the file's header for images whose boxes leave the declared one, for the image
+    counts; an image that cannot be read keeps what is declared."""
+    sizes, wrong = records.sizes.copy(), []
+    for i in np.unique(records.image_of_object()[_leaving(records)]):
+        try:
+            sizes[i] = image_file_size(str(records.image_paths[i]), records.image_size(i))
+        except UserError:  # the loader will say so, by its own policy
+            continue
+        if tuple(sizes[i]) != records.image_size(i):
+            wrong.append(i)
+    if wrong:
+        (height, width), (declared_height, declared_width) = sizes[wrong[0]], records.sizes[wrong[0]]
+        logger.warning(
+            "%s: %d image%s not of the declared size: the image counts: %s is %d wide and %d high, declared %d and %d",
+            records.source, len(wrong), " is" if len(wrong) == 1 else "s are", records.image_paths[wrong[0]],
+            width, height, declared_width, declared_height,
+        )  # fmt: skip
+    return replace(records, sizes=sizes)
+
+
+def _report_boxes(records: Records) -> None:
+    reversed_ = (records.boxes[:, 2:] < records.boxes[:, :2]).any(axis=1)
+    report(records, reversed_, _why_reversed(records, reversed_))
+    without = ~has_extent(records.boxes) & ~reversed_
     report(
         records,
         without,
         f"at most {MIN_EXTENT:g} pixel wide or high will not be trained on (the evaluators count them)",
     )
-    outside = ((records.boxes < -1) | (records.boxes > limits + 1)).any(axis=1) & ~without
-    report(records, outside, "reach out of the image by more than a pixel and are clipped for training")
+    limits = _limits(records)
+    outside = ((records.boxes[:, 2:] <= 0) | (records.boxes[:, :2] >= limits[:, :2])).any(axis=1)
+    outside &= ~reversed_ & ~without
+    report(records, outside, "wholly outside the image will not be trained on (the evaluators count them)")
+    clipped = _leaving(records) & ~reversed_ & ~without & ~outside
+    report(records, clipped, "reach out of the image by more than a pixel and are clipped for training")
+    report(records, repeated(records), "annotated twice, with the same box and class in the same image")
+
+
+def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
+    """What is likely wrong with boxes whose second corner lies before the first."""
+    limits = _limits(records)[:, :2] + 1
+    as_sides = (records.boxes[:, :2] + records.boxes[:, 2:] <= limits).all(axis=1)
+    causes = ["corners exchanged", "width and height in place of xmax and ymax"]
+    if not as_sides[reversed_].all():
+        causes = causes[:1]  # such a width or height would leave the image
+    elif as_sides.all() and len(as_sides) > 4:
+        causes = causes[1:]  # all boxes of the set fit if they are taken so
+    return f"with xmax below xmin or ymax below ymin will not be trained on: {', or '.join(causes)}?"
+
+
+def repeated(records: Records) -> np.ndarray:
+    """(M,) bool: objects with the box and the class of an earlier one in the same image."""
+    keys = np.column_stack([records.image_of_object(), records.labels, records.boxes])
+    # Equal rows have equal sums, so only rows of sums that occur twice are compared: fast for millions of objects.
+    sums = keys @ np.random.default_rng(0).random(keys.shape[1])
+    order = np.argsort(sums, kind="stable")
+    near = np.zeros(len(keys), bool)
+    same_sum = sums[order][1:] == sums[order][:-1]
+    near[order[1:][same_sum]] = near[order[:-1][same_sum]] = True
+    candidates = np.flatnonzero(near)
+    found = np.zeros(len(keys), bool)
+    seen: set[tuple[float, ...]] = set()
+    for m in candidates.tolist():
+        key = tuple(keys[m].tolist())
+        found[m] = key in seen
+        seen.add(key)
+    return found
 
 
 def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str]) -> str:
     name = renamed[records.labels[m] - 1]
     listed = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     return (
-        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]{nearest(name, known)}: "
+        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]"
+        f"{did_you_mean(name, known)}: "
         "add it to data.classes, map it with data.rename_classes, or choose with data.keep_classes"
     )
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _id_array(ids: list[Any]) -> np.ndarray:
+    """(N,) int64 where the ids are numbers, else str."""
+    return np.array(ids, np.int64 if ids and isinstance(ids[0], int) else np.str_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -22,6 +23,19 @@ def resized_size(image_size: tuple[int, int], min_size: int, max_size: int) -> t
     height, width = image_size
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(height * scale + 0.5)), max(1, math.floor(width * scale + 0.5))
+
+
+def scaled_sizes(
+    image_size: tuple[int, int], min_size: int, max_size: int, scales: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The sizes (H, W) of an image at further lengths of its shorter side; the cap changes in proportion.
+
+    Args:
+        image_size, min_size, max_size: as of `resized_size`.
+        scales: lengths of the shorter side, pixels.
+    """
+    caps = (max(1, round(max_size * scale / min_size)) for scale in scales)
+    return [resized_size(image_size, scale, cap) for scale, cap in zip(scales, caps, strict=True)]
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

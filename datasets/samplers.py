@@ -6,13 +6,15 @@ another. Within an epoch the images of one aspect group fill whole steps; only t
 the seams between epochs among them, are mixed.
 
 Nothing here depends on the number of processes or workers: a step is planned as a whole, every process takes its part
-(`TrainSampler.local_step`), and all pad to the whole step's common size.
+(`local_parts`), and all pad to the whole step's common size. Images of one size need neither groups nor padding: their
+stream (`TrainStream`, `TrainKeys`) is the epochs' plain shuffled orders.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,7 +61,7 @@ def repeat_factors(records: Records, threshold: float, *, train_difficult: bool 
 
 
 class EpochOrders:
-    """The images of each epoch in order, as described in the module's docstring.
+    """The order of the images in each epoch, as described in the module's docstring.
 
     Args:
         groups: (N,) int, the aspect group of each image.
@@ -103,11 +105,11 @@ class EpochOrders:
         starts = np.repeat(np.cumsum(counts) - counts, counts)
         repeats = np.arange(self.epoch_length) - starts
         images = np.repeat(images, counts)
-        again = rng.permutation(self.epoch_length)  # the showings of one image must not stand side by side
+        again = rng.permutation(self.epoch_length)  # one image must not be shown twice in a row
         return images[again], repeats[again]
 
     def _batches(self, groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Positions cut into batches of one group, and the leftovers with alike groups side by side."""
+        """Positions cut into batches of one group each, and the leftovers in the order of their groups."""
         batches, leftovers = [], [np.zeros(0, np.int64)]
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
@@ -125,7 +127,8 @@ class TrainSampler:
         output_size: (epoch, index, repeat) -> (H, W) of the sample.
         accumulate, rank, world_size: how a step is divided.
         size_divisor: padded sizes are multiples of this, pixels.
-        start_iteration: the first step; skipping costs nothing.
+        start_iteration: the first step. Nothing before it is planned; only the orders of the epochs are drawn that its
+            images belong to, one or two (see `EpochOrders.order`).
     """
 
     def __init__(
@@ -139,15 +142,9 @@ class TrainSampler:
         size_divisor: int = 32,
         start_iteration: int = 0,
     ) -> None:
-        parts = accumulate * world_size
-        if orders.batch_size % parts:
-            raise UserError(
-                f"train.batch_size: {orders.batch_size} is not a multiple of "
-                f"train.accumulate {accumulate} x {world_size} processes"
-            )
+        self.parts = local_parts(orders.batch_size, accumulate, rank, world_size)
         self.orders = orders
         self.output_size = output_size
-        self.accumulate, self.rank, self.world_size = accumulate, rank, world_size
         self.size_divisor = size_divisor
         self.start_iteration = start_iteration
         self._order = functools.lru_cache(maxsize=2)(orders.order)
@@ -158,13 +155,6 @@ class TrainSampler:
             yield from self.local_step(iteration)
             iteration += 1
 
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name != "_order"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state)
-        self._order = functools.lru_cache(maxsize=2)(self.orders.order)
-
     def step(self, iteration: int) -> list[SampleKey]:
         """The keys of a whole step over all processes, with their common padded size."""
         size, length = self.orders.batch_size, self.orders.epoch_length
@@ -174,15 +164,79 @@ class TrainSampler:
             images, repeats = self._order(epoch)
             keys.append(SampleKey(epoch, int(images[offset]), repeat=int(repeats[offset])))
         sizes = np.array([self.output_size(key.epoch, key.index, key.repeat) for key in keys])
-        padded = padded_size(tuple(sizes.max(axis=0)), self.size_divisor)
+        height, width = sizes.max(axis=0).tolist()
+        padded = padded_size((height, width), self.size_divisor)
         return [key._replace(padded_size=padded) for key in keys]
 
     def local_step(self, iteration: int) -> list[list[SampleKey]]:
         """This process's `accumulate` batches of a step."""
         keys = self.step(iteration)
-        part = len(keys) // (self.accumulate * self.world_size)
-        starts = [(a * self.world_size + self.rank) * part for a in range(self.accumulate)]
-        return [keys[start : start + part] for start in starts]
+        return [keys[part] for part in self.parts]
+
+
+class TrainStream:
+    """Which images an iteration takes where all have one size: a pure function of (seed, iteration).
+
+    Args:
+        count: images of the set.
+        batch_size: images of a step, over all processes.
+        seed: of the shuffling.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self._order = functools.lru_cache(maxsize=2)(self._shuffled)
+
+    def _shuffled(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.count)
+
+    def step(self, iteration: int) -> tuple[np.ndarray, np.ndarray]:
+        """Epoch and position in the set of each image of a step, (B,) int64 each."""
+        places = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
+        epochs, offsets = places // self.count, places % self.count
+        indices = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            chosen = epochs == epoch
+            indices[chosen] = self._order(int(epoch))[offsets[chosen]]
+        return epochs, indices
+
+
+@dataclass(frozen=True)
+class TrainKeys:
+    """Batches of (epoch, index) of a `TrainStream` without end for one process, beginning with `start_iteration`."""
+
+    count: int
+    batch_size: int
+    seed: int
+    parts: list[slice]
+    """This process's parts of a step, see `local_parts`."""
+    start_iteration: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        stream = TrainStream(self.count, self.batch_size, self.seed)
+        iteration = self.start_iteration
+        while True:
+            epochs, indices = stream.step(iteration)
+            keys = list(zip(epochs.tolist(), indices.tolist(), strict=True))
+            yield from (keys[part] for part in self.parts)
+            iteration += 1
+
+
+def local_parts(batch_size: int, accumulate: int, rank: int, world_size: int) -> list[slice]:
+    """The places within a step of this process's `accumulate` parts.
+
+    Raises:
+        UserError: the step cannot be divided so.
+    """
+    parts = accumulate * world_size
+    if batch_size % parts:
+        raise UserError(
+            f"train.batch_size: {batch_size} is not a multiple of "
+            f"train.accumulate {accumulate} x {world_size} processes"
+        )
+    part = batch_size // parts
+    starts = [(a * world_size + rank) * part for a in range(accumulate)]
+    return [slice(start, start + part) for start in starts]
 
 
 class EvalSampler:
@@ -206,14 +260,15 @@ class EvalSampler:
         world_size: int = 1,
         size_divisor: int = 32,
     ) -> None:
-        of_size: dict[tuple[tuple[int, int], ...], list[SampleKey]] = {}
-        for index, size in enumerate(sizes):
-            every = [size, *scaled_sizes[index]] if scaled_sizes is not None else [size]
-            padded = tuple(padded_size(one, size_divisor) for one in every)
-            of_size.setdefault(padded, []).append(SampleKey(0, index, padded[0]))
-        batches = [keys[i : i + batch_size] for keys in of_size.values() for i in range(0, len(keys), batch_size)]
+        padded = [padded_size(size, size_divisor) for size in sizes]
+        every: Sequence[Hashable] = padded
+        if scaled_sizes is not None:
+            further = [[padded_size(one, size_divisor) for one in scaled] for scaled in scaled_sizes]
+            every = [(own, *others) for own, others in zip(padded, further, strict=True)]
+        batches = batches_of_equal(every, batch_size)
         # The largest first: if memory does not suffice, it is known at once.
-        batches.sort(key=lambda keys: -keys[0].padded_size[0] * keys[0].padded_size[1] * len(keys))
+        batches.sort(key=lambda batch: -padded[batch[0]][0] * padded[batch[0]][1] * len(batch))
+        batches = [[SampleKey(0, index, padded[index]) for index in batch] for batch in batches]
         self.batches = batches[rank::world_size]
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
@@ -221,6 +276,14 @@ class EvalSampler:
 
     def __len__(self) -> int:
         return len(self.batches)
+
+
+def batches_of_equal(values: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Positions of equal values in batches of at most `batch_size`; the values in the order in which they appear."""
+    groups: dict[Hashable, list[int]] = {}
+    for position, value in enumerate(values):
+        groups.setdefault(value, []).append(position)
+    return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
 
 
 def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:

@@ -2,9 +2,9 @@
 
 | name | shape | dtype | meaning |
 |---|---|---|---|
-| image | (3, H, W) | uint8 | RGB |
-| boxes | (N, 4) | float32 | x1 y1 x2 y2, continuous pixels of the image they travel with, 0 <= x1 < x2 <= W, y alike |
-| labels | (N,) | int64 | 1..K; 0 is background and never stands in a target |
+| image | (H, W, 3) | uint8 | RGB; a batch holds (B, 3, H, W) |
+| boxes | (N, 4) | float32 | x1 y1 x2 y2, continuous pixels of the image they travel with, 0 <= x1 < x2 <= W, so too y |
+| labels | (N,) | int64 | 1..K; 0 is background and never appears in a target |
 | area | (N,) | float32 | square pixels of the original image; COCO's own segment area where the set has one |
 | iscrowd, difficult | (N,) | bool | never train; the evaluators treat them by their protocol |
 | image_size | (2,) | | (H, W), always in this order |
@@ -27,7 +27,7 @@ class SampleKey(NamedTuple):
     """
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which keys do not need
     """Position in the data set."""
     padded_size: tuple[int, int] | None = None
     """(H, W) that the whole step's images are padded to; the same on every process."""

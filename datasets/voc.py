@@ -7,6 +7,7 @@ tool. Sets of one's own often count from 0 and give edges (`zero_based`): they a
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
-from configs.errors import UserError
-from datasets.images import IMAGE_SUFFIXES, image_file_size
-from datasets.records import Records, logger, make_records, nearest, report
+from configs.errors import UserError, did_you_mean
+from configs.files import decode_xml, is_file, read_bytes, read_lines
+from datasets.columns import LARGEST
+from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images
+from datasets.records import Records, logger, make_records, report
 
 
 @dataclass(frozen=True)
@@ -48,41 +51,70 @@ def read_annotation(path: str | Path) -> VocAnnotation:
     Raises:
         UserError: the file is missing, not XML, or an object lacks its name or a coordinate; names the object (from 0).
     """
+    text = decode_xml(read_bytes(path, "annotation file"), path)
     try:
-        root = ElementTree.parse(path).getroot()
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such annotation file") from error
-    except (ParseError, DefusedXmlException, UnicodeDecodeError) as error:
+        root = ElementTree.fromstring(text)
+    except (ParseError, DefusedXmlException, ValueError) as error:
         raise UserError(f"{path}: not a valid annotation file: {error}") from error
+    if root.tag != "annotation":
+        raise UserError(f"{path}: not a valid annotation file: it begins with <{root.tag}>, not <annotation>")
     size = (_number(root, "size/height", path, 0.0), _number(root, "size/width", path, 0.0))
     return VocAnnotation(
         filename=(root.findtext("filename") or "").strip(),
-        size=(int(size[0]), int(size[1])) if min(size) > 0 else None,
+        size=(int(size[0]), int(size[1])) if min(size) >= 1 else None,
         objects=[_read_object(node, f"{path} object {i}") for i, node in enumerate(root.findall("object"))],
     )
 
 
 def _read_object(node: Any, where: str) -> VocObject:
-    name = (node.findtext("name") or "").strip()
+    name = " ".join((node.findtext("name") or "").split())
     if not name:
         raise UserError(f"{where}: has no <name>")
+    box = node.find("bndbox")
+    tags = [child.tag for child in node if child.tag in ("name", "bndbox", "difficult", "truncated")]
+    tags += [child.tag for child in box] if box is not None else []
+    if len(set(tags)) < len(tags):
+        twice = next(tag for tag in tags if tags.count(tag) > 1)
+        raise UserError(f"{where} ({name}): has <{twice}> more than once: remove one")
     xmin, ymin, xmax, ymax = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
-    difficult, truncated = (_number(node, flag, where, 0.0) != 0 for flag in ("difficult", "truncated"))
-    return VocObject(name, (xmin, ymin, xmax, ymax), difficult, truncated)
+    return VocObject(name, (xmin, ymin, xmax, ymax), _flag(node, "difficult", where), _flag(node, "truncated", where))
 
 
 def _number(node: Any, tag: str, where: str | Path, default: float | None = None) -> float:
     text = node.findtext(tag)
+    brackets = f"<{tag.replace('/', '><')}>"
     if text is None or not text.strip():
         if default is None:
-            raise UserError(f"{where}: has no <{tag.replace('/', '><')}>")
+            raise UserError(f"{where}: has no {brackets}")
         return default
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        if default is not None and tag in ("difficult", "truncated"):  # labelling tools write Unspecified
-            return default
-        raise UserError(f"{where}: <{tag.replace('/', '><')}> is {text.strip()!r}, not a number") from None
+        value = None
+    if value is None or "_" in text:  # Python takes 1_000 for a number
+        raise UserError(f"{where}: {brackets} is {text.strip()!r}, not a number")
+    if not abs(value) <= LARGEST:
+        raise UserError(f"{where}: {brackets} is {text.strip()}: give a finite number of pixels")
+    return value
+
+
+_FLAGS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "unspecified": False,
+    "": False,
+}
+"""Words that labelling tools write for `difficult` and `truncated`."""
+
+
+def _flag(node: Any, tag: str, where: str) -> bool:
+    text = (node.findtext(tag) or "").strip()
+    known = _FLAGS.get(text.lower())
+    return known if known is not None else _number(node, tag, where, 0.0) != 0
 
 
 def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> Records:
@@ -101,19 +133,23 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     root = Path(root)
     image_ids = read_image_set(root, image_set)
     source = f"{root}/{image_set}"
-    files = {
-        path.stem: path for path in sorted((root / "JPEGImages").iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES
-    }
-    present = {path.stem for path in (root / "Annotations").glob("*.xml")} if (root / "Annotations").is_dir() else set()
-    annotated = any(image_id in present for image_id in image_ids)
+    files = _images_by_stem(root / "JPEGImages")
+    present = _stems(root / "Annotations")
+    annotated = any(image_id in present or _has_xml(root, image_id) for image_id in image_ids)
 
     images, boxes, names, flags, counts = [], [], [], [], []
     for image_id in image_ids:
         xml = root / "Annotations" / f"{image_id}.xml"
+        if annotated and not is_file(xml):
+            raise UserError(
+                f"{xml}: there is no such annotation file, though {source}.txt lists {image_id}: if the image shows no "
+                "object, write unlabelled: empty; if it is not labelled yet, unlabelled: skip"
+            )
         annotation = read_annotation(xml) if annotated else VocAnnotation("", None, [])
-        path = files.get(image_id) or root / "JPEGImages" / (annotation.filename or f"{image_id}.jpg")
-        if image_id not in files and not path.is_file():
-            raise UserError(f"{path}: there is no such image, though {source}.txt lists {image_id}")
+        path = _image_path(root, image_id, files.get(image_id, []), annotation.filename)
+        if path is None:
+            missing = root / "JPEGImages" / f"{image_id}.jpg"
+            raise UserError(f"{missing}: there is no such image, though {source}.txt lists {image_id}")
         images.append((str(path), image_id, annotation.size or image_file_size(path)))
         boxes += [item.box for item in annotation.objects]
         names += [item.name for item in annotation.objects]
@@ -150,27 +186,98 @@ def read_image_set(root: Path, image_set: str) -> list[str]:
     folder = root / "ImageSets" / "Main"
     path = folder / f"{image_set}.txt"
     if not path.is_file():
-        there = sorted(item.stem for item in folder.glob("*.txt")) if folder.is_dir() else []
+        there = sorted(item.stem for item in folder.glob("*.txt") if not is_hidden(item.name))
         raise UserError(
-            f"{path}: there is no such image set{nearest(image_set, there)}; there are: {', '.join(there) or 'none'}"
+            f"{path}: there is no such image set{did_you_mean(image_set, there)}; "
+            f"there are: {', '.join(there) or 'none'}"
         )
-    return listed_images(path.read_text(), path)
+    return listed_images(path, root)
 
 
-def listed_images(text: str, path: Path) -> list[str]:
-    """The image ids of an image set's file, each once.
+def listed_images(path: Path, root: Path) -> list[str]:
+    r"""The image ids of an image set's file, each once.
+
+    A line is an id; or an id and a flag (1, 0 or -1, as in the official per-class lists). It is taken whole where there
+    is such an annotation or image, for names may hold blanks; else without its flag, its quotes, the suffix of an
+    image, or the folders before it (Windows' too), in whichever of these forms it exists.
+
+    Args:
+        path: the list.
+        root: the folder that holds Annotations/ and JPEGImages/.
 
     Raises:
-        UserError: there is none.
+        UserError: the file is not text, lists no image, or names one outside the folder.
     """
-    # The official per-class lists have a second column (1, 0 or -1).
-    listed = [line.split()[0] for line in text.splitlines() if line.strip()]
+    known = _stems(root / "Annotations") | set(_images_by_stem(root / "JPEGImages"))
+    composed = {unicodedata.normalize("NFC", name): name for name in known}
+    listed = [_image_id(line.strip(), known, composed, root) for line in read_lines(path, "image set") if line.strip()]
+    for name in listed:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{path}: {name} leads out of {root}: an image set lists names of images")
     unique = list(dict.fromkeys(listed))
     if not unique:
         raise UserError(f"{path}: lists no image")
     if len(unique) < len(listed):
         logger.warning("%s: lists %d images more than once; each is taken once", path, len(listed) - len(unique))
     return unique
+
+
+def _image_id(line: str, known: set[str], composed: dict[str, str], root: Path) -> str:
+    """The id that a line of an image set means."""
+    if line in known:
+        return line
+    name, _, flag = line.replace("\t", " ").rpartition(" ")
+    plain = name.rstrip() if name.strip() and flag in ("-1", "0", "1") else line
+    forms = [line, plain]
+    for form in (line, plain):
+        bare = form.strip("\"'")
+        slashes = bare.replace("\\", "/")
+        forms += [bare, slashes, _without_suffix(bare), _without_suffix(slashes)]
+        forms += [slashes.rsplit("/", 1)[-1], _without_suffix(slashes.rsplit("/", 1)[-1])]
+    for form in forms:
+        if form in known or _has_xml(root, form):
+            return form
+        if (same := composed.get(unicodedata.normalize("NFC", form))) is not None:  # macOS takes letters apart
+            return same
+    return plain
+
+
+def _without_suffix(name: str) -> str:
+    stem, dot, suffix = name.rpartition(".")
+    return stem if dot and f".{suffix.lower()}" in (*IMAGE_SUFFIXES, ".xml") else name
+
+
+def _has_xml(root: Path, name: str) -> bool:
+    """Whether an id with folders in it has an annotation; those without are in the listing."""
+    return "/" in name and ".." not in name and is_file(root / "Annotations" / f"{name}.xml")
+
+
+def _stems(folder: Path) -> set[str]:
+    """The names of the annotations in a folder, without suffix."""
+    return {path.stem for path in list_files(folder, (".xml",), recursive=False)}
+
+
+def _images_by_stem(folder: Path) -> dict[str, list[Path]]:
+    """The images of a folder by their names without suffix."""
+    files: dict[str, list[Path]] = {}
+    for path in list_images(folder, recursive=False):
+        files.setdefault(path.stem, []).append(path)
+    return files
+
+
+def _image_path(root: Path, image_id: str, files: list[Path], filename: str) -> Path | None:
+    """The image's file: of several that differ in suffix the one that the annotation names; None: there is none."""
+    folder = root / "JPEGImages"
+    if "/" in image_id:
+        files = [file for suffix in IMAGE_SUFFIXES if is_file(file := folder / f"{image_id}{suffix}")]
+    last = filename.replace("\\", "/").rsplit("/", 1)[-1]
+    named = folder / last
+    if len(files) == 1 or (files and named not in files):
+        if len(files) > 1:
+            shown = " and ".join(file.name for file in files)
+            logger.warning("%s: holds %s: the first is taken for image %s", folder, shown, image_id)
+        return files[0]
+    return named if last and not is_hidden(last) and is_file(named) else None
 
 
 def _check_folders(root: Path) -> None:

@@ -1,19 +1,31 @@
 """YOLO folders: images/NAME/*.jpg with labels/NAME/*.txt, or NAME/images and NAME/labels. Imports no torch.
 
-A line is `class cx cy w h`, in fractions of the image as a viewer shows it (EXIF rotation applied), or
-`class x1 y1 x2 y2 x3 y3 ...`, a polygon, whose bounding box is taken. The class is a number that counts from 0; its
-name comes from data.yaml, classes.txt or obj.names beside the folders. An image without a text file has no objects.
+A line is `class cx cy w h`, in fractions of the image as a viewer shows it (EXIF rotation applied);
+`class x1 y1 x2 y2 x3 y3 ...`, a polygon, whose bounding box is taken; or, where data.yaml has `kpt_shape`, `class cx cy
+w h` and keypoints, which are passed over. The class is a number that counts from 0; its name comes from data.yaml,
+classes.txt or obj.names beside the folders. An image without a text file has no objects.
 """
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import yaml
+from configs.errors import PrintableFilter, UserError, did_you_mean
+from configs.files import read_lines, read_text
+from configs.loading import parse_yaml
+from datasets.columns import short
+from datasets.images import image_file_size, list_files, list_images
+from datasets.records import Records, make_records
 
-from configs.errors import UserError
-from datasets.images import IMAGE_SUFFIXES, image_file_size
-from datasets.records import Records, make_records, nearest
+logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
+
+_LARGEST_FRACTION = 1.5
+"""A centre or a side beyond this is not a fraction of the image that is a little too large, but pixels."""
 
 
 def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None = None) -> Records:
@@ -35,18 +47,31 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
             f"{root}: has no data.yaml, classes.txt or obj.names: "
             "list the names in data.classes, in the order of their numbers"
         )
-    paths = sorted(path for path in images_folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = list_images(images_folder)
     if not paths:
         raise UserError(f"{images_folder}: holds no image")
+    names = [path.relative_to(images_folder).with_suffix("").as_posix() for path in paths]
+    files = {
+        path.relative_to(labels_folder).as_posix()[: -len(".txt")]: path
+        for path in list_files(labels_folder, (".txt",))
+    }
+    lines = LabelReader(len(class_names), keypoint_numbers(root))
     images, boxes, labels, counts = [], [], [], []
-    for path in paths:
+    appear = Counter(names)
+    for path, name in zip(paths, names, strict=True):
         size = image_file_size(path)
-        name = path.relative_to(images_folder).with_suffix("")
-        objects = _read_lines(labels_folder / f"{name}.txt", size, len(class_names))
-        images.append((str(path), name.as_posix(), size))
+        objects = lines.read(files[name], size) if name in files else []
+        # Images that differ in suffix only share a label file, but not an id.
+        images.append((str(path), name if appear[name] == 1 else path.relative_to(images_folder).as_posix(), size))
         labels += [label for label, _ in objects]
         boxes += [box for _, box in objects]
         counts.append(len(objects))
+    lines.report(f"{root}/{image_set}")
+    without_image = sorted(set(files) - set(names) - {"classes"})
+    if without_image:
+        logger.warning(
+            "%s: %d label files fit no image, the first: %s", labels_folder, len(without_image), files[without_image[0]]
+        )
     return make_records(
         images=images,
         boxes=boxes,
@@ -61,23 +86,74 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
 
 def read_class_names(root: Path, image_set: str) -> list[str] | None:
     """The folder's own class names in the order of their numbers, or None where it lists none."""
-    for file in (root / "data.yaml", root / "data.yml"):
-        if file.is_file():
-            try:
-                names = (yaml.safe_load(file.read_text()) or {}).get("names")
-            except yaml.YAMLError as error:
-                raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from error
-            if isinstance(names, dict):
-                if sorted(names) != list(range(len(names))):
-                    raise UserError(f"{file}: names must be numbered 0 to {len(names) - 1}")
-                names = [names[number] for number in range(len(names))]
-            if names:
-                return [str(name) for name in names]
+    file, content = _data_yaml(root)
+    if file is not None and content.get("names") is not None:
+        return checked_names(content["names"], file)
     labels = root / "labels"
     for file in (root / "classes.txt", root / "obj.names", labels / "classes.txt", labels / image_set / "classes.txt"):
         if file.is_file():
-            return [line.strip() for line in file.read_text().splitlines() if line.strip()]
+            lines = [line.strip() for line in read_lines(file, "list of classes")]
+            while lines and not lines[-1]:
+                lines.pop()
+            return checked_names(lines, file) if lines else None
     return None
+
+
+def image_folder(root: Path, image_set: str) -> Path:
+    """Where the images of a set lie: images/NAME or NAME/images."""
+    return _folders(root, image_set)[0]
+
+
+def checked_names(names: Any, file: Path) -> list[str]:
+    """The class names in a list, or in a mapping from their numbers.
+
+    Raises:
+        UserError: something else, a number is missing, or a name is empty, appears twice or is no text or number.
+    """
+    if isinstance(names, dict):
+        numbered = {
+            int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in names.items()
+        }
+        if len(numbered) < len(names) or set(numbered) != set(range(len(names))):
+            raise UserError(f"{file}: names must be numbered 0 to {len(names) - 1}")
+        names = [numbered[number] for number in range(len(numbered))]
+    if not isinstance(names, list):
+        raise UserError(f"{file}: names is {short(names)}: give a list of names, or a mapping from their numbers")
+    for number, name in enumerate(names):
+        if type(name) not in (str, int, float) or not str(name).strip():
+            raise UserError(f"{file}: the name of class {number} is {short(name)}: give a text")
+    texts = [str(name).strip() for name in names]
+    if len(set(texts)) < len(texts):
+        twice = next(name for name in texts if texts.count(name) > 1)
+        raise UserError(f"{file}: lists the class {short(twice)} more than once")
+    return texts
+
+
+def _data_yaml(root: Path) -> tuple[Path | None, dict[str, Any]]:
+    """data.yaml and its content; (None, {}) where there is none."""
+    for file in (root / "data.yaml", root / "data.yml"):
+        if file.is_file():
+            content = parse_yaml(read_text(file, "list of classes"), str(file))
+            if content is not None and not isinstance(content, dict):
+                raise UserError(f"{file}: is {short(content)}, not a mapping with names")
+            return file, content or {}
+    return None, {}
+
+
+def keypoint_numbers(root: Path) -> int | None:
+    """How many numbers of keypoints follow a box, by data.yaml's kpt_shape; None: the set has no keypoints."""
+    file, content = _data_yaml(root)
+    shape = content.get("kpt_shape")
+    if shape is None:
+        return None
+    if (
+        not isinstance(shape, list)
+        or len(shape) != 2
+        or any(type(n) is not int for n in shape)
+        or shape[1] not in (2, 3)
+    ):
+        raise UserError(f"{file}: kpt_shape is {short(shape)}: give [number of keypoints, 2 or 3]")
+    return shape[0] * shape[1]
 
 
 def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
@@ -92,35 +168,104 @@ def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
         sorted(path.name for path in (root / "images").iterdir() if path.is_dir()) if (root / "images").is_dir() else []
     )
     raise UserError(
-        f"{pairs[0][0]}: there is no such folder{nearest(image_set, there)}: "
+        f"{pairs[0][0]}: there is no such folder{did_you_mean(image_set, there)}: "
         "a YOLO folder holds images/NAME/ and labels/NAME/"
     )
 
 
-def _read_lines(path: Path, size: tuple[int, int], num_classes: int) -> list[tuple[int, tuple[float, ...]]]:
-    """(label, box in pixels) of each line of a label file; none where there is no file."""
-    if not path.is_file():
-        return []
-    objects = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if line.strip():
-            objects.append(_read_line(line, f"{path} line {number}", size, num_classes))
-    return objects
+@dataclass
+class LabelReader:
+    """Reads label files, and gathers what is to be told about the whole set."""
+
+    num_classes: int
+    keypoint_numbers: int | None
+    repeated: list[str] = field(default_factory=list)
+    in_pixels: list[str] = field(default_factory=list)
+    polygon: str = ""
+    """The first line with a polygon."""
+    polygon_lengths: set[int] = field(default_factory=set)
+    all_keypoints: bool = True
+    """Whether each polygon could be a box with keypoints."""
+
+    def read(self, path: Path, size: tuple[int, int]) -> list[tuple[int, tuple[float, ...]]]:
+        """(label, box in pixels) of each line of a label file; a line that comes again is taken once."""
+        objects: dict[tuple[int, tuple[float, ...]], None] = {}
+        for number, line in enumerate(read_lines(path, "label file"), 1):
+            if not line.strip():
+                continue
+            where = f"{path} line {number}"
+            found = self._read_line(line, where, size)
+            if found in objects:
+                self.repeated.append(where)
+            objects[found] = None
+        return list(objects)
+
+    def _read_line(self, line: str, where: str, size: tuple[int, int]) -> tuple[int, tuple[float, ...]]:
+        try:
+            category, *numbers = (float(text) for text in line.split())
+        except ValueError:
+            category, numbers = 0.0, None
+        if numbers is None or "_" in line:  # Python takes 1_0 for a number
+            raise UserError(f"{where}: {short(line.strip())} has something that is not a number")
+        if category not in range(self.num_classes):
+            raise UserError(f"{where}: class {category:g} is not one of 0 to {self.num_classes - 1}")
+        if not all(abs(number) < 1e6 for number in numbers):
+            raise UserError(f"{where}: {short(line.strip())}: a coordinate is not a finite number or no fraction")
+        height, width = size
+        count, expected = len(numbers), 4 + (self.keypoint_numbers or 0)
+        if self.keypoint_numbers is not None and count not in (4, expected):
+            raise UserError(f"{where}: has {count} numbers after the class, not {expected} (data.yaml's kpt_shape)")
+        if count == 4 or self.keypoint_numbers is not None:
+            cx, cy, w, h = numbers[:4]
+            box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
+        elif count >= 6 and count % 2 == 0:
+            box = (min(numbers[0::2]), min(numbers[1::2]), max(numbers[0::2]), max(numbers[1::2]))
+        else:
+            hint = ""
+            if count > 4:
+                hint = "; is the last a confidence?" if count == 5 else "; keypoints need kpt_shape in data.yaml"
+            raise UserError(f"{where}: has {count} numbers after the class, not 4 (cx cy w h){hint}")
+        if count > 4 and self.keypoint_numbers is None:
+            self.polygon = self.polygon or where
+            self.polygon_lengths.add(count)
+            self.all_keypoints &= _is_box_with_points(numbers)
+        if max(map(abs, numbers[:4] if count in (4, expected) else numbers)) > _LARGEST_FRACTION:
+            self.in_pixels.append(where)
+        return int(category) + 1, (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+
+    def report(self, source: str) -> None:
+        """Log what was found in all files.
+
+        Raises:
+            UserError: the polygons are boxes with keypoints.
+        """
+        if self.repeated:
+            logger.warning(
+                "%s: %d lines come twice in their file and are taken once, the first: %s",
+                source, len(self.repeated), self.repeated[0],
+            )  # fmt: skip
+        if self.in_pixels:
+            logger.warning(
+                "%s: %d objects seem to be in pixels, the first: %s: a YOLO line holds fractions of the image "
+                "(divide x and w by its width, y and h by its height)", source, len(self.in_pixels), self.in_pixels[0],
+            )  # fmt: skip
+        if self.polygon and self.all_keypoints and len(self.polygon_lengths) == 1:
+            raise UserError(
+                f"{self.polygon}: holds a box and keypoints inside it, not a polygon, as all such lines of this set: "
+                "give kpt_shape: [number of keypoints, 2 or 3] in data.yaml"
+            )
 
 
-def _read_line(line: str, where: str, size: tuple[int, int], num_classes: int) -> tuple[int, tuple[float, ...]]:
-    try:
-        category, *numbers = (float(field) for field in line.split())
-    except ValueError:
-        raise UserError(f"{where}: {line.strip()!r} has something that is not a number") from None
-    if category not in range(num_classes):
-        raise UserError(f"{where}: class {category:g} is not one of 0 to {num_classes - 1}")
-    height, width = size
-    if len(numbers) == 4:
-        cx, cy, w, h = numbers
-        box = (cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2)
-    elif len(numbers) >= 6 and len(numbers) % 2 == 0:
-        box = (min(numbers[0::2]), min(numbers[1::2]), max(numbers[0::2]), max(numbers[1::2]))
-    else:
-        raise UserError(f"{where}: has {len(numbers)} numbers after the class, not 4 (cx cy w h)")
-    return int(category) + 1, (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+def _is_box_with_points(numbers: list[float]) -> bool:
+    """Whether all points after the first four numbers lie in the box that these describe; a point at 0 0 is absent."""
+    cx, cy, w, h = numbers[:4]
+    rest = numbers[4:]
+    for step in (2, 3):
+        if len(rest) % step:
+            continue
+        points = [(rest[i], rest[i + 1]) for i in range(0, len(rest), step)]
+        visible = step == 2 or all(v in (0.0, 1.0, 2.0) for v in rest[2::3])
+        seen = [(x, y) for x, y in points if x or y]
+        if visible and len(seen) >= 2 and all(abs(x - cx) <= w / 2 and abs(y - cy) <= h / 2 for x, y in seen):
+            return True
+    return False

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from configs.detection import TestConfig
 from datasets.batch import Batch
 from detection.model import Detector
-from detection.postprocess import Detections
+from detection.postprocess import BatchDetections
 from detection.rpn import Proposals
 
 BODY, RPN, DETECTOR = "backbone", "rpn", "roi_heads"
@@ -111,11 +112,10 @@ class PhaseModel(nn.Module):
 
     def forward(
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
-    ) -> dict[str, Tensor] | Detections:
+    ) -> dict[str, Tensor] | BatchDetections:
         """Two losses where `seed` and `iteration` are given, detections otherwise; see `Detector.forward`."""
         if iteration is None:
-            proposals = None if self.proposer is None else self.proposer(batch, training=False)
-            return self.detector.detect(batch, proposals)
+            return self.detect(batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and BODY in self.phase.parts):
             features = self.detector.features(batch)
         if RPN in self.phase.parts:
@@ -127,6 +127,11 @@ class PhaseModel(nn.Module):
             with torch.no_grad():
                 proposals, _ = self.detector.rpn(features, batch.image_sizes, training=True)
         return self.detector.roi_losses(features, proposals, batch, seed=seed, iteration=iteration)
+
+    def detect(self, batch: Batch, *, test: TestConfig | None = None) -> BatchDetections:
+        """Detections on the phase's proposals; see `Detector.detect`."""
+        proposals = None if self.proposer is None else self.proposer(batch, training=False)
+        return self.detector.detect(batch, proposals, test=test)
 
 
 class Alternating:

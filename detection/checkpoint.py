@@ -1,7 +1,8 @@
 """Reading of detector checkpoints (the writing belongs to the training script).
 
 A checkpoint is a dict: format 1, kind "detector", config, class_names, preprocessing, model (the weights that
-evaluate: the moving average where there is one), and, for resuming, training.
+evaluate: the moving average where there is one), card (what is known of published weights in it: source, licence), and,
+for resuming, training.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from backbones.weights import Preprocessing, read_weights_file
+from backbones.fetch import is_name
+from backbones.weights import Preprocessing, check_fields, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
 from detection.model import Detector, build_detector
+from detection.zoo import read_by_name
 
 FORMAT = 1
 
@@ -24,10 +27,13 @@ FORMAT = 1
 def read_detector_file(path: Path | str) -> dict:
     """The checkpoint's dict, checked to be a detector's.
 
+    Args:
+        path: a file, or a name of the zoo (`detection.zoo`), which is downloaded where it is not kept yet.
+
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
     """
-    checkpoint = read_weights_file(path)
+    checkpoint = read_by_name(path) if is_name(path) else read_weights_file(path)
     kind = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if kind != "detector":
         what = f"a {kind} checkpoint" if kind else "not one of this project's checkpoints"
@@ -36,6 +42,9 @@ def read_detector_file(path: Path | str) -> dict:
         raise UserError(
             f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project"
         )
+    if not checkpoint.get("class_names"):
+        raise UserError(f"{path}: the checkpoint lacks class_names")
+    check_fields(checkpoint, path)
     return checkpoint
 
 
@@ -45,7 +54,7 @@ def load_detector(
     """The detector of a checkpoint, in eval mode on `device`, and its config.
 
     Args:
-        path: a file of `tools/train_det.py` or `tools/convert_weights.py`.
+        path: a file of `tools/train_det.py` or `tools/convert_weights.py`, or a name of the zoo.
         overrides: `key.path=value` changes of the stored config (thresholds, sizes).
         device: where the detector goes.
 
@@ -53,10 +62,13 @@ def load_detector(
         UserError: the file is not a detector, or its weights do not fit its (overridden) config.
     """
     checkpoint = read_detector_file(path)
-    config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, f"{path} (stored config)")
+    name = f"{path} (stored config)"
+    config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, name, stored=True)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
-    detector = build_detector(config.model, list(checkpoint["class_names"]), preprocessing=preprocessing)
+    class_names = list(checkpoint["class_names"])
+    detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
+    detector.card = dict(checkpoint.get("card", {}))
     return detector.to(device).eval(), config
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 import math
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from detection.fonts import Font, load_font
 
 Box = tuple[float, float, float, float]
 Color = tuple[int, int, int]
+
+LONGEST_SIDE = 2000
+"""Pixels: an image of 1 x 4000 is not enlarged, or it would become millions of pixels long."""
 
 
 def draw_detections(
@@ -25,6 +27,8 @@ def draw_detections(
     *,
     truth_boxes: np.ndarray | None = None,
     truth_labels: np.ndarray | None = None,
+    names: bool = True,
+    thickness: float = 1.0,
     scale: float = 1.0,
 ) -> np.ndarray:
     """The image with its detections, solid and in their class's colour, and its ground truth, dashed in white.
@@ -36,12 +40,16 @@ def draw_detections(
         scores: (N,) in [0, 1], written behind the names; None: names alone.
         class_names: K names.
         truth_boxes, truth_labels: (M, 4) and (M,), drawn below the detections; objects that were found need no name, so
-            names stand only at those that no detection of their class covers by half.
-        scale: enlarges the picture, for small images.
+            only those are named that no detection of their class covers by half.
+        names: write names and scores. A name that would hide a small object or other names, wherever it were
+            put, is left out.
+        thickness: of lines and letters, relative to what suits the picture's size.
+        scale: enlarges the picture, for small images; no side grows beyond `LONGEST_SIDE`.
 
     Returns:
         (H * scale, W * scale, 3) uint8 RGB.
     """
+    scale = min(scale, max(1.0, LONGEST_SIDE / max(image.shape[:2])))
     boxes, labels = np.asarray(boxes, float).reshape(-1, 4), np.asarray(labels, int).reshape(-1)
     picture = Image.fromarray(np.ascontiguousarray(image))
     if scale != 1.0:
@@ -49,23 +57,23 @@ def draw_detections(
         picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 4 else Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture, "RGBA")
     short = min(picture.size)
-    width = max(2, round(short / 220))
-    font = _font(max(10, round(short / 32)))
-    taken: list[Box] = []  # places of names
-    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best lie on top
-    if truth_boxes is not None:
-        _draw_truth(draw, np.asarray(truth_boxes, float) * scale, width)
-    for i in order:
-        color = class_color(int(labels[i]))
-        draw.rectangle(tuple(boxes[i] * scale), outline=(*color, 255), width=width)
-    for i in order[::-1]:  # the best choose their places first
-        text = class_names[labels[i] - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
-        _draw_name(draw, text, tuple(boxes[i] * scale), class_color(int(labels[i])), font, picture.size, taken, width)
-    if truth_boxes is not None and truth_labels is not None:
-        for i in _missed(np.asarray(truth_boxes, float).reshape(-1, 4), np.asarray(truth_labels, int), boxes, labels):
-            text = f"{class_names[int(truth_labels[i]) - 1]}?"
-            box = tuple(np.asarray(truth_boxes, float)[i] * scale)
-            _draw_name(draw, text, box, (255, 255, 255), font, picture.size, taken, width)
+    width = max(1 if thickness < 1 else 2, round(thickness * short / 220))
+    boxes = boxes * scale
+    order = np.argsort(scores, kind="stable") if scores is not None else np.arange(len(boxes))  # the best are on top
+    truth = np.zeros((0, 4)) if truth_boxes is None else np.asarray(truth_boxes, float).reshape(-1, 4) * scale
+    _draw_truth(draw, truth, width)
+    for i in order.tolist():
+        draw.rectangle(tuple(boxes[i]), outline=(*class_color(int(labels[i])), 255), width=width)
+    if names:
+        writer = _NameWriter(
+            draw, picture.size, boxes, width, load_font(max(10, round(thickness * short / 32)), "".join(class_names))
+        )
+        for i in order[::-1].tolist():  # the best choose their places first
+            text = class_names[int(labels[i]) - 1] + (f" {scores[i]:.2f}" if scores is not None else "")
+            writer.write(text, boxes[i], class_color(int(labels[i])))
+        if truth_labels is not None:
+            for i in _missed(truth, np.asarray(truth_labels, int), boxes, labels):
+                writer.write(f"{class_names[int(truth_labels[i]) - 1]}?", truth[i], (255, 255, 255))
     return np.asarray(picture)
 
 
@@ -80,6 +88,8 @@ def sheet(
         cell_width: mean width of a picture in the sheet, pixels.
         gap: pixels between pictures.
 
+    A row is at most twice as high as a cell is wide.
+
     Returns:
         (H', W', 3) uint8 RGB.
     """
@@ -90,6 +100,7 @@ def sheet(
         row = [Image.fromarray(np.ascontiguousarray(picture)) for picture in pictures[start : start + columns]]
         aspects = sum(picture.width / picture.height for picture in row)
         height = round((total - (columns + 1) * gap) / aspects * len(row) / columns)
+        height = min(max(height, 1), 2 * cell_width)  # strips would make a row as high as they are
         strip = Image.new("RGB", (total, height + gap), "white")
         x = gap
         for picture in row:
@@ -108,7 +119,7 @@ def sheet(
 
 
 def class_color(label: int) -> Color:
-    """A class's colour, the same in every picture; hues of neighbouring labels lie far apart (golden angle)."""
+    """A class's colour, the same in every picture; hues of neighbouring labels are far apart (golden angle)."""
     hue = (0.62 + (label - 1) * 0.381966) % 1.0
     lightness = (0.55, 0.45, 0.65)[(label - 1) // 13 % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.9)
@@ -117,48 +128,70 @@ def class_color(label: int) -> Color:
 
 # ---------------------------------------------------------------------------------------------- parts
 
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans, with Latin, Greek and Cyrillic letters, out of matplotlib's package (which is not imported)."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin is not None:
-        file = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-        if file.exists():
-            return ImageFont.truetype(str(file), size)
-    return ImageFont.load_default(size)
+MOST_HIDDEN = 0.5
+"""Names hide at most this share of any object, and a name at most so much of others, in terms of its own area."""
 
 
-def _draw_name(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    box: Box,
-    color: Color,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    picture_size: tuple[int, int],
-    taken: list[Box],
-    line: int,
-) -> None:
-    """A name on a chip of its colour, at the first free corner of its box: above, inside, below, or over others."""
-    x1, y1, x2, y2 = box
-    _, _, text_width, text_height = draw.textbbox((0, 0), text, font=font)
-    pad = max(1, round(text_height / 6))
-    width, height = text_width + 2 * pad, text_height + 2 * pad
-    corners = [
-        (x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2),
-        (x1 + line, y1 + line), (x1 + line, y2 - height - line),
-    ]  # fmt: skip
-    places = []
-    for x, y in corners:
-        x = min(max(x, 0), max(picture_size[0] - width, 0))
-        if -1 <= y <= picture_size[1] - height + 1:
-            places.append((x, max(y, 0), x + width, max(y, 0) + height))
-    inside = (max(x1, 0), max(y1, 0), max(x1, 0) + width, max(y1, 0) + height)
-    place = min(places or [inside], key=lambda candidate: sum(_overlap(candidate, other) for other in taken))
-    taken.append(place)
-    draw.rectangle(place, fill=(*color, 225))
-    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    draw.text((place[0] + pad, place[1] + pad), text, font=font, fill=(0, 0, 0) if bright else (255, 255, 255))
+class _NameWriter:
+    """Writes names on chips of their colours: where no other name is, and never over a small object."""
+
+    def __init__(
+        self,
+        draw: ImageDraw.ImageDraw,
+        picture_size: tuple[int, int],
+        boxes: np.ndarray,
+        line: int,
+        font: Font,
+    ) -> None:
+        self.draw, self.picture_size, self.boxes, self.line, self.font = draw, picture_size, boxes, line, font
+        self.taken: list[Box] = []
+        """Places of names."""
+        self.hidden = np.zeros(len(boxes))
+        """The share of each object that names hide."""
+
+    def write(self, text: str, box: np.ndarray, color: Color) -> None:
+        """Write at the first corner of the box that is free: above, inside, below, beside, or over other names."""
+        _, _, text_width, text_height = self.draw.textbbox((0, 0), text, font=self.font)
+        pad = max(1, round(text_height / 6))
+        width, height = text_width + 2 * pad, text_height + 2 * pad
+        places = np.array(self._places(box, width, height))
+        hidden = self._hidden(places)
+        allowed = np.flatnonzero((self.hidden + hidden).max(1, initial=0.0) <= MOST_HIDDEN)
+        if not len(allowed):
+            return
+        covered = [sum(_overlap(place, other) for other in self.taken) for place in places[allowed].tolist()]
+        if min(covered) > MOST_HIDDEN * width * height:
+            return
+        chosen = allowed[int(np.argmin(covered))]
+        place = tuple(places[chosen].tolist())
+        self.taken.append(place)
+        self.hidden += hidden[chosen]
+        self.draw.rectangle(place, fill=(*color, 225))
+        bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+        ink = (0, 0, 0) if bright else (255, 255, 255)
+        self.draw.text((place[0] + pad, place[1] + pad), text, font=self.font, fill=ink)
+
+    def _places(self, box: np.ndarray, width: float, height: float) -> list[Box]:
+        """Where a chip may be, the best first; within the picture."""
+        x1, y1, x2, y2 = box.tolist()
+        corners = [
+            (x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2),
+            (x1 + self.line, y1 + self.line), (x1 + self.line, y2 - height - self.line),
+            (x2 + self.line, y1), (x1 - width - self.line, y1),
+        ]  # fmt: skip
+        places: list[Box] = []
+        for x, y in corners:
+            x = min(max(x, 0), max(self.picture_size[0] - width, 0))
+            if -1 <= y <= self.picture_size[1] - height + 1:
+                places.append((x, max(y, 0), x + width, max(y, 0) + height))
+        return places or [(max(x1, 0), max(y1, 0), max(x1, 0) + width, max(y1, 0) + height)]
+
+    def _hidden(self, places: np.ndarray) -> np.ndarray:
+        """(P, N) the share of each object that a name at each place would hide."""
+        extent = np.minimum(places[:, None, 2:], self.boxes[None, :, 2:]) - np.maximum(
+            places[:, None, :2], self.boxes[None, :, :2]
+        )
+        return extent.clip(0).prod(2) / (self.boxes[:, 2:] - self.boxes[:, :2]).clip(1e-6).prod(1)
 
 
 def _draw_truth(draw: ImageDraw.ImageDraw, boxes: np.ndarray, width: int) -> None:
@@ -187,6 +220,6 @@ def _missed(truth: np.ndarray, truth_labels: np.ndarray, boxes: np.ndarray, labe
     return missed
 
 
-def _overlap(a: Box, b: Box) -> float:
+def _overlap(a: Sequence[float], b: Sequence[float]) -> float:
     """Area that two boxes share."""
     return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))

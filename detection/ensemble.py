@@ -25,16 +25,18 @@ SAME_BOX_IOU = 1.0 - 1e-4
 
 
 def unite_proposals(members: Sequence[Proposals]) -> tuple[Tensor, Tensor]:
-    """The RoIs of all members, each once, and which are valid: (B, R, 4), (B, R) with the R of the fullest image.
+    """The RoIs of all members, each once, and which are valid: (B, R, 4), (B, R).
 
-    In the members' order; of boxes that several propose the first is kept.
+    In the members' order; of boxes that several propose the first is kept. R is that of the fullest image on the CPU;
+    elsewhere it is the number of all proposals, so that nobody waits for the device: few boxes are proposed twice.
     """
     boxes = torch.cat([member.boxes for member in members], dim=1)
     valid = torch.cat([member.valid for member in members], dim=1)
     count = boxes.shape[1]
     order = torch.arange(count, 0, -1, dtype=torch.float32, device=boxes.device).repeat(len(boxes), 1)
     kept = nms(boxes, order, valid, torch.zeros_like(order, dtype=torch.int64), SAME_BOX_IOU, count)
-    kept = kept[:, : max(1, int((kept >= 0).sum(1).max()))]
+    if kept.device.type == "cpu":
+        kept = kept[:, : max(1, int((kept >= 0).sum(1).max()))]
     found = kept >= 0
     return gather_boxes(boxes, kept.clamp(min=0)) * found[..., None], found
 
@@ -50,12 +52,12 @@ def average(members: Sequence[Scored]) -> Scored:
 
 
 def load_ensemble(
-    paths: Sequence[Path], *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
+    paths: Sequence[Path | str], *, overrides: Sequence[str] = (), device: torch.device | str = "cpu"
 ) -> tuple[list[Detector], DetectionConfig]:
     """The detectors of some checkpoints, each built from its own stored config, and the config of the first.
 
     Args:
-        paths: files of `tools/train_det.py` or `tools/convert_weights.py`; one will do.
+        paths: files of `tools/train_det.py` or `tools/convert_weights.py`, or names of the zoo; one will do.
         overrides: `key.path=value` changes of each stored config.
         device: where the detectors go.
 
@@ -68,7 +70,7 @@ def load_ensemble(
     return detectors, loaded[0][1]
 
 
-def check_class_names(class_names: Sequence[list[str]], paths: Sequence[Path]) -> None:
+def check_class_names(class_names: Sequence[list[str]], paths: Sequence[Path | str]) -> None:
     """That all members know the same classes in the same order.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What runs on each RoI's features: conv5 (C4) or two fully connected layers (VGG, FPN), then the two siblings.
+"""What runs on each RoI's features: conv5 (C4) or fully connected layers (VGG, FPN, DC5), then the two siblings.
 
 Shapes: B images, R RoIs, C channels, S bins a side, K classes.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.batch_norm import FrozenBatchNorm2d, conv_bn
+from backbones import fused
+from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn
 from backbones.resnet import BottleneckUnit
 from backbones.staged import remove_stride
 
@@ -66,6 +67,8 @@ class Conv5Head(nn.Module):
             inner, shortcut: what was pooled from `before_pooling`'s maps, (R, C1, T1, T1) and (R, C2, T2, T2) with
                 every `strides`-th of the S bins.
         """
+        if (chain := fused.chain_for(self.conv5, inner, entered=True)) is not None:
+            return fused.run(chain, inner, shortcut).mean(dim=(2, 3))
         unit = self.conv5[0]
         # Not in place: a CUDA graph (compilation.py) may not write to its inputs.
         out = F.relu(inner + _offset(unit.conv1, unit.bn1, inner), inplace=True)
@@ -93,21 +96,61 @@ def _offset(conv: nn.Conv2d, bn: nn.Module, like: Tensor) -> Tensor:
     return offset[:, None, None]
 
 
-class TwoFcHead(nn.Module):
-    """fc6 and fc7 with ReLU and dropout (Fast R-CNN with VGG-16; Lin et al. 2017 without dropout)."""
+class FcHead(nn.Module):
+    """Fully connected layers fc6, fc7, ... with ReLU and dropout (Fast R-CNN with VGG-16; Lin et al. 2017 without
+    dropout), after 3x3 convolutions where there are any (torchvision's V2 detectors: four, and one layer).
 
-    def __init__(self, in_features: int, width: int, dropout: float = 0.0) -> None:
+    Args:
+        channels: C.
+        pool_size: S.
+        width: outputs of each fully connected layer.
+        num_fcs: fully connected layers.
+        num_convs: convolutions, C -> C.
+        norm: batch norm behind each convolution, a key of `NORMS`, or none.
+        dropout: probability after each fully connected layer in training.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        pool_size: int,
+        width: int,
+        *,
+        num_fcs: int = 2,
+        num_convs: int = 0,
+        norm: str = "none",
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.fc6 = nn.Linear(in_features, width)
-        self.fc7 = nn.Linear(width, width)
+        self.convs = nn.Sequential(*(_conv_norm_relu(channels, norm) for _ in range(num_convs)))
+        self.fc_names = [f"fc{number}" for number in range(6, 6 + num_fcs)]
+        inputs = channels * pool_size**2
+        for name in self.fc_names:
+            self.add_module(name, nn.Linear(inputs, width))
+            inputs = width
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(dropout)
         self.out_channels = width
 
     def forward(self, features: Tensor) -> Tensor:
         """(R, C, S, S) -> (R, width)."""
-        hidden = self.dropout(self.relu(self.fc6(features.flatten(1))))
-        return self.dropout(self.relu(self.fc7(hidden)))
+        for block in self.convs:
+            conv, *norm = block.children()
+            assert isinstance(conv, nn.Conv2d)
+            features = F.relu(conv_bn(conv, norm[0] if norm else None, features), inplace=True)
+        hidden = features.flatten(1)
+        for name in self.fc_names:
+            hidden = self.dropout(self.relu(self.get_submodule(name)(hidden)))
+        return hidden
+
+
+def _conv_norm_relu(channels: int, norm: str) -> nn.Sequential:
+    """A 3x3 convolution, He-initialised, and its batch norm (none: a bias)."""
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=norm == "none")
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv) if norm == "none" else nn.Sequential(conv, NORMS[norm](channels))
 
 
 class BoxPredictor(nn.Module):

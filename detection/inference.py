@@ -11,15 +11,15 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from configs.detection import BoxConfig, TestConfig
+from configs.detection import TestConfig
 from datasets.batch import Batch
-from detection import tta
 from detection.ensemble import average, unite_proposals
 from detection.model import Detector
 from detection.multi_scale import MultiScaleScorer
-from detection.postprocess import Detections, collect_candidates, suppress, to_original
+from detection.postprocess import BatchDetections, collect_candidates, suppress, to_original
 from detection.refinement import join_rounds, next_rois, vote
 from detection.scoring import Scorer
+from detection.tta import merge, mirror_detections, views
 
 TTA_VOTE_IOU = 0.5
 """Of `tta.merge: vote` where `vote_iou` is null: the paper's."""
@@ -29,8 +29,8 @@ class Inference(nn.Module):
     """Detectors and what is done with them at test.
 
     Args:
-        detectors: of the same classes; thresholds (`score_thresh`, `nms_thresh`, `detections_per_img`) are the first's.
-        test: refinement, voting, sizes, test-time augmentation.
+        detectors: of the same classes. Their own thresholds do not count.
+        test: thresholds, refinement, voting, sizes, test-time augmentation.
     """
 
     def __init__(self, detectors: Sequence[Detector], test: TestConfig) -> None:
@@ -44,22 +44,22 @@ class Inference(nn.Module):
         """The shorter sides at which batches must bring their images along (`Batch.scaled`), ascending."""
         return tuple(sorted(self.test.scales or self.test.tta.scales))
 
-    def forward(self, batch: Batch) -> Detections:
+    def forward(self, batch: Batch) -> BatchDetections:
         """Final boxes in pixels of the original images, scores and labels."""
         found = []
-        for view, mirrored in tta.views(batch, self.test.tta):
+        for view, mirrored in views(batch, self.test.tta):
             detections = self._detect(view)
-            found.append(tta.mirror_detections(detections, batch.original_sizes) if mirrored else detections)
+            found.append(mirror_detections(detections, batch.original_sizes) if mirrored else detections)
         if len(found) == 1:
             return found[0]
         vote_iou = (self.test.vote_iou or TTA_VOTE_IOU) if self.test.tta.merge == "vote" else None
-        return tta.merge(found, self._nms_thresh, self._box.detections_per_img, vote_iou)
+        return merge(found, self._nms_thresh, self.test.detections_per_img, vote_iou)
 
-    def _detect(self, batch: Batch) -> Detections:
+    def _detect(self, batch: Batch) -> BatchDetections:
         """One view through proposals, rounds, NMS and voting."""
         test = self.test
         if len(self.detectors) == 1 and not (test.refine_rounds or test.vote_iou or test.scales):
-            return self.detectors[0](batch)
+            return self.detectors[0].detect(batch, test=test)
         scorers, proposals = [], []
         for detector in self.detectors:
             features = detector.features(batch)
@@ -74,16 +74,12 @@ class Inference(nn.Module):
         for _ in range(test.refine_rounds):
             rois, valid = next_rois(rounds[-1])
             rounds.append(average([scorer(rois, valid) for scorer in scorers]))
-        candidates = collect_candidates(*join_rounds(rounds), self._box.score_thresh)
-        kept = suppress(candidates, self._nms_thresh, self._box.detections_per_img)
+        candidates = collect_candidates(*join_rounds(rounds), test.score_thresh)
+        kept = suppress(candidates, self._nms_thresh, self.test.detections_per_img)
         if test.vote_iou:
             kept = vote(kept, candidates, test.vote_iou)
         return to_original(kept, batch.image_sizes, batch.original_sizes)
 
     @property
-    def _box(self) -> BoxConfig:
-        return self.detectors[0].roi_heads.config
-
-    @property
     def _nms_thresh(self) -> float:
-        return self.test.refine_nms_thresh if self.test.refine_rounds else self._box.nms_thresh
+        return self.test.refine_nms_thresh if self.test.refine_rounds else self.test.nms_thresh

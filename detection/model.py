@@ -16,17 +16,19 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from backbones.batch_norm import fold_batch_norm
+from backbones.batch_norm import NORMS, fold_batch_norm
+from backbones.preprocess import Normalize
+from backbones.pretrained import described_net, load_backbone_weights
+from backbones.resnet import ResNet
 from backbones.staged import StagedNet
-from backbones.weights import Preprocessing, described_net, load_backbone_weights
+from backbones.weights import Preprocessing
 from backbones.zoo import build_backbone
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 from configs.errors import UserError
 from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
-from detection.heads import BoxPredictor, Conv5Head, TwoFcHead
-from detection.postprocess import Detections, postprocess
-from detection.preprocess import Normalize
+from detection.heads import BoxPredictor, Conv5Head, FcHead
+from detection.postprocess import BatchDetections, only_classes, postprocess
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
@@ -59,10 +61,24 @@ class Backbone(nn.Module):
 
 
 class Detector(nn.Module):
-    """Faster R-CNN on batches (`datasets.batch.Batch`)."""
+    """Faster R-CNN on batches (`datasets.batch.Batch`).
+
+    Args:
+        backbone, rpn, roi_heads: its parts.
+        class_names: K names.
+        preprocessing: what its weights expect of an image.
+        test: the thresholds of its detections; None: the defaults. What else a test may ask for (refinement, sizes)
+            is done by `detection.inference.Inference`.
+    """
 
     def __init__(
-        self, backbone: Backbone, rpn: Rpn, roi_heads: RoiHeads, class_names: list[str], preprocessing: Preprocessing
+        self,
+        backbone: Backbone,
+        rpn: Rpn,
+        roi_heads: RoiHeads,
+        class_names: list[str],
+        preprocessing: Preprocessing,
+        test: TestConfig | None = None,
     ) -> None:
         super().__init__()
         self.normalize = Normalize(preprocessing)
@@ -71,10 +87,13 @@ class Detector(nn.Module):
         self.roi_heads = roi_heads
         self.class_names = class_names
         self.preprocessing = preprocessing
+        self.test = test or TestConfig()
+        self.card: dict[str, str] = {}
+        """What is known of published weights in it: source, licence, figures. Checkpoints keep it."""
 
     def forward(
         self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
-    ) -> dict[str, Tensor] | Detections:
+    ) -> dict[str, Tensor] | BatchDetections:
         """Losses where `seed` and `iteration` are given (they decide the samples), detections otherwise.
 
         Losses are scalars; their sum is what is minimised. They are normalised over all processes. Detections are in
@@ -114,13 +133,21 @@ class Detector(nn.Module):
         logits, deltas = self.roi_heads(self.roi_maps(features), rois.boxes, batch.image_sizes)
         return self.roi_heads.losses(logits, deltas, rois)
 
-    def detect(self, batch: Batch, proposals: Proposals | None = None) -> Detections:
-        """Final boxes, scores and labels of the batch's images, on given proposals or (None) those of its own RPN."""
+    def detect(
+        self, batch: Batch, proposals: Proposals | None = None, *, test: TestConfig | None = None
+    ) -> BatchDetections:
+        """Final boxes, scores and labels of the batch's images.
+
+        Args:
+            batch: the images.
+            proposals: what is scored; None: the proposals of its own RPN.
+            test: thresholds in place of its own.
+        """
         features = self.features(batch)
         if proposals is None:
             proposals, _ = self.rpn(features, batch.image_sizes, training=False)
         logits, deltas = self.roi_heads(self.roi_maps(features), proposals.boxes, batch.image_sizes)
-        return postprocess(
+        found = postprocess(
             logits,
             deltas,
             proposals.boxes,
@@ -128,8 +155,9 @@ class Detector(nn.Module):
             batch.image_sizes,
             batch.original_sizes,
             self.roi_heads.delta_weights,
-            self.roi_heads.config,
+            test or self.test,
         )
+        return only_classes(found, len(self.class_names)) if self.roi_heads.config.unused_outputs else found
 
     def optimize_for_inference(self, dtype: torch.dtype = torch.float32) -> Detector:
         """The same detector, in place, prepared for speed; it cannot train or be saved afterwards.
@@ -149,6 +177,7 @@ def build_detector(
     config: ModelConfig,
     class_names: list[str],
     *,
+    test: TestConfig | None = None,
     data_root: Path | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Detector:
@@ -157,6 +186,7 @@ def build_detector(
     Args:
         config: the section `model`.
         class_names: K names; label k is `class_names[k - 1]`.
+        test: the section `test`, whose thresholds its detections obey; None: the default ones.
         data_root: where weights files are looked for.
         preprocessing: of a checkpoint that will be loaded over this: the backbone's own weights are then not looked
             for. None: the backbone's weights are loaded, and bring it along.
@@ -181,14 +211,17 @@ def build_detector(
         backbone, box_head, channels = _fpn_parts(config, net)
     elif net.head == "fc":
         backbone, box_head, channels = _vgg_parts(config, net, classifier)
+    elif config.dilated_conv5:
+        backbone, box_head, channels = _dc5_parts(config, net)
     else:
         backbone, box_head, channels = _c4_parts(config, net)
     anchors = AnchorGenerator(config.anchors, backbone.strides)
     roi_strides = backbone.strides[:-1] if backbone.fpn is not None else backbone.strides
     width = box_head.out_channels * (2 if config.box.global_context else 1)
-    predictor = BoxPredictor(width, len(class_names), class_agnostic=config.box.class_agnostic)
+    outputs = len(class_names) + config.box.unused_outputs
+    predictor = BoxPredictor(width, outputs, class_agnostic=config.box.class_agnostic)
     roi_heads = RoiHeads(config.box, RoiFeatures(config.box, roi_strides), box_head, predictor)
-    return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing)
+    return Detector(backbone, Rpn(config.rpn, channels, anchors), roi_heads, class_names, preprocessing, test)
 
 
 def with_described_net(
@@ -223,10 +256,18 @@ def _c4_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module,
     return Backbone(net, (shared,)), head, net.stage_channels[shared]
 
 
+def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module, int]:
+    if not isinstance(net, ResNet) or "conv5" not in net.stage_channels:
+        raise UserError("model.dilated_conv5: this net has no conv5 to dilate: give a ResNet, or dilated_conv5: false")
+    net.dilate_stage("conv5")
+    channels = net.stage_channels["conv5"]
+    return Backbone(net, ("conv5",)), _fc_head(config, channels), channels
+
+
 def _vgg_parts(config: ModelConfig, net: StagedNet, classifier: nn.Module) -> tuple[Backbone, nn.Module, int]:
     last = next(reversed(net.stage_channels))
     channels = net.stage_channels[last]
-    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
+    head = _fc_head(config, channels)
     # fc6 and fc7 are the classifier's own where they have its shape (Fast R-CNN, Sec. 2.2).
     linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
     for layer, source in zip((head.fc6, head.fc7), linear, strict=False):
@@ -245,6 +286,19 @@ def _fpn_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, nn.Module
         )
     stages = tuple(deepest[stride] for stride in FPN_STRIDES)
     widths = [net.stage_channels[stage] for stage in stages]
-    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool())
-    head = TwoFcHead(channels * config.box.pool_size**2, config.box.fc_width, config.box.dropout)
-    return Backbone(net, stages, fpn), head, channels
+    norm = None if config.fpn_norm == "none" else NORMS[config.fpn_norm]
+    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool(), norm_layer=norm)
+    return Backbone(net, stages, fpn), _fc_head(config, channels), channels
+
+
+def _fc_head(config: ModelConfig, channels: int) -> FcHead:
+    box = config.box
+    return FcHead(
+        channels,
+        box.pool_size,
+        box.fc_width,
+        num_fcs=box.num_fcs,
+        num_convs=box.num_convs,
+        norm=box.norm,
+        dropout=box.dropout,
+    )

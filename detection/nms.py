@@ -11,11 +11,14 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detection.kernels import kernels_for
+from backbones.kernels import kernels_for
 
 
 @torch.library.custom_op("detection::nms", mutates_args=())
-def nms(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int) -> Tensor:
+def nms(
+    boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int,
+    is_sorted: bool = False,
+) -> Tensor:  # fmt: skip
     """Indices (B, max_output) int64 of the boxes that survive, by descending score; -1 after the last.
 
     A box falls if a box of higher score, of its image and group, that survives overlaps it by more than
@@ -28,9 +31,10 @@ def nms(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_thresh
         groups: (B, N) int64: classes or levels that do not suppress each other.
         iou_threshold: in [0, 1].
         max_output: at most so many survivors an image.
+        is_sorted: the scores descend already; saves the sort on CUDA.
     """
-    if kernels := kernels_for(boxes):
-        return kernels.nms(boxes, scores, valid, groups, iou_threshold, max_output)
+    if kernels := kernels_for(boxes, "detection"):
+        return kernels.nms(boxes, scores, valid, groups, iou_threshold, max_output, is_sorted)
     output = torch.full((len(boxes), max_output), -1, dtype=torch.int64, device=boxes.device)
     for image in range(len(boxes)):
         candidates = valid[image].nonzero().squeeze(1)
@@ -41,7 +45,8 @@ def nms(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_thresh
 
 
 @nms.register_fake
-def _(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int) -> Tensor:
+def _(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int,
+      is_sorted: bool = False) -> Tensor:  # fmt: skip
     return boxes.new_empty((boxes.shape[0], max_output), dtype=torch.int64)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.detection import BoxConfig
+from configs.detection import TestConfig
 from detection.boxes import clip_boxes, decode_boxes, gather_boxes, large_enough
 from detection.nms import nms
 
@@ -21,7 +21,7 @@ MIN_SIZE = 1e-2
 """Smaller detections are dropped, pixels of the resized image (torchvision's rule)."""
 
 
-class Detections(NamedTuple):
+class BatchDetections(NamedTuple):
     """The final boxes of a batch, best first."""
 
     boxes: Tensor
@@ -42,7 +42,7 @@ def select_candidates(
     image_sizes: Tensor,
     delta_weights: Tensor,
     score_thresh: float,
-) -> Detections:
+) -> BatchDetections:
     """The best-scored (RoI, class) pairs above the threshold, decoded and cut to the image; no NMS yet.
 
     Args:
@@ -57,15 +57,15 @@ def select_candidates(
     rows = roi_index * deltas.shape[2] + (labels if deltas.shape[2] > 1 else 0)
     boxes = decode_boxes(gather_boxes(deltas.flatten(1, 2), rows), gather_boxes(rois, roi_index), delta_weights)
     boxes = clip_boxes(boxes, image_sizes)
-    return Detections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+    return BatchDetections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
 
 
-def collect_candidates(scores: Tensor, boxes: Tensor, roi_valid: Tensor, score_thresh: float) -> Detections:
+def collect_candidates(scores: Tensor, boxes: Tensor, roi_valid: Tensor, score_thresh: float) -> BatchDetections:
     """The same from scores (B, R, K) and boxes (B, R, K or 1, 4) that are decoded and cut to the image already."""
     best, roi_index, labels = _best_pairs(scores, roi_valid, score_thresh)
     rows = roi_index * boxes.shape[2] + (labels - 1 if boxes.shape[2] > 1 else 0)
     boxes = gather_boxes(boxes.flatten(1, 2), rows)
-    return Detections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+    return BatchDetections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
 
 
 def _best_pairs(scores: Tensor, roi_valid: Tensor, score_thresh: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,17 +73,21 @@ def _best_pairs(scores: Tensor, roi_valid: Tensor, score_thresh: float) -> tuple
     num_classes = scores.shape[-1]
     eligible = (scores > score_thresh) & roi_valid[..., None]
     flat = torch.where(eligible, scores, -1.0).flatten(1)
-    best, index = flat.topk(min(MAX_CANDIDATES, flat.shape[1]), dim=1)
-    return best, index // num_classes, index % num_classes + 1
+    if flat.shape[1] <= MAX_CANDIDATES and flat.device.type != "cpu":
+        best, index = flat, torch.arange(flat.shape[1], device=flat.device)  # all of them; NMS sorts them anyway
+    else:
+        best, index = flat.topk(min(MAX_CANDIDATES, flat.shape[1]), dim=1)
+    roi_index, labels = index // num_classes, index % num_classes + 1
+    return best, roi_index.expand_as(best), labels.expand_as(best)
 
 
-def suppress(candidates: Detections, nms_thresh: float, detections_per_img: int) -> Detections:
+def suppress(candidates: BatchDetections, nms_thresh: float, detections_per_img: int) -> BatchDetections:
     """NMS class by class, and the best `detections_per_img` of what survives."""
     boxes, scores, labels, valid = candidates
     kept = nms(boxes, scores, valid, labels, nms_thresh, min(detections_per_img, scores.shape[1]))
     survives = kept >= 0
     kept = kept.clamp(min=0)
-    return Detections(
+    return BatchDetections(
         gather_boxes(boxes, kept) * survives[..., None],
         scores.gather(1, kept) * survives,
         labels.gather(1, kept) * survives,
@@ -91,7 +95,13 @@ def suppress(candidates: Detections, nms_thresh: float, detections_per_img: int)
     )
 
 
-def to_original(detections: Detections, image_sizes: Tensor, original_sizes: Tensor) -> Detections:
+def only_classes(detections: BatchDetections, num_classes: int) -> BatchDetections:
+    """The detections whose label is one of 1..num_classes; the others are no longer valid, and zero."""
+    kept = detections.valid & (detections.labels <= num_classes)
+    return BatchDetections(detections.boxes * kept[..., None], detections.scores * kept, detections.labels * kept, kept)
+
+
+def to_original(detections: BatchDetections, image_sizes: Tensor, original_sizes: Tensor) -> BatchDetections:
     """Boxes of the resized images in pixels of the decoded files; both sizes (B, 2), (H, W)."""
     ratio = (original_sizes / image_sizes).flip(-1).repeat(1, 2)[:, None].to(detections.boxes.dtype)
     return detections._replace(boxes=detections.boxes * ratio)
@@ -105,9 +115,10 @@ def postprocess(
     image_sizes: Tensor,
     original_sizes: Tensor,
     delta_weights: Tensor,
-    config: BoxConfig,
-) -> Detections:
-    """Detections of a batch from the answers of `RoiHeads.forward`; arguments as in `select_candidates`."""
-    candidates = select_candidates(logits, deltas, rois, roi_valid, image_sizes, delta_weights, config.score_thresh)
-    kept = suppress(candidates, config.nms_thresh, config.detections_per_img)
+    test: TestConfig,
+) -> BatchDetections:
+    """Detections of a batch from the answers of `RoiHeads.forward`, by the thresholds of `test`; other arguments as in
+    `select_candidates`."""
+    candidates = select_candidates(logits, deltas, rois, roi_valid, image_sizes, delta_weights, test.score_thresh)
+    kept = suppress(candidates, test.nms_thresh, test.detections_per_img)
     return to_original(kept, image_sizes, original_sizes)

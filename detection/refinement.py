@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detection.boxes import large_enough, pairwise_iou
-from detection.postprocess import MIN_SIZE, Detections
+from detection.postprocess import MIN_SIZE, BatchDetections
 from detection.scoring import Scored
 
 
@@ -33,7 +33,7 @@ def join_rounds(rounds: Sequence[Scored]) -> Scored:
     return Scored(*(torch.cat(parts, dim=1) for parts in zip(*rounds, strict=True)))
 
 
-def vote(kept: Detections, candidates: Detections, iou: float) -> Detections:
+def vote(kept: BatchDetections, candidates: BatchDetections, iou: float) -> BatchDetections:
     """The kept detections, each at the score-weighted mean of the candidates of its class that overlap it.
 
     box' = sum_j s_j box_j / sum_j s_j over the candidates j of the same image and label with IoU(box, box_j) >= iou.

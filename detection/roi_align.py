@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from detection.kernels import kernels_for
+from backbones.kernels import kernels_for
 
 
 @torch.library.custom_op("detection::roi_align", mutates_args=())
@@ -39,7 +39,7 @@ def roi_align(
         sums = _weighted_sums(feature, _taps(feature, rois, scale, size, step, sampling_ratio, aligned))
         side = -(-size // step)
         return _from_rows(sums, (-1, side, side, feature.shape[1]))
-    if kernels := kernels_for(feature):
+    if kernels := kernels_for(feature, "detection"):
         return kernels.roi_align(feature, rois, scale, size, step, sampling_ratio, aligned)
     pooled = torchvision.ops.roi_align(feature.float(), _with_image(rois), size, scale, sampling_ratio, aligned)
     return pooled[:, :, ::step, ::step].to(feature.dtype, memory_format=torch.channels_last, copy=True)
@@ -57,11 +57,12 @@ def roi_align_backward(
     aligned: bool,
 ) -> Tensor:
     """The gradient (B, C, H, W) of the map from that of the output, (B * R, C, T, T); of `feature` the shape counts."""
+    kernels = kernels_for(gradient, "detection")
+    if kernels is not None:
+        return kernels.roi_align_backward(gradient, feature, rois, scale, size, step, sampling_ratio, aligned)
     if gradient.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():
         taps = _taps(feature, rois, scale, size, step, sampling_ratio, aligned)
         return _scattered_sums(gradient, feature, taps)
-    if kernels := kernels_for(gradient):
-        return kernels.roi_align_backward(gradient, feature, rois, scale, size, step, sampling_ratio, aligned)
     shape = feature.shape
     full = gradient.new_zeros((len(gradient), shape[1], size, size), dtype=torch.float32)
     full[:, :, ::step, ::step] = gradient

@@ -112,7 +112,10 @@ class Rpn(nn.Module):
         candidates = clip_boxes(torch.cat(boxes, 1), image_sizes)
         logits = torch.cat(scores, 1)
         usable = large_enough(candidates, config.min_size)
-        kept = nms(candidates, logits, usable, torch.cat(levels, 1), config.nms_thresh, min(after, logits.shape[1]))
+        kept = nms(
+            candidates, logits, usable, torch.cat(levels, 1), config.nms_thresh, min(after, logits.shape[1]),
+            is_sorted=len(levels) == 1,
+        )  # fmt: skip
         valid = kept >= 0
         kept = kept.clamp(min=0)
         return Proposals(gather_boxes(candidates, kept) * valid[..., None], logits.gather(1, kept), valid)

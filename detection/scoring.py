@@ -40,6 +40,8 @@ class Scorer:
 
     def __init__(self, detector: Detector, features: list[Tensor], image_sizes: Tensor) -> None:
         self.roi_heads = detector.roi_heads
+        self.classes = slice(1, 1 + len(detector.class_names))
+        """Of the outputs; the background comes before, what `box.unused_outputs` counts behind."""
         self.maps = detector.roi_maps(features)
         self.image_sizes = image_sizes
         self._context: Tensor | None = None
@@ -48,10 +50,10 @@ class Scorer:
         """What the detector says of RoIs (B, R, 4) in pixels of the batch's images; `valid` (B, R) bool."""
         logits, deltas = self.roi_heads.predict(*self._hidden_and_context(rois, valid))
         if deltas.shape[2] > 1:
-            deltas = deltas[:, :, 1:]
+            deltas = deltas[:, :, self.classes]
         boxes = decode_boxes(deltas, rois[:, :, None], self.roi_heads.delta_weights)
         boxes = clip_boxes(boxes.flatten(1, 2), self.image_sizes).view_as(boxes)
-        return Scored(logits.softmax(-1)[..., 1:], boxes, valid)
+        return Scored(logits.softmax(-1)[..., self.classes], boxes, valid)
 
     def hidden(self, rois: Tensor, valid: Tensor) -> Tensor:
         """(B, R, D): the features behind the head; of RoIs that are not valid anything finite."""

@@ -1,6 +1,6 @@
 """Non-maximum suppression and RoIAlign for CUDA, in Triton: outputs of fixed size, nothing that the host waits for.
 
-Imported only where Triton is installed (`detection.kernels`). The CPU's operators are the oracle: with
+Imported only where Triton is installed (`backbones.kernels`). The CPU's operators are the oracle: with
 TRITON_INTERPRET=1 the kernels run on the CPU, and the tests compare them there.
 
 Shapes: B images, N boxes, R RoIs an image, C channels, S bins a side, T = ceil(S / step) that are computed.
@@ -8,112 +8,198 @@ Shapes: B images, N boxes, R RoIs an image, C channels, S bins a side, T = ceil(
 
 from __future__ import annotations
 
+import functools
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 64
-"""Boxes that are judged together, and survivors that they are compared with at a time."""
+CHUNK = 4096
+"""Candidates of NMS that are compared with each other at a time; the later ones only with the survivors before them."""
+ROWS = 128
+"""Candidates, one a thread, that a program compares with 64 others."""
 MAX_CHANNELS = 512
-"""Channels that one program holds."""
+"""Channels that one program of RoIAlign holds, 16 a thread."""
+TILE = 16
+"""Pixels of a row whose gradients one program gathers."""
+GATHERED_CHANNELS = 128
+"""And the channels: 16 sums a thread."""
 
 
 @triton.jit
-def _load_boxes(boxes, at, mask):
-    """x1, y1, x2, y2 and area of the boxes at the given rows."""
-    x1 = tl.load(boxes + at * 4, mask=mask, other=0.0)
-    y1 = tl.load(boxes + at * 4 + 1, mask=mask, other=0.0)
-    x2 = tl.load(boxes + at * 4 + 2, mask=mask, other=0.0)
-    y2 = tl.load(boxes + at * 4 + 3, mask=mask, other=0.0)
-    return x1, y1, x2, y2, (x2 - x1) * (y2 - y1)
+def _overlaps_kernel(
+    boxes, groups, valid, order, output, survivors, fallen, words,
+    num_boxes, start, chunk, max_output,
+    MIDDLE: tl.constexpr, ODD: tl.constexpr, NUM_WORDS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """128 candidates of a chunk against 64 boxes: later ones of the chunk, or (words from NUM_WORDS on) survivors.
 
-
-@triton.jit
-def _overlaps(ax1, ay1, ax2, ay2, a_area, bx1, by1, bx2, by2, b_area, threshold):
-    """(I, J) bool: intersection over union of a (I,) with b (J,) above the threshold, as torchvision computes it."""
-    width = tl.minimum(ax2[:, None], bx2[None, :]) - tl.maximum(ax1[:, None], bx1[None, :])
-    height = tl.minimum(ay2[:, None], by2[None, :]) - tl.maximum(ay1[:, None], by1[None, :])
-    intersection = tl.maximum(width, 0.0) * tl.maximum(height, 0.0)
-    union = a_area[:, None] + b_area[None, :] - intersection
-    return tl.div_rn(intersection, tl.maximum(union, 1e-30)) > threshold
-
-
-@triton.jit
-def _nms_kernel(boxes, groups, counts, order, output, kept, num_boxes, threshold, max_output, BLOCK: tl.constexpr):
-    """One program an image: blocks of boxes by descending score, each against all survivors and then against itself.
-
-    Ends with `max_output` survivors. `kept` (B, max_output) int64 is scratch: their positions in the sorted order.
+    words[image, i, w]: bit j is set if the chunk's box i removes its box 64 * w + j. fallen[image, i] becomes 1 if an
+    earlier survivor removes candidate i.
     """
-    image = tl.program_id(0).to(tl.int64)
+    image = tl.program_id(2).to(tl.int64)
+    first_row = tl.program_id(0) * ROWS
+    word = tl.program_id(1)
+    found = tl.load(survivors + image)
+    if found >= max_output:
+        return
     boxes += image * num_boxes * 4
     groups += image * num_boxes
-    order += image * num_boxes
+    valid += image * num_boxes
+    order += image * num_boxes + start
     output += image * max_output
-    kept += image * max_output
-    count = tl.load(counts + image)
-    lane = tl.arange(0, BLOCK)
-    survivors = 0
-    start = 0
-    while (start < count) & (survivors < max_output):
-        at = start + lane
-        here = at < count
-        x1, y1, x2, y2, area = _load_boxes(boxes, at, here)
-        group = tl.load(groups + at, mask=here, other=-1)
-        alive = here.to(tl.int32)
-        done = 0
-        while done < survivors:
-            earlier = done + lane < survivors
-            row = tl.load(kept + done + lane, mask=earlier, other=0)
-            kx1, ky1, kx2, ky2, k_area = _load_boxes(boxes, row, earlier)
-            k_group = tl.load(groups + row, mask=earlier, other=-2)
-            falls = _overlaps(kx1, ky1, kx2, ky2, k_area, x1, y1, x2, y2, area, threshold)
-            falls = falls & (k_group[:, None] == group[None, :]) & earlier[:, None]
-            alive = alive * (1 - tl.max(falls.to(tl.int32), axis=0))
-            done += BLOCK
-        beats = _overlaps(x1, y1, x2, y2, area, x1, y1, x2, y2, area, threshold)
-        beats = beats & (group[:, None] == group[None, :]) & (lane[:, None] < lane[None, :])
-        # A box survives if no earlier survivor beats it. Repeated from all on, this settles from the first box onwards,
-        # in as many rounds as the longest chain of boxes that beat each other.
-        candidates = alive
+    row = first_row + tl.arange(0, ROWS)
+    within = word < NUM_WORDS
+    if within:
+        others = order + word * 64
+        limit = tl.minimum(chunk - word * 64, 64)
+        last = word * 64 + 63
+    else:
+        others = output + (word - NUM_WORDS) * 64
+        limit = tl.minimum(found - (word - NUM_WORDS) * 64, 64)
+        last = chunk
+    if (limit <= 0) | (first_row >= tl.minimum(chunk, last)):
+        return
+    here = row < chunk
+    box = tl.load(order + row, mask=here, other=0)
+    here = here & (tl.load(valid + box, mask=here, other=0) != 0)
+    if tl.max(here.to(tl.int32), axis=0) == 0:
+        return
+    x1 = tl.load(boxes + box * 4, mask=here, other=0.0)
+    y1 = tl.load(boxes + box * 4 + 1, mask=here, other=0.0)
+    x2 = tl.load(boxes + box * 4 + 2, mask=here, other=0.0)
+    y2 = tl.load(boxes + box * 4 + 3, mask=here, other=0.0)
+    group = tl.load(groups + box, mask=here, other=0)
+    area = (x2 - x1) * (y2 - y1)
+    bits = tl.zeros((ROWS,), tl.int64)
+    for j in range(limit):
+        other = tl.load(others + j)
+        a1 = tl.load(boxes + other * 4)
+        b1 = tl.load(boxes + other * 4 + 1)
+        a2 = tl.load(boxes + other * 4 + 2)
+        b2 = tl.load(boxes + other * 4 + 3)
+        width = tl.maximum(tl.minimum(x2, a2) - tl.maximum(x1, a1), 0.0)
+        height = tl.maximum(tl.minimum(y2, b2) - tl.maximum(y1, b1), 0.0)
+        overlap = width * height
+        union = area + (a2 - a1) * (b2 - b1) - overlap
+        # float32(overlap / union) > threshold without a division: `MIDDLE` lies between the last float32 that is not
+        # above the threshold and the next one, and its product with a float32 is exact in float64. A quotient right
+        # at the middle is rounded to the even neighbour, the upper one if the lower is odd.
+        exact = overlap.to(tl.float64)
+        bound = union.to(tl.float64) * MIDDLE  # a constant, for arguments are float32
+        over = ((exact > bound) | ((exact == bound) & ODD)) & (union > 0)
+        over = over & (tl.load(groups + other) == group)
+        over = over & ((word * 64 + j > row) | (word >= NUM_WORDS))
+        bits |= over.to(tl.int64) << j
+    if within:
+        tl.store(words + (image * NUM_WORDS * 64 + row) * NUM_WORDS + word, bits, mask=here)
+    else:  # several programs may write here, all of them the same
+        tl.store(fallen + image * num_boxes + start + row, 1, mask=here & (bits != 0))
+
+
+@triton.jit
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
+def _scan_kernel(
+    valid, order, output, survivors, fallen, words,
+    num_boxes, start, chunk, max_output, NUM_WORDS: tl.constexpr, PART: tl.constexpr,
+):  # fmt: skip
+    """One program an image: 64 candidates of the chunk at a time, who survives, and whom the survivors remove."""
+    image = tl.program_id(0).to(tl.int64)
+    words += image * NUM_WORDS * 64 * NUM_WORDS
+    valid += image * num_boxes
+    order += image * num_boxes + start
+    fallen += image * num_boxes + start
+    output += image * max_output
+    lane, column = tl.arange(0, 64), tl.arange(0, NUM_WORDS)
+    removed = tl.zeros((NUM_WORDS,), tl.int64)
+    found = tl.load(survivors + image)
+    block = 0
+    while (block * 64 < chunk) & (found < max_output):
+        at = block * 64 + lane
+        box = tl.load(order + at, mask=at < chunk, other=0)
+        here = (at < chunk) & (tl.load(valid + box, mask=at < chunk, other=0) != 0)
+        mine = tl.reduce(tl.where(column == block, removed, 0), 0, _either)
+        candidates = here & (((mine >> lane) & 1) == 0) & (tl.load(fallen + at, mask=here, other=0) == 0)
+        beats = tl.load(words + at * NUM_WORDS + block, mask=here, other=0)
+        # A box survives if no earlier survivor removes it. Repeated from all on, this settles from the first box
+        # onwards, in as many rounds as the longest chain of boxes that remove each other.
+        alive = candidates
         changed = 1
         while changed > 0:
-            # alive as a column: on the diagonal of a square, summed along its rows
-            column = tl.sum(tl.where(lane[:, None] == lane[None, :], alive[None, :], 0), axis=1)
-            settled = candidates * (1 - tl.max(beats.to(tl.int32) * column[:, None], axis=0))
-            changed = tl.max(tl.abs(settled - alive), axis=0)
+            falls = tl.reduce(tl.where(alive, beats, 0), 0, _either)
+            settled = candidates & (((falls >> lane) & 1) == 0)
+            changed = tl.max((settled != alive).to(tl.int32), axis=0)
             alive = settled
-        place = survivors + tl.cumsum(alive, axis=0) - 1
-        wanted = (alive > 0) & (place < max_output)
-        tl.store(kept + place, at.to(tl.int64), mask=wanted)
-        tl.store(output + place, tl.load(order + at, mask=wanted, other=0), mask=wanted)
-        tl.debug_barrier()  # the next block reads `kept`, written by other threads
-        survivors += tl.sum(alive, axis=0)
-        start += BLOCK
+        place = found + tl.cumsum(alive.to(tl.int32), axis=0) - 1
+        tl.store(output + place, box, mask=alive & (place < max_output))
+        bits = tl.reduce(tl.where(alive, tl.full((64,), 1, tl.int64) << lane, 0), 0, _either)
+        for part in range(64 // PART):
+            row = part * PART + tl.arange(0, PART)
+            lives = ((bits >> row) & 1) != 0
+            ahead = (column > block) & (column * 64 < chunk)
+            reach = tl.load(
+                words + (block * 64 + row)[:, None] * NUM_WORDS + column[None, :],
+                mask=lives[:, None] & ahead[None, :], other=0,
+            )  # fmt: skip
+            removed |= tl.reduce(reach, 0, _either)
+        found += tl.sum(alive.to(tl.int32), axis=0)
+        block += 1
+    tl.store(survivors + image, tl.minimum(found, max_output))
 
 
-def nms(boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int) -> Tensor:
-    """`detection.nms.nms` on CUDA: (B, max_output) int64, -1 after the last survivor."""
+def nms(
+    boxes: Tensor, scores: Tensor, valid: Tensor, groups: Tensor, iou_threshold: float, max_output: int,
+    is_sorted: bool,
+) -> Tensor:  # fmt: skip
+    """`detection.nms.nms` on CUDA: (B, max_output) int64, -1 after the last survivor.
+
+    By chunks of candidates: a matrix of bits says who would remove whom, then one program an image walks along it.
+    Chunks after the `max_output`-th survivor cost two empty launches.
+    """
     batch_size, num_boxes = scores.shape
     output = torch.full((batch_size, max_output), -1, dtype=torch.int64, device=boxes.device)
     if output.numel() == 0 or num_boxes == 0:
         return output
-    order = torch.where(valid, scores, float("-inf")).sort(dim=1, descending=True, stable=True).indices
-    _nms_kernel[(batch_size,)](
-        boxes.gather(1, order[..., None].expand(-1, -1, 4)),
-        groups.gather(1, order),
-        valid.sum(1),
-        order,
-        output,
-        torch.empty_like(output),
-        num_boxes,
-        iou_threshold,
-        max_output,
-        BLOCK=BLOCK,
-        num_warps=4,
-        enable_fp_fusion=False,  # a fused multiply-add rounds otherwise than torchvision
-    )
+    if is_sorted:
+        order = torch.arange(num_boxes, device=boxes.device).repeat(batch_size, 1)
+    else:  # invalid boxes stay where their scores put them, and are passed over
+        order = scores.sort(dim=1, descending=True, stable=True).indices
+    boxes, groups, valid = boxes.contiguous(), groups.contiguous(), valid.contiguous().view(torch.uint8)
+    state = torch.zeros(batch_size * (num_boxes + 1), dtype=torch.int32, device=boxes.device)
+    fallen, survivors = state[: batch_size * num_boxes], state[batch_size * num_boxes :]
+    size = max(64, min(CHUNK, triton.next_power_of_2(num_boxes)))
+    num_words = size // 64
+    words = torch.empty(batch_size, size, num_words, dtype=torch.int64, device=boxes.device)
+    middle, odd = _middle(iou_threshold)
+    for start in range(0, num_boxes, size):
+        chunk = min(size, num_boxes - start)
+        earlier = triton.cdiv(min(start, max_output), 64)
+        _overlaps_kernel[(triton.cdiv(chunk, ROWS), num_words + earlier, batch_size)](
+            boxes, groups, valid, order, output, survivors, fallen, words, num_boxes, start, chunk, max_output,
+            MIDDLE=middle, ODD=odd, NUM_WORDS=num_words, ROWS=ROWS, num_warps=ROWS // 32,
+            enable_fp_fusion=False,  # a fused multiply-add rounds otherwise than torchvision
+        )  # fmt: skip
+        _scan_kernel[(batch_size,)](
+            valid, order, output, survivors, fallen, words, num_boxes, start, chunk, max_output,
+            NUM_WORDS=num_words, PART=16, num_warps=4,
+        )  # fmt: skip
     return output
+
+
+@functools.cache
+def _middle(threshold: float) -> tuple[float, bool]:
+    """Half way between the last float32 that is not above a threshold and the next one; whether the former is odd."""
+    lower = np.float32(threshold)
+    if float(lower) > threshold:
+        lower = np.nextafter(lower, np.float32(-np.inf))
+    upper = np.nextafter(lower, np.float32(np.inf))
+    return (float(lower) + float(upper)) / 2, bool(lower.view(np.int32) & 1)
 
 
 @triton.jit
@@ -127,53 +213,41 @@ def _edge(position, length):
 
 
 @triton.jit
-def _bin(rois, roi, bin_y, bin_x, scale, SIZE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr,
-         ALIGNED: tl.constexpr):  # fmt: skip
-    """Corner, size and numbers of samples (y, x) of one bin of one RoI, in feature pixels."""
-    x1 = tl.load(rois + roi * 4) * scale
-    y1 = tl.load(rois + roi * 4 + 1) * scale
-    width = tl.load(rois + roi * 4 + 2) * scale - x1
-    height = tl.load(rois + roi * 4 + 3) * scale - y1
+def _axis(low, high, SIZE: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr):
+    """Start of an RoI along one axis, size of a bin, samples a bin; in feature pixels."""
+    extent = high - low
     if ALIGNED:
-        x1 -= 0.5
-        y1 -= 0.5
+        low -= 0.5
     else:
-        width = tl.maximum(width, 1.0)
-        height = tl.maximum(height, 1.0)
-    width = tl.div_rn(width, SIZE * 1.0)
-    height = tl.div_rn(height, SIZE * 1.0)
+        extent = tl.maximum(extent, 1.0)
+    size = tl.div_rn(extent, SIZE * 1.0)
     if RATIO > 0:
-        samples_y = RATIO
-        samples_x = RATIO
+        samples = RATIO
     else:
-        samples_y = tl.ceil(height).to(tl.int32)
-        samples_x = tl.ceil(width).to(tl.int32)
-    return y1 + bin_y * STEP * height, x1 + bin_x * STEP * width, height, width, samples_y, samples_x
+        samples = tl.ceil(size).to(tl.int32)
+    return low, size, samples
 
 
 @triton.jit
 def _roi_align_kernel(
     feature, rois, output, num_rois, channels, height, width, scale,
     SIZE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
-    BACKWARD: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program a bin and block of channels. Forward: `feature` -> `output`. Backward: adds `output`, the gradient
-    of the bins, to `feature`, the float32 gradient of the map."""
+    """One program, a single warp, a bin and block of channels: what is the same for all channels is computed once."""
     bin_index = tl.program_id(0)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = channel < channels
     roi = bin_index // (SIDE * SIDE)
     bin_y = bin_index // SIDE % SIDE
     bin_x = bin_index % SIDE
-    top, left, bin_height, bin_width, samples_y, samples_x = _bin(
-        rois, roi, bin_y, bin_x, scale, SIZE, STEP, RATIO, ALIGNED
-    )
+    rois += roi * 4
+    top, bin_height, samples_y = _axis(tl.load(rois + 1) * scale, tl.load(rois + 3) * scale, SIZE, RATIO, ALIGNED)
+    left, bin_width, samples_x = _axis(tl.load(rois) * scale, tl.load(rois + 2) * scale, SIZE, RATIO, ALIGNED)
+    top += bin_y * STEP * bin_height
+    left += bin_x * STEP * bin_width
     feature += (roi // num_rois).to(tl.int64) * height * width * channels
-    cell = output + bin_index.to(tl.int64) * channels + channel
-    count = tl.maximum(samples_y * samples_x, 1)
     total = tl.zeros((BLOCK,), tl.float32)
-    if BACKWARD:
-        total += tl.load(cell, mask=mask, other=0.0).to(tl.float32)
     for sample in range(samples_y * samples_x):
         y = top + (sample // samples_x + 0.5) * bin_height / samples_y
         x = left + (sample % samples_x + 0.5) * bin_width / samples_x
@@ -184,48 +258,100 @@ def _roi_align_kernel(
             b = feature + (y_low * width + x_high) * channels + channel
             c = feature + (y_high * width + x_low) * channels + channel
             d = feature + (y_high * width + x_high) * channels + channel
-            if BACKWARD:
-                share = total / count
-                tl.atomic_add(a, share * ((1 - down) * (1 - right)), mask=mask, sem="relaxed")
-                tl.atomic_add(b, share * ((1 - down) * right), mask=mask, sem="relaxed")
-                tl.atomic_add(c, share * (down * (1 - right)), mask=mask, sem="relaxed")
-                tl.atomic_add(d, share * (down * right), mask=mask, sem="relaxed")
-            else:
-                total += tl.load(a, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * (1 - right))
-                total += tl.load(b, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * right)
-                total += tl.load(c, mask=mask, other=0.0).to(tl.float32) * (down * (1 - right))
-                total += tl.load(d, mask=mask, other=0.0).to(tl.float32) * (down * right)
-    if not BACKWARD:
-        tl.store(cell, (total / count).to(output.dtype.element_ty), mask=mask)
+            total += tl.load(a, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * (1 - right))
+            total += tl.load(b, mask=mask, other=0.0).to(tl.float32) * ((1 - down) * right)
+            total += tl.load(c, mask=mask, other=0.0).to(tl.float32) * (down * (1 - right))
+            total += tl.load(d, mask=mask, other=0.0).to(tl.float32) * (down * right)
+    total = total / tl.maximum(samples_y * samples_x, 1)
+    tl.store(output + bin_index.to(tl.int64) * channels + channel, total.to(output.dtype.element_ty), mask=mask)
 
 
-def _launch_roi_align(
-    feature: Tensor, rois: Tensor, bins: Tensor, scale: float, size: int, step: int, sampling_ratio: int,
-    aligned: bool, *, backward: bool,
-) -> None:  # fmt: skip
-    """Runs the kernel on rows: feature (B, H, W, C) and bins (B * R, T, T, C), both contiguous."""
-    _, height, width, channels = feature.shape
-    block = min(MAX_CHANNELS, triton.next_power_of_2(channels))
-    side = -(-size // step)
-    grid = (bins.shape[0] * side * side, triton.cdiv(channels, block))
-    if bins.numel() == 0:
-        return
-    _roi_align_kernel[grid](
-        feature, rois.contiguous(), bins, rois.shape[1], channels, height, width, scale,
-        SIZE=size, SIDE=side, STEP=step, RATIO=sampling_ratio, ALIGNED=aligned, BACKWARD=backward, BLOCK=block,
-        num_warps=4 if block > 128 else 1,
-    )  # fmt: skip
+@triton.jit
+def _reaching(start, stop, low, size, length, STEP: tl.constexpr, SIDE: tl.constexpr):
+    """The first of the bins along one axis whose samples may weigh on pixels start..stop - 1, and the last + 1.
+
+    Samples up to a pixel beyond the map count at its edge, so the outer pixels reach further.
+    """
+    lowest = tl.where(start <= 0, -2.0, start - 1.0)
+    highest = tl.where(stop >= length, length + 1.0, stop * 1.0)
+    pace = size * STEP
+    first = tl.floor((lowest - low - size) / pace)
+    last = tl.floor((highest - low) / pace) + 1
+    # An RoI without extent, or turned inside out (RATIO > 0 samples it): any bin may.
+    first = tl.where(pace > 0, tl.minimum(tl.maximum(first, 0.0), SIDE * 1.0), 0.0)
+    last = tl.where(pace > 0, tl.minimum(tl.maximum(last, 0.0), SIDE * 1.0), SIDE * 1.0)
+    return first.to(tl.int32), last.to(tl.int32)
+
+
+@triton.jit
+def _weight(pixel, position, length):
+    """What a sample at `position` along one axis takes of a pixel, or of each of several."""
+    counts = (position >= -1.0) & (position <= length)
+    place = tl.minimum(tl.maximum(position, 0.0), length - 1.0)
+    return tl.where(counts, tl.maximum(1.0 - tl.abs(place - pixel), 0.0), 0.0)
+
+
+@triton.jit
+def _roi_align_backward_kernel(
+    bins, rois, output, num_rois, channels, height, width, scale, tiles,
+    SIZE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program a run of TILE pixels of a row and block of channels gathers what all bins send there, RoI by RoI.
+
+    The sum of one pixel is one program's, always in the same order: no atomics, no float32 map, and deterministic.
+    The weight of a pixel in a bin is a product of one along y and one along x.
+    """
+    image = tl.program_id(0) // (height * tiles)
+    y = tl.program_id(0) // tiles % height
+    start = tl.program_id(0) % tiles * TILE
+    x = start + tl.arange(0, TILE)
+    channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = channel < channels
+    total = tl.zeros((TILE, BLOCK), tl.float32)
+    for number in range(num_rois):
+        roi = image * num_rois + number
+        box = rois + roi * 4
+        top, bin_height, samples_y = _axis(tl.load(box + 1) * scale, tl.load(box + 3) * scale, SIZE, RATIO, ALIGNED)
+        left, bin_width, samples_x = _axis(tl.load(box) * scale, tl.load(box + 2) * scale, SIZE, RATIO, ALIGNED)
+        first_y, last_y = _reaching(y, y + 1, top, bin_height, height, STEP, SIDE)
+        first_x, last_x = _reaching(start, start + TILE, left, bin_width, width, STEP, SIDE)
+        if (samples_y > 0) & (samples_x > 0) & (first_x < last_x):
+            for i in range(first_y, last_y):
+                weight_y = 0.0
+                for sample in range(samples_y):
+                    position = top + i * STEP * bin_height + (sample + 0.5) * bin_height / samples_y
+                    weight_y += _weight(y, position, height)
+                if weight_y > 0:
+                    weight_y = weight_y / (samples_y * samples_x)
+                    for j in range(first_x, last_x):
+                        weight_x = tl.zeros((TILE,), tl.float32)
+                        for sample in range(samples_x):
+                            position = left + j * STEP * bin_width + (sample + 0.5) * bin_width / samples_x
+                            weight_x += _weight(x, position, width)
+                        cell = ((roi * SIDE + i) * SIDE + j).to(tl.int64) * channels
+                        value = tl.load(bins + cell + channel, mask=inside, other=0.0).to(tl.float32)
+                        total += (weight_x * weight_y)[:, None] * value[None, :]
+    place = ((image * height + y) * width + x).to(tl.int64)[:, None] * channels + channel[None, :]
+    tl.store(output + place, total.to(output.dtype.element_ty), mask=(x < width)[:, None] & inside[None, :])
 
 
 def roi_align(
     feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
     """`detection.roi_align.roi_align` on CUDA."""
+    _, channels, height, width = feature.shape
     rows = feature.permute(0, 2, 3, 1).contiguous()  # no copy of a channels_last map
     side = -(-size // step)
-    shape = (rois.shape[0] * rois.shape[1], feature.shape[1], side, side)
+    shape = (rois.shape[0] * rois.shape[1], channels, side, side)
     bins = torch.empty(shape, dtype=feature.dtype, device=feature.device, memory_format=torch.channels_last)
-    _launch_roi_align(rows, rois, bins.permute(0, 2, 3, 1), scale, size, step, sampling_ratio, aligned, backward=False)
+    if bins.numel() == 0:
+        return bins
+    block = min(MAX_CHANNELS, triton.next_power_of_2(channels))
+    _roi_align_kernel[(shape[0] * side * side, triton.cdiv(channels, block))](
+        rows, rois.contiguous(), bins, rois.shape[1], channels, height, width, scale,
+        SIZE=size, SIDE=side, STEP=step, RATIO=sampling_ratio, ALIGNED=aligned, BLOCK=block, num_warps=1,
+    )  # fmt: skip
     return bins
 
 
@@ -233,8 +359,15 @@ def roi_align_backward(
     gradient: Tensor, feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:  # fmt: skip
-    """`detection.roi_align.roi_align_backward` on CUDA; float32 atomic sums, whose order varies."""
+    """`detection.roi_align.roi_align_backward` on CUDA; sums are float32, in a fixed order."""
+    batch, channels, height, width = feature.shape
     bins = gradient.permute(0, 2, 3, 1).contiguous()
-    total = torch.zeros_like(feature, dtype=torch.float32, memory_format=torch.channels_last)
-    _launch_roi_align(total.permute(0, 2, 3, 1), rois, bins, scale, size, step, sampling_ratio, aligned, backward=True)
-    return total.to(gradient.dtype)
+    result = torch.empty(feature.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
+    tiles, block = triton.cdiv(width, TILE), min(GATHERED_CHANNELS, triton.next_power_of_2(channels))
+    if result.numel():
+        _roi_align_backward_kernel[(batch * height * tiles, triton.cdiv(channels, block))](
+            bins, rois.contiguous(), result, rois.shape[1], channels, height, width, scale, tiles,
+            SIZE=size, SIDE=-(-size // step), STEP=step, RATIO=sampling_ratio, ALIGNED=aligned,
+            TILE=TILE, BLOCK=block, num_warps=4,
+        )  # fmt: skip
+    return result

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from configs.detection import TtaConfig
 from datasets.batch import Batch, ScaledImages
-from detection.postprocess import Detections, suppress
+from detection.postprocess import BatchDetections, suppress
 from detection.refinement import vote
 
 
@@ -49,7 +49,7 @@ def mirror_images(images: Tensor, image_sizes: Tensor) -> Tensor:
     return mirrored.contiguous(memory_format=torch.channels_last)
 
 
-def mirror_detections(detections: Detections, sizes: Tensor) -> Detections:
+def mirror_detections(detections: BatchDetections, sizes: Tensor) -> BatchDetections:
     """Boxes of the mirror images in the images: x' = W - x.
 
     Args:
@@ -62,9 +62,9 @@ def mirror_detections(detections: Detections, sizes: Tensor) -> Detections:
 
 
 def merge(
-    found: Sequence[Detections], nms_thresh: float, detections_per_img: int, vote_iou: float | None
-) -> Detections:
+    found: Sequence[BatchDetections], nms_thresh: float, detections_per_img: int, vote_iou: float | None
+) -> BatchDetections:
     """Class-wise NMS over the detections of all views and, unless `vote_iou` is None, voting among them."""
-    union = Detections(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
+    union = BatchDetections(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
     kept = suppress(union, nms_thresh, detections_per_img)
     return kept if vote_iou is None else vote(kept, union, vote_iou)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import os
 import subprocess
 import sys
@@ -25,20 +26,28 @@ CONTRACT = {
     "datasets.records",
     "datasets.voc",
     "datasets.coco",
+    "datasets.columns",
     "datasets.class_lists",
+    # Prediction reads, resizes and pads as the evaluation does.
+    "datasets.images",
+    "datasets.resize",
+    "datasets.samplers",
+    "datasets.loader",
 }
 """The only parts of `datasets` that `detection` may use."""
 
 
 def imported_modules(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, wherever in the file the import stands."""
+    """Full names of the modules that a file imports, wherever in the file it does so."""
     modules = set()
     for node in ast.walk(ast.parse(path.read_text(), str(path))):
         if isinstance(node, ast.Import):
             modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            modules.add(node.module)
-            modules.update(f"{node.module}.{alias.name}" for alias in node.names if node.module in OURS)
+            parts = {f"{node.module}.{alias.name}" for alias in node.names if node.module.split(".")[0] in OURS}
+            files = {part for part in parts if (ROOT / part.replace(".", "/")).with_suffix(".py").is_file()}
+            # `from package import module` needs the package's own names only where one of them is no module.
+            modules |= parts if parts and parts == files else parts | {node.module}
         elif isinstance(node, ast.ImportFrom) and node.level:
             pytest.fail(f"{path}:{node.lineno} imports relatively")
     return modules
@@ -55,6 +64,22 @@ def test_imports_point_one_way(package):
             if package == "detection" and top == "datasets" and module != "datasets":
                 name = ".".join(module.split(".")[:2])
                 assert name in CONTRACT, f"{path} imports {module}: only the contract of datasets is open to detection"
+
+
+def module_name(path: Path) -> str:
+    """The dotted name of a file; of a package's `__init__.py` the package's."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other():
+    """The graph of imports, those within functions and for type checkers among them, has no cycle."""
+    files = {module_name(path): path for package in OURS for path in (ROOT / package).rglob("*.py")}
+    graph = {name: (imported_modules(path) & files.keys()) - {name} for name, path in files.items()}
+    try:
+        list(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(" <- ".join(error.args[1]))
 
 
 def test_schema_needs_nothing_of_ours():

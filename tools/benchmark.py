@@ -129,16 +129,30 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
 
 
 def find_case(name: str) -> Any:
-    """A case by its name, or from a JSON file {"model": section, "image_size": [H, W], "num_classes": K}."""
+    """A case by its name, or from a JSON file.
+
+    The file holds {"model": section, "image_size": [H, W], "num_classes": K}, and "test": section where the thresholds
+    are not the defaults.
+    """
     from tools.benchmarks.cases import CASES, Case
 
     if name in CASES:
         return CASES[name]
     if not name.endswith(".json"):
         raise UserError(f"--case {name}: there are {', '.join(CASES)}; or give a JSON file")
+    from pydantic import ValidationError
+
+    from configs.detection import ModelConfig, TestConfig
+
     content = read_report(Path(name))
     try:
-        return Case(Path(name).stem, content["model"], tuple(content["image_size"]), content["num_classes"])
+        test = TestConfig.model_validate(content.get("test", {}))
+        case = Case(Path(name).stem, content["model"], tuple(content["image_size"]), content["num_classes"], test)
+        ModelConfig.model_validate(case.section())
+        return case
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--case {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except KeyError as error:
         raise UserError(f"--case {name}: {error} is missing: it needs model, image_size and num_classes") from None
 

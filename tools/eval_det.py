@@ -5,7 +5,7 @@
 
 VOC: --gt holds Annotations/ and ImageSets/Main/NAME.txt; --dt is a folder of comp4_det_test_<class>.txt or a JSON list
 of {"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"} in VOC's 1-based inclusive pixels.
-COCO: the standard annotation and results files.
+COCO: the standard annotation and results files; predict.py's list is taken too, joined by file and class names.
 ImageNet DET: --gt is the folder ILSVRC, --image-set val2 or another list; --dt as for VOC.
 docs/evaluation.md tells what the numbers mean.
 """
@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError
+from configs.files import refuse_overwriting
 from datasets.class_lists import IMAGENET_DET
 from datasets.imagenet_det import read_imagenet_det
 from detection.evaluation.data import GroundTruth
@@ -62,6 +63,8 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     if args.compare and not args.report:
         raise UserError("--compare shows another run in the report: give --report DIR too")
+    for output in filter(None, (args.out, args.report)):
+        refuse_overwriting(output, [args.gt, args.dt, *filter(None, (args.compare,))])
     truth = read_ground_truth(args)
     detections = read_detections(args.dt, truth, args.image_set)
     protocols = PROTOCOLS if args.format == "imagenet_det" else USUAL

@@ -11,12 +11,14 @@ Needs the library ensemble-boxes: pip install -e .[fusion]
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError
+from configs.files import refuse_overwriting
 from detection.evaluation.fusion import METHODS, fuse
 from detection.evaluation.results import read_detections_together
 from detection.evaluation.write import write_detections_json
@@ -41,11 +43,12 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("--dt: give the files of two or more detectors")
     if args.weights is not None and (len(args.weights) != len(args.dt) or min(args.weights) <= 0):
         raise UserError(f"--weights: give {len(args.dt)} positive numbers, one for each file of --dt")
+    refuse_overwriting(args.out, args.dt)
     if not 0 < args.iou < 1:
         raise UserError(f"--iou: {args.iou} is not between 0 and 1")
     parts = read_detections_together(args.dt)
     fused = fuse(parts, method=args.method, iou=args.iou, weights=args.weights)
-    category_ids = {name: int(name) for name in fused.class_names} if fused.frame == "coco" else None
+    category_ids = {name: json.loads(name) for name in fused.class_names} if fused.frame == "coco" else None
     write_detections_json(args.out, fused, category_ids)
     counts = " + ".join(str(len(part)) for part in parts)
     print(f"{args.out}: {counts} detections on {len(fused.image_ids)} images -> {len(fused)}")

@@ -14,80 +14,40 @@ same command can be given again. Then OUT holds, as PNG and CSV: curves (trainin
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import statistics
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 
-from backbones.analysis import layer_responses
 from backbones.classification import load_classifier
 from backbones.views import VIEWS
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
-from configs.loading import dump_config, load_config
-from datasets.classification import Splits, build_splits, centre_batches, spread
+from configs.loading import load_config
+from datasets.classification import build_splits
 from tools.pretrain import train
-from tools.runtime import cli
+from tools.runtime import cli, distributed
 from tools.runtime.classification import evaluate
-from tools.runtime.run_folder import RunFolder, write_json, write_text
-from tools.runtime.training import count_parameters
-
-RESPONSE_IMAGES = 1000
-"""Training images that the layers' responses are measured on, spread over the set."""
-CURVE_POINTS = 150
-"""A training curve is averaged to so many points, at most."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """One config with one seed."""
-
-    name: str
-    """Of the config: its file without the ending."""
-    seed: int
-    config: ClassificationConfig
-    folder: Path
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "metrics.json").is_file() and (self.folder / "last.pt").is_file()
-
-    @property
-    def measured(self) -> str:
-        """The set whose error counts: test, else val."""
-        return "test" if self.config.data.test is not None else "val"
+from tools.runtime.distributed import say
+from tools.runtime.run_folder import RunFolder, write_json
+from tools.runtime.start import Job
+from tools.runtime.study import Run, write_results
 
 
 def main(args: argparse.Namespace) -> None:
     device = cli.select_device(args.device)
     data_root = cli.find_data_root(args.data_root)
     runs = plan(args.cfg, args.seeds, args.overrides, args.out)
-    with cli.StopRequest() as stop:
+    with distributed.processes(device), cli.StopRequest() as stop:
         for run in runs:
             carry_out(run, data_root, device, stop)
-    errors = [final_errors(run, args.views, data_root, device) for run in runs]
-    args.out.mkdir(parents=True, exist_ok=True)
-    curves = [read_curves(run) for run in runs]
-    write_curves(runs, curves, args.out)
-    write_table(runs, curves, errors, args.out)
-    write_responses(runs, data_root, device, args.out)
-    print((args.out / "table.md").read_text(encoding="utf-8"))
-    print(f"figures    {', '.join(str(path) for path in sorted(args.out.glob('*.png')))}")
-
-
-# ---------------------------------------------------------------------------------------------- training
+        errors = [final_errors(run, args.views, data_root, device) for run in runs]
+        if distributed.is_main():
+            write_results(runs, errors, data_root, device, args.out)
 
 
 def plan(configs: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str], out: Path) -> list[Run]:
@@ -120,202 +80,31 @@ def carry_out(run: Run, data_root: Path, device: torch.device, stop: cli.StopReq
         Interrupted: asked to stop.
     """
     saved = run.folder / "config.yaml"
-    if saved.is_file() and saved.read_text(encoding="utf-8") != dump_config(run.config):
+    if saved.is_file() and load_config(saved, (), ClassificationConfig) != run.config:
         raise UserError(f"{run.folder}: was made with another config or other --set values: choose another --out")
     if run.finished:
-        print(f"{run.folder}: finished")
+        say(f"{run.folder}: finished")
         return
-    print(f"\n{run.folder}")
-    folder = RunFolder(run.folder)
-    try:
-        train(run.config, folder, data_root, device, stop, resume=saved.is_file())
-    except cli.Interrupted:
-        raise cli.Interrupted(f"interrupted in {run.folder}: the same command goes on") from None
+    say(f"\n{run.folder}")
+    with RunFolder(run.folder, writes=distributed.is_main()) as folder:
+        resumes = distributed.on_main(lambda: folder.prepare(resume="auto"))
+        try:
+            train(run.config, Job(device, stop, folder, data_root, None, resumes))
+        except cli.Interrupted:
+            raise cli.Interrupted(f"interrupted in {run.folder}: the same command goes on") from None
 
 
 def final_errors(run: Run, views: str, data_root: Path, device: torch.device) -> dict[str, float]:
     """The last checkpoint's errors; those of other views than the centre are computed once and kept in the folder."""
     path = run.folder / ("metrics.json" if views == "center" else f"metrics_{views}.json")
-    if not path.is_file():
+    if not distributed.on_main(path.is_file):
         member = load_classifier(run.folder / "last.pt", run.config.model)
         splits = build_splits(run.config.data, data_root)
         images = splits.test if splits.test is not None else splits.val
         nets = [(member.net.to(device), member.normalize.to(device))]
         values = evaluate(nets, images, run.config.data, device, view=views, batch_size=32, what=f"{run.name} {views}")
-        write_json(path, values)
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-# ---------------------------------------------------------------------------------------------- curves
-
-Curve = list[tuple[int, float]]
-"""(iteration, error as a fraction)."""
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The error curves of a run."""
-
-    train: Curve
-    """While training: augmented images, batch statistics."""
-    test: Curve
-    last_epoch: float
-    """Training error over the last epoch (at least the last line)."""
-
-
-def read_curves(run: Run) -> Curves:
-    """The curves in a run's metrics.jsonl."""
-    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line.get("top1_error") is not None]
-    training = [line for line in lines if line["split"] == "train"]
-    test = [(line["iteration"], line["top1_error"]) for line in lines if line["split"] == run.measured]
-    end = training[-1]["epoch"] if training else 0.0
-    last = [line["top1_error"] for line in training if line["epoch"] > end - 1.0] or [float("nan")]
-    curve = [(line["iteration"], line["top1_error"]) for line in training]
-    return Curves(curve, test, statistics.fmean(last))
-
-
-def thinned(curve: Curve, points: int = CURVE_POINTS) -> Curve:
-    """The curve averaged to at most `points` points of equally many lines each."""
-    size = -(-len(curve) // points) if curve else 1
-    pieces = [curve[start : start + size] for start in range(0, len(curve), size)]
-    return [(piece[-1][0], statistics.fmean(error for _, error in piece)) for piece in pieces]
-
-
-def mean_curve(curves: Iterable[Curve]) -> Curve:
-    """The mean over the seeds at each iteration that all of them have."""
-    tables = [dict(curve) for curve in curves]
-    common = sorted(set.intersection(*(set(table) for table in tables)))
-    return [(iteration, statistics.fmean(table[iteration] for table in tables)) for iteration in common]
-
-
-def write_curves(runs: list[Run], curves: list[Curves], out: Path) -> None:
-    """curves.csv of every run, and curves.png of the means over the seeds: plain nets left, residual nets right."""
-    rows = [
-        (run.name, run.seed, split, iteration, f"{error:.6f}")
-        for run, each in zip(runs, curves, strict=True)
-        for split, curve in (("train", each.train), (run.measured, each.test))
-        for iteration, error in curve
-    ]
-    write_csv(out / "curves.csv", ("config", "seed", "split", "iteration", "top1_error"), rows)
-    groups = {title: {} for title in ("plain nets", "residual nets")}
-    for run, each in zip(runs, curves, strict=True):
-        title = "plain nets" if run.config.model.plain else "residual nets"
-        groups[title].setdefault(run.name, []).append(each)
-    groups = {title: members for title, members in groups.items() if members}
-    figure, axes = plt.subplots(1, len(groups), figsize=(6.4 * len(groups), 4.8), sharey=True, squeeze=False)
-    for axis, (title, members) in zip(axes[0], groups.items(), strict=True):
-        for number, (name, seeds) in enumerate(members.items()):
-            train_curve = thinned(mean_curve(each.train for each in seeds))
-            test_curve = mean_curve(each.test for each in seeds)
-            _plot(axis, train_curve, f"C{number}", "--", 1.0, None)
-            _plot(axis, test_curve, f"C{number}", "-", 2.2, name)
-        axis.set(title=title, xlabel="iteration")
-        axis.grid(alpha=0.3)
-        axis.legend(title="bold: test, dashed: training", fontsize="small", title_fontsize="small")
-    axes[0][0].set(ylabel="error (%)", ylim=(0, None))
-    save_figure(figure, out / "curves.png")
-
-
-def _plot(axis: plt.Axes, curve: Curve, colour: str, style: str, width: float, label: str | None) -> None:
-    marker = "o" if len(curve) == 1 else None
-    iterations, errors = [point[0] for point in curve], [100 * point[1] for point in curve]
-    axis.plot(iterations, errors, style, color=colour, linewidth=width, label=label, marker=marker)
-
-
-# ---------------------------------------------------------------------------------------------- table
-
-
-def write_table(runs: list[Run], curves: list[Curves], errors: list[dict[str, float]], out: Path) -> None:
-    """table.csv and table.md: a line for each config, errors in per cent over its seeds (last checkpoints)."""
-    header = (
-        "config", "parameters", "seeds", "top1_mean", "top1_std", "top1_best", "top5_mean", "train_last_epoch_mean",
-        "iterations",
-    )  # fmt: skip
-    rows = []
-    for name in dict.fromkeys(run.name for run in runs):
-        chosen = [index for index, run in enumerate(runs) if run.name == name]
-        top1 = [100 * errors[index]["top1_error"] for index in chosen]
-        top5 = [100 * errors[index]["top5_error"] for index in chosen]
-        training = [100 * curves[index].last_epoch for index in chosen]
-        net = load_classifier(runs[chosen[0]].folder / "last.pt", runs[chosen[0]].config.model).net
-        length = json.loads((runs[chosen[0]].folder / "metrics.json").read_text(encoding="utf-8"))["iteration"]
-        deviation = f"{statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-        rows.append((
-            name, count_parameters(net)[0], len(chosen), f"{statistics.fmean(top1):.2f}", deviation,
-            f"{min(top1):.2f}", f"{statistics.fmean(top5):.2f}", f"{statistics.fmean(training):.2f}", length,
-        ))  # fmt: skip
-    write_csv(out / "table.csv", header, rows)
-    titles = ("config", "parameters", "seeds", "test error %", "top-5 %", "training error %", "iterations")
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for name, parameters, seeds, mean, deviation, _, top5, training, length in rows:
-        error = f"{mean} ± {deviation}" if deviation else mean
-        lines.append(f"| {name} | {parameters:,} | {seeds} | {error} | {top5} | {training} | {length:,} |")
-    write_text(out / "table.md", "\n".join(lines) + "\n")
-
-
-# ---------------------------------------------------------------------------------------------- responses
-
-
-def write_responses(runs: list[Run], data_root: Path, device: torch.device, out: Path) -> None:
-    """responses.csv and responses.png of each config's first seed (He et al. 2016, Fig. 7)."""
-    responses: dict[str, dict[str, float]] = {}
-    plain: dict[str, bool] = {}
-    sets: dict[str, Splits] = {}
-    for run in runs:
-        if run.name in responses:
-            continue
-        member = load_classifier(run.folder / "last.pt", run.config.model)
-        net, normalize = member.net.to(device), member.normalize.to(device)
-        key = run.config.data.model_dump_json()
-        sets[key] = sets.get(key) or build_splits(run.config.data, data_root)
-        batches = centre_batches(spread(sets[key].train, RESPONSE_IMAGES), run.config.data, batch_size=100)
-        try:
-            responses[run.name] = layer_responses(net, (normalize(batch.to(device).images) for batch in batches))
-        except ValueError as error:
-            print(f"{run.name}: no layer responses ({error})")
-            continue
-        plain[run.name] = run.config.model.plain
-    if not responses:
-        return
-    rows = [
-        (name, number, layer, f"{value:.6f}")
-        for name, layers in responses.items()
-        for number, (layer, value) in enumerate(layers.items(), 1)
-    ]
-    write_csv(out / "responses.csv", ("config", "layer_number", "layer", "standard_deviation"), rows)
-    figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, sharey=True)
-    for number, (name, layers) in enumerate(responses.items()):
-        style = "--" if plain[name] else "-"
-        values = list(layers.values())
-        above.plot(range(1, len(values) + 1), values, style, color=f"C{number}", label=name)
-        below.plot(range(1, len(values) + 1), sorted(values, reverse=True), style, color=f"C{number}", label=name)
-    above.set(title="layer order", ylabel="standard deviation", ylim=(0, None))
-    below.set(title="sorted by magnitude", ylabel="standard deviation", xlabel="3x3 layer")
-    for axis in (above, below):
-        axis.grid(alpha=0.3)
-    above.legend(title="dashed: plain", fontsize="small", title_fontsize="small")
-    save_figure(figure, out / "responses.png")
-
-
-# ---------------------------------------------------------------------------------------------- files
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
-    """A table, whole or not at all."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
-
-
-def save_figure(figure: plt.Figure, path: Path) -> None:
-    """A picture, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, format="png", dpi=120, bbox_inches="tight")
-    plt.close(figure)
-    temporary.replace(path)
+        distributed.on_main(lambda: write_json(path, values))
+    return distributed.on_main(lambda: json.loads(path.read_text(encoding="utf-8")))
 
 
 def make_parser() -> argparse.ArgumentParser:

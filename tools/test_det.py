@@ -7,7 +7,7 @@
 
 `test` in the config switches on refinement, voting, multi-scale testing and test-time augmentation
 (docs/improvements.md). Several weights are an ensemble: each member is built from its own stored config, --cfg gives
-data, thresholds and `test`.
+data and `test`.
 
 Prints the table and writes metrics.json, detections.json, pictures, the report (report/index.html) and, for VOC sets,
 comp4_det_test_<class>.txt; without annotations a submission file in place of metrics and report.
@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from backbones.fetch import is_name
 from backbones.weights import Preprocessing
 from configs.detection import DetectionConfig
 from configs.errors import UserError
@@ -39,9 +40,6 @@ from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.pictures import write_pictures
 
-THRESHOLDS = ("score_thresh", "nms_thresh", "detections_per_img")
-"""Of `model.box`: what an ensemble takes from --cfg."""
-
 
 def main(args: argparse.Namespace) -> None:
     device = cli.select_device(args.device)
@@ -54,11 +52,13 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     config = load_config(args.cfg, cli.config_overrides(args))
     data_root = cli.find_data_root(args.data_root)
     split = args.split or ("test" if config.data.test else "val")
-    detectors = load_members(args.weights, config) if len(args.weights) > 1 else [load_one(args.weights[0], config)]
+    detectors = load_ensemble(args.weights)[0] if len(args.weights) > 1 else [load_one(args.weights[0], config)]
     class_names = detectors[0].class_names
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
     for detector in detectors:
         detector.to(device, memory_format=torch.channels_last if config.train.channels_last else torch.preserve_format)
+        if device.type == "cuda":  # on the CPU the numbers are those of the end of the training, digit for digit
+            detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
         if args.compile:
             compile_regions(detector, graphs=device.type == "cuda")
 
@@ -69,36 +69,32 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if metrics is not None:
         say(f"{split} set, {len(dataset)} images, {', '.join(str(path) for path in args.weights)}:\n")
         say(format_table(metrics))
-    first = args.weights[0]
-    folder = args.out or first.parent / (f"test_{first.stem}" if len(args.weights) == 1 else "test_ensemble")
+    folder = args.out or default_folder(args.weights)
     files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
     write_pictures(folder / "pictures", dataset.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
 
 
-def load_one(path: Path, config: DetectionConfig) -> Detector:
+def default_folder(weights: list[Path | str]) -> Path:
+    """Where results go that no --out directs: beside the (first) weights; of a name of the zoo, into runs/."""
+    first = Path(weights[0])
+    parent = Path("runs") if is_name(weights[0]) else first.parent
+    return parent / (f"test_{first.stem}" if len(weights) == 1 else "test_ensemble")
+
+
+def load_one(path: Path | str, config: DetectionConfig) -> Detector:
     """The detector that the config describes, with a checkpoint's weights and classes."""
     checkpoint = read_detector_file(path)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
-    detector = build_detector(config.model, list(checkpoint["class_names"]), preprocessing=preprocessing)
+    class_names = list(checkpoint["class_names"])
+    detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
     return detector
 
 
-def load_members(paths: list[Path], config: DetectionConfig) -> list[Detector]:
-    """An ensemble: each checkpoint's own detector, with the config's thresholds.
-
-    Raises:
-        UserError: their classes differ.
-    """
-    box = config.model.box
-    thresholds = [f"model.box.{name}={getattr(box, name)}" for name in THRESHOLDS]
-    return load_ensemble(paths, overrides=thresholds)[0]
-
-
 def load_split(
-    config: DetectionConfig, split: str, data_root: Path, class_names: list[str], weights: Path
+    config: DetectionConfig, split: str, data_root: Path, class_names: list[str], weights: Path | str
 ) -> DetectionDataset:
     """The data set with the checkpoint's labels.
 
@@ -124,15 +120,15 @@ def _some(names: list[str]) -> str:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
     parser.add_argument(
-        "--weights", required=True, nargs="+", type=Path, metavar="W",
-        help="last.pt or best.pt of a run; several: an ensemble",
+        "--weights", required=True, nargs="+", type=cli.weights_argument, metavar="W",
+        help="last.pt or best.pt of a run, or a name of docs/zoo.md; several: an ensemble",
     )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
     parser.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights)",
+        help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights, or in runs/)",
     )
     parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs for the static regions")
     parser.add_argument("--no-report", action="store_true", help="do without report/index.html")

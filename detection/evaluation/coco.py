@@ -1,9 +1,9 @@
 """COCO's rule (Lin et al. 2014; the COCO API). pycocotools is the reference; hotcoco computes the same bits faster.
 
-Neither library reads a file here: the project's own readers check the input (`read.py`), and the libraries get arrays
-with fresh ids, numbered from 1 in the order that pycocotools itself would sort them in. So annotation id 0 (for which
-pycocotools loses the match, since it marks a match with the object's id), sparse ids, string ids and empty results
-are all ordinary. COCO's `ignore` key is without effect, as in pycocotools: only `iscrowd` counts.
+Neither library reads a file here: the project's own readers check the input (`ground_truth.py`, `results.py`), and the
+libraries get arrays with fresh ids, numbered from 1 in the order in which pycocotools itself would sort them. So
+annotation id 0 (for which pycocotools loses the match, since it marks a match with the object's id), sparse ids, string
+ids and empty results are all ordinary. COCO's `ignore` key is without effect, as in pycocotools: only `iscrowd` counts.
 
 Sets in VOC's format are scored with their boxes turned into COCO's frame and with difficult objects counted like
 others, for the COCO API has no word for them.
@@ -26,6 +26,8 @@ from detection.evaluation.data import Aligned
 
 Backend = Literal["auto", "hotcoco", "pycocotools"]
 
+NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""The 12 numbers of `summary`, in the COCO API's order."""
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 ALL, SMALL, MEDIUM, LARGE = range(4)
 """Ranges of area: all; below 32^2; 32^2 to 96^2; above (both ends belong to the range)."""
@@ -133,7 +135,7 @@ def _columns(data: Aligned) -> _Columns:
         try:
             order = sorted(range(len(truth.image_ids)), key=lambda index: truth.image_ids[index])
         except TypeError:
-            raise UserError(f"{truth.source}: image ids are partly numbers and partly text: make them alike") from None
+            raise UserError(f"{truth.source}: image ids are partly numbers and partly text: use one kind") from None
         rank[order] = np.arange(1, len(order) + 1)
     known = data.detection_labels <= len(truth.class_names)
     return _Columns(
@@ -168,7 +170,8 @@ def _run_hotcoco(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     evaluator = COCOeval(truth, truth.load_res(rows), "bbox")
     evaluator.evaluate()
     evaluator.accumulate()
-    return evaluator.eval["precision"], evaluator.eval["recall"]
+    accumulated: Any = evaluator.eval
+    return accumulated["precision"], accumulated["recall"]
 
 
 def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
@@ -187,8 +190,9 @@ def _run_pycocotools(columns: _Columns) -> tuple[np.ndarray, np.ndarray]:
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         truth, results = COCO(), COCO()
-        truth.dataset = {"images": images, "categories": categories, "annotations": objects}
-        results.dataset = {"images": images, "categories": categories, "annotations": found}
+        shared: Any = {"images": images, "categories": categories}
+        truth.dataset = shared | {"annotations": objects}
+        results.dataset = shared | {"annotations": found}
         truth.createIndex()
         results.createIndex()
         evaluator = COCOeval(truth, results, "bbox")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from configs.errors import UserError
+from datasets.columns import last_of_equal_ids
 from detection.evaluation import boxes as frames
 from detection.evaluation.boxes import Frame
 
@@ -30,16 +31,24 @@ SCORE_DIGITS = 9
 class ImageDetectionsLike(Protocol):
     """The detections of one image (`detection.prediction.ImageDetections`)."""
 
-    boxes: np.ndarray
-    """(D, 4) x1 y1 x2 y2, continuous pixels from 0 of the original image."""
-    scores: np.ndarray
-    """(D,)."""
-    labels: np.ndarray
-    """(D,) in 1..K."""
+    @property
+    def boxes(self) -> np.ndarray:
+        """(D, 4) x1 y1 x2 y2, continuous pixels from 0 of the original image."""
+        ...
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(D,)."""
+        ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(D,) in 1..K."""
+        ...
 
 
 class _Boxes:
-    """Boxes that stand in one frame and are wanted in others."""
+    """Boxes that are in one frame and are wanted in others."""
 
     frame: Frame
     boxes: np.ndarray
@@ -66,7 +75,7 @@ class GroundTruth(_Boxes):
     """The annotated objects of a set of images."""
 
     frame: Frame
-    """Of `boxes`."""
+    """The frame of `boxes`."""
     image_ids: list[ImageId]
     """N ids; an image without objects counts too."""
     class_names: list[str]
@@ -87,8 +96,8 @@ class GroundTruth(_Boxes):
     """(N, 2) int64 (H, W) as the annotation says; 0 where it does not."""
     image_files: list[str] | None = None
     """N file names, for the pictures of the report."""
-    category_ids: list[int] | None = None
-    """K ids of COCO's file, which may have gaps."""
+    category_ids: list[Any] | None = None
+    """K ids of COCO's file, numbers with gaps or texts."""
     source: str = "the ground truth"
     """What messages call it."""
 
@@ -97,36 +106,40 @@ class GroundTruth(_Boxes):
 
     @classmethod
     def from_records(
-        cls, records: Records, *, frame: Frame | None = None, category_ids: Sequence[int] | None = None
+        cls, records: Records, *, frame: Frame | None = None, category_ids: Sequence[Any] | None = None
     ) -> GroundTruth:
         """The ground truth of a data set that the project has read.
 
         Args:
             records: the annotations, boxes in continuous pixels from 0.
-            frame: whose files the detections will be written as; default: COCO's where all image ids are numbers,
-                else VOC's.
+            frame: whose files the detections will be written as; default: the records' own form, else COCO's where all
+                image ids are numbers, else VOC's.
             category_ids: of COCO's file, in the order of the labels; default: the records' own.
         """
         image_ids = np.asarray(records.image_ids).tolist()
+        frame = frame or records.form
         if frame is None:
             frame = "coco" if image_ids and all(isinstance(identity, int) for identity in image_ids) else "voc"
         continuous = np.asarray(records.boxes, dtype=np.float64).reshape(-1, 4)
         convert = frames.continuous_to_voc if frame == "voc" else frames.continuous_to_coco
         known_ids = category_ids if category_ids is not None else records.category_ids
+        everyone = np.arange(len(continuous))
+        # What is read of annotations with equal ids is what eval_det.py and pycocotools read: scores agree.
+        keep = last_of_equal_ids(records.annotation_ids) if records.form == "coco" else everyone
         return cls(
             frame=frame,
             image_ids=image_ids,
             class_names=list(records.class_names),
-            image_index=np.repeat(np.arange(len(image_ids)), np.diff(records.offsets)),
-            labels=np.asarray(records.labels, dtype=np.int64),
-            boxes=convert(continuous),
-            area=np.asarray(records.area, dtype=np.float64),
-            iscrowd=np.asarray(records.iscrowd, dtype=bool),
-            difficult=np.asarray(records.difficult, dtype=bool),
+            image_index=np.repeat(np.arange(len(image_ids)), np.diff(records.offsets))[keep],
+            labels=np.asarray(records.labels, dtype=np.int64)[keep],
+            boxes=convert(continuous)[keep],
+            area=np.asarray(records.area, dtype=np.float64)[keep],
+            iscrowd=np.asarray(records.iscrowd, dtype=bool)[keep],
+            difficult=np.asarray(records.difficult, dtype=bool)[keep],
             image_sizes=np.asarray(records.sizes, dtype=np.int64).reshape(-1, 2),
             image_files=[str(path) for path in records.image_paths],
             source=records.source or cls.source,
-            category_ids=[int(identity) for identity in known_ids],
+            category_ids=np.asarray(known_ids).tolist(),
         )
 
 
@@ -135,9 +148,9 @@ class Detections(_Boxes):
     """The detections of a set of images, in the order of their file."""
 
     frame: Frame
-    """Of `boxes`."""
+    """The frame of `boxes`."""
     image_ids: list[ImageId]
-    """Ids that `image_index` points into; images without detections may stand here or not."""
+    """Ids that `image_index` points into; images without detections may be among them or not."""
     class_names: list[str]
     image_index: np.ndarray
     """(D,) int64: position in `image_ids`."""
@@ -173,7 +186,7 @@ class Detections(_Boxes):
             frame: of the files, normally `ground_truth.frame`.
 
         Raises:
-            ValueError: an image stands twice, there are more or fewer images than ids, or a label is not in 1..K.
+            ValueError: an image appears twice, there are more or fewer images than ids, or a label is not in 1..K.
             UserError: a box or a score is NaN.
         """
         image_ids = [identity if isinstance(identity, str) else int(identity) for identity in image_ids]
@@ -181,7 +194,7 @@ class Detections(_Boxes):
         if len(per_image) != len(image_ids):
             raise ValueError(f"{len(per_image)} images of detections for {len(image_ids)} image ids")
         if len(set(image_ids)) != len(image_ids):
-            raise ValueError("an image id stands twice: each image must be counted once")
+            raise ValueError("an image id appears twice: each image must be counted once")
         counts = [len(one.scores) for one in per_image]
         if sum(counts):
             continuous = np.concatenate([np.asarray(one.boxes, dtype=np.float64).reshape(-1, 4) for one in per_image])

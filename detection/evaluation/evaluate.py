@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import write_text
 from detection.evaluation import coco, imagenet_det, voc
 from detection.evaluation.data import Aligned, Detections, GroundTruth, align
-from detection.evaluation.files import write_text
 
 ProtocolName = Literal["voc07", "voc12", "coco", "imagenet_det"]
 PROTOCOLS: tuple[ProtocolName, ...] = ("voc07", "voc12", "coco", "imagenet_det")
@@ -90,6 +90,15 @@ def _none_for_nan(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
+def headline(values: dict[str, Any]) -> float | None:
+    """The number by which a protocol is known: AP of COCO, mAP of the others; None where there is no ground truth.
+
+    Args:
+        values: one protocol's part of the metrics, for example `metrics["voc07"]`.
+    """
+    return values["AP"] if "AP" in values else values["mAP"]
+
+
 def write_metrics(path: Path, metrics: Metrics) -> None:
     """Write metrics.json, in double precision to the last digit."""
     write_text(path, json.dumps(metrics, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
@@ -97,7 +106,6 @@ def write_metrics(path: Path, metrics: Metrics) -> None:
 
 # ---------------------------------------------------------------------------------------------- the table
 
-_COCO_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 _COLUMN_TITLES = {"voc07": "VOC07 AP", "voc12": "VOC12 AP", "coco": "COCO AP", "imagenet_det": "DET AP"}
 
 
@@ -109,7 +117,7 @@ def format_table(metrics: Metrics) -> str:
     names: list[str] = []
     for name in present:
         names += [key for key in metrics[name]["per_class"] if key not in names]
-    means = {name: metrics[name]["AP" if name == "coco" else "mAP"] for name in present}
+    means = {name: headline(metrics[name]) for name in present}
     rows = [["class", *(_COLUMN_TITLES[name] for name in present)]]
     rows += [[key, *(_percent(metrics[name]["per_class"].get(key)) for name in present)] for key in names]
     rows.append(["mean", *(_percent(means[name]) for name in present)])
@@ -121,7 +129,7 @@ def format_table(metrics: Metrics) -> str:
     rule = "-" * len(lines[0])
     text = [lines[0], rule, *lines[1:-1], rule, lines[-1]]
     if "coco" in metrics:
-        numbers = [f"{name} {_percent(metrics['coco'][name])}" for name in _COCO_COLUMNS]
+        numbers = [f"{name} {_percent(metrics['coco'][name])}" for name in coco.NUMBERS]
         text += ["", f"COCO (by {metrics.get('coco_backend', 'unknown')}):", "  " + "  ".join(numbers[:6])]
         text.append("  " + "  ".join(numbers[6:]))
     if "voc_by_iou" in metrics:

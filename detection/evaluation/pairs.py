@@ -23,7 +23,7 @@ def pairs_in_group(groups: np.ndarray, object_groups: np.ndarray) -> Iterator[tu
         object_groups: (M,) int64, the group of each object.
 
     Yields:
-        (P,) detections, ascending, and (P,) objects; the objects of one detection stand together, in ascending order,
+        (P,) detections, ascending, and (P,) objects; the objects of one detection follow each other in ascending order,
         and are never split over two portions.
     """
     by_group = np.argsort(object_groups, kind="stable")

@@ -5,6 +5,7 @@ What the official tools accept is accepted, with a warning where it is likely a 
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Sequence
@@ -13,12 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import PrintableFilter, UserError, did_you_mean
+from configs.files import read_json, read_lines
+from datasets.columns import Rows, no_garbage_collection, short
+from detection.evaluation.boxes import voc_to_coco
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.files import Rows, no_garbage_collection, read_bytes, read_json
-from detection.evaluation.messages import examples, nearest
+from detection.evaluation.messages import examples
 
 logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
 
 _COMP_FILE = re.compile(r"comp.*?_det_(?P<rest>.+)\.txt")
 _COMP_LINE = "a line is: image_id score xmin ymin xmax ymax"
@@ -82,12 +86,12 @@ def _comp_files(path: Path, truth: GroundTruth, image_set: str) -> list[tuple[Pa
     if not found:
         raise UserError(f"{path}: no file is named comp*_det_<set>_<class>.txt, as in comp4_det_{image_set}_cat.txt")
     prefix = f"{image_set}_"
-    by_file_name = {file_name_of(name): name for name in truth.class_names}
+    by_file_name = dict(zip(file_names_of(truth.class_names), truth.class_names, strict=True))
     of_this_set = [(file, rest.removeprefix(prefix)) for file, rest in found if rest.startswith(prefix)]
     of_this_set = [(file, by_file_name.get(name, name)) for file, name in of_this_set]
     if not of_this_set:
         logger.warning("%s: no file is of the image set %s: all are read", path, image_set)
-    chosen = of_this_set or [(file, _class_in(rest, truth.class_names)) for file, rest in found]
+    chosen = of_this_set or [(file, _class_in(rest, by_file_name)) for file, rest in found]
     per_class: dict[str, list[str]] = {}
     for file, name in chosen:
         per_class.setdefault(name, []).append(file.name)
@@ -97,25 +101,41 @@ def _comp_files(path: Path, truth: GroundTruth, image_set: str) -> list[tuple[Pa
     return chosen
 
 
-def _class_in(rest: str, class_names: list[str]) -> str:
+def _class_in(rest: str, by_file_name: dict[str, str]) -> str:
     """The class in `<set>_<class>`: the longest known name that it ends with, else all after the first underscore."""
-    known = [name for name in class_names if rest.endswith(f"_{file_name_of(name)}")]
-    return max(known, key=len) if known else rest.partition("_")[2] or rest
+    known = [part for part in by_file_name if rest.endswith(f"_{part}")]
+    return by_file_name[max(known, key=len)] if known else rest.partition("_")[2] or rest
 
 
-def file_name_of(class_name: str) -> str:
-    """The class name as a part of a file name."""
-    return class_name.replace("/", "_")
+def file_names_of(class_names: Sequence[str]) -> list[str]:
+    """The class names as parts of file names, all different whatever the names hold.
+
+    Slashes, control characters and what Windows forbids become `_`, long names are cut at 100 bytes; where that makes
+    two equal (`a/b` and `a_b`), or equal but for case, the later ones get the class's number.
+    """
+    taken: set[str] = set()
+    exact = {name for name in class_names if _file_name_of(name) == name}
+    names = []
+    for label, name in enumerate(class_names, start=1):
+        part = _file_name_of(name)
+        if part.casefold() in taken or (part != name and part in exact):
+            part = f"{part}_{label}"
+        taken.add(part.casefold())
+        names.append(part)
+    return names
+
+
+def _file_name_of(class_name: str) -> str:
+    part = "".join("_" if c in '/\\:*?"<>|' or not c.isprintable() else c for c in class_name)
+    part = part.encode("utf-8", "replace")[:100].decode("utf-8", "ignore")
+    return part if part.strip(". ") else "_" * max(1, len(part))
 
 
 def _read_comp_file(path: Path, position: dict[Any, int]) -> tuple[list[int], np.ndarray]:
     """The images and (n, 5) float64 score, xmin, ymin, xmax, ymax of one class file."""
-    try:
-        lines = read_bytes(path, "file of detections").decode().splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not text: {_COMP_LINE}") from None
-    rows = [(number, line.split()) for number, line in enumerate(lines, start=1)]
-    rows = [(number, row) for number, row in rows if row]
+    lines = read_lines(path, "file of detections")
+    rows = [(number, line.rsplit(maxsplit=5)) for number, line in enumerate(lines, start=1)]  # ids may hold blanks
+    rows = [(number, [_listed_id(row[0], position), *row[1:]]) for number, row in rows if row]
     try:
         images = [position[row[0]] for _, row in rows]
         numbers = np.array([list(map(float, row[1:])) for _, row in rows], dtype=np.float64).reshape(-1, 5)
@@ -128,11 +148,24 @@ def _read_comp_file(path: Path, position: dict[Any, int]) -> tuple[list[int], np
     return images, numbers
 
 
+def _listed_id(text: str, position: dict[Any, int]) -> str:
+    """The image id at the beginning of a line: as it stands, else without quotes or an image's suffix."""
+    if text in position:
+        return text
+    bare = text.strip().strip("\"'")
+    return next(
+        (form for form in (bare, Path(bare).stem, Path(bare.replace("\\", "/")).stem) if form in position), bare
+    )
+
+
 def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> None:
     if len(row) != 6:
         raise UserError(f"{where}: has {len(row)} fields, not 6: {_COMP_LINE}")
     if row[0] not in position:
-        alike = nearest(row[0], list(position))
+        fields = len(row[0].split()) + 5
+        if fields > 6 and row[0].split()[0] in position:
+            raise UserError(f"{where}: has {fields} fields, not 6: {_COMP_LINE}")
+        alike = did_you_mean(row[0], list(position))
         raise UserError(f"{where}: image {row[0]!r} is not in the image set{alike}: check --image-set")
     for name, text in zip(("score", "xmin", "ymin", "xmax", "ymax"), row[1:], strict=True):
         try:
@@ -148,7 +181,8 @@ def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> No
 
 def _read_json_detections(path: Path, truth: GroundTruth) -> Detections:
     rows = _read_rows(path)
-    read = _from_voc_list if truth.frame == "voc" else _from_coco_results
+    by_name = bool(rows.items) and "category" in rows.items[0] and "category_id" not in rows.items[0]
+    read = _from_voc_list if truth.frame == "voc" or by_name else _from_coco_results
     return read(path, rows, truth)
 
 
@@ -172,7 +206,7 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
         paths: JSON lists, all of VOC's form or all COCO results.
 
     Returns:
-        One for each file, with common image ids and class names (COCO: the categories' ids as text).
+        One for each file, with common image ids and class names (COCO: the categories' ids as JSON).
 
     Raises:
         UserError: as `read_detections`, or the files' forms differ.
@@ -184,13 +218,14 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
         if len(frames) > 1:
             raise UserError(f"{frames['coco']} holds COCO results, {frames['voc']} VOC's list: give files of one form")
         frame, key = ("coco", "category_id") if "coco" in frames else ("voc", "category")
-        ids = _values_of(files, "image_id", str | int | float)
-        classes = _values_of(files, key, int if frame == "coco" else str | int)
+        ids = _values_of(files, "image_id", str | int)
+        classes = _values_of(files, key, str | int)
         if frame == "voc":
             ids, classes = (list(dict.fromkeys(map(str, values))) for values in (ids, classes))
         nothing = np.zeros(0)
         names = GroundTruth(
-            frame=frame, image_ids=ids, class_names=[str(name) for name in classes],
+            frame=frame, image_ids=ids,
+            class_names=[str(name) if frame == "voc" else json.dumps(name) for name in classes],
             category_ids=classes if frame == "coco" else None, image_index=nothing.astype(np.int64),
             labels=nothing.astype(np.int64), boxes=nothing.reshape(0, 4), area=nothing,
             iscrowd=nothing.astype(bool), difficult=nothing.astype(bool), source="any of the files",
@@ -204,25 +239,29 @@ def _values_of(files: Sequence[tuple[Path, Rows]], key: str, kinds: Any) -> list
     found: dict[Any, None] = {}
     for _, rows in files:
         for index, value in enumerate(rows.column(key, "each detection needs one")):
-            if not isinstance(value, kinds):
-                raise rows.error(index, f"{key} is {value!r}: give a number{' or text' if kinds is not int else ''}")
+            if type(value) is float and value.is_integer():
+                value = int(value)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise rows.error(index, f"{key} is {short(value)}: give a whole number or text")
             found[value] = None
     return list(found)
 
 
 def _from_voc_list(path: Path, rows: Rows, truth: GroundTruth) -> Detections:
+    """VOC's list, of which predict.py writes one for any model: also for a COCO ground truth, joined by names."""
     if rows.items and "category" not in rows.items[0] and "category_id" in rows.items[0]:
         raise UserError(f"{path}: these are COCO results (category_id): give --format coco, or name each category")
-    names = rows.column("category", "give the class name")
-    class_names = list(dict.fromkeys((*truth.class_names, *map(str, names))))
+    names = rows.texts("category", "give the class name")
+    class_names = list(dict.fromkeys((*truth.class_names, *names)))
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
+    boxes = rows.boxes("xmin, ymin, xmax, ymax")
     return Detections(
-        frame="voc",
+        frame=truth.frame,
         image_ids=truth.image_ids,
         class_names=class_names,
-        image_index=_image_column(rows, truth, as_text=True),
-        labels=np.array([label_of[str(name)] for name in names], dtype=np.int64),
-        boxes=rows.boxes("xmin, ymin, xmax, ymax"),
+        image_index=_image_column(rows, truth, by_file=True),
+        labels=np.array([label_of[name] for name in names], dtype=np.int64),
+        boxes=boxes if truth.frame == "voc" else voc_to_coco(boxes),
         scores=rows.numbers("score", rows.column("score", "give a confidence"), infinite=True),
         source=str(path),
     )
@@ -230,12 +269,10 @@ def _from_voc_list(path: Path, rows: Rows, truth: GroundTruth) -> Detections:
 
 def _from_coco_results(path: Path, rows: Rows, truth: GroundTruth) -> Detections:
     first = rows.items[0] if rows.items else {"bbox": []}
-    if "category" in first and "category_id" not in first:
-        raise UserError(f"{path}: this is VOC's list of detections (category): give --format voc, or each category_id")
     if "bbox" not in first and "segmentation" in first:
         raise UserError(f"{path}: these are mask results: give box results, with bbox [x, y, width, height]")
     label_of = {identity: label for label, identity in enumerate(truth.category_ids or (), start=1)}
-    labels = rows.lookup("category_id", label_of, missing=0)
+    labels = rows.lookup("category_id", label_of, missing=0, owner="categories'")
     known = labels > 0
     if not known.all():
         unknown = list(dict.fromkeys(rows.items[index]["category_id"] for index in np.flatnonzero(~known)))
@@ -255,21 +292,53 @@ def _from_coco_results(path: Path, rows: Rows, truth: GroundTruth) -> Detections
     )
 
 
-def _image_column(rows: Rows, truth: GroundTruth, *, as_text: bool = False) -> np.ndarray:
-    """(D,) int64: position of each detection's image in the ground truth."""
+def _image_column(rows: Rows, truth: GroundTruth, *, by_file: bool = False) -> np.ndarray:
+    """(D,) int64: position of each detection's image in the ground truth.
+
+    Args:
+        rows: the detections.
+        truth: whose images they are of.
+        by_file: an id may be a number for a text, or the image's file name, as predict.py writes it.
+    """
     ids = rows.column("image_id", "name the image")
-    position = {identity: index for index, identity in enumerate(truth.image_ids)}
-    try:
-        return np.fromiter(map(position.__getitem__, ids), dtype=np.int64, count=len(ids))
-    except (KeyError, TypeError):
-        pass
-    if as_text:
-        ids = [str(identity) if isinstance(identity, int) else identity for identity in ids]
+    position: dict[Any, int] = {identity: index for index, identity in enumerate(truth.image_ids)}
+    numbers = bool(position) and not isinstance(next(iter(position)), str)
+    if not set(map(type, ids)) - ({int, float} if numbers else {str}):
+        try:
+            return np.fromiter(map(position.__getitem__, ids), dtype=np.int64, count=len(ids))
+        except KeyError:
+            pass
+    if by_file:
+        position = {**_positions_by_file(truth), **position}
+        ids = [str(value) if type(value) is int and not numbers else value for value in ids]
+        ids = [_stem(value) if isinstance(value, str) and value not in position else value for value in ids]
     for index, identity in enumerate(ids):
-        if not isinstance(identity, str | int | float) or identity not in position:
-            mend = nearest(identity, truth.image_ids) if isinstance(identity, str) else ""
-            raise rows.error(index, f"image_id {identity!r} is not in {truth.source}{mend}: is it another set's file?")
+        if type(identity) not in (str, int, float) or identity not in position:
+            given = rows.items[index]["image_id"]
+            raise rows.error(index, _unknown_image(given, truth, wants_number=numbers and not by_file))
     return np.array([position[identity] for identity in ids], dtype=np.int64)
+
+
+def _unknown_image(identity: Any, truth: GroundTruth, *, wants_number: bool) -> str:
+    if isinstance(identity, str) and wants_number:
+        return f"image_id is the text {short(identity)}, but the ids of {truth.source} are numbers"
+    hint = did_you_mean(identity, truth.image_ids) if isinstance(identity, str) else ""
+    return f"image_id {short(identity)} is not in {truth.source}{hint}: is it another set's file?"
+
+
+def _positions_by_file(truth: GroundTruth) -> dict[str, int]:
+    """Positions by the file names of the images: whole, without folders, without suffix; what two share is left out."""
+    found: dict[str, int] = {}
+    files = truth.image_files or [str(identity) for identity in truth.image_ids]
+    for index, (file, identity) in enumerate(zip(files, truth.image_ids, strict=True)):
+        path = Path((file or str(identity)).replace("\\", "/"))
+        for form in {path.as_posix(), path.name, path.with_suffix("").as_posix(), path.stem}:
+            found[form] = index if found.get(form, index) == index else -1
+    return {form: index for form, index in found.items() if index >= 0}
+
+
+def _stem(name: str) -> str:
+    return Path(name).with_suffix("").as_posix() if Path(name).name else name
 
 
 # ---------------------------------------------------------------------------------------------- warnings
@@ -287,7 +356,7 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
     if without:
         logger.warning(
             "%s: detections of classes that have no ground truth are left out of the means: %s%s",
-            path, examples(without), nearest(without[0], sorted(annotated)),
+            path, examples(without), did_you_mean(without[0], sorted(annotated)),
         )  # fmt: skip
     missed = sorted(annotated - found)
     if missed:

@@ -29,7 +29,7 @@ from detection.evaluation.pairs import best_objects
 RECALLS_07 = np.arange(0, 1.1, 0.1)
 """The thresholds as floating point has them: 0.30000000000000004 is not reached by 3 of 10 objects."""
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
-"""Of the mean over thresholds."""
+"""The IoU thresholds that the mean is over."""
 
 TRUE, FALSE, NOT_COUNTED = 1, 0, -1
 

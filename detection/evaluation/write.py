@@ -6,14 +6,16 @@ Numbers are written with as many digits as tell them from their neighbours, so r
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from configs.files import write_text
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.files import write_text
-from detection.evaluation.results import file_name_of
+from detection.evaluation.results import file_names_of
 
 
-def write_detections_json(path: Path, detections: Detections, category_ids: dict[str, int] | None = None) -> None:
+def write_detections_json(path: Path, detections: Detections, category_ids: dict[str, Any] | None = None) -> None:
     """Write detections.json in the form that fits the data set.
 
     VOC: a list of `{"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"}`, 1-based inclusive pixels.
@@ -25,29 +27,50 @@ def write_detections_json(path: Path, detections: Detections, category_ids: dict
         detections: as from `Detections.from_images`.
         category_ids: COCO: class name -> id in the annotation file (see `category_ids_of`); default: the labels.
     """
-    rows = zip(
-        detections.image_index.tolist(), detections.labels.tolist(), detections.boxes.tolist(),
-        detections.scores.tolist(), strict=True,
-    )  # fmt: skip
-    names, ids = detections.class_names, detections.image_ids
-    if detections.frame == "voc":
-        records = [
-            {"image_id": ids[image], "category": names[label - 1], "bbox": box, "score": score}
-            for image, label, box, score in rows
-        ]
-    else:
-        categories = [0] + [
-            label if category_ids is None else category_ids[name] for label, name in enumerate(names, start=1)
-        ]
-        records = [
-            {"image_id": ids[image], "category_id": categories[label], "bbox": box, "score": score}
-            for image, label, box, score in rows
-        ]
+    records = voc_records(detections) if detections.frame == "voc" else coco_records(detections, category_ids)
     lines = ",\n".join(json.dumps(record, separators=(",", ":"), ensure_ascii=False) for record in records)
     write_text(path, f"[\n{lines}\n]\n" if records else "[]\n")
 
 
-def category_ids_of(ground_truth: GroundTruth) -> dict[str, int] | None:
+def voc_records(detections: Detections) -> list[dict[str, Any]]:
+    """Detections in VOC's frame as the dicts of the VOC list."""
+    ids, names = _printable_ids(detections), detections.class_names
+    return [
+        {"image_id": ids[image], "category": names[label - 1], "bbox": box, "score": score}
+        for image, label, box, score in _rows(detections)
+    ]
+
+
+def coco_records(detections: Detections, category_ids: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Detections in COCO's frame as COCO results.
+
+    Args:
+        detections: of the frame coco.
+        category_ids: class name -> id in the annotation file; None: the labels.
+    """
+    ids, names = _printable_ids(detections), detections.class_names
+    categories = [0] + [
+        label if category_ids is None else category_ids[name] for label, name in enumerate(names, start=1)
+    ]
+    return [
+        {"image_id": ids[image], "category_id": categories[label], "bbox": box, "score": score}
+        for image, label, box, score in _rows(detections)
+    ]
+
+
+def _printable_ids(detections: Detections) -> list[Any]:
+    """The images' ids; a file name whose bytes are not UTF-8 (predict.py takes any) with escapes."""
+    return [i if isinstance(i, int) else i.encode("utf-8", "backslashreplace").decode() for i in detections.image_ids]
+
+
+def _rows(detections: Detections) -> Iterator[tuple[int, int, list[float], float]]:
+    return zip(
+        detections.image_index.tolist(), detections.labels.tolist(), detections.boxes.tolist(),
+        detections.scores.tolist(), strict=True,
+    )  # fmt: skip
+
+
+def category_ids_of(ground_truth: GroundTruth) -> dict[str, Any] | None:
     """Class name -> id in COCO's annotation file; None where the set has no such ids."""
     if ground_truth.category_ids is None:
         return None
@@ -71,7 +94,7 @@ def write_comp4(folder: Path, detections: Detections, image_set: str = "test") -
     for image, label, (xmin, ymin, xmax, ymax), score in rows:
         lines[label - 1].append(f"{detections.image_ids[image]} {score!r} {xmin!r} {ymin!r} {xmax!r} {ymax!r}\n")
     paths = []
-    for name, text in zip(detections.class_names, lines, strict=True):
-        paths.append(Path(folder) / f"comp4_det_{image_set}_{file_name_of(name)}.txt")
+    for part, text in zip(file_names_of(detections.class_names), lines, strict=True):
+        paths.append(Path(folder) / f"comp4_det_{image_set}_{part}.txt")
         write_text(paths[-1], "".join(text))
     return paths

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from backbones.augmentation import Mix
 from backbones.classification import (
-    Normalize,
     Plateau,
     WarmupUntilError,
     build_classifier,
@@ -17,39 +16,10 @@ from backbones.classification import (
     measure_mean,
     wrong_answers,
 )
-from backbones.weights import Preprocessing
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
 
 # ------------------------------------------------------------------------------------------------ input
-
-
-def test_normalize_by_hand():
-    normalize = Normalize(Preprocessing((10.0, 20.0, 30.0), (2.0, 4.0, 5.0)))
-    image = torch.tensor([14, 28, 40], dtype=torch.uint8).view(1, 3, 1, 1).expand(1, 3, 2, 3)
-    assert normalize(image)[0, :, 1, 2].tolist() == [2.0, 2.0, 2.0]
-    bgr = Normalize(Preprocessing((10.0, 20.0, 30.0), (2.0, 4.0, 5.0), "bgr"))
-    # Blue first: (40 - 10) / 2, (28 - 20) / 4, (14 - 30) / 5.
-    assert bgr(image)[0, :, 0, 0].tolist() == pytest.approx([15.0, 2.0, -3.2])
-
-
-def test_the_per_pixel_mean_serves_inputs_of_its_size_and_channel_means_all_others():
-    mean_image = torch.arange(3 * 2 * 4).view(3, 2, 4).float()
-    channels = tuple(mean_image.mean((1, 2)).tolist())
-    normalize = Normalize(Preprocessing(channels, (1.0, 1.0, 1.0)), mean_image)
-    images = torch.full((1, 3, 2, 4), 100, dtype=torch.uint8)
-    assert torch.equal(normalize(images)[0], 100 - mean_image)
-    dense = normalize(torch.full((1, 3, 4, 2), 100, dtype=torch.uint8))[0]
-    for channel, mean in enumerate(channels):
-        assert dense[channel].unique().tolist() == pytest.approx([100 - mean])
-
-
-def test_lighting_is_divided_by_the_deviation_in_the_order_of_the_channels():
-    offsets = torch.tensor([[2.0, 4.0, 10.0]])
-    rgb = Normalize(Preprocessing((0.0, 0.0, 0.0), (2.0, 4.0, 5.0)))
-    bgr = Normalize(Preprocessing((0.0, 0.0, 0.0), (2.0, 4.0, 5.0), "bgr"))
-    assert rgb.scaled(offsets).flatten().tolist() == pytest.approx([1.0, 1.0, 2.0])
-    assert bgr.scaled(offsets).flatten().tolist() == pytest.approx([5.0, 1.0, 0.4])
 
 
 def test_the_mean_image_is_that_of_all_images_whatever_the_batches():

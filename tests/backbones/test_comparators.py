@@ -10,8 +10,9 @@ from torch import nn
 from backbones.analysis import cost
 from backbones.classification import classification_loss, wrong_answers
 from backbones.comparators import COMPARATORS, Highway, MaxoutConv, PyramidPool
+from backbones.pretrained import load_backbone_weights
 from backbones.staged import WithCompanions
-from backbones.weights import GOOGLENET, as_classifier, load_backbone_weights
+from backbones.weights import GOOGLENET, as_classifier
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 

@@ -12,7 +12,8 @@ import torchvision
 from PIL import Image
 
 from backbones.conversion import convert
-from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, load_backbone_weights, read_weights_file
+from backbones.pretrained import load_backbone_weights
+from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, read_weights_file
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 

@@ -215,3 +215,18 @@ def test_a_copy_and_another_type_follow(tmp_path):
     twin = build_backbone("cifar_resnet20").double().eval()
     twin.load_state_dict(net.state_dict())
     assert torch.allclose(net(x.double()), twin(x.double()), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("stride_in_1x1", [True, False])
+def test_a_dilated_stage_is_the_same_net_at_more_places(stride_in_1x1):
+    """Exactly so where the 1x1 strides; where the 3x3 does, its first unit looks further than before."""
+    torch.manual_seed(0)
+    net = build_backbone("resnet50", stride_in_1x1=stride_in_1x1).eval()
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        coarse = net.forward_stages(x, ["conv5"])["conv5"]
+        net.dilate_stage("conv5")
+        fine = net.forward_stages(x, ["conv5"])["conv5"]
+    assert net.stage_strides["conv5"] == net.stage_strides["conv4"] == 16
+    assert fine.shape[-2:] == (4, 6)
+    assert torch.allclose(fine[:, :, ::2, ::2], coarse, rtol=1e-4, atol=1e-4) == stride_in_1x1

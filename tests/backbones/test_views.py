@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.classification import Normalize
+from backbones.preprocess import Normalize
 from backbones.views import ErrorCounter, count_errors, dense_logits, ten_crops, view_scores
 from backbones.weights import Preprocessing
 from backbones.zoo import build_backbone

@@ -7,6 +7,7 @@ import os
 import pickle
 import socket
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,16 +16,9 @@ import torch
 import torchvision
 from torch import nn
 
+from backbones.pretrained import load_backbone_weights
 from backbones.vgg import VGG
-from backbones.weights import (
-    CAFFE_VGG,
-    IMAGENET,
-    MSRA,
-    Preprocessing,
-    load_backbone_weights,
-    read_weights_file,
-    write_safetensors,
-)
+from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, read_weights_file, write_safetensors
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 
@@ -349,3 +343,68 @@ def test_other_projects_files_are_sent_to_the_converter(tmp_path):
     assert "--init-from" in error_of(net, "resnet18", path)
     torch.save({"kind": "classifier", "model": {}}, path)
     assert "config, preprocessing" in error_of(net, "resnet18", path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "is a Git LFS pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>", "is a web page, not weights"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5"),
+        (b"\x1f\x8b" + bytes(100), "is compressed with gzip"),
+    ],
+)
+def test_files_of_something_else_are_named(tmp_path, content, said):
+    for suffix in ("pth", "safetensors", "pkl"):
+        path = tmp_path / f"weights.{suffix}"
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=rf"weights\.{suffix}: {said}"):
+            read_weights_file(path)
+
+
+def test_a_folder_names_its_file(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights.safetensors").touch()
+    assert "is a folder: give the file: weights.safetensors" in error_of(nn.Identity(), "resnet18", tmp_path / "model")
+
+
+def test_compressed_archives_are_not_unpacked(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"a": torch.zeros(1000)}, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for name in source.namelist():
+            bomb.writestr(name, source.read(name))
+    with pytest.raises(UserError, match="an ordinary compressed archive"):
+        read_weights_file(tmp_path / "bomb.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: c.update(model=None), "the checkpoint's model is a NoneType"),
+        (lambda c: c.update(config=[1]), "the checkpoint's config is a list"),
+        (lambda c: c.update(config={"model": 3}), "config.model is not a mapping"),
+        (lambda c: c.update(preprocessing={}), "preprocessing: mean is None, not three numbers"),
+        (lambda c: c["preprocessing"].update(std=[1, 0, 1]), "over .1, 0, 1."),
+        (lambda c: c["preprocessing"].update(std=[1, float("nan"), 1]), "std is .*, not three numbers"),
+        (lambda c: c["model"].update({"conv1.weight": "text"}), "conv1.weight is a str, not a tensor"),
+        (lambda c: c["model"]["conv1.weight"].fill_(float("nan")), "conv1.weight has values that are not finite"),
+    ],
+)
+def test_checkpoints_with_wrong_parts_are_one_line(tmp_path, resnet18, change, said):
+    content = checkpoint_of({key: value.clone() for key, value in resnet18.items()}, backbone="resnet18")
+    change(content)
+    torch.save(content, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match=said):
+        load(build_backbone("resnet18", num_classes=1000), "resnet18", tmp_path / "weights.pt")
+
+
+def test_a_wrong_checksum_inside_is_damage(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"conv1.weight": torch.arange(5000.0)}, path)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4] = b"\0\0\0\0"
+    path.write_bytes(data)
+    assert torch.load(path, weights_only=True)  # PyTorch reads it without a word
+    with pytest.raises(UserError, match=r"the checksum of .* is wrong: the file is damaged"):
+        read_weights_file(path)

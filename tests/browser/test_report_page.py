@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from PIL import Image
 
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.report import SECTIONS, Run, write_report
-from detection.evaluation.synthetic import IMAGE_SIZE, make_set
+from tools.benchmarks.synthetic import IMAGE_SIZE, make_set
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +33,10 @@ PROBE = """<script>window.addEventListener("load", () => {
     photographs: all("svg.shot image").length,
     boxes: all("svg.shot rect[class]").map((box) => getComputedStyle(box).stroke).length,
     unseen: all("svg.shot rect[class]").filter((box) => getComputedStyle(box).stroke === "none").length,
+    cut: all("svg.shot text").filter((word) => {
+      const own = word.getBoundingClientRect(), picture = word.ownerSVGElement.getBoundingClientRect();
+      return own.right > picture.right + 1 || own.left < picture.left - 1;
+    }).length,
     sideways: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     requests: performance.getEntriesByType("resource").filter((entry) => !entry.name.startsWith("data:")).length,
     before, down, up: column(2), title: document.title,
@@ -50,13 +55,13 @@ def chromium() -> str:
     return path
 
 
-def browse(chromium: str, profile: Path, *arguments: str) -> str:
-    """Standard output of a headless browser with a fresh profile."""
+def browse(chromium: str, profile: Path, *arguments: str, size: str = "1300,2000") -> str:
+    """Standard output of a headless browser with a fresh profile and a window of that width and height."""
     profile.mkdir()
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={profile}", "--window-size=1300,2000", "--hide-scrollbars", *arguments,
+        f"--user-data-dir={profile}", f"--window-size={size}", "--hide-scrollbars", *arguments,
     ]  # fmt: skip
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
@@ -72,18 +77,23 @@ def write_page(folder: Path, runs: int) -> Path:
     return write_report(folder / "report", truth, [Run(f"run {n}", found, metrics) for n in range(runs)], images=folder)
 
 
-@pytest.mark.parametrize("runs", [1, 2])
-def test_page_in_a_browser(chromium: str, tmp_path: Path, runs: int) -> None:
-    page = write_page(tmp_path, runs)
+def probe(chromium: str, page: Path, profile: Path, size: str) -> dict[str, Any]:
+    """What the page says about itself in a window of that size."""
     probed = page.with_name("probed.html")
     text = page.read_text(encoding="utf-8")
     assert text.count("</body>") == 1
     probed.write_text(text.replace("</body>", f"{PROBE}</body>"), encoding="utf-8")
-    dom = browse(chromium, tmp_path / "profile", "--virtual-time-budget=10000", "--dump-dom", probed.as_uri())
+    dom = browse(chromium, profile, "--virtual-time-budget=10000", "--dump-dom", probed.as_uri(), size=size)
     answer = dom.split('<pre id="probe">')[1].split("</pre>")[0]
-    found = json.loads(answer.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    return json.loads(answer.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
 
-    assert found["title"] == "Detection report"
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_page_in_a_browser(chromium: str, tmp_path: Path, runs: int) -> None:
+    page = write_page(tmp_path, runs)
+    found = probe(chromium, page, tmp_path / "profile", "1300,2000")
+
+    assert found["title"] == ("run 0 on synthetic" if runs == 1 else "run 0 and run 1 on synthetic")
     assert [name for name, _ in found["sections"]] == list(SECTIONS)
     assert all(height > 80 for _, height in found["sections"])
     assert len(found["plots"]) == 4 + runs
@@ -93,10 +103,19 @@ def test_page_in_a_browser(chromium: str, tmp_path: Path, runs: int) -> None:
     assert found["boxes"] > 100
     assert found["unseen"] == 0
     assert found["sideways"] <= 0  # nothing is wider than the window
+    assert found["cut"] == 0
     assert found["requests"] == 0
     values = list(map(float, found["before"]))
     assert list(map(float, found["down"])) == sorted(values, reverse=True)
     assert list(map(float, found["up"])) == sorted(values)
+
+
+def test_page_at_the_width_of_a_phone(chromium: str, tmp_path: Path) -> None:
+    """Tables and plots scroll by themselves, the page does not; plots stay large enough to be read."""
+    found = probe(chromium, write_page(tmp_path, 2), tmp_path / "profile", "500,1000")  # Chromium's narrowest
+    assert found["sideways"] <= 0
+    assert all(shown >= 440 for _, _, shown in found["plots"])
+    assert found["cut"] == 0
 
 
 def test_page_is_painted(chromium: str, tmp_path: Path) -> None:

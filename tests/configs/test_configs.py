@@ -13,13 +13,11 @@ from datasets.batch import Batch
 from detection.alternating import PHASES
 from detection.model import build_detector
 from tools.runtime.optimizer import scaled_rate
-from tools.train_det import config_of_phase
+from tools.runtime.tasks.alternating import config_of_phase
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DETECTION = sorted(path.name for path in CONFIGS.glob("*.yaml") if "box" in yaml.safe_load(path.read_text())["model"])
-MODELS = {
-    load_config(CONFIGS / name).model.model_dump_json(exclude={"box": {"score_thresh"}}): name for name in DETECTION
-}
+MODELS = {load_config(CONFIGS / name).model.model_dump_json(): name for name in DETECTION}
 """One config for each detector that is built: some configs differ in nothing but the data and the schedule."""
 REQUIRED = {
     "frcnn_r101_voc",
@@ -71,7 +69,7 @@ def test_builds_and_trains_one_step(name):
         overrides.append("model.box.fc_width=32")
     config = load_config(CONFIGS / name, overrides)
     torch.manual_seed(0)
-    detector = build_detector(config.model, ["cat", "dog"]).train()
+    detector = build_detector(config.model, ["cat", "dog"], test=config.test).train()
     boxes = torch.zeros(2, 8, 4)
     boxes[0, 0] = torch.tensor([8.0, 4.0, 60.0, 40.0])
     batch = Batch(
@@ -90,7 +88,7 @@ def test_builds_and_trains_one_step(name):
     assert all(p.grad is not None for p in detector.parameters() if p.requires_grad)
     with torch.no_grad():
         detections = detector.eval()(batch)
-    assert detections.boxes.shape == (2, config.model.box.detections_per_img, 4)
+    assert detections.boxes.shape == (2, config.test.detections_per_img, 4)
 
 
 def test_recipes_are_those_of_the_interface():
@@ -100,7 +98,7 @@ def test_recipes_are_those_of_the_interface():
     assert consensus.model.rpn.hidden_channels == 512
     assert consensus.model.rpn.post_nms_top_n_test == 300
     assert consensus.model.box.bg_iou_range == (0.0, 0.5)
-    assert (consensus.model.box.nms_thresh, consensus.model.box.score_thresh) == (0.3, 0.001)
+    assert (consensus.test.nms_thresh, consensus.test.score_thresh) == (0.3, 0.001)
     assert consensus.optim.weight_decay == 1e-4
     assert (paper.model.box.pool, paper.model.rpn.cross_boundary) == ("roi_pool", "drop")
     assert paper.optim.weight_decay == 5e-4

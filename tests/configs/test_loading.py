@@ -49,7 +49,7 @@ def test_scalars_are_those_of_yaml_1_2():
 
 
 def test_duplicate_keys_are_refused_with_their_lines():
-    with pytest.raises(UserError, match=r"^my\.yaml:3: the key lr stands twice \(first in line 2\)"):
+    with pytest.raises(UserError, match=r"^my\.yaml:3: the key lr appears twice \(first in line 2\)"):
         parse_yaml("optim:\n  lr: 1\n  lr: 2\n", "my.yaml")
     parse_yaml("a: {lr: 1}\nb: {lr: 2}\n", "my.yaml")
 
@@ -60,7 +60,7 @@ def test_merge_keys_work_and_may_be_overridden():
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: 1\n b: 2", "a: !!python/object/apply:os.system [ls]", "\t- a", "a: 'x"])
-def test_no_yaml_is_one_line_with_file_and_line(text):
+def test_what_is_not_yaml_is_one_line_with_file_and_line(text):
     with pytest.raises(UserError, match=r"^my\.yaml:\d+: ") as error:
         parse_yaml(text, "my.yaml")
     assert "\n" not in str(error.value)
@@ -133,7 +133,7 @@ def test_overrides_that_lead_nowhere(override, expected):
         ("seed=1.5", "seed must be a whole number, not 1.5"),
         ("train.channels_last=perhaps", "train.channels_last must be true or false, not 'perhaps'"),
         ("model.backbone=resnet11", "not 'resnet11': did you mean resnet101?"),
-        ("data.classes=[1, 2]", "data.classes.0 must be a text, not 1: put it in quotes"),
+        ("data.classes=[1, 2]", "data.classes.0 must be text, not 1: put it in quotes"),
         ("data.min_size=[0]", "data.min_size.0 must be greater than 0, not 0"),
         ("data.min_size=a", "data.min_size must be a whole number or a list, not 'a'"),
         ("model.rpn.nms_thresh=2", "model.rpn.nms_thresh must be at most 1, not 2"),
@@ -145,16 +145,26 @@ def test_overrides_that_lead_nowhere(override, expected):
         ("metrics=[voc7]", "must be one of voc07, voc12, coco, imagenet_det, not 'voc7': did you mean voc07?"),
     ],
 )
-def test_message_names_path_value_and_mend(override, expected):
+def test_message_names_path_value_and_fix(override, expected):
     text = message(override)
     assert expected in text
     assert text.startswith(f"--set {override}: ")
 
 
 def test_what_does_not_fit_together_is_told_in_the_schemas_words():
-    assert message("data.train.0.image_set=null") == "my.yaml: data.train.0: format voc needs image_set"
+    assert message("data.train.0.root=null") == "my.yaml: data.train.0: format voc needs root"
+    for values, expected in (
+        ("{format: csv, images: a}", "format csv needs annotations"),
+        ("{format: voc, root: a, image_set: b, images: c}", "images is for coco, via and csv, or for a folder without"),
+        ("{format: voc, root: a, image_set: b, image_list: c}", "image_list is for voc, yolo, labelme and supervisely"),
+        ("{format: yolo, root: a, unlisted: true}", "unlisted is for voc, without image_set"),
+        ("{format: generated, image_set: val, unlabelled: empty}", "unlabelled is not for format generated"),
+        ("{format: voc, root: a, split: [0.5, 0.4]}", "split [0.5, 0.4]: give two or three shares"),
+        ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
+    ):
+        assert expected in message(f"data.train.0={values}")
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
-    assert "train.batch_size 2 is no multiple of train.accumulate 4" in message("train.accumulate=4")
+    assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +172,7 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
     [
         ("test.scales=[600]", "test: scales [600]: the multi-scale detector compares pairs of scales: give two or"),
         ("test={scales: [400, 600], tta: {scales: [600]}}", "test: scales and tta.scales exclude each other"),
-        ("test.tta.scales=[600, 600]", "test.tta: scales [600, 600]: a size stands twice"),
+        ("test.tta.scales=[600, 600]", "test.tta: scales [600, 600]: a size appears twice"),
         ("test.tta.merge=vote", "test.tta: merge: vote has nothing to merge: give hflip: true or scales"),
     ],
 )
@@ -203,3 +213,36 @@ def test_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         load_config(tmp_path / "binary.yaml")
+
+
+def bomb(levels: int) -> str:
+    """Each line holds the one before nine times: 9^levels values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bomb(10), "x.yaml:6: holds more than 100000 values, references followed"),
+        ("a: &a [*a]", "x.yaml:1: a value refers to itself"),
+        ("a: &a {b: {c: *a}}", "x.yaml:1: a value refers to itself"),
+        ("[" * 5000, "x.yaml:1: has more than 100 levels"),
+        ("- " * 5000 + "a", "x.yaml:1: has more than 100 levels"),
+        ("a: !!int ''", "a value does not fit its type"),
+        ("a: !!float x", "a value does not fit its type"),
+        ("a: !!timestamp 'x'", "a value does not fit its type"),
+        ("a: " + "9" * 5000, "a value does not fit its type"),
+        ("a: !!python/object:os.system x", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_made_to_break_a_reader(text: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        parse_yaml(text, "x.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_references_of_ordinary_size_are_followed() -> None:
+    assert parse_yaml("a: &a {b: [1, 2]}\nc: *a\nd: [*a, *a]", "x.yaml")["d"] == [{"b": [1, 2]}] * 2
+    assert len(parse_yaml(bomb(4), "x.yaml")["a3"]) == 9

@@ -192,3 +192,29 @@ def test_generated_set_ignores_the_data_root(monkeypatch, tmp_path: Path) -> Non
     assert len(dataset) == 5
     assert all(Path(str(path)).parent == tmp_path / "drawn" / "JPEGImages" for path in dataset.records.image_paths)
     assert np.all(dataset.records.labels >= 1)
+
+
+@pytest.mark.parametrize("split", [0.5, [0.4, 0.3, 0.3]])
+def test_a_source_gives_each_list_its_part(write_voc, tmp_path: Path, split) -> None:
+    write_voc({f"{i}": ((30, 40), [("cat", box(1))]) for i in range(12)}, folder="all")
+    source = {**voc("all"), "split": split}
+    data = config(train=[source], val=[source], test=[source])
+    parts = ["train", "val"] if split == 0.5 else ["train", "val", "test"]
+    ids = [build_records(data, part, tmp_path).image_ids.tolist() for part in parts]
+    assert sorted(image_id for some in ids for image_id in some) == sorted(f"{i}" for i in range(12))
+    if split == 0.5:
+        with pytest.raises(UserError, match="leaves nothing to test"):
+            build_records(data, "test", tmp_path)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_images_without_annotation(write_voc, tmp_path: Path, listed: bool) -> None:
+    root = write_voc({"a": ((30, 40), [("cat", box(1))]), "b": ((30, 40), []), "c": ((30, 40), [])}, folder="set")
+    (root / "Annotations/c.xml").unlink()
+    source = voc("set") if listed else {"format": "voc", "root": "set"}
+    with pytest.raises(UserError, match="unlabelled: empty"):
+        build_records(config(train=[source]), "train", tmp_path)
+    empty = build_records(config(train=[{**source, "unlabelled": "empty"}]), "train", tmp_path)
+    assert np.diff(empty.offsets).tolist() == [1, 0, 0]
+    skip = build_records(config(train=[{**source, "unlabelled": "skip"}]), "train", tmp_path)
+    assert skip.image_ids.tolist() == ["a", "b"]

@@ -9,8 +9,10 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs.errors import UserError
+from datasets import cifar
 from datasets.cifar import CIFAR10_CLASSES, ImageArrays, read_cifar10, read_into_memory
 from datasets.folders import read_folders
 
@@ -87,6 +89,30 @@ def test_folders_and_a_zip_file_of_them(tmp_path, original):
         read_cifar10(tmp_path / "cifar.zip", "test")
 
 
+def test_a_zip_file_may_have_one_folder_around_all(tmp_path):
+    def png(value, size=(2, 3)):
+        return cv2.imencode(".png", np.full((*size, 3), value, np.uint8))[1].tobytes()
+
+    def write(name, members):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        return tmp_path / name
+
+    members = {
+        "set/train/dog/b.png": png(3), "set/train/cat/a.png": png(2), "set/test/cat/a.png": png(9),
+        "set/train/readme.txt": b"no image", "train.png": png(8), "set/train/dog/a.PNG": png(4),
+    }  # fmt: skip
+    read = read_cifar10(write("good.zip", members), "train")
+    assert read.class_names == ["cat", "dog"]
+    assert read.labels.tolist() == [0, 1, 1]
+    assert read.images[:, 1, 2, 0].tolist() == [2, 4, 3]
+    with pytest.raises(UserError, match=r"broken\.zip: train/cat/a\.png cannot be decoded"):
+        read_cifar10(write("broken.zip", {"train/cat/a.png": b"rubbish"}), "train")
+    with pytest.raises(UserError, match=r"train/cat/b\.png: is 3x2 \(H x W\), others are 2x3"):
+        read_cifar10(write("sizes.zip", {"train/cat/a.png": png(1), "train/cat/b.png": png(1, (3, 2))}), "train")
+
+
 def test_given_classes_renumber_the_labels(tmp_path, original):
     write_python(tmp_path / "c", original)
     backwards = CIFAR10_CLASSES[::-1]
@@ -120,6 +146,16 @@ def test_what_is_wrong_is_named(tmp_path, original):
     path.write_bytes(bytes([10]) + bytes(3072))
     with pytest.raises(UserError, match=r"labels 10\.\.10"):
         read_cifar10(tmp_path / "c", "test")
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"test_batch\.bin: truncated: 0 bytes"):
+        read_cifar10(tmp_path / "c", "test")
+    path.write_bytes((bytes([0]) + bytes(3072)) + (bytes([9]) + bytes(3072)))
+    assert read_cifar10(tmp_path / "c", "test").labels.tolist() == [0, 9]
+    write_python(tmp_path / "py", original)
+    for planes in (np.zeros((4, 3072), np.float32), np.zeros((3, 3072), np.uint8), np.zeros((4, 3071), np.uint8)):
+        (tmp_path / "py/test_batch").write_bytes(pickle.dumps({b"data": planes, b"labels": [1, 2, 3, 4]}))
+        with pytest.raises(UserError, match=r"test_batch: holds \w+ \(\d, \d+\) for 4 labels"):
+            read_cifar10(tmp_path / "py", "test")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: holds no CIFAR-10"):
         read_cifar10(tmp_path / "empty", "test")
@@ -140,3 +176,33 @@ def test_take_keeps_images_and_labels_together():
     taken = ImageArrays(images, np.array([5, 6, 7, 8]), ["x"]).take(np.array([2, 0]))
     assert taken.labels.tolist() == [7, 5]
     np.testing.assert_array_equal(taken.images, images[[2, 0]])
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda d: d[:-30], lambda d: d[:60] + b"xxxx" + d[64:], lambda d: d.replace(b"PK\1\2", b"PK\1\3")]
+)
+def test_damaged_archives_are_one_line(tmp_path, damage):
+    path = tmp_path / "c.zip"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / "1.png")
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.write(tmp_path / "1.png", "train/cat/1.png")
+        archive.writestr("__MACOSX/train/cat/._1.png", b"x")
+    assert len(read_cifar10(path, "train")) == 1
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=r"c\.zip"):
+        read_cifar10(path, "train")
+
+
+def test_archives_that_grow_a_hundredfold_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "c.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("train/cat/1.png", bytes(1 << 24))
+    with pytest.raises(UserError, match="has 16777216 bytes, from"):
+        read_cifar10(tmp_path / "c.zip", "train")
+
+
+def test_a_set_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "train" / "cat" / "1.png")
+    monkeypatch.setattr(cifar, "MOST_BYTES", 3000)
+    with pytest.raises(UserError, match="1 images of 32 x 32 take"):
+        read_cifar10(tmp_path, "train")

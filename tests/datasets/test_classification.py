@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
-from configs.classification import ImageDataConfig
+from configs.classification import ImageDataConfig, ImageSourceConfig
 from configs.errors import UserError
-from datasets.classification import (
-    TrainStream,
-    build_splits,
-    centre_batches,
-    local_parts,
-    scaled_batches,
-    spread,
-    train_batches,
-)
+from datasets import classification
+from datasets.cifar import ImageArrays
+from datasets.classification import TrainImages, build_splits, centre_batches, scaled_batches, spread, train_batches
+from datasets.classification_transforms import TrainTransform
+from datasets.folders import read_folders
 
 COUNT = 10
 
@@ -41,32 +39,6 @@ def config(**values):
         **{"val": {"format": "folders", "root": "val"}, "crop_size": 16, "test_resize": 18, "num_workers": 0, **values},
         augment=augment,
     )
-
-
-def test_the_stream_is_the_concatenation_of_shuffled_epochs():
-    stream = TrainStream(10, 4, seed=1)
-    epochs, indices = (np.concatenate(parts) for parts in zip(*(stream.step(i) for i in range(10)), strict=True))
-    assert epochs.tolist() == [e for e in range(4) for _ in range(10)]
-    for epoch in range(4):
-        assert sorted(indices[epoch * 10 : (epoch + 1) * 10]) == list(range(10))
-    assert indices[:10].tolist() != indices[10:20].tolist()
-    # A pure function of (seed, iteration): asked alone, after anything else, or of another object.
-    assert TrainStream(10, 4, seed=1).step(7)[1].tolist() == indices[28:32].tolist()
-    assert TrainStream(10, 4, seed=2).step(0)[1].tolist() != indices[:4].tolist()
-
-
-def test_a_step_larger_than_the_set():
-    epochs, indices = TrainStream(3, 8, seed=0).step(1)
-    assert epochs.tolist() == [2, 3, 3, 3, 4, 4, 4, 5]
-    assert sorted(indices[1:4]) == [0, 1, 2]
-
-
-def test_processes_and_parts_divide_a_step():
-    whole = list(range(12))
-    taken = [[whole[part] for part in local_parts(12, 2, rank, 3)] for rank in range(3)]
-    assert taken == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
-    with pytest.raises(UserError, match=r"12 is not a multiple of train\.accumulate 5 x 1"):
-        local_parts(12, 5, 0, 1)
 
 
 def first(batches, count):
@@ -147,6 +119,89 @@ def test_a_sample_is_spread_over_the_set(root):
     assert [train.names.tolist().index(name) for name in spread(train, 5).names.tolist()] == [0, 2, 4, 6, 8]
     assert spread(train, None) is train
     assert spread(train, 10) is train
+
+
+def test_scaled_batches_are_dealt_out_to_the_processes(root):
+    data = config()
+    val = build_splits(data, root).val
+    shares = [
+        [small.index.tolist() for small, _ in scaled_batches(val, data, [8, 12], batch_size=2, rank=r, world_size=2)]
+        for r in (0, 1)
+    ]
+    # Sizes by number modulo 3; in the order of first appearance, in batches of two.
+    assert shares == [[[0, 3], [1, 4], [2, 5]], [[6, 9], [7], [8]]]
+
+
+def test_centre_crops_are_the_middle_of_the_resized_image(root):
+    image = np.zeros((36, 54, 3), np.uint8)
+    image[:, 18:36] = 200  # the middle third, which is the whole of the crop at shorter side 18: rows and columns halve
+    cv2.imwrite(str(root / "val/cat/0.png"), image)
+    data = config(reduced_decode=False)
+    val = build_splits(data, root).val
+    batch = next(iter(centre_batches(val, data, batch_size=1)))
+    assert batch.images.shape == (1, 3, 16, 16)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    rows = batch.images[0, 0].float()
+    # 54 columns -> 27, of which 16 from column 5 on; the bright third is columns 9 to 18: 4 to 13 of the crop
+    assert rows[:, 6:11].min() > 190
+    assert rows[:, :2].max() < 10
+    assert rows[:, 15].max() < 10
+
+
+def test_processes_share_images_in_memory(root):
+    images = ImageArrays(np.arange(7, dtype=np.uint8).repeat(12).reshape(7, 2, 2, 3), np.arange(7) % 2, ["a", "b"])
+    data = config()
+    shares = [
+        [batch.index.tolist() for batch in centre_batches(images, data, batch_size=2, rank=r, world_size=2)]
+        for r in (0, 1)
+    ]
+    assert shares == [[[0, 2], [4, 6]], [[1, 3], [5]]]
+    (batch,) = centre_batches(images, data, batch_size=7)
+    assert batch.images[:, 1, 0, 1].tolist() == batch.index.tolist() == list(range(7))
+    assert batch.labels.tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    assert {batch.labels.dtype, batch.index.dtype} == {torch.int64}
+
+
+def test_crops_are_functions_of_seed_epoch_and_image(root):
+    files = read_folders(root / "train")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    cv2.imwrite(str(root / "train/cat/0.png"), noise)
+    images = TrainImages(files, TrainTransform(config()), seed=3)
+    (first,), label, index = images[4, 0]
+    assert (label, index) == (0, 0)
+    assert np.array_equal(pickle.loads(pickle.dumps(images))[4, 0][0][0], first)
+    for other in (images[5, 0], TrainImages(files, TrainTransform(config()), seed=4)[4, 0]):
+        assert not np.array_equal(other[0][0], first)
+
+
+def test_each_format_has_its_reader(tmp_path, monkeypatch):
+    called = []
+
+    def reader(name):
+        return lambda *values: called.append((name, *values))
+
+    for name in ("read_cifar10", "read_tiny_imagenet", "read_imagenet_val", "read_folders"):
+        monkeypatch.setattr(classification, name, reader(name))
+    for values in (
+        {"format": "cifar10", "split": "test"}, {"format": "tiny_imagenet", "split": "val"},
+        {"format": "imagenet_val", "ground_truth": "truth.txt"}, {"format": "folders"},
+    ):  # fmt: skip
+        classification.read_set(ImageSourceConfig(root="set", **values), tmp_path, ["a"])
+    root = tmp_path / "set"
+    assert called == [
+        ("read_cifar10", root, "test", ["a"]),
+        ("read_tiny_imagenet", root, "val", ["a"]),
+        ("read_imagenet_val", root, tmp_path / "truth.txt", ["a"]),
+        ("read_folders", root, ["a"]),
+    ]
+
+
+def test_a_set_that_is_in_memory_anyway_is_augmented_there(root, monkeypatch):
+    arrays = ImageArrays(np.zeros((4, 16, 16, 3), np.uint8), np.zeros(4, np.int64), ["a"])
+    monkeypatch.setattr(classification, "read_set", lambda *_: arrays)
+    with pytest.raises(UserError, match=r"data\.augment\.crop: a cifar10 set .* pad"):
+        build_splits(config(val=None), root)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

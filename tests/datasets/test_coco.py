@@ -11,6 +11,8 @@ import pytest
 
 from configs.errors import UserError
 from datasets.coco import read_coco
+from detection.evaluation.data import GroundTruth
+from detection.evaluation.ground_truth import read_coco_ground_truth
 
 CONTENT = {
     "images": [
@@ -88,16 +90,31 @@ def _broken(change) -> dict:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda c: c["annotations"][1].update(image_id=4), "annotation 41: image_id 4 is not among the images"),
-        (lambda c: c["annotations"][1].update(category_id=2), "annotation 41: category_id 2 is not among"),
-        (lambda c: c["annotations"][1].pop("bbox"), "annotation 41: has no bbox"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, 3]), "annotation 41: bbox has 3 numbers"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, None, 3]), "annotation 41: bbox"),
-        (lambda c: c["annotations"][1].update(bbox=[1, 2, float("nan"), 3]), "not a finite number"),
+        (
+            lambda c: c["annotations"][1].update(image_id=4),
+            "1 (id 41): image_id 4 is not among the images",
+        ),
+        (
+            lambda c: c["annotations"][1].update(category_id=2),
+            "1 (id 41): category_id 2 is not among",
+        ),
+        (lambda c: c["annotations"][1].pop("bbox"), "annotation number 1 (id 41): has no bbox"),
+        (
+            lambda c: c["annotations"][1].update(bbox=[1, 2, 3]),
+            "1 (id 41): bbox is [1, 2, 3], not four numbers",
+        ),
+        (
+            lambda c: c["annotations"][1].update(bbox=[1, 2, None, 3]),
+            "1 (id 41): bbox is [1, 2, None, 3], not four numbers",
+        ),
+        (lambda c: c["annotations"][1].update(bbox=[1, 2, float("nan"), 3]), "is not finite"),
         (lambda c: c.pop("images"), "no list of images"),
         (lambda c: c["images"].clear(), "lists no image"),
-        (lambda c: c["images"].append(c["images"][0]), "image id 7 occurs more than once"),
-        (lambda c: c["images"][0].pop("file_name"), "image 7: has no file_name"),
+        (
+            lambda c: c["images"].append({**c["images"][0], "file_name": "b.jpg"}),
+            "id occurs more than once",
+        ),
+        (lambda c: c["images"][0].pop("file_name"), "image 7 has no file_name"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, write_coco, change, said: str) -> None:
@@ -128,3 +145,146 @@ def test_xywh_and_back_is_exact_for_whole_and_quarter_pixels(write_coco) -> None
     path, folder = write_coco(CONTENT)
     boxes = read_coco(path, folder).boxes
     assert np.array_equal(boxes[1], np.array([1, 2, 1 + 10.5, 2 + 3.25]))
+
+
+TYPES = {
+    "bbox null": (lambda c: c["annotations"][0].update(bbox=None), r"annotation number 0 \(id 50\): bbox is null"),
+    "bbox text": (lambda c: c["annotations"][0].update(bbox="1 2 3 4"), "bbox is '1 2 3 4', not four numbers"),
+    "bbox of text": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, "4"]), "not four numbers"),
+    "bbox huge": (lambda c: c["annotations"][0].update(bbox=[1, 2, 1e300, 4]), "larger than any image"),
+    "bbox beyond floats": (lambda c: c["annotations"][0].update(bbox=[10**400, 2, 3, 4]), "not finite"),
+    "annotations object": (lambda c: c.update(annotations={"1": c["annotations"][0]}), "annotations is .*, not a list"),
+    "annotations null": (lambda c: c.update(annotations=None), "annotations is null, not a list"),
+    "annotation null": (lambda c: c["annotations"].append(None), "annotation number 3: is null, not an object"),
+    "categories null": (lambda c: c.update(categories=None), "categories is null, not a list"),
+    "categories object": (lambda c: c.update(categories={"1": "red"}), "categories is .*, not a list"),
+    "category without id": (lambda c: c["categories"][1].pop("id"), "category number 1: has no id"),
+    "category without name": (lambda c: c["categories"][1].pop("name"), r"category number 1 \(id 1\): has no name"),
+    "category name null": (lambda c: c["categories"][1].update(name=None), "name is null: give the category a name"),
+    "category ids mixed": (lambda c: c["categories"][0].update(id="90"), "partly numbers and partly text"),
+    "category_id text": (
+        lambda c: c["annotations"][0].update(category_id="90"),
+        "category_id is the text '90', but the categories' ids are numbers",
+    ),
+    "image_id true": (lambda c: c["annotations"][0].update(image_id=True), "image_id is True, but the images' ids"),
+    "image ids mixed": (lambda c: c["images"][1].update(id="x"), "partly numbers and partly text"),
+    "image id null": (lambda c: c["images"][1].update(id=None), "image number 1: id is null"),
+    "image id a list": (lambda c: c["images"][1].update(id=[1]), r"id is \[1\]: give a whole number or a text"),
+    "image id huge": (lambda c: c["images"][1].update(id=2**70), "below 2"),
+    "image text": (lambda c: c["images"].append("3.png"), "image number 3: is '3.png', not an object"),
+    "width text": (lambda c: c["images"][0].update(width="40.0"), r"image number 0 \(id 7\): width is the text '40.0'"),
+    "width negative": (lambda c: c["images"][0].update(width=-40), "width is -40: give a whole number of pixels"),
+    "height NaN": (lambda c: c["images"][0].update(height=float("nan")), "height is nan"),
+    "file_name null": (lambda c: c["images"][0].update(file_name=None), "file_name is null"),
+    "file_name number": (lambda c: c["images"][0].update(file_name=7), "file_name is 7"),
+    "area list": (lambda c: c["annotations"][0].update(area=[400]), r"area is \[400\], not a number"),
+    "area NaN": (lambda c: c["annotations"][0].update(area=float("nan")), "area is nan"),
+    "area text": (lambda c: c["annotations"][0].update(area="12"), "area is the text '12', not a number"),
+    "iscrowd text": (lambda c: c["annotations"][0].update(iscrowd="0"), "iscrowd is the text '0': give 0 or 1"),
+    "iscrowd two": (lambda c: c["annotations"][0].update(iscrowd=2), "iscrowd is 2: give 0 or 1"),
+    "iscrowd list": (lambda c: c["annotations"][0].update(iscrowd=[0]), r"iscrowd is \[0\]"),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_training_and_scoring_refuse_the_same_wrong_types(write_coco, name) -> None:
+    change, said = TYPES[name]
+    path, folder = write_coco(CONTENT)
+    path.write_text(json.dumps(_broken(change)))
+    for read in (lambda: read_coco(path, folder), lambda: read_coco_ground_truth(path)):
+        with pytest.raises(UserError, match=said) as error:
+            read()
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: [a.update(id=f"8f0c-{a['id']}") for a in c["annotations"]],
+        lambda c: c["annotations"][0].update(id=None),
+        lambda c: c["annotations"][0].update(id=[1]),
+        lambda c: [i.update(id=float(i["id"])) for i in c["images"]],
+        lambda c: [a.update(category_id=float(a["category_id"])) for a in c["annotations"]],
+        lambda c: [a.update(iscrowd=bool(a.get("iscrowd"))) for a in c["annotations"]],
+        lambda c: c["annotations"][2].update(area=None, iscrowd=None),
+        lambda c: c["images"][0].update(width=40.0),
+        lambda c: c["images"][0].update(width=None, height=None),
+        lambda c: c["images"].append(dict(c["images"][0])),
+        lambda c: c["images"][1].update(file_name="sub\\three.jpg"),
+        lambda c: c["images"][0].update(file_name="C:\\data\\seven.jpg"),
+    ],
+)
+def test_other_writings_of_the_same_content_mean_the_same(write_coco, change) -> None:
+    path, folder = write_coco(CONTENT)
+    expected = read_coco(path, folder), read_coco_ground_truth(path)
+    path.write_text(json.dumps(_broken(change)))
+    records, truth = read_coco(path, folder), read_coco_ground_truth(path)
+    for found, wanted in ((records, expected[0]), (truth, expected[1])):
+        for key in ("boxes", "labels", "area", "iscrowd"):
+            assert np.array_equal(getattr(found, key), getattr(wanted, key)), key
+    assert sorted(records.image_ids.tolist()) == truth.image_ids == [3, 7, 9]
+    assert sorted(Path(file).name for file in records.image_paths) == ["nine.jpg", "seven.jpg", "three.jpg"]
+    assert sorted(map(tuple, records.sizes.tolist())) == [(20, 50), (25, 25), (30, 40)]
+
+
+def test_ids_of_text_lead_back(write_coco) -> None:
+    content = copy.deepcopy(CONTENT)
+    for item in content["categories"]:
+        item["id"] = f"n{item['id']:02}"
+    for item in content["annotations"]:
+        item["category_id"] = f"n{item['category_id']:02}"
+    path, folder = write_coco(content)
+    records = read_coco(path, folder)
+    assert records.class_names == ["person", "stop sign", "toothbrush"]
+    assert records.category_ids.tolist() == ["n01", "n13", "n90"]
+    again = records.with_classes(["toothbrush", "zebra"], known=["toothbrush", "zebra", "person", "stop sign"])
+    assert again.category_ids.tolist() == ["n90", ""]
+    assert GroundTruth.from_records(again).frame == "coco"
+
+
+def test_categories_of_one_name_are_told_apart_by_both_tools(write_coco, caplog) -> None:
+    path, folder = write_coco(_broken(lambda c: c["categories"][1].update(name="toothbrush")))
+    names = ["toothbrush (id 1)", "stop sign", "toothbrush (id 90)"]
+    assert read_coco(path, folder).class_names == read_coco_ground_truth(path).class_names == names
+    assert caplog.text.count("told apart by id: toothbrush") == 2
+
+
+def test_equal_annotation_ids_score_alike_in_both_tools(write_coco, caplog) -> None:
+    path, folder = write_coco(_broken(lambda c: [a.update(id="x") for a in c["annotations"]]))
+    records = read_coco(path, folder)
+    assert records.labels.tolist() == [2, 3, 1]  # training takes all of them
+    assert GroundTruth.from_records(records).boxes.tolist() == [[5, 5, 5, 10]] * 3  # pycocotools the last, each time
+    assert read_coco_ground_truth(path).boxes.tolist() == [[5, 5, 5, 10]] * 3
+    assert caplog.text.count("occur more than once") == 2
+
+
+def test_what_is_likely_wrong_is_told(write_coco, caplog) -> None:
+    content = _broken(lambda c: c["images"].append({**c["images"][0], "id": 8}))
+    content["annotations"].append({**content["annotations"][0], "id": 51})
+    read_coco(*write_coco(content))
+    assert "1 images are listed under two ids, the first: seven.jpg" in caplog.text
+    assert "1 object annotated twice" in caplog.text
+
+
+@pytest.mark.parametrize("with_area", [True, False])
+def test_corners_in_place_of_sides_are_told(write_coco, caplog, with_area: bool) -> None:
+    rng = np.random.default_rng(0)
+    images = [{"id": i, "file_name": f"{i}.png", "height": 30, "width": 40} for i in range(1, 6)]
+    annotations = []
+    for number in range(20):
+        x, y, w, h = (int(v) for v in rng.integers((15, 10, 3, 3), (25, 18, 10, 8)))
+        box = [x, y, x + w, y + h]
+        area = {"area": w * h} if with_area else {}
+        annotations.append({"id": number + 1, "image_id": 1 + number % 5, "category_id": 1, "bbox": box, **area})
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
+    path, _ = write_coco(content)
+    read_coco_ground_truth(path)
+    assert "seems to hold x1 y1 x2 y2" in caplog.text
+    caplog.clear()
+    for annotation in annotations:
+        x1, y1, x2, y2 = annotation["bbox"]
+        annotation["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+    path.write_text(json.dumps(content))
+    read_coco_ground_truth(path)
+    assert "seems to hold" not in caplog.text

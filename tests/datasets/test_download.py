@@ -296,3 +296,19 @@ def test_published_sets() -> None:
     assert len({item.md5 for item in archives}) == len(archives) == 9
     assert all(len(item.md5) == 32 and item.size % 512 == 0 for item in archives if item.name.endswith(".tar"))
     assert replace(archives[0], size=1).name == "VOCtrainval_06-Nov-2007.tar"
+
+
+def test_a_server_that_sends_without_end_is_left(tmp_path: Path, server: Server) -> None:
+    server.files["a.tar"] = DATA * 30
+    with pytest.raises(UserError, match=r"sends more than the 100000 bytes of a\.tar"):
+        download(archive(), tmp_path / "a.tar", mirror=server.url, attempts=1, pause=0.0)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_ends_a_download_at_once(tmp_path: Path, server: Server, monkeypatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "_fetch", full)
+    with pytest.raises(UserError, match=r"a\.tar\.part: cannot be written: No space left on device"):
+        download(archive(), tmp_path / "a.tar", mirror=server.url, pause=1000.0)

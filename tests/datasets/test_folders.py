@@ -8,7 +8,7 @@ import pytest
 from scipy.io import savemat
 
 from configs.errors import UserError
-from datasets.folders import read_folders, read_imagenet_val, read_tiny_imagenet
+from datasets.folders import find_class, read_folders, read_imagenet_val, read_tiny_imagenet
 
 
 def touch(path):
@@ -117,10 +117,42 @@ def test_ground_truth_by_file_name(flat, tmp_path):
     files = read_imagenet_val(flat, text, ["n00", "n01", "n02", "n03"])
     assert files.labels.tolist() == [3, 1, 3, 2]
     text.write_text("ILSVRC2012_val_00000001.JPEG n03\nILSVRC2012_val_00000002.JPEG n01\n")
-    with pytest.raises(UserError, match=r"nothing about ILSVRC2012_val_00000003\.JPEG"):
+    with pytest.raises(UserError, match=r"no line for ILSVRC2012_val_00000003\.JPEG"):
         read_imagenet_val(flat, text)
     with pytest.raises(UserError, match="no such ground truth"):
         read_imagenet_val(flat, tmp_path / "absent.txt")
+
+
+def test_only_images_of_the_flat_folder_count(flat, tmp_path):
+    truth = tmp_path / "val.txt"
+    truth.write_text("".join(f"ILSVRC2012_val_0000000{n + 1}.JPEG {wnid}\n\n" for n, wnid in enumerate(EXPECTED)))
+    (flat / "readme.txt").write_text("no image")
+    (flat / "folder.png").mkdir()
+    touch(flat / "._ILSVRC2012_val_00000001.JPEG")
+    assert labelled(read_imagenet_val(flat, truth)) == EXPECTED
+    truth.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"val\.txt: cannot be read"):
+        read_imagenet_val(flat, truth)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: has no images"):
+        read_imagenet_val(tmp_path / "empty", truth)
+
+
+def test_a_meta_file_of_another_kind_is_named(flat, tmp_path):
+    truth = tmp_path / "truth.txt"
+    truth.write_text("1\n" * 4)
+    (tmp_path / "meta.mat").write_bytes(b"no such format")
+    with pytest.raises(UserError, match=r"meta\.mat: not the development kit's file"):
+        read_imagenet_val(flat, truth)
+
+
+def test_an_unknown_class_is_answered_with_the_nearest_or_the_first():
+    names = ["ant", "bee", "cat", "dog", "eel", "fox"]
+    assert [find_class(name, names, "x") for name in ("ant", "fox")] == [0, 5]
+    with pytest.raises(UserError, match=r"x: foxx is none of the 6 classes: did you mean fox\?"):
+        find_class("foxx", names, "x")
+    with pytest.raises(UserError, match=r"they are ant, bee, cat, dog, eel, \.\.\.$"):
+        find_class("zzzz", names, "x")
 
 
 # ------------------------------------------------------------------------------------------------ Tiny-ImageNet

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from configs.errors import UserError
-from datasets.images import image_file_size, read_image
+from datasets import images
+from datasets.images import MAX_PIXELS, image_file_size, list_images, read_image
 
 
 @pytest.fixture
@@ -119,3 +123,129 @@ def test_missing_image(tmp_path: Path) -> None:
         read_image(tmp_path / "nowhere.jpg")
     with pytest.raises(UserError, match=r"nowhere\.jpg"):
         image_file_size(tmp_path / "nowhere.jpg")
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="%d"/></rdf:RDF></x:xmpmeta>'
+)
+
+
+def _with_orientation(path: Path, picture: Image.Image, orientation: int, place: str) -> None:
+    """Save a picture with a note about its orientation, in EXIF, in XMP, or in EXIF as a long number."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"lossless": True}}.get(path.suffix, {})
+    if place == "xmp":
+        picture.save(path, xmp=XMP % orientation, **options)
+    elif place == "long":
+        entry = struct.pack("<HHII", 0x0112, 4, 1, orientation)  # type 4: LONG
+        data = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + struct.pack("<I", 0)
+        picture.save(path, exif=data, **options)
+    else:
+        picture.save(path, exif=exif, **options)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "place"),
+    [
+        *((suffix, "exif") for suffix in (".jpg", ".png", ".webp", ".tif")),
+        (".jpg", "xmp"),
+        (".webp", "xmp"),
+        (".jpg", "long"),
+    ],
+)
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation_is_one_for_size_and_pixels(
+    tmp_path: Path, picture: Image.Image, suffix: str, place: str, orientation: int
+) -> None:
+    path = tmp_path / f"image{suffix}"
+    _with_orientation(path, picture, orientation, place)
+    with Image.open(path) as opened:
+        shown = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    stored = np.asarray(picture)
+    for declared in (None, (32, 48), (48, 32), (99, 77)):
+        expected = shown if declared in (None, shown.shape[:2]) else stored
+        image = read_image(path, declared)
+        assert image.shape[:2] == image_file_size(path, declared) == expected.shape[:2]
+        assert np.abs(image.astype(int) - expected).mean() < 4
+
+
+def test_orientation_behind_the_pixels_of_a_png(tmp_path: Path, picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    data, payload = buffer.getvalue(), exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(payload)) + b"eXIf" + payload + struct.pack(">I", zlib.crc32(b"eXIf" + payload))
+    path = tmp_path / "image.png"
+    path.write_bytes(data[:-12] + chunk + data[-12:])
+    assert image_file_size(path) == read_image(path).shape[:2] == (48, 32)
+
+
+def _png(width: int, height: int, text: bytes = b"") -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    note = chunk(b"zTXt", b"note\0\0" + zlib.compress(text)) if text else b""
+    pixels = chunk(b"IDAT", zlib.compress(bytes((width + 1) * min(height, 100))))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + note + pixels + chunk(b"IEND", b"")
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "huge.png"
+    path.write_bytes(_png(20_000, 20_000))
+    monkeypatch.setattr(images, "_decode", lambda *_: pytest.fail("decoded"))
+    for read in (read_image, image_file_size):
+        with pytest.raises(UserError, match=r"huge\.png: is 20000 wide and 20000 high: more than 250 million pixels"):
+            read(path)
+
+
+def test_limits_of_pillow_do_not_end_what_opencv_reads(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    path.write_bytes(_png(15_000, 15_000))  # Pillow refuses from 179 million pixels
+    assert image_file_size(path) == (15_000, 15_000)
+    assert MAX_PIXELS > 15_000**2
+    path.write_bytes(_png(40, 30, text=bytes(1 << 21)))  # Pillow refuses texts of more than a megabyte
+    assert image_file_size(path) == read_image(path).shape[:2] == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"<!DOCTYPE html><html>404</html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it is a Git LFS pointer: run git lfs pull"),
+        (b"", "it is empty"),
+    ],
+)
+def test_files_that_are_something_else(tmp_path: Path, content: bytes, said: str) -> None:
+    path = tmp_path / "image.jpg"
+    path.write_bytes(content)
+    for read in (read_image, image_file_size):
+        with pytest.raises(UserError, match=rf"image\.jpg: cannot be read as an image: {said}"):
+            read(path)
+
+
+def test_sixteen_bits_of_low_range_are_told_once(tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(images, "_told_of_range", [])
+    dark = np.linspace(0, 4095, 30 * 40).reshape(30, 40).astype(np.uint16)
+    for name, pixels in (("bright.png", dark * 16), ("dark.png", dark), ("dark.tif", dark)):
+        Image.fromarray(pixels).save(tmp_path / name)
+        assert read_image(tmp_path / name).shape == (30, 40, 3)
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "dark.png: has 16 bits for each channel, but no pixel above 4095" in message
+
+
+def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).random((30, 40), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match=r"float\.tif: its pixels are floating-point numbers"):
+        read_image(tmp_path / "float.tif")
+
+
+def test_listing_passes_over_what_is_hidden(tmp_path: Path) -> None:
+    for name in ("b/x.JPG", "a.png", "._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png", "b/Thumbs.db", "b/y.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b" / "x.JPG"]
+    assert list_images(tmp_path, recursive=False) == [tmp_path / "a.png"]

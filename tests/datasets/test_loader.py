@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import multiprocessing
+import operator
 import os
 import signal
-import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from configs.detection import AugmentConfig, DataConfig, PhotometricConfig
 from configs.errors import UserError
-from datasets.batch import Batch
+from datasets.batch import Batch, ScaledImages, tensors_of
+from datasets.classification import LabelledBatch
 from datasets.detection import DetectionDataset
 from datasets.images import read_image
-from datasets.loader import Collate, eval_loader, prefetch, train_loader
+from datasets.loader import Collate, epoch_orders, eval_loader, make_loader, prefetch, train_loader, usable_cpus
+from datasets.localisation_views import LocalisationBatch
 from datasets.resize import resize_image, resized_size
-from datasets.target import Sample, SampleKey, Target
+from datasets.target import Sample, Target
 
 SIZES = [(60, 80), (80, 60), (50, 90), (64, 64), (30, 90), (60, 80), (48, 64), (90, 50), (70, 70), (33, 77)]
 
@@ -40,6 +47,91 @@ def assert_equal(first: Batch, second: Batch) -> None:
     assert len(first.scaled) == len(second.scaled)
     for position, (one, other) in enumerate(zip(first.tensors(), second.tensors(), strict=True)):
         assert torch.equal(one, other), position
+
+
+# ------------------------------------------------------------------------------------------------ all stages
+
+
+class _Squares:
+    """The square of a key; some keys have none."""
+
+    def __getitem__(self, key: int) -> int:
+        if key < 0:
+            raise UserError(f"{key}.png: cannot be decoded")
+        return key * key
+
+
+class _Workers:
+    """What a worker is like."""
+
+    def __getitem__(self, key: int) -> tuple[int, int, bool]:
+        return os.getpid(), cv2.getNumThreads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+class _Fatal:
+    def __getitem__(self, key: int) -> int:
+        if key == 2:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory runs out
+        return key
+
+
+KEYS = [[1, 2], [3], [4, 5]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_the_order_of_their_keys_again_and_again(workers: int) -> None:
+    loader = make_loader(_Squares(), KEYS, tuple, num_workers=workers)
+    assert list(loader) == list(loader) == [(1, 4), (9,), (16, 25)]
+    assert len(loader) == 3
+
+
+def test_keys_may_have_no_end() -> None:
+    loader = make_loader(_Squares(), ([k] for k in itertools.count(3)), tuple, num_workers=0)
+    assert list(itertools.islice(loader, 2)) == [(9,), (16,)]
+    with pytest.raises(TypeError, match="no end"):
+        len(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_samples_error_arrives_as_it_was_raised(workers: int) -> None:
+    iterator = iter(make_loader(_Squares(), [[1, 2], [3, -4, -5], [6]], tuple, num_workers=workers))
+    assert next(iterator) == (1, 4)
+    with pytest.raises(UserError) as error:
+        next(iterator)
+    assert type(error.value) is UserError
+    assert str(error.value) == "-4.png: cannot be decoded"
+    frames = [frame for frame, _ in traceback.walk_tb(error.value.__traceback__)]
+    held = [value for frame in frames if frame.f_code.co_name == "__iter__" for value in frame.f_locals.values()]
+    assert held  # by the loader
+    assert error.value not in held, "such a cycle lets the workers linger for five seconds"
+
+
+def test_a_worker_that_the_system_ends_is_told_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"^data\.num_workers: .*Killed.*fewer workers") as error:
+        list(make_loader(_Fatal(), KEYS, tuple, num_workers=1))
+    assert isinstance(error.value, RuntimeError)
+    assert "\n" not in str(error.value)
+
+
+def test_workers_are_no_more_than_processors_with_one_thread_each(monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    items = [item for batch in make_loader(_Workers(), [[k] for k in range(6)], tuple, num_workers=4) for item in batch]
+    ((pid, threads, ignores),) = set(items)
+    assert pid != os.getpid()
+    assert threads == 1
+    assert ignores
+    before = signal.getsignal(signal.SIGINT), cv2.getNumThreads()
+    ((pid, threads, _),) = next(iter(make_loader(_Workers(), [[0]], tuple, num_workers=0)))
+    assert pid == os.getpid()
+    assert (signal.getsignal(signal.SIGINT), threads) == before
+
+
+def test_processors_that_this_process_may_use(monkeypatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7}, raising=False)
+    assert usable_cpus() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
+    assert usable_cpus() == 64
 
 
 # ------------------------------------------------------------------------------------------------ collate
@@ -159,6 +251,8 @@ def test_repeat_threshold_shows_rare_classes_more_often(random_records) -> None:
     dataset = DetectionDataset(records, min_sizes=(32,), max_size=80, augment=AugmentConfig(hflip=0.5))
     seen = [int(i) for batch in first_batches(dataset, config(repeat_threshold=1.0), 60) for i in batch.index]
     assert 2.5 < seen.count(5) / np.mean([seen.count(i) for i in range(12) if i != 5]) < 4.5  # sqrt(12) = 3.5
+    assert epoch_orders(dataset, config(repeat_threshold=1.0), batch_size=4).epoch_length == 15  # 10 x 1.1 + 3.5 + 1
+    assert epoch_orders(dataset, config(), batch_size=4).epoch_length == 12
 
 
 def test_error_in_a_worker_is_one_line_that_names_the_file(dataset) -> None:
@@ -247,21 +341,96 @@ def test_only_evaluation_knows_several_sizes(dataset) -> None:
 # ------------------------------------------------------------------------------------------------ prefetch
 
 
-def test_prefetch_passes_all_batches_and_measures_the_wait(dataset) -> None:
-    expected = first_batches(dataset, config(), 3)
+class _FakeCuda:
+    """Stands in for CUDA on a machine without it: says in which order things happen, and on which stream."""
 
-    def slow():
-        for batch in expected:
-            time.sleep(0.05)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[tuple] = []
+        self.copies: list[torch.Tensor] = []
+        self.active = self.default = _FakeStream("default", self.events)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: _FakeStream(f"copies to {device}", self.events))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.active)
+        monkeypatch.setattr(torch.cuda, "stream", self._use)
+        monkeypatch.setattr(torch.Tensor, "to", self._to)
+        monkeypatch.setattr(torch.Tensor, "record_stream", self._record)
+
+    @contextlib.contextmanager
+    def _use(self, stream: _FakeStream) -> Iterator[None]:
+        before, self.active = self.active, stream
+        yield
+        self.active = before
+
+    @property
+    def _to(self):
+        def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+            self.events.append(("copy", str(device), non_blocking, self.active.name))
+            self.copies.append(tensor.clone())
+            return self.copies[-1]
+
+        return to
+
+    @property
+    def _record(self):
+        def record(tensor: torch.Tensor, stream: _FakeStream) -> None:
+            assert any(tensor is copy for copy in self.copies), "what is on the host needs no record"
+            self.events.append(("record", stream.name))
+
+        return record
+
+
+@dataclass
+class _FakeStream:
+    name: str
+    events: list[tuple]
+
+    def wait_stream(self, other: _FakeStream) -> None:
+        self.events.append(("wait", self.name, other.name))
+
+
+def _batches_of_each_stage() -> list[tuple[str, object]]:
+    images = torch.arange(24, dtype=torch.uint8).reshape(1, 3, 2, 4)
+    numbers = [torch.tensor([[k]]) for k in range(6)]
+    labelled = LabelledBatch(images, *numbers[:2])
+    return [
+        ("detection", Batch(images, *numbers, scaled=(None, ScaledImages(images[..., :2], numbers[0])))),
+        ("classification", labelled),
+        ("classification at two scales", [labelled, LabelledBatch(images[..., :2], *numbers[:2])]),
+        ("localisation", LocalisationBatch(images, *numbers)),
+    ]
+
+
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=name) for name, batch in _batches_of_each_stage()])
+def test_cuda_copies_batches_of_every_stage_on_a_stream_of_their_own(batch, monkeypatch) -> None:
+    cuda = _FakeCuda(monkeypatch)
+    taken = []
+
+    def batches():
+        for number in range(3):
+            taken.append(number)
             yield batch
 
-    batches = prefetch(slow(), "cpu")
-    count = 0
-    for batch, other in zip(batches, expected, strict=True):
-        assert_equal(batch, other)
-        assert 0.04 < batches.data_seconds < 0.5
-        count += 1
-    assert count == 3
+    count = len(list(tensors_of(batch)))
+    for number, moved in enumerate(prefetch(batches(), "cuda:1")):
+        assert taken == list(range(number + 1))
+        assert type(moved) is type(batch)
+        for tensor, original in zip(tensors_of(moved), tensors_of(batch), strict=True):
+            assert torch.equal(tensor, original)
+            assert tensor is not original
+        assert cuda.events == [
+            *[("copy", "cuda:1", True, "copies to cuda:1")] * count,
+            ("wait", "default", "copies to cuda:1"),  # before the caller works on it
+            *[("record", "default")] * count,
+        ]
+        cuda.events.clear()
+    assert taken == [0, 1, 2]
+
+
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=name) for name, batch in _batches_of_each_stage()])
+def test_elsewhere_batches_pass_through(batch) -> None:
+    for moved in prefetch([batch, batch], torch.device("meta")):
+        assert {tensor.device.type for tensor in tensors_of(moved)} == {"meta"}
+    (same,) = prefetch([batch], "cpu")
+    assert all(one is other for one, other in zip(tensors_of(same), tensors_of(batch), strict=True))
 
 
 @pytest.mark.gpu
@@ -276,5 +445,24 @@ def test_prefetch_on_cuda(dataset) -> None:
         assert float(total) == float(other.images.float().sum())
 
 
-def test_key_has_a_default_padded_size() -> None:
-    assert SampleKey(0, 3) == (0, 3, None, 0)
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=name) for name, batch in _batches_of_each_stage()])
+def test_every_stages_batches_on_cuda(batch) -> None:
+    loader = make_loader([batch] * 3, [[k] for k in range(3)], operator.itemgetter(0), num_workers=1, pin_memory=True)
+    for moved in prefetch(loader, "cuda"):
+        for tensor, original in zip(tensors_of(moved), tensors_of(batch), strict=True):
+            assert tensor.is_cuda
+            assert torch.equal(tensor.cpu(), original)
+
+
+def test_too_little_shared_memory_is_one_line(tmp_path, monkeypatch):
+    """As torch says it in a worker; its own attempt, in a thread there, would leave the training waiting for ever."""
+
+    def full(self: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    numbers = [torch.ones(1 << 18)] * 4
+    batches = make_loader(numbers, [[0, 1], [2, 3]], torch.stack, num_workers=1)
+    with pytest.raises(UserError, match=r"MB free, too little for the loader's batches of 2\.0 MB: .*--shm-size"):
+        next(iter(batches))

@@ -74,10 +74,10 @@ def test_tiny_imagenets_boxes_are_edges_as_they_stand(tiny, caplog):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("n02_a.JPEG 3 5 20", r"n02_boxes\.txt:1 \(n02_a\.JPEG\): 3 5 20 is no box"),
-        ("n02_a.JPEG 3 5 x 9", r"n02_boxes\.txt:1 \(n02_a\.JPEG\): 3 5 x 9 is no box"),
+        ("n02_a.JPEG 3 5 20", r"n02_boxes\.txt:1 \(n02_a\.JPEG\): 3 5 20 is not a box"),
+        ("n02_a.JPEG 3 5 x 9", r"n02_boxes\.txt:1 \(n02_a\.JPEG\): 3 5 x 9 is not a box"),
         ("n02_a.JPEG 20 5 3 30", r"n02_boxes\.txt:1 \(n02_a\.JPEG\): the box 20 5 3 30 ends before it begins"),
-        ("n02_aa.JPEG 1 1 2 2", r"n02_boxes\.txt:1 \(n02_aa\.JPEG\): there is no such image in .*did you mean n02_a"),
+        ("n02_aa.JPEG 1 1 2 2", r"n02_boxes\.txt:1 \(n02_aa\.JPEG\): no such image in .*did you mean n02_a"),
     ],
 )
 def test_a_bad_line_is_named(tiny, line, words):
@@ -88,12 +88,22 @@ def test_a_bad_line_is_named(tiny, line, words):
 
 def test_missing_files_are_named(tiny):
     (tiny / "tiny/train/n02/n02_boxes.txt").unlink()
-    with pytest.raises(UserError, match=r"n02_boxes\.txt: there is no such file of boxes"):
+    with pytest.raises(UserError, match=r"n02_boxes\.txt: no such file of boxes"):
         read(tiny, TINY, "train")
     with pytest.raises(UserError, match=r"tinny.*No such file"):
         read(tiny, {**TINY, "root": "tinny"}, "train")
     with pytest.raises(UserError, match="n02 is none of the 1 classes"):
         read(tiny, TINY, "val", class_names=["n01"])
+
+
+def test_a_set_without_boxes_is_refused(tiny, tmp_path):
+    for wnid in ("n01", "n02"):
+        (tmp_path / f"tiny/train/{wnid}/{wnid}_boxes.txt").write_text("\n \n")
+    with pytest.raises(UserError, match=r"tiny/train: holds no image with a box"):
+        read(tiny, TINY, "train")
+    (tmp_path / "empty/train").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"empty/train: has neither class folders nor val_annotations\.txt"):
+        read(tiny, {**TINY, "root": "empty"}, "train")
 
 
 @pytest.fixture

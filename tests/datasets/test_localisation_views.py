@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,9 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from configs.localisation import LocalisationDataConfig
+from datasets.classification_transforms import random_resized_box
 from datasets.localisation_views import (
+    LocalisationImages,
     boxes_in_view,
     collate,
     draw_crop,
@@ -96,6 +100,51 @@ def test_a_small_object_far_out_draws_the_crop_to_it():
     windows = [draw_crop((100, 200), boxes, data, np.random.default_rng(seed)) for seed in range(20)]
     assert all((visible_share(boxes, window) >= 0.5).any() for window in windows)
     assert windows.count((89, 189, 10, 10)) > 10, "the largest one's centre, at most ten draws having missed it"
+
+
+def test_the_centre_crop_draws_nothing():
+    data, rng = data_config(augment={"crop": "centre"}), np.random.default_rng(0)
+    before = rng.bit_generator.state
+    # 48 x 64 at shorter side 40, crop 32: 32 * 48 / 40 = 38.4 pixels of the image.
+    assert draw_crop((48, 64), np.array([[0.0, 0.0, 3.0, 3.0]]), data, rng) == (5, 13, 38, 38)
+    assert rng.bit_generator.state == before
+
+
+def test_ten_windows_are_drawn_at_most_and_one_without_objects():
+    values = {"crop": "scale_jitter", "scale": [320, 320], "min_visible": 1.0}  # windows of 10 x 10 in 100 x 200
+    data = data_config(augment=values)
+    for boxes, tries in ((np.array([[0.0, 0.0, 50.0, 50.0]]), 10), (np.zeros((0, 4)), 1)):
+        rng, other = np.random.default_rng(4), np.random.default_rng(4)
+        window = draw_crop((100, 200), boxes, data, rng)
+        for _ in range(tries):
+            drawn = [int(other.integers(low, high)) for low, high in ((320, 321), (0, 91), (0, 191))]
+        assert rng.bit_generator.state == other.bit_generator.state
+        assert window == ((20, 20, 10, 10) if tries == 10 else (drawn[1], drawn[2], 10, 10))
+
+
+def test_a_window_has_a_pixel_at_least_and_never_more_than_the_image():
+    rng, nothing = np.random.default_rng(0), np.zeros((0, 4))
+    large = data_config(augment={"crop": "scale_jitter", "scale": [320, 320]})  # a tenth of the shorter side
+    assert draw_crop((2, 3), nothing, large, rng)[2:] == (1, 1)
+    whole = data_config(augment={"crop": "scale_jitter", "scale": [32, 32]})
+    assert draw_crop((20, 20), nothing, whole, rng) == (0, 0, 20, 20)
+
+
+def test_random_areas_and_ratios_are_the_classifiers():
+    data = data_config(augment={"crop": "random_resized", "area": [0.1, 0.3], "ratio": [0.5, 2.0]})
+    rng, other = np.random.default_rng(5), np.random.default_rng(5)
+    windows = [draw_crop((60, 90), np.zeros((0, 4)), data, rng) for _ in range(5)]
+    assert windows == [random_resized_box((60, 90), other, (0.1, 0.3), (0.5, 2.0)) for _ in range(5)]
+    assert any(height != width for _, _, height, width in windows)
+
+
+def test_half_of_an_object_is_enough_where_the_config_says_so():
+    data = data_config(augment={"crop": "scale_jitter", "scale": [32, 32], "min_visible": 0.5})
+    boxes = np.array([[-64.0, 0.0, 64.0, 64.0]])  # any window of 64 x 64 at x 0 shows half of it
+    rng, other = np.random.default_rng(0), np.random.default_rng(0)
+    assert draw_crop((64, 64), boxes, data, rng) == (0, 0, 64, 64)
+    assert [int(other.integers(low, high)) for low, high in ((32, 33), (0, 1), (0, 1))] == [32, 0, 0]
+    assert rng.bit_generator.state == other.bit_generator.state, "the first window will do"
 
 
 # ---------------------------------------------------------------------------------------------- loaders
@@ -200,3 +249,29 @@ def test_a_broken_image_is_told_in_one_line(records, tmp_path):
     for workers in (0, 1):
         with pytest.raises(UserError, match=r"1\.png"):
             take(train_views(records, data_config(num_workers=workers), batch_size=6, seed=0), 1)
+
+
+def test_only_objects_of_the_images_own_class_are_shown(records):
+    """An image's class is that of its first object; another class's objects in it do not train."""
+    both = replace(records, offsets=np.array([0, 2, 3, 4, 5, 6]))  # image 0 has an object of each class
+    (view,) = LocalisationImages(both, data_config(), scales=(48,))[0, 0]
+    assert view.label == 0
+    assert view.boxes.tolist() == [[12, 10, 32, 30]]
+
+
+def test_what_workers_need_can_be_sent_to_them(records):
+    images = LocalisationImages(records, data_config(), seed=3)
+    (view,), (other,) = images[2, 1], pickle.loads(pickle.dumps(images))[2, 1]
+    assert np.array_equal(view.image, other.image)
+    assert np.array_equal(view.boxes, other.boxes)
+    (moved,) = LocalisationImages(records, data_config(), seed=3)[3, 1]
+    assert not np.array_equal(view.image, moved.image), "another epoch, another crop"
+
+
+def test_evaluation_takes_images_of_one_size_together_in_order(records):
+    batches = list(evaluation_views(records, data_config(), (48,), batch_size=2))
+    assert [batch.index.tolist() for (batch,) in batches] == [[0, 2], [4], [1, 3], [5]]  # 48 x 64 before 64 x 40
+    (first,) = batches[0]
+    assert tuple(first.images.shape[2:]) == (48, 64)
+    crops = list(evaluation_views(records, data_config(), (), batch_size=4, rank=1, world_size=2))
+    assert [batch.index.tolist() for (batch,) in crops] == [[4, 5]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 from collections import Counter
 
 import numpy as np
@@ -13,7 +12,18 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from datasets.records import make_records
-from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
+from datasets.samplers import (
+    EpochOrders,
+    EvalSampler,
+    TrainKeys,
+    TrainSampler,
+    TrainStream,
+    aspect_groups,
+    batches_of_equal,
+    local_parts,
+    padded_size,
+    repeat_factors,
+)
 
 
 def _size_of(epoch: int, index: int, repeat: int) -> tuple[int, int]:
@@ -101,14 +111,47 @@ def test_resuming_skips_on_indices() -> None:
     assert stream == fresh[120:]
 
 
-def test_sampler_can_be_pickled() -> None:
-    sampler = TrainSampler(EpochOrders(np.arange(10) % 2, 4, seed=1), _size_of)
-    assert pickle.loads(pickle.dumps(sampler)).step(3) == sampler.step(3)
-
-
 def test_batch_that_cannot_be_divided() -> None:
     with pytest.raises(UserError, match=r"batch_size: 6 is not a multiple of train.accumulate 2 x 2 processes"):
         TrainSampler(EpochOrders(np.zeros(9, int), 6, 0), _size_of, accumulate=2, world_size=2)
+
+
+# ------------------------------------------------------------------------------------------------ images of one size
+
+
+def test_the_stream_is_the_concatenation_of_shuffled_epochs() -> None:
+    stream = TrainStream(10, 4, seed=1)
+    epochs, indices = (np.concatenate(parts) for parts in zip(*(stream.step(i) for i in range(10)), strict=True))
+    assert epochs.tolist() == [e for e in range(4) for _ in range(10)]
+    for epoch in range(4):
+        assert sorted(indices[epoch * 10 : (epoch + 1) * 10]) == list(range(10))
+    assert indices[:10].tolist() != indices[10:20].tolist()
+    # A pure function of (seed, iteration): asked alone, after anything else, or of another object.
+    assert TrainStream(10, 4, seed=1).step(7)[1].tolist() == indices[28:32].tolist()
+    assert TrainStream(10, 4, seed=2).step(0)[1].tolist() != indices[:4].tolist()
+
+
+def test_a_step_larger_than_the_set() -> None:
+    epochs, indices = TrainStream(3, 8, seed=0).step(1)
+    assert epochs.tolist() == [2, 3, 3, 3, 4, 4, 4, 5]
+    assert sorted(indices[1:4]) == [0, 1, 2]
+
+
+def test_processes_and_parts_divide_a_step() -> None:
+    whole = list(range(12))
+    taken = [[whole[part] for part in local_parts(12, 2, rank, 3)] for rank in range(3)]
+    assert taken == [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]]
+    with pytest.raises(UserError, match=r"12 is not a multiple of train\.accumulate 5 x 1"):
+        local_parts(12, 5, 0, 1)
+
+
+def test_keys_are_the_streams_own_parts() -> None:
+    keys = TrainKeys(10, 12, seed=1, parts=local_parts(12, 2, 1, 3), start_iteration=4)
+    taken = list(itertools.islice(keys, 6))
+    for k, iteration in enumerate((4, 5, 6)):
+        epochs, indices = TrainStream(10, 12, seed=1).step(iteration)
+        step = list(zip(epochs.tolist(), indices.tolist(), strict=True))
+        assert taken[2 * k : 2 * k + 2] == [step[2:4], step[8:10]]
 
 
 # ------------------------------------------------------------------------------------------------ repeat factors
@@ -134,6 +177,9 @@ def test_repeat_factors_by_hand() -> None:
     # f(rare) = 1/16: sqrt(0.25 * 16) = 2; f(common) = 15/16 > 0.25: 1; the empty image: 1
     assert factors.tolist() == [1.0] * 14 + [2.0, 1.0]
     assert repeat_factors(records, 0.01).tolist() == [1.0] * 16
+    records.difficult[-1] = True  # the only rare object
+    assert repeat_factors(records, 0.25).tolist() == factors.tolist()
+    assert repeat_factors(records, 0.25, train_difficult=False).tolist() == [1.0] * 16
 
 
 @given(st.lists(st.floats(1, 4), min_size=1, max_size=30), st.integers(1, 5), st.integers(0, 1000))
@@ -191,3 +237,20 @@ def test_evaluation_at_several_sizes_batches_what_is_padded_alike_at_each() -> N
     batches = list(EvalSampler(sizes, scaled_sizes=scaled, batch_size=4, size_divisor=32))
     assert sorted([key.index for key in keys] for keys in batches) == [[0, 2], [1], [3]]
     assert {key.padded_size for keys in batches for key in keys} == {(64, 64)}
+
+
+def test_the_largest_batch_comes_first() -> None:
+    sizes = [(20, 20)] * 5 + [(60, 30)] + [(30, 20)] * 2
+    batches = [[key.index for key in keys] for keys in EvalSampler(sizes, batch_size=4, size_divisor=32)]
+    # 32 x 32 x 4 = 4,096 pixels; 32 x 32 x 3 = 3,072, sides of 20 and 30 being padded alike; 64 x 32 = 2,048
+    assert batches == [[0, 1, 2, 3], [4, 6, 7], [5]]
+    shares = [
+        [key.index for keys in EvalSampler(sizes, batch_size=4, rank=rank, world_size=2) for key in keys]
+        for rank in (0, 1)
+    ]
+    assert shares == [[0, 1, 2, 3, 5], [4, 6, 7]]
+
+
+def test_equal_values_share_batches() -> None:
+    assert batches_of_equal("abacaab", 2) == [[0, 2], [4, 5], [1, 6], [3]]
+    assert batches_of_equal([], 3) == []

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from configs.errors import UserError
+from datasets.records import make_records
 from datasets.voc import read_annotation, read_voc
+from detection.evaluation.ground_truth import read_voc_ground_truth
+from tests.datasets.conftest import annotation_xml, write_image
 
 
 def test_coordinates_by_hand(write_voc) -> None:
@@ -144,8 +148,18 @@ def test_missing_image(write_voc) -> None:
         (
             "<annotation><object><name>a</name><bndbox><xmin>nan</xmin><ymin>1</ymin><xmax>3</xmax><ymax>3</ymax>"
             "</bndbox></object></annotation>",
-            "object 0 (a): a coordinate is not a finite number",
+            "object 0: <bndbox><xmin> is nan: give a finite number",
         ),
+        ("<html><body/></html>", "begins with <html>, not <annotation>"),
+        ("<annotation><size><width>wide</width><height>3</height></size></annotation>", "<width> is 'wide'"),
+        ("<annotation><size><width>1e400</width><height>3</height></size></annotation>", "<width> is 1e400"),
+        (annotation_xml([("a", (1, 1, "3_0", 3))], None), "<bndbox><xmax> is '3_0', not a number"),
+        (annotation_xml([("a", (1, 1, 1e300, 3))], None), "<bndbox><xmax> is 1e+300"),
+        (
+            annotation_xml([("a", (1, 1, 3, 3))], None).replace("<xmin>", "<xmin>7</xmin><xmin>"),
+            "<xmin> more than once",
+        ),
+        (annotation_xml([("a", (1, 1, 3, 3))], None).replace(">0<", ">perhaps<"), "<difficult> is 'perhaps'"),
         ('<!DOCTYPE a [<!ENTITY b "c">]><annotation>&b;</annotation>', "not a valid annotation file"),
     ],
 )
@@ -184,3 +198,118 @@ def test_missing_image_set_names_the_nearest(write_voc) -> None:
     (root / "ImageSets" / "Main" / "empty.txt").write_text("\n")
     with pytest.raises(UserError, match="lists no image"):
         read_voc(root, "empty")
+
+
+# ---------------------------------------------------------------------------------------------- names and encodings
+
+
+@pytest.mark.parametrize(
+    ("lines", "ids"),
+    [
+        ("img (1)\nimg (2)\n", ["img (1)", "img (2)"]),
+        ("img (1) 0\nimg (2)  -1\nplain 1", ["img (1)", "img (2)", "plain"]),
+        ('"img (1)" -1\r\n"plain"\r\n', ["img (1)", "plain"]),
+        ("plain.jpg\nimg (2).JPG\n", ["plain", "img (2)"]),
+        ("JPEGImages\\plain.jpg\nC:\\data\\img (1).jpg\n/home/me/a,b #1.xml", ["plain", "img (1)", "a,b #1"]),
+        ("cafe\u0301\n", ["caf\u00e9"]),
+        ("img (1) 1 1\n", ["img (1) 1"]),
+    ],
+)
+def test_lines_of_an_image_set_are_whole_names_where_those_exist(write_voc, lines: str, ids: list[str]) -> None:
+    names = ("img (1)", "img (2)", "plain", "a,b #1", "caf\u00e9", "img (1) 1", "img")
+    root = write_voc({name: ((30, 40), [("cat", (5, 5, 9, 9))]) for name in names})
+    (root / "ImageSets" / "Main" / "train.txt").write_text(lines, encoding="utf-8", newline="")
+    assert read_voc(root, "train").image_ids.tolist() == ids
+    assert read_voc_ground_truth(root, "train").image_ids == ids
+
+
+@pytest.mark.parametrize("line", ["../two", "/etc/passwd", "a/../../two"])
+def test_image_sets_do_not_lead_out_of_the_folder(write_voc, line: str) -> None:
+    root = write_voc({"one": ((30, 40), [])})
+    (root / "ImageSets" / "Main" / "train.txt").write_text(line)
+    with pytest.raises(UserError, match="leads out of"):
+        read_voc(root, "train")
+
+
+def test_images_in_folders_below(write_voc) -> None:
+    root = write_voc({"one": ((30, 40), [])})
+    for folder in ("x", "y"):  # the same file name in several folders
+        write_image(root / "JPEGImages" / folder / "one.png", (20, 30))
+        (root / "Annotations" / folder).mkdir()
+        (root / "Annotations" / folder / "one.xml").write_text(annotation_xml([(folder, (1, 1, 9, 9))], (20, 30)))
+    (root / "ImageSets" / "Main" / "train.txt").write_text("x/one\none\ny/one.png")
+    records = read_voc(root, "train")
+    assert records.image_ids.tolist() == ["x/one", "one", "y/one"]
+    assert records.sizes.tolist() == [[20, 30], [30, 40], [20, 30]]
+    assert records.class_names == ["x", "y"]
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "utf-8-sig", "utf-16"])
+def test_annotations_in_other_encodings(write_voc, encoding: str) -> None:
+    root = write_voc({"one": ((30, 40), [("\u7ea2", (5, 5, 9, 9))])})
+    xml = (root / "Annotations" / "one.xml").read_text()
+    declaration = "" if encoding == "utf-8-sig" else f'<?xml version="1.0" encoding="{encoding}"?>\n'
+    (root / "Annotations" / "one.xml").write_bytes((declaration + xml).encode(encoding))
+    assert read_voc(root, "train").class_names == ["\u7ea2"]
+
+
+def test_hidden_files_are_passed_over(write_voc) -> None:
+    root = write_voc({"one": ((30, 40), [("cat", (5, 5, 9, 9))])})
+    for path in ("JPEGImages/._one.jpg", "Annotations/._one.xml", "ImageSets/Main/._train.txt", "JPEGImages/Thumbs.db"):
+        (root / path).write_bytes(b"\0\5\x16\7")
+    assert read_voc(root, "train").image_ids.tolist() == ["one"]
+    with pytest.raises(UserError, match=r"there are: train$"):
+        read_voc(root, "test")
+
+
+def test_of_images_that_differ_in_suffix_the_annotations_own_is_taken(write_voc, caplog) -> None:
+    root = write_voc({"one": ((30, 40), [])})
+    write_image(root / "JPEGImages" / "one.png", (20, 50))
+    assert read_voc(root, "train").image_paths[0].endswith("one.jpg")
+    assert "holds one.jpg and one.png: the first is taken" in caplog.text
+    xml = root / "Annotations" / "one.xml"
+    xml.write_text(xml.read_text().replace("<annotation>", "<annotation><filename>one.png</filename>"))
+    assert read_voc(root, "train").image_paths[0].endswith("one.png")
+
+
+@pytest.mark.parametrize(
+    ("word", "difficult"),
+    [("yes", True), ("True", True), (" 1 ", True), ("no", False), ("Unspecified", False), ("", False)],
+)
+def test_difficult_in_words(write_voc, word: str, difficult: bool) -> None:
+    root = write_voc({"one": ((30, 40), [("cat", (5, 5, 9, 9))])})
+    xml = root / "Annotations" / "one.xml"
+    xml.write_text(xml.read_text().replace("<difficult>0<", f"<difficult>{word}<"))
+    assert read_voc(root, "train").difficult.tolist() == [difficult]
+
+
+def test_reversed_boxes_are_told_apart(write_voc, caplog) -> None:
+    root = write_voc({"one": ((48, 64), [("a", (25, 6, 6, 25)), ("b", (60, 40, 20, 18))])})
+    read_voc(root, "train")
+    assert "2 objects with xmax below xmin or ymax below ymin will not be trained on: corners exchanged?" in caplog.text
+    caplog.clear()
+    sides = [("a", (x, y, 12, 10)) for x, y in ((2, 3), (20, 30), (40, 20), (50, 30), (30, 10))]
+    read_voc(write_voc({"one": ((48, 64), sides)}), "train")
+    assert "4 objects with xmax below xmin" in caplog.text
+    assert "on: width and height in place of xmax and ymax?" in caplog.text
+
+
+def test_a_wrong_declared_size_is_taken_from_the_image(write_voc, caplog) -> None:
+    root = write_voc({"one": ((96, 128), [("cat", (91, 61, 120, 90))])})
+    xml = root / "Annotations" / "one.xml"
+    xml.write_text(xml.read_text().replace("<width>128", "<width>64").replace("<height>96", "<height>48"))
+    records = read_voc(root, "train")
+    assert records.sizes.tolist() == [[96, 128]]
+    assert records.trainable().tolist() == [True]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "1 image is not of the declared size" in message
+    assert "is 128 wide and 96 high, declared 64 and 48" in message
+
+
+def test_names_that_are_not_utf8_are_one_line() -> None:
+    name = os.fsdecode(b"Mu\xf1oz")
+    with pytest.raises(UserError, match=r"set: the name of 1 image is not UTF-8, the first: /x/Mu.udcf1oz.jpg: rename"):
+        make_records(
+            images=[(f"/x/{name}.jpg", name, (3, 4))], boxes=[], labels=[], counts=[0], class_names=[], source="set",
+            annotation_file="{}",
+        )  # fmt: skip

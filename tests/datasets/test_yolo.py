@@ -64,6 +64,9 @@ def test_rotated_photo_is_measured_as_a_viewer_shows_it(root: Path) -> None:
     [
         ("data.yaml", "names: {1: dog, 0: cat}", ["cat", "dog"]),
         ("data.yml", "names: [1, 2]", ["1", "2"]),
+        ("data.yaml", "names: {'1': no, '0': yes}", ["yes", "no"]),
+        ("data.yaml", "\ufeffnames: [caf\u00e9, '# 1']\r\n", ["caf\u00e9", "# 1"]),
+        ("classes.txt", "\ufeffred\r\nblue, dark\r\n", ["red", "blue, dark"]),
         ("classes.txt", "cat\ndog\n\n", ["cat", "dog"]),
         ("obj.names", "cat\n", ["cat"]),
         ("labels/classes.txt", "dog\ncat", ["dog", "cat"]),
@@ -73,7 +76,7 @@ def test_rotated_photo_is_measured_as_a_viewer_shows_it(root: Path) -> None:
 def test_names(tmp_path: Path, file: str, text: str, names: list[str]) -> None:
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", newline="")
     assert read_class_names(tmp_path, "train") == names
 
 
@@ -86,7 +89,7 @@ def test_names(tmp_path: Path, file: str, text: str, names: list[str]) -> None:
         ("0.5 .5 .5 .1 .1", "line 1: class 0.5 is not one of 0 to 1"),
         ("-1 .5 .5 .1 .1", "line 1: class -1 is not one of 0 to 1"),
         ("nan .5 .5 .1 .1", "line 1: class nan is not one of 0 to 1"),
-        ("0 nan .5 .1 .1", "a coordinate is not a finite number"),
+        ("0 nan .5 .1 .1", "is not a finite number"),
     ],
 )
 def test_mistakes_are_named(root: Path, text: str, said: str) -> None:
@@ -104,7 +107,7 @@ def test_missing_things(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="numbered 0 to 1"):
         read_yolo(root, "train")
     (root / "data.yaml").write_text("names: [cat")
-    with pytest.raises(UserError, match=r"data\.yaml: not valid YAML"):
+    with pytest.raises(UserError, match=r"data\.yaml:1: expected"):
         read_yolo(root, "train")
     (root / "data.yaml").unlink()
     with pytest.raises(UserError, match=r"list the names in data\.classes"):
@@ -113,3 +116,105 @@ def test_missing_things(root: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "empty").mkdir()
     with pytest.raises(UserError, match="empty: holds no image"):
         read_yolo(root, "empty", class_names=["x"])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("data.yaml", "names: cat", "names is 'cat': give a list"),
+        ("data.yaml", "names: 2", "names is 2: give a list"),
+        ("data.yaml", "names: [cat, null]", "the name of class 1 is null"),
+        ("data.yaml", "names: [cat, [dog]]", "the name of class 1 is"),
+        ("data.yaml", "names: [cat, true]", "the name of class 1 is True"),
+        ("data.yaml", "names: [cat, cat]", "lists the class 'cat' more than once"),
+        ("data.yaml", "names: {0: cat, a: dog}", "numbered 0 to 1"),
+        ("data.yaml", "names: [cat]\nnames: [dog]", "the key names"),
+        ("data.yaml", "- cat", "not a mapping with names"),
+        ("data.yaml", "names: [cat]\nkpt_shape: 17", "kpt_shape is 17"),
+        ("data.yaml", "names: [cat]\nkpt_shape: [2, 4]", "kpt_shape is"),
+        ("classes.txt", "cat\n\ndog", "the name of class 1 is ''"),
+    ],
+)
+def test_wrong_lists_of_names_are_one_line(root: Path, file: str, text: str, said: str) -> None:
+    (root / "data.yaml").unlink()
+    (root / file).write_text(text)
+    with pytest.raises(UserError) as error:
+        read_yolo(root, "train")
+    assert file in str(error.value)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "data.yaml", "labels/train/a.txt"])
+def test_text_that_is_not_utf8_is_one_line(root: Path, file: str) -> None:
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("cat\ndog")
+    (root / file).write_bytes("names: [\u7ea2, \u84dd]".encode("gbk"))
+    with pytest.raises(UserError, match=rf"{file}: line 1 is not text in UTF-8.*save it as UTF-8"):
+        read_yolo(root, "train")
+
+
+def test_label_files_in_utf16_are_read(root: Path) -> None:
+    label = root / "labels" / "train" / "a.txt"
+    expected = read_yolo(root, "train").boxes.tolist()
+    label.write_bytes(label.read_text().encode("utf-16"))
+    assert read_yolo(root, "train").boxes.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "points"), [("[2, 2]", "0.30 0.30 0.95 0.95"), ("[2, 3]", "0.30 0.30 2 0.95 0.95 0"), ("[1, 3]", "0 0 0")]
+)
+def test_keypoints_are_passed_over(root: Path, shape: str, points: str) -> None:
+    (root / "data.yaml").write_text(f"names: [cat, dog]\nkpt_shape: {shape}")
+    (root / "labels" / "train" / "b.txt").unlink()
+    (root / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.25 0.5 {points}\n0 0.125 0.25 0.25 0.5 {points}\n")
+    assert read_yolo(root, "train").boxes.tolist() == [[15, 5, 25, 15], [0, 0, 10, 10]]
+    (root / "labels" / "train" / "a.txt").write_text(f"1 0.5 0.5 0.25 0.5 {points} 0.5\n")
+    with pytest.raises(UserError, match=r"line 1: has \d+ numbers after the class, not .* \(data.yaml's kpt_shape\)"):
+        read_yolo(root, "train")
+
+
+def test_keypoints_without_a_kpt_shape_are_refused(root: Path) -> None:
+    (root / "labels" / "train" / "b.txt").unlink()
+    label = root / "labels" / "train" / "a.txt"
+    label.write_text("1 0.5 0.5 0.4 0.5 0.45 0.4 0.55 0.6\n0 0.3 0.3 0.4 0.4 0.2 0.2 0.4 0.4\n")
+    with pytest.raises(UserError, match=r"a\.txt line 1: holds a box and keypoints.*kpt_shape"):
+        read_yolo(root, "train")
+    label.write_text("1 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n")  # a rectangle by its corners
+    assert read_yolo(root, "train").boxes == pytest.approx(np.array([[4, 2, 16, 10]]))
+
+
+def test_pixels_in_place_of_fractions_are_told(root: Path, caplog) -> None:
+    (root / "labels" / "train" / "a.txt").write_text("0 15 15 20 20\n1 0.5 0.5 1.01 1.01\n")
+    read_yolo(root, "train")
+    assert "1 objects seem to be in pixels, the first: " in caplog.text
+    assert "a.txt line 1: a YOLO line holds fractions" in caplog.text
+    assert "1 object wholly outside the image" in caplog.text
+    assert "clipped" not in caplog.text
+
+
+def test_lines_that_come_twice_are_taken_once(root: Path, caplog) -> None:
+    (root / "labels" / "train" / "a.txt").write_text("0 .5 .5 .2 .2\n0 0.5 0.5 0.2 0.2\n1 .5 .5 .2 .2\n")
+    assert read_yolo(root, "train").labels.tolist() == [1, 2, 1]
+    assert "1 lines come twice" in caplog.text
+    assert "a.txt line 2" in caplog.text
+
+
+def test_foreign_and_hidden_files(root: Path, caplog) -> None:
+    images, labels = root / "images" / "train", root / "labels" / "train"
+    expected = read_yolo(root, "train").image_ids.tolist()
+    for path in ("._a.png", ".ipynb_checkpoints/a-checkpoint.png", "__MACOSX/a.png", "Thumbs.db"):
+        (images / path).parent.mkdir(exist_ok=True)
+        (images / path).write_bytes(b"\0\5\x16\7")
+    (labels / "a.txt").rename(labels / "a.TXT")
+    (labels / "lonely.txt").write_text("0 .5 .5 .1 .1")
+    (labels / "classes.txt").write_text("cat\ndog")
+    records = read_yolo(root, "train")
+    assert records.image_ids.tolist() == expected
+    assert records.offsets.tolist() == [0, 2, 3, 3]
+    assert "1 label files fit no image, the first: " in caplog.text
+    assert "lonely.txt" in caplog.text
+
+
+def test_images_that_share_a_label_file_have_ids_of_their_own(root: Path) -> None:
+    Image.new("RGB", (40, 20)).save(root / "images" / "train" / "a.JPG")
+    assert read_yolo(root, "train").image_ids.tolist() == ["a.JPG", "a.png", "b", "c"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch
 from detection import compilation as detector_compilation
 from detection.alternating import JOINT, PHASES, Alternating, Proposer, part_of
@@ -22,12 +22,12 @@ def make_detector(**changes) -> Detector:
             "anchors": {"sizes": [16, 32]},
             "rpn": {"hidden_channels": 16, "batch_size_per_image": 16, "post_nms_top_n_train": 20,
                     "post_nms_top_n_test": 10},
-            "box": {"pool_size": 2, "batch_size_per_image": 8, "score_thresh": 0.0},
+            "box": {"pool_size": 2, "batch_size_per_image": 8},
             **changes,
         }
     )  # fmt: skip
     torch.manual_seed(0)
-    return build_detector(config, ["cat", "dog"])
+    return build_detector(config, ["cat", "dog"], test=TestConfig(score_thresh=0.0))
 
 
 def make_batch() -> Batch:

@@ -54,4 +54,38 @@ def test_remembers():
     assert make([(2, 3)], CPU)[0] is make([(2, 3)], CPU)[0]
     for width in range(3, 3 + 2 * AnchorGenerator.MAX_REMEMBERED):
         make([(1, width)], CPU)
+        make([(2, 3)], CPU)
     assert len(make._remembered) == AnchorGenerator.MAX_REMEMBERED
+    grids = len(make._grids), make._grids[0, CPU][1].shape[:2]
+    assert grids == (1, (2, 2 + 2 * AnchorGenerator.MAX_REMEMBERED))
+    last_used = next(reversed(make._remembered))
+    assert last_used == (((2, 3),), CPU)
+
+
+def test_a_cut_of_a_larger_grid_equals_what_is_made_for_the_size():
+    config = AnchorConfig(sizes=[[32, 48], [64, 96]], offset=0.5)
+    sizes = [[(3, 4), (2, 2)], [(7, 2), (4, 1)], [(2, 9), (1, 5)], [(3, 4), (2, 2)]]
+    make = AnchorGenerator(config, [8, 16])
+    for size in sizes:
+        fresh = AnchorGenerator(config, [8, 16])(size, CPU)
+        for ours, expected in zip(make(size, CPU), fresh, strict=True):
+            assert torch.equal(ours, expected)
+
+
+def test_what_was_made_in_inference_mode_can_train_later():
+    make = AnchorGenerator(AnchorConfig(), [16])
+    with torch.inference_mode():
+        anchors, _ = make([(2, 3)], CPU)
+    assert not anchors.is_inference()
+
+
+def test_fitted_strides_are_torchvisions():
+    """An image of 96 x 160 pixels: P5 is 3 x 5, P6 2 x 3, so P6's anchors are 48 and 53 pixels apart."""
+    maps = [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)]
+    sizes = [[32], [64], [128], [256], [512]]
+    config = AnchorConfig(sizes=sizes, rounded=True, fitted_strides=True)
+    ours, _ = AnchorGenerator(config, [4, 8, 16, 32, 64])(maps, CPU)
+    theirs = TorchvisionAnchors(tuple(map(tuple, sizes)), ((0.5, 1.0, 2.0),) * 5)
+    images = ImageList(torch.zeros(1, 3, 96, 160), [(96, 160)])
+    assert torch.equal(ours, theirs(images, [torch.zeros(1, 1, *size) for size in maps])[0])
+    assert ours[-3, 0] - ours[-6, 0] == 53

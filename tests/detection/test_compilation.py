@@ -13,7 +13,7 @@ from torch._inductor import config as inductor_config
 from backbones.batch_norm import FrozenBatchNorm2d
 from backbones.compilation import with_fallback
 from backbones.weights import IMAGENET
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch
 from detection.compilation import compile_regions
 from detection.model import Detector, build_detector
@@ -24,10 +24,12 @@ def tiny_detector() -> Detector:
     config = {
         "backbone": "resnet50", "weights": "unused", "norm": "frozen", "frozen_stages": 2,
         "anchors": {"sizes": [32, 64]}, "rpn": {"hidden_channels": 16, "post_nms_top_n_test": 10},
-        "box": {"batch_size_per_image": 10, "score_thresh": 0.01},
+        "box": {"batch_size_per_image": 10},
     }  # fmt: skip
     torch.manual_seed(0)
-    detector = build_detector(ModelConfig.model_validate(config), ["a", "b"], preprocessing=IMAGENET)
+    detector = build_detector(
+        ModelConfig.model_validate(config), ["a", "b"], test=TestConfig(score_thresh=0.01), preprocessing=IMAGENET
+    )
     for module in detector.modules():
         if isinstance(module, FrozenBatchNorm2d):
             module.weight.fill_(0.5)
@@ -91,6 +93,25 @@ def test_without_a_compiler_one_line_is_said_and_the_result_is_the_same(caplog, 
     assert len(ours) == 1
     assert ours[0].startswith("Layer.forward is not compiled, and runs as it is: ")
     assert "\n" not in ours[0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when stream is capturing"), AssertionError()])
+def test_a_failed_capture_of_a_graph_falls_back_too(caplog, monkeypatch, error):
+    calls = []
+
+    def fails(*inputs: torch.Tensor) -> None:
+        calls.append(inputs)
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fails)
+    call = with_fallback(torch.sqrt, "sqrt", graphs=True)
+    x = torch.tensor([4.0])
+    with caplog.at_level(logging.WARNING):
+        assert call(x) == call(x) == 2
+    assert len(calls) == 1
+    assert [record.getMessage().startswith("sqrt is not compiled") for record in caplog.records] == [True]
+    with pytest.raises(type(error)):  # without graphs there is no capture: an error of the function itself
+        with_fallback(torch.sqrt, "sqrt")(x)
 
 
 def test_errors_of_the_function_itself_are_not_hidden():

@@ -81,3 +81,53 @@ def test_sheet_holds_all_pictures(count):
         assert (whole == picture[0, 0]).all(axis=2).any()
     assert (whole[0] == 255).all()
     assert (whole[-1] == 255).all()
+
+
+def test_names_never_hide_small_objects():
+    """Chips are at least as large as these objects: whatever place they take, half of each object stays visible."""
+    rng = np.random.default_rng(0)
+    small = rng.uniform(0, 1, (40, 2)) * (180, 130)
+    boxes = np.concatenate((small, small + rng.uniform(6, 14, (40, 2))), axis=1)
+    boxes = np.concatenate((boxes, [[10, 10, 190, 140]]))
+    labels, scores = np.ones(41, int), np.linspace(0.9, 0.5, 41)
+    image = np.full((150, 200, 3), 128, np.uint8)
+    named = draw(boxes, labels, scores, image=image, names=("person",))
+    bare = draw_detections(image, boxes, labels, scores, ("person",), names=False)
+    changed = (named != bare).any(axis=2)
+    assert changed.sum() > 200, "some names are written"
+    for x1, y1, x2, y2 in boxes[:40]:
+        inside = changed[int(np.ceil(y1)) : int(y2), int(np.ceil(x1)) : int(x2)]
+        assert inside.mean() < 0.6  # whole pixels of fractional boxes
+
+
+def test_a_name_that_fits_nowhere_is_left_out():
+    """A picture full of one small object: its name would hide it."""
+    image = np.full((16, 16, 3), 128, np.uint8)
+    args = ([[2, 2, 14, 14]], [1], np.array([0.9]))
+    np.testing.assert_array_equal(
+        draw(*args, image=image, names=("person",)),
+        draw_detections(image, np.array(args[0], float), np.array([1]), args[2], ("person",), names=False),
+    )
+
+
+def test_thickness_is_relative_to_the_pictures_size():
+    def line_width(size: int, thickness: float) -> int:
+        image = np.full((size, size, 3), 128, np.uint8)
+        box = np.array([[0.25, 0.25, 0.75, 0.75]]) * size
+        picture = draw_detections(image, box, np.array([1]), None, ("a",), names=False, thickness=thickness)
+        return int((picture[size // 2, : size // 2] != 128).any(axis=1).sum())
+
+    assert line_width(440, 1) == 2
+    assert line_width(1760, 1) == 8
+    assert line_width(1760, 2) == 16
+    assert line_width(440, 0.5) == 1
+
+
+@pytest.mark.parametrize("size", [(4000, 1), (1, 4000), (3000, 60)])
+def test_strips_are_not_enlarged_beyond_a_bound(size):
+    picture = draw([[0, 0, 1, 1]], [1], image=np.full((*size, 3), 128, np.uint8), scale=480)
+    assert max(picture.shape[:2]) == max(size)
+    overview = sheet([picture, GREY, picture])
+    assert overview.shape[0] * overview.shape[1] < 4e6
+    small = draw([[0, 0, 1, 1]], [1], image=np.full((100, 10, 3), 128, np.uint8), scale=48)
+    assert small.shape == (2000, 200, 3)

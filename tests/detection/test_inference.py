@@ -19,7 +19,7 @@ from datasets.batch import Batch, ScaledImages
 from detection.context import image_boxes
 from detection.inference import Inference
 from detection.model import Detector, build_detector
-from detection.postprocess import Detections
+from detection.postprocess import BatchDetections
 from detection.roi_features import RoiFeatures
 from detection.tta import mirror_batch, mirror_detections
 from tools.benchmarks.counting import Counts, count
@@ -27,6 +27,7 @@ from tools.benchmarks.counting import Counts, count
 NAMES = ["a", "b", "c"]
 KINDS = ["c4", "vgg", "fpn"]
 NMS_THRESH = 0.45
+THRESHOLDS = {"nms_thresh": NMS_THRESH, "detections_per_img": 40}
 ROIS = 12
 """Of an image."""
 SIZES = torch.tensor([[64, 80], [60, 70]])
@@ -45,7 +46,7 @@ def model_config(kind: str, **box) -> ModelConfig:
         },
     }[kind]
     rpn = {"hidden_channels": 32, "post_nms_top_n_test": ROIS}
-    box = {"pool_size": 4, "fc_width": 48, "nms_thresh": NMS_THRESH, "detections_per_img": 40} | box
+    box = {"pool_size": 4, "fc_width": 48} | box
     return ModelConfig.model_validate({"weights": "unused", **options, "rpn": rpn, "box": box})
 
 
@@ -69,7 +70,9 @@ def random_batch(seed: int = 0) -> Batch:
 def detector(kind: str, seed: int = 0, context: bool = False) -> Detector:
     """Its logits and deltas are scaled to be of the order of 1, so that many classes and boxes come out."""
     torch.manual_seed(seed)
-    model = build_detector(model_config(kind, global_context=context), NAMES, preprocessing=IMAGENET).eval()
+    thresholds = TestConfig.model_validate(THRESHOLDS)
+    config = model_config(kind, global_context=context)
+    model = build_detector(config, NAMES, test=thresholds, preprocessing=IMAGENET).eval()
     batch = random_batch()
     nn.init.normal_(model.rpn.head.cls_logits.weight, std=0.5)
     features = model.features(batch)
@@ -106,14 +109,14 @@ def at_sizes(batch: Batch, *factors: float) -> Batch:
     return replace(batch, scaled=tuple(map(part, factors)))
 
 
-def rows(detections: Detections, image: int) -> torch.Tensor:
+def rows(detections: BatchDetections, image: int) -> torch.Tensor:
     """(D, 6) of an image; scores and labels weigh enough to tell two detections apart."""
     valid = detections.valid[image]
     columns = (detections.boxes[image], detections.scores[image, :, None] * 100, detections.labels[image, :, None] * 50)
     return torch.cat(columns, dim=1)[valid].double()
 
 
-def same(found: Detections, expected: Detections, tolerance: float = 0.02) -> None:
+def same(found: BatchDetections, expected: BatchDetections, tolerance: float = 0.02) -> None:
     """The same detections up to rounding and order."""
     for image in range(len(expected.valid)):
         ours, theirs = rows(found, image), rows(expected, image)
@@ -123,7 +126,7 @@ def same(found: Detections, expected: Detections, tolerance: float = 0.02) -> No
         assert distance.amin(1).max() < tolerance
 
 
-def differ(found: Detections, expected: Detections) -> None:
+def differ(found: BatchDetections, expected: BatchDetections) -> None:
     assert any(
         len(rows(found, k)) != len(rows(expected, k))
         or torch.cdist(rows(found, k), rows(expected, k), p=float("inf")).amin(1).max() > 0.5
@@ -131,9 +134,9 @@ def differ(found: Detections, expected: Detections) -> None:
     )
 
 
-def infer(test: dict, batch: Batch, *detectors: Detector) -> Detections:
+def infer(test: dict, batch: Batch, *detectors: Detector) -> BatchDetections:
     with torch.no_grad():
-        return Inference(detectors, TestConfig.model_validate(test))(batch)
+        return Inference(detectors, TestConfig.model_validate(THRESHOLDS | test))(batch)
 
 
 # ---------------------------------------------------------------------------------------------- identities
@@ -147,8 +150,25 @@ def test_off_is_the_detector_itself(kind, monkeypatch):
     for field, value in zip(infer({}, batch, model), expected, strict=True):
         assert torch.equal(field, value)
     said = object()
-    monkeypatch.setattr(model, "detect", lambda _: said)
+    monkeypatch.setattr(model, "detect", lambda _, test: said)
     assert infer({}, batch, model) is said
+
+
+def test_thresholds_are_the_tests_not_the_detectors():
+    """Each of the three by its definition, on the same detector, alone and beside its own copy."""
+    model, batch = detector("fpn"), random_batch()
+    for members in ([model], [model, model]):
+        found = infer({}, batch, *members)
+        high = infer({"score_thresh": 0.5}, batch, *members)
+        assert 0 < high.valid.sum() < found.valid.sum()
+        assert (high.scores[high.valid] > 0.5).all()
+        assert high.valid.sum() == (found.scores[found.valid] > 0.5).sum()
+        few = infer({"detections_per_img": 3}, batch, *members)
+        assert torch.equal(few.scores, found.scores[:, :3])
+        assert infer({"nms_thresh": 0.1}, batch, *members).valid.sum() < found.valid.sum()
+    with torch.no_grad():
+        assert model.detect(batch, test=TestConfig(detections_per_img=3)).scores.shape == (2, 3)
+    assert model.test == TestConfig.model_validate(THRESHOLDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,7 +217,7 @@ def test_off_costs_nothing_and_most_of_it_never_waits(kind):
     model, batch = detector(kind), random_batch()
 
     def counts(test: dict) -> Counts:
-        inference = Inference([model], TestConfig.model_validate(test))
+        inference = Inference([model], TestConfig.model_validate(THRESHOLDS | test))
         with torch.no_grad():
             return count(lambda: inference(batch))
 
@@ -243,7 +263,7 @@ def test_an_image_does_not_depend_on_its_batch(kind):
                  for part in batch.scaled]  # fmt: skip
         own = replace(batch, scaled=())
         one = Batch(*(tensor[[k]] for tensor in own.tensors()), scaled=tuple(parts))
-        same(infer(test, one, model), Detections(*(field[[k]] for field in together)))
+        same(infer(test, one, model), BatchDetections(*(field[[k]] for field in together)))
 
 
 def test_voting_moves_boxes_and_nothing_else():

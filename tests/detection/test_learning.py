@@ -43,11 +43,12 @@ def config_for(backbone: str, box: dict, lr: float) -> DetectionConfig:
             "frozen_stages": 0,
             "anchors": {"sizes": [32, 64, 128, 256]},
             "rpn": {"hidden_channels": 128, "post_nms_top_n_train": 300},
-            "box": {"batch_size_per_image": 32, "positive_fraction": 0.5, "score_thresh": 0.05} | box,
+            "box": {"batch_size_per_image": 32, "positive_fraction": 0.5} | box,
         },
         "optim": {"name": "adamw", "lr": lr, "reference_batch_size": 4},
         "schedule": {"iterations": 300},
         "train": {"batch_size": 4},
+        "test": {"score_thresh": 0.05},
     }
     return parse_config(content, [f"{key}={value}" for key, value in SIDE.items()], DetectionConfig, "test")
 
@@ -122,7 +123,7 @@ def test_learns_eight_real_images_by_heart(data_dir, backbone, box, lr, iteratio
     config = config_for(backbone, box, lr)
     dataset = eight_images(config.data, data_dir)
     torch.manual_seed(0)
-    detector = build_detector(config.model, dataset.class_names).to(memory_format=torch.channels_last)
+    detector = build_detector(config.model, dataset.class_names, test=config.test).to(memory_format=torch.channels_last)
     batches = list(eval_loader(dataset, config.data, batch_size=2 if backbone == "resnet18" else 4))
     learn_by_heart(detector, batches, lr, iterations)
     score = voc12_map(detector, dataset, config.data)

@@ -293,6 +293,48 @@ def test_vgg_and_class_agnostic_boxes(pool, agnostic):
     assert (detections.scores[detections.valid] > 0.05).all()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dilated_conv5": True, "box": {"pool_size": 7, "fc_width": 32, "batch_size_per_image": 16}},
+        {
+            "neck": "fpn",
+            "fpn_norm": "batch",
+            "anchors": {"sizes": [[32], [64], [128], [256], [512]], "fitted_strides": True},
+            "rpn": {"num_convs": 2, "batch_size_per_image": 64},
+            "box": {
+                "pool_size": 7, "fc_width": 32, "num_fcs": 1, "num_convs": 2, "norm": "batch", "unused_outputs": 3,
+                "batch_size_per_image": 16,
+            },
+        },
+    ],
+    ids=["dc5", "fpn v2"],
+)  # fmt: skip
+def test_the_zoos_other_forms_train(changes):
+    config = small_config(**changes)
+    detector = build_detector(config, NAMES, preprocessing=default_preprocessing()).train()
+    batch = random_batch(SIZES, COUNTS, PADDED)
+    sum(detector(batch, seed=0, iteration=0).values()).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in detector.parameters())
+    assert detector.backbone.strides == ([16] if config.dilated_conv5 else [4, 8, 16, 32, 64])
+    with torch.no_grad():
+        found = detector.eval()(batch)
+    assert (found.labels <= len(NAMES)).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dilated_conv5": True, "backbone": "vgg16"}, "dilated_conv5 needs a ResNet"),
+        ({"box": {"num_convs": 2}}, "box.num_convs and box.num_fcs are for neck: fpn"),
+        ({"dilated_conv5": True, "box": {"norm": "batch"}}, "box.norm needs box.num_convs"),
+    ],
+)
+def test_forms_that_contradict_themselves(changes, words):
+    with pytest.raises(ValueError, match=words):
+        small_config(**changes)
+
+
 def test_bf16_autocast_keeps_geometry_in_float32():
     config = small_config()
     detector = build_detector(config, NAMES, preprocessing=default_preprocessing()).eval()

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from detection.boxes import pairwise_iou
-from detection.postprocess import Detections, collect_candidates, suppress
+from detection.postprocess import BatchDetections, collect_candidates, suppress
 from detection.refinement import join_rounds, next_rois, vote
 from detection.scoring import Scored
 
 
-def detections(*rows: tuple[list[float], float, int]) -> Detections:
+def detections(*rows: tuple[list[float], float, int]) -> BatchDetections:
     """One image's; a score below 0 marks what is not valid."""
     boxes, scores, labels = zip(*rows, strict=True)
     scores = torch.tensor([scores])
-    return Detections(torch.tensor([boxes], dtype=torch.float32), scores, torch.tensor([labels]), scores >= 0)
+    return BatchDetections(torch.tensor([boxes], dtype=torch.float32), scores, torch.tensor([labels]), scores >= 0)
 
 
 def test_voting_by_hand():
@@ -51,7 +51,7 @@ def test_voting_on_a_batch_equals_a_loop():
     boxes = torch.cat((corner, corner + 5 + torch.rand(3, 60, 2, generator=generator) * 40), dim=-1)
     scores = torch.rand(3, 60, generator=generator)
     labels = torch.randint(1, 4, (3, 60), generator=generator)
-    candidates = Detections(boxes, scores, labels, torch.rand(3, 60, generator=generator) < 0.8)
+    candidates = BatchDetections(boxes, scores, labels, torch.rand(3, 60, generator=generator) < 0.8)
     kept = suppress(candidates, 0.3, 20)
     voted = vote(kept, candidates, 0.4)
     moved = 0

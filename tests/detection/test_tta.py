@@ -7,7 +7,7 @@ import torch
 
 from configs.detection import TtaConfig
 from datasets.batch import Batch, ScaledImages
-from detection.postprocess import Detections
+from detection.postprocess import BatchDetections
 from detection.tta import merge, mirror_batch, mirror_detections, mirror_images, views
 
 
@@ -19,10 +19,10 @@ def test_the_mirror_leaves_the_padding_where_it_is():
     assert torch.equal(mirror_images(mirrored, torch.tensor([[2, 3], [2, 4]])), images)
 
 
-def found(*rows: tuple[list[float], float, int]) -> Detections:
+def found(*rows: tuple[list[float], float, int]) -> BatchDetections:
     boxes, scores, labels = zip(*rows, strict=True)
     scores = torch.tensor([scores])
-    return Detections(torch.tensor([boxes], dtype=torch.float32), scores, torch.tensor([labels]), scores > 0)
+    return BatchDetections(torch.tensor([boxes], dtype=torch.float32), scores, torch.tensor([labels]), scores > 0)
 
 
 def test_boxes_come_back():

@@ -63,11 +63,12 @@ def tiny_config(tmp_path: Path, tiny_voc: Path) -> Path:
             "anchors": {"sizes": [16, 32]},
             "rpn": {"hidden_channels": 16, "batch_size_per_image": 16, "post_nms_top_n_train": 20,
                     "post_nms_top_n_test": 10},
-            "box": {"pool_size": 2, "batch_size_per_image": 8, "score_thresh": 0.0},
+            "box": {"pool_size": 2, "batch_size_per_image": 8},
         },
         "optim": {"name": "sgd", "lr": 0.002, "reference_batch_size": 2},
         "schedule": {"iterations": 4, "policy": "constant"},
         "train": {"batch_size": 2, "log_every": 2},
+        "test": {"score_thresh": 0.0},
     }  # fmt: skip
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(config))

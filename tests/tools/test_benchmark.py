@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 from configs.errors import UserError
 from tools import benchmark
 from tools.benchmarks import checks, timing
-from tools.benchmarks.cases import CASES, make_inputs
+from tools.benchmarks.cases import CASES, Case, make_inputs
 from tools.benchmarks.contestants import Ours, Torchvision, load_plugin, random_weights
 from tools.benchmarks.plugins import detectron2_c4
 from tools.benchmarks.roofline import roofline_seconds
@@ -203,6 +203,20 @@ def test_comparison_with_an_old_report(capsys):
     assert "row: seconds.ours.cpu.median 2 -> 1 (0.500)" in shown
     assert "launches" not in shown
     assert "q1" not in shown
+
+
+def test_cases_from_files(tmp_path):
+    """The model, the sizes and the thresholds; a key in the wrong place is told in one line."""
+    content = {"model": TINY.model, "image_size": [64, 96], "num_classes": 5, "test": {"nms_thresh": 0.2}}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(content))
+    assert benchmark.find_case(str(path)) == Case("mine", TINY.model, (64, 96), 5, TestConfig(nms_thresh=0.2))
+    path.write_text(json.dumps(content | {"model": TINY.model | {"box": {"nms_thresh": 0.2}}}))
+    with pytest.raises(UserError, match=r"--case .*mine\.json: box\.nms_thresh: Extra inputs are not permitted$"):
+        benchmark.find_case(str(path))
+    path.write_text(json.dumps({"model": TINY.model}))
+    with pytest.raises(UserError, match="'image_size' is missing: it needs model, image_size and num_classes"):
+        benchmark.find_case(str(path))
 
 
 @pytest.mark.parametrize(

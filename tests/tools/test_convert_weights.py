@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backbones.weights import load_backbone_weights, read_weights_file
+from backbones.pretrained import load_backbone_weights
+from backbones.weights import read_weights_file
 from backbones.zoo import build_backbone
 from tools.convert_weights import build_parser, main
 from tools.runtime.cli import run
@@ -61,3 +62,61 @@ def test_mistakes_take_one_line_and_leave_no_file(foreign, tmp_path, capsys, arg
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("out*"))
+
+
+@pytest.fixture
+def detector(tmp_path):
+    """A detectron2-like file: what matters here is that it is a detector's."""
+    path = tmp_path / "model_final.pth"
+    torch.save({"model": {"roi_heads.box_predictor.cls_score.weight": torch.zeros(3, 4)}, "iteration": 5}, path)
+    return path
+
+
+C4 = "configs/zoo/detectron2_r50_c4_coco.yaml"
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "words"),
+    [
+        (
+            "detectron2",
+            (),
+            "a detector: give --cfg, its config, for anchors, sizes and classes: one of configs/",
+        ),
+        ("detectron2", ("--set", "data.classes=voc"), "--set changes a config: give --cfg"),
+        ("detectron2", ("--cfg", C4), "2 classes and the background, but data.classes names 80"),
+        ("detectron2", ("--cfg", C4, "--set", "data.clases=voc"), "did you mean data.classes"),
+        (
+            "detectron2",
+            ("--cfg", C4, "--set", "data.classes=[a, b]"),
+            "is 3x4 in the file and 3x2048 in the config",
+        ),
+        ("akamaster", ("--cfg", C4), "no detector in akamaster's form: --cfg is for detectors"),
+    ],
+)
+def test_a_detector_needs_its_config(detector, root, monkeypatch, tmp_path, capsys, source, options, words):
+    monkeypatch.chdir(root)
+    assert convert("--source", source, detector, tmp_path / "out.pt", *options) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_no_file_is_replaced_unasked(foreign, tmp_path, capsys):
+    path, _ = foreign
+    out = tmp_path / "out.pt"
+    out.write_bytes(b"precious")
+    assert convert("--source", "akamaster", path, out) == 2
+    assert "there is such a file already: give another name, or --overwrite" in capsys.readouterr().err
+    assert out.read_bytes() == b"precious"
+    assert convert("--source", "akamaster", path, out, "--overwrite") == 0
+    assert read_weights_file(out)["kind"] == "classifier"
+    before = out.read_bytes()
+    assert convert("--source", "torchvision", out, out, "--overwrite") == 2
+    assert "is the input" in capsys.readouterr().err
+    assert out.read_bytes() == before
+    link = tmp_path / "link.pt"
+    link.symlink_to(out)
+    assert convert("--source", "torchvision", out, link, "--overwrite") == 2
+    assert out.read_bytes() == before

@@ -11,8 +11,8 @@ import pytest
 
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.evaluate import evaluate
-from detection.evaluation.synthetic import make_set, write_coco_annotations
 from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
+from tools.benchmarks.synthetic import make_set, write_coco_annotations
 
 
 def run(root: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -112,7 +112,7 @@ def test_metrics_json_has_the_fixed_layout(voc: tuple[Path, dict]) -> None:
     ("arguments", "message"),
     [
         (("--dt", "missing.json"), "missing.json: there is no such file"),
-        (("--image-set", "tets"), "did you mean 'test'"),
+        (("--image-set", "tets"), "did you mean test"),
         (("--format", "coco"), "is a folder"),
         (("--compare", "x.json"), "--report"),
         (("--format", "yolo"), "invalid choice"),

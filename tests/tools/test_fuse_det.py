@@ -125,7 +125,11 @@ def test_mistakes_are_told(tmp_path):
         ({"a.json": A, "b.json": B}, ("--weights", "1"), "give 2 positive numbers"),
         ({"a.json": A, "b.json": B}, ("--iou", "1.5"), "not between 0 and 1"),
         ({"a.json": A, "b.json": [{**B[0], "score": 3.5}]}, (), r"b\.json: detection 0: score 3\.5 is not in \[0, 1\]"),
-        ({"a.json": A, "b.json": [{**B[0], "category_id": "cat"}]}, (), r"b\.json: detection 0 .*category_id is 'cat'"),
+        (
+            {"a.json": A, "b.json": [{**B[0], "category_id": "cat"}]},
+            (),
+            r"b\.json: detection 0 .*category_id is the text 'cat'",
+        ),
     ]
     for files, options, message in cases:
         with pytest.raises(UserError, match=message) as error:
@@ -137,3 +141,15 @@ def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ensemble_boxes", None)
     with pytest.raises(UserError, match=r"pip install -e \.\[fusion\]"):
         run(tmp_path, {"a.json": A, "b.json": B})
+
+
+def test_ids_of_text_come_back_and_inputs_are_not_overwritten(tmp_path):
+    rows = [{"image_id": "i-1", "category_id": name, "bbox": [1, 1, 9, 9], "score": 0.5} for name in ("n01", "n02")]
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    files = [str(tmp_path / "a.json"), str(tmp_path / "b.json")]
+    fuse_det.main(fuse_det.make_parser().parse_args(["--dt", *files, "--out", str(tmp_path / "out.json")]))
+    fused = json.loads((tmp_path / "out.json").read_text())
+    assert sorted(row["category_id"] for row in fused) == ["n01", "n02"]
+    with pytest.raises(UserError, match="would overwrite the input"):
+        fuse_det.main(fuse_det.make_parser().parse_args(["--dt", *files, "--out", files[1]]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -15,13 +16,16 @@ from PIL import Image
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.detection import DetectionDataset
-from datasets.images import image_file_size
+from datasets.images import image_file_size, read_image
 from datasets.loader import Collate
 from datasets.records import make_records
 from datasets.target import SampleKey
+from detection import predictor
 from detection.checkpoint import load_detector
+from detection.inputs import find_files
 from detection.model import build_detector
 from detection.prediction import to_numpy
+from detection.video import VideoReader, VideoWriter
 from tools import predict
 from tools.runtime import cli
 from tools.runtime.checkpoint import save_checkpoint
@@ -46,7 +50,7 @@ def weights(tiny_config, tmp_path) -> Path:
 def test_compiles_where_asked_to(tiny_voc, weights, tmp_path, monkeypatch, options):
     """After folding, without CUDA graphs on the CPU."""
     calls = []
-    monkeypatch.setattr(predict, "compile_regions", lambda detector, graphs: calls.append((detector, graphs)))
+    monkeypatch.setattr(predictor, "compile_regions", lambda detector, graphs: calls.append((detector, graphs)))
     run(weights, tmp_path / "out", tiny_voc / "JPEGImages", *options)
     assert [(isinstance(detector.backbone.body.bn1, torch.nn.Identity), graphs) for detector, graphs in calls] == [
         (True, False)
@@ -67,7 +71,7 @@ def test_folder_gives_pictures_and_the_detectors_own_boxes(tiny_voc, weights, tm
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == names
     assert "8 images" in capsys.readouterr().out
 
-    detector, _ = load_detector(weights, overrides=["model.box.score_thresh=0.3"])
+    detector, _ = load_detector(weights, overrides=["test.score_thresh=0.3"])
     paths = [images / name for name in names]
     records = make_records(
         images=[(str(path), path.name, image_file_size(path)) for path in paths], boxes=[], labels=[], counts=[0] * 8,
@@ -91,10 +95,10 @@ def test_threshold_and_settings(tiny_voc, weights, tmp_path):
     few, many = run(weights, tmp_path / "a", images, threshold="0.45"), run(weights, tmp_path / "b", images)
     assert 0 <= len(few) < len(many)
     assert all(row["score"] >= 0.3 for row in many)
-    one = run(weights, tmp_path / "c", images / "image_0.png", "--set", "model.box.detections_per_img=1", threshold="0")
+    one = run(weights, tmp_path / "c", images / "image_0.png", "--set", "test.detections_per_img=1", threshold="0")
     assert len(one) == 1
-    with pytest.raises(UserError, match=r"unknown key model\.box\.nms_tresh: did you mean model\.box\.nms_thresh"):
-        run(weights, tmp_path / "d", "--set", "model.box.nms_tresh=0.5", images)
+    with pytest.raises(UserError, match=r"unknown key test\.nms_tresh: did you mean test\.nms_thresh"):
+        run(weights, tmp_path / "d", "--set", "test.nms_tresh=0.5", images)
 
 
 def test_inputs_are_files_folders_and_patterns_each_image_once(tiny_voc, tmp_path):
@@ -105,7 +109,7 @@ def test_inputs_are_files_folders_and_patterns_each_image_once(tiny_voc, tmp_pat
     out = tmp_path / "out"
 
     def names(*inputs: object) -> list[str]:
-        return [image.name for image in predict.find_images([str(text) for text in inputs], out)]
+        return [name for _, name in find_files([str(text) for text in inputs], ignore=out)]
 
     assert names(images)[:2] == ["deep/x.PNG", "image_0.png"]
     assert len(names(images)) == 9
@@ -128,7 +132,7 @@ def test_results_of_an_earlier_run_are_no_inputs_and_no_image_is_overwritten(tin
     images = tiny_voc / "JPEGImages"
     first = run(weights, images / "out", images)
     assert run(weights, images / "out", images) == first
-    with pytest.raises(UserError, match="would overwrite it"):
+    with pytest.raises(UserError, match="would overwrite this input"):
         run(weights, images, images / "image_0.png")
 
 
@@ -182,7 +186,10 @@ def test_nothing_readable_is_the_users_mistake(weights, tmp_path, capsys):
     assert not (tmp_path / "out/detections.json").exists()
 
 
-@pytest.mark.parametrize("options", [["--threshold", "2"], ["--batch-size", "0"], ["--threshold", "x"]])
+@pytest.mark.parametrize(
+    "options",
+    [["--threshold", "2"], ["--threshold", "red=2"], ["--batch-size", "0"], ["--threshold", "x"], ["--thickness", "0"]],
+)
 def test_wrong_options(weights, tmp_path, options):
     with pytest.raises(SystemExit) as ending:
         predict.make_parser().parse_args(["--weights", "w", "--out", "o", "x", *options])
@@ -221,3 +228,77 @@ def test_improvements_and_ensembles(tiny_voc, weights, tmp_path):
     np.testing.assert_allclose([row["bbox"] for row in twice], [row["bbox"] for row in plain], atol=0.05)
     with pytest.raises(UserError, match="exclude each other"):
         run(weights, tmp_path / "wrong", images, *options("test.scales=[32,48]", "test.tta.scales=[32]"))
+
+
+def test_thresholds_of_classes(tiny_voc, weights, tmp_path):
+    """A class's own threshold takes the place of the common one; the last of a kind counts."""
+    images = tiny_voc / "JPEGImages"
+    everything = run(weights, tmp_path / "all", images, threshold="0.3")
+    names = {row["category"] for row in everything}
+    assert names == {"red", "blue"}
+    limit = float(np.median([row["score"] for row in everything if row["category"] == "red"]))
+    some = run(weights, tmp_path / "some", images, "--threshold", "0.3", "--threshold", f"red={limit}", threshold="0.9")
+    assert some == [row for row in everything if row["category"] == "blue" or row["score"] >= limit - 1e-7]
+    assert len(some) < len(everything)
+    with pytest.raises(UserError, match=r"a threshold for 'green', which is not a class of .*weights\.pt: red, blue"):
+        run(weights, tmp_path / "wrong", images, "--threshold", "green=0.3")
+
+
+def test_other_files_hold_the_same_detections(tiny_voc, weights, tmp_path):
+    """detections.jsonl by image, detections_coco.json in COCO's frame, detections.csv as a table."""
+    out = tmp_path / "out"
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, name in enumerate(("000000000139.png", "=1+1,x.png")):
+        shutil.copy(tiny_voc / f"JPEGImages/image_{number}.png", images / name)
+    rows = run(weights, out, images, "--coco", "--csv")
+    assert {row["image_id"] for row in rows} == {"000000000139.png", "=1+1,x.png"}
+    lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+    assert [(line["image_id"], line["height"], line["width"]) for line in lines] == [
+        ("000000000139.png", 48, 64), ("=1+1,x.png", 64, 48)]  # fmt: skip
+    assert [{"image_id": line["image_id"], **found} for line in lines for found in line["detections"]] == rows
+    coco = json.loads((out / "detections_coco.json").read_text())
+    assert [row["image_id"] for row in coco] == [139 if "139" in row["image_id"] else row["image_id"] for row in rows]
+    for voc, other in zip(rows, coco, strict=True):
+        x, y, width, height = other["bbox"]
+        np.testing.assert_allclose([x + 1, y + 1, x + width, y + height], voc["bbox"], atol=0.011)
+        assert ["red", "blue"][other["category_id"] - 1] == voc["category"]
+        assert other["score"] == voc["score"]
+    with (out / "detections.csv").open(newline="") as file:
+        table = list(csv.reader(file))
+    assert table[0] == ["image", "category", "xmin", "ymin", "xmax", "ymax", "score"]
+    assert [[float(cell) for cell in line[2:]] for line in table[1:]] == [[*row["bbox"], row["score"]] for row in rows]
+    assert {line[0] for line in table[1:]} == {"000000000139.png", "'=1+1,x.png"}  # no formula
+
+
+def test_no_two_images_share_a_picture(tiny_voc, weights, tmp_path):
+    """a.bmp becomes a.bmp.png, and so is another file called; names that differ in capitals count as equal."""
+    source = Image.open(tiny_voc / "JPEGImages/image_0.png")
+    images = tmp_path / "images"
+    for name in ("a.bmp", "a.bmp.png", "A.bmp.PNG", "deep/a.bmp"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        source.save(images / name, format="PNG" if name.lower().endswith("png") else None)
+    run(weights, tmp_path / "out", images)
+    pictures = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.[pP][nN][gG]")}
+    assert len({name.lower() for name in pictures}) == 4
+    assert {"deep/a.bmp.png"} < pictures
+
+
+def test_videos_and_pictures_without_names(tiny_voc, weights, tmp_path):
+    """Each frame is an image; the drawn video has as many frames, and the input stays."""
+    frames = [read_image(tiny_voc / f"JPEGImages/image_{number}.png") for number in (0, 2, 4)]
+    clip = tmp_path / "clip.mp4"
+    with VideoWriter(clip, 10.0) as writer:
+        for frame in frames:
+            writer.write(frame)
+    before = clip.read_bytes()
+    out = tmp_path / "out"
+    rows = run(weights, out, clip, tiny_voc / "JPEGImages/image_0.png", "--no-names", "--batch-size", 2)
+    assert {row["image_id"] for row in rows} == {"image_0.png", *(f"clip.mp4#00000{number}" for number in range(3))}
+    lines = [json.loads(line) for line in (out / "detections.jsonl").read_text().splitlines()]
+    assert [line.get("frame") for line in lines] == [None, 0, 1, 2]
+    drawn = list(VideoReader(out / "clip.mp4"))
+    assert [frame.shape for frame in drawn] == [(48, 64, 3)] * 3
+    assert clip.read_bytes() == before
+    with pytest.raises(UserError, match=r"clip\.mp4: a picture would overwrite this input"):
+        run(weights, tmp_path, clip)

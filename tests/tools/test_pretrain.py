@@ -16,18 +16,19 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backbones.classification import build_classifier, load_classifier
-from backbones.weights import load_backbone_weights
+from backbones.pretrained import load_backbone_weights
 from backbones.zoo import build_backbone
 from configs.classification import ClassificationConfig, ClassifierConfig
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.classification import build_splits
 from tools import pretrain
-from tools.runtime import cli
-from tools.runtime.classification import TrainingError, make_normalize, train_feed
-from tools.runtime.ema import Ema
-from tools.runtime.optimizer import build_optimizer, step_unless
-from tools.runtime.training import LossMonitor, NonFiniteLoss
+from tools.runtime import cli, loop
+from tools.runtime.classification import make_normalize
+from tools.runtime.loop import make_plan
+from tools.runtime.run_folder import RunFolder
+from tools.runtime.tasks.classification import ClassificationTask
+from tools.runtime.training import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = ["data.augment.crop=random_resized", "data.mean=channel", "data.test_resize=14", "data.augment.lighting=0.1"]
@@ -154,19 +155,19 @@ def run_and_resume(config: Path, tmp_path: Path, monkeypatch, options: list[str]
     """The same run in one go, and interrupted and resumed."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole, *options)
-    real = pretrain.seed_step
+    real = loop.seed_step
 
     def stop(seed: int, iteration: int) -> None:
         real(seed, iteration)
         if iteration == stop_after - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(pretrain, "seed_step", stop)
+    monkeypatch.setattr(loop, "seed_step", stop)
     with pytest.raises(SystemExit) as ending:
         cli.run(pretrain.main, pretrain.make_parser(), arguments(config, parts, *options))
     assert ending.value.code == 3
     assert load(parts / "last.pt")["training"]["iteration"] == stop_after
-    monkeypatch.setattr(pretrain, "seed_step", real)
+    monkeypatch.setattr(loop, "seed_step", real)
     train(config, parts, "--resume", *options)
     return whole, parts
 
@@ -284,19 +285,16 @@ def test_a_step_never_waits_for_the_device(classifier_config, tmp_path, way):
     splits = build_splits(config.data, tmp_path)
     net = build_classifier(config.model, 3)
     normalize = make_normalize(config, net, splits.train, None, tmp_path)
-    batches = train_feed(splits.train, config, normalize, device, 0)
-    optimizer, ema, monitor = build_optimizer(net, config.optim), Ema(net, 0.9), LossMonitor(device)
-    error = TrainingError(device)
+    task = ClassificationTask(config, net, normalize, splits, device)
+    plan = make_plan(task, RunFolder(tmp_path / "run"), device)
+    batches = task.batches(0)
     for iteration in range(3):
         # At its beginning a DataLoader reads a seed, on the host.
         with NoHostSync() if iteration else nullcontext():
-            wrong = pretrain.backward(net, optimizer, batches, monitor, config, device)
-            skip = monitor.finish_step(iteration, net.parameters(), 1.0)
-            step_unless(optimizer, skip)
-            error.add(wrong, 8)
-            ema.update(iteration)
+            loop._update(task, plan, [next(batches)])
+            plan.state.iteration += 1
     with pytest.raises(AssertionError, match="waits for the device"), NoHostSync():
-        error.take("log")
+        task.figures()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import yaml
 from backbones.analysis import layer_responses
 from backbones.classification import load_classifier
 from configs.classification import ClassifierConfig
+from configs.loading import dump_config
 from tools import study
 from tools.runtime import cli
 
@@ -101,7 +102,7 @@ def test_an_interrupted_study_goes_on(configs, tmp_path, monkeypatch, capsys):
         calls.append((folder.path, resume))
         if len(calls) == 2:
             folder.path.mkdir(parents=True)
-            (folder.path / "config.yaml").write_text(study.dump_config(config))
+            (folder.path / "config.yaml").write_text(dump_config(config))
             raise cli.Interrupted("now")
         real(config, folder, *arguments, resume=resume, **more)
 

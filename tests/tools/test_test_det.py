@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 
-from configs.detection import DetectionConfig
+from configs.detection import DetectionConfig, TestConfig
 from configs.errors import UserError
 from configs.loading import load_config
+from datasets.build import build_dataset
+from detection.inference import Inference
 from detection.model import build_detector
 from detection.prediction import ImageDetections
 from tools import test_det, train_det
@@ -73,7 +75,7 @@ def test_perfect_detections_score_one(tiny_config, weights, tmp_path, monkeypatc
 
     def with_truth(detectors, dataset, *args, **options):
         detect = perfect(dataset.records)
-        monkeypatch.setattr(detectors[0], "forward", detect)
+        monkeypatch.setattr(detectors[0], "detect", lambda batch, test: detect(batch))
         monkeypatch.setattr(evaluation, "to_numpy", lambda found: found)
         return real(detectors, dataset, *args, **options)
 
@@ -206,7 +208,7 @@ def test_improvements_run_and_change_what_is_found(tiny_config, weights, tmp_pat
 def test_an_ensemble_of_different_nets(tiny_config, weights, tmp_path, capsys):
     """Each member by its own stored config, with the thresholds of --cfg; the same one twice is itself."""
     other = {"model.neck": "fpn", "model.anchors.sizes": "[[8],[12],[16],[24],[32]]", "model.fpn_channels": 16,
-             "model.box.class_agnostic": "true", "model.box.score_thresh": 0.9,
+             "model.box.class_agnostic": "true", "test.score_thresh": 0.9,
              "model.box.global_context": "true"}  # fmt: skip
     config = load_config(tiny_config, [f"{key}={value}" for key, value in other.items()])
     fpn = save_weights(config, tmp_path / "fpn.pt", seed=1)
@@ -215,7 +217,7 @@ def test_an_ensemble_of_different_nets(tiny_config, weights, tmp_path, capsys):
     one, twice = found(tmp_path / "one"), found(tmp_path / "twice")
     assert [row[:2] for row in one] == [row[:2] for row in twice]
     np.testing.assert_allclose([row[2:] for row in one], [row[2:] for row in twice], rtol=1e-3, atol=0.02)
-    run(tiny_config, [fpn, weights], "--set", "model.box.detections_per_img=7")
+    run(tiny_config, [fpn, weights], "--set", "test.detections_per_img=7")
     assert {len([row for row in found(tmp_path / "test_ensemble") if row[0] == name]) for name in ("image_6", "image_7")
             } == {7}  # fmt: skip
     assert "fpn.pt, " in capsys.readouterr().out
@@ -235,3 +237,13 @@ def test_the_end_of_a_training_is_this_test(tiny_config, tmp_path):
     run(tiny_config, tmp_path / "run/last.pt", "--out", str(tmp_path / "again"), *options)
     run(tiny_config, tmp_path / "run/last.pt", "--out", str(tmp_path / "plain"))
     assert found(tmp_path / "run") == found(tmp_path / "again") != found(tmp_path / "plain")
+
+
+def test_validations_take_the_thresholds_of_the_config_and_no_improvements(tiny_config, tmp_path, monkeypatch):
+    config = load_config(tiny_config, ["test.nms_thresh=0.1", "test.refine_rounds=1", "test.tta.hflip=true"])
+    detector = build_detector(config.model, ["red", "blue"])
+    dataset = build_dataset(config.data, "test", tmp_path)
+    seen = []
+    monkeypatch.setattr(evaluation, "Inference", lambda *given: seen.append(given[1]) or Inference(*given))
+    evaluation.run_detector(detector, dataset, config, torch.device("cpu"), what="validation")
+    assert seen == [TestConfig(score_thresh=0.0, nms_thresh=0.1)]

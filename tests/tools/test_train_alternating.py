@@ -16,7 +16,7 @@ import yaml
 from configs.errors import UserError
 from detection.checkpoint import load_detector
 from tools import train_det
-from tools.runtime import cli, evaluation
+from tools.runtime import cli, evaluation, loop
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,7 +108,7 @@ def test_resumed_in_any_phase_equals_uninterrupted(config, tmp_path, monkeypatch
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole, *options)
 
-    real = train_det.seed_step
+    real = loop.seed_step
     stops = iter([0, 3, 5, 7, None])
     stop = next(stops)
 
@@ -117,7 +117,7 @@ def test_resumed_in_any_phase_equals_uninterrupted(config, tmp_path, monkeypatch
         if iteration == stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train_det, "seed_step", stopping)
+    monkeypatch.setattr(loop, "seed_step", stopping)
     resume = []
     while stop is not None:
         with pytest.raises(cli.Interrupted):
@@ -137,18 +137,18 @@ def test_resumed_between_two_phases(config, tmp_path, monkeypatch):
     """The last checkpoint of phase 1 is found by a run that died in the first iteration of phase 2."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole, "--set", "data.val=[]")
-    real = train_det.seed_step
+    real = loop.seed_step
 
     def dying(seed: int, iteration: int) -> None:
         if iteration == 2:
             raise KeyboardInterrupt
         real(seed, iteration)
 
-    monkeypatch.setattr(train_det, "seed_step", dying)
+    monkeypatch.setattr(loop, "seed_step", dying)
     with pytest.raises(KeyboardInterrupt):
         train(config, parts, "--set", "data.val=[]")
     assert load(parts / "last.pt")["training"]["state"]["phase"] == 1
-    monkeypatch.setattr(train_det, "seed_step", real)
+    monkeypatch.setattr(loop, "seed_step", real)
     train(config, parts, "--resume", "--set", "data.val=[]")
     assert_same(load(whole / "last.pt"), load(parts / "last.pt"))
     assert_same(load(whole / "best.pt")["model"], load(whole / "last.pt")["model"])
@@ -157,7 +157,7 @@ def test_resumed_between_two_phases(config, tmp_path, monkeypatch):
 def test_mistakes_are_told(config, tmp_path):
     with pytest.raises(UserError, match="patience is for joint training"):
         train(config, tmp_path / "run", "--set", "train.patience=2")
-    with pytest.raises(UserError, match=r"train\.alternating\.detector\.batch_size 5 is no multiple"):
+    with pytest.raises(UserError, match=r"train\.alternating\.detector\.batch_size 5 is not a multiple"):
         train(config, tmp_path / "run", "--set", "train.alternating.detector.batch_size=5", "train.accumulate=2")
     train(config, tmp_path / "run", "--set", "data.val=[]", "data.test=[]")
     resume = ["--resume", "--set", "data.val=[]", "data.test=[]"]

@@ -20,7 +20,8 @@ from configs.loading import load_config
 from detection.checkpoint import load_detector
 from detection.model import Detector
 from tools import test_det, train_det
-from tools.runtime import cli, evaluation, setup
+from tools.runtime import cli, evaluation, loop, setup, tasks
+from tools.runtime.tasks.detection import DetectionTask
 from tools.runtime.training import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,21 +137,21 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_config, tmp_path, mon
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny_config, whole, *options)
 
-    real = train_det.seed_step
+    real = loop.seed_step
 
     def stop_in_the_fourth(seed: int, iteration: int) -> None:
         real(seed, iteration)
         if iteration == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train_det, "seed_step", stop_in_the_fourth)
+    monkeypatch.setattr(loop, "seed_step", stop_in_the_fourth)
     parser = train_det.make_parser()
     with pytest.raises(SystemExit) as ending:
         cli.run(train_det.main, parser, arguments(tiny_config, parts, *options))
     assert ending.value.code == 3
     assert "--resume" in capsys.readouterr().err
     assert load(parts / "last.pt")["training"]["iteration"] == 4
-    monkeypatch.setattr(train_det, "seed_step", real)
+    monkeypatch.setattr(loop, "seed_step", real)
     train(tiny_config, parts, "--resume", *options)
 
     assert_same(load(whole / "last.pt"), load(parts / "last.pt"))
@@ -168,15 +169,15 @@ def test_interrupted_validation_is_done_again(tiny_config, tmp_path, monkeypatch
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(tiny_config, whole, *settings)
 
-    real = train_det.validate
+    real = DetectionTask.validate
 
-    def interrupted(*_: object) -> bool:
+    def interrupted(*_: object) -> None:
         raise cli.Interrupted("now")
 
-    monkeypatch.setattr(train_det, "validate", interrupted)
+    monkeypatch.setattr(DetectionTask, "validate", interrupted)
     with pytest.raises(cli.Interrupted, match="after 1 iterations"):
         train(tiny_config, parts, *settings)
-    monkeypatch.setattr(train_det, "validate", real)
+    monkeypatch.setattr(DetectionTask, "validate", real)
     train(tiny_config, parts, "--resume", *settings)
     assert_same(load(whole / "last.pt"), load(parts / "last.pt"))
 
@@ -184,7 +185,7 @@ def test_interrupted_validation_is_done_again(tiny_config, tmp_path, monkeypatch
 def test_early_stopping(tiny_config, tmp_path, monkeypatch, capsys):
     """Validation losses 3, 2, 2.5, 2.2, patience 2: best.pt is of the second validation, the fourth ends the run."""
     losses = iter([3.0, 2.0, 2.5, 2.2])
-    real = train_det.run_detector
+    real = evaluation.run_detector
 
     def scripted(*args: object, **options: object) -> object:
         outcome = real(*args, **options)
@@ -192,13 +193,13 @@ def test_early_stopping(tiny_config, tmp_path, monkeypatch, capsys):
             outcome.losses["loss"] = next(losses)
         return outcome
 
-    monkeypatch.setattr(train_det, "run_detector", scripted)
+    monkeypatch.setattr(tasks.detection, "run_detector", scripted)
     settings = ["schedule.iterations=9", "train.validate_every=1", "train.patience=2", "train.best_metric=loss"]
     out = tmp_path / "run"
     train(tiny_config, out, *data_root(tiny_config), "--set", with_validation(), *settings)
     assert load(out / "last.pt")["training"]["iteration"] == 4
     assert load(out / "best.pt")["training"]["iteration"] == 2
-    assert "stopped early" in capsys.readouterr().out
+    assert "ended early" in capsys.readouterr().out
 
 
 def test_without_validation_and_test(tiny_config, tmp_path, capsys):
@@ -234,7 +235,7 @@ def test_non_finite_loss_never_reaches_the_weights(tiny_config, tmp_path, monkey
     train(tiny_config, good, *options, "schedule.iterations=2")
 
     seen: dict[str, object] = {}
-    real_losses, real_check = Detector.losses, train_det.LossMonitor.check
+    real_losses, real_check = Detector.losses, loop.LossMonitor.check
 
     def losses(self, batch, *, seed, iteration):
         parts = real_losses(self, batch, seed=seed, iteration=iteration)
@@ -249,7 +250,7 @@ def test_non_finite_loss_never_reaches_the_weights(tiny_config, tmp_path, monkey
         return real_check(self, *args)
 
     monkeypatch.setattr(Detector, "losses", losses)
-    monkeypatch.setattr(train_det.LossMonitor, "check", check)
+    monkeypatch.setattr(loop.LossMonitor, "check", check)
     with pytest.raises(NonFiniteLoss) as error:
         train(tiny_config, broken, *options, "train.checkpoint_every=2")
     message = str(error.value)

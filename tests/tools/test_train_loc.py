@@ -17,7 +17,8 @@ import yaml
 
 from tools import test_loc as script
 from tools import train_loc
-from tools.runtime import cli
+from tools.runtime import cli, loop
+from tools.runtime.tasks import localisation as task
 
 ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"n01": (220, 40, 30), "n02": (30, 60, 220)}
@@ -146,6 +147,7 @@ def test_the_last_validation_is_not_done_twice(config, rpn, tmp_path, monkeypatc
 
     predict = train_loc.predict
     monkeypatch.setattr(train_loc, "predict", counted)
+    monkeypatch.setattr(task, "predict", counted)
     overrides = ("--set", "train.validate_every=null", "schedule.iterations=2")
     for view in ("dense", "center"):
         train(config, tmp_path / view, *overrides, f"test.validation_view={view}")
@@ -213,19 +215,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(config, rpn, tmp_path, mon
     settings += [f"model.stage={stage}", f"model.rcnn.proposals={rpn}/last.pt"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config, whole, *settings)
-    real = train_loc.seed_step
+    real = loop.seed_step
 
     def stop(seed: int, iteration: int) -> None:
         real(seed, iteration)
         if iteration == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(train_loc, "seed_step", stop)
+    monkeypatch.setattr(loop, "seed_step", stop)
     with pytest.raises(SystemExit) as ending:
         cli.run(train_loc.main, train_loc.make_parser(), arguments(config, parts, *settings))
     assert ending.value.code == 3
     assert load(parts / "last.pt")["training"]["iteration"] == 4
-    monkeypatch.setattr(train_loc, "seed_step", real)
+    monkeypatch.setattr(loop, "seed_step", real)
     train(config, parts, "--resume", *settings)
     for name in ("last.pt", "best.pt"):
         assert same(load(whole / name), load(parts / name)), name

@@ -5,13 +5,13 @@ A case is a plain dictionary, so that no YAML and no config file is needed. Shap
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 
 SIZE_DIVISOR = 32
 NUM_OBJECTS = 8
@@ -21,9 +21,9 @@ _C4 = {
     "backbone": "resnet101",
     "anchors": {"sizes": [128, 256, 512]},
     "rpn": {"hidden_channels": 512},
-    "box": {"pool_size": 14, "score_thresh": 0.001, "nms_thresh": 0.3},
+    "box": {"pool_size": 14},
 }
-_COCO_BOX = {"batch_size_per_image": 512, "score_thresh": 0.05, "nms_thresh": 0.5}
+_VOC_TEST = TestConfig(score_thresh=0.001, nms_thresh=0.3)
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Case:
     image_size: tuple[int, int]
     """(H, W) in pixels, before the padding to multiples of `SIZE_DIVISOR`."""
     num_classes: int = 20
+    test: TestConfig = field(default_factory=TestConfig)
+    """The thresholds of the detections."""
 
     def section(self) -> dict[str, Any]:
         """The whole section: frozen batch norm, conv1 and conv2 frozen, torchvision's constants in the losses."""
@@ -74,14 +76,14 @@ class Case:
 CASES = {
     case.name: case
     for case in (
-        Case("r101_c4_voc", _C4, (600, 1000)),
+        Case("r101_c4_voc", _C4, (600, 1000), test=_VOC_TEST),
         Case(
             "r101_c4_coco",
             {
                 **_C4,
                 "anchors": {"sizes": [32, 64, 128, 256, 512]},
                 "rpn": {"hidden_channels": 1024, "post_nms_top_n_test": 1000},
-                "box": {"pool_size": 14, **_COCO_BOX},
+                "box": {"pool_size": 14, "batch_size_per_image": 512},
             },
             (800, 1333),
             num_classes=80,
@@ -94,7 +96,7 @@ CASES = {
                 "anchors": {"sizes": [[32], [64], [128], [256], [512]]},
                 "rpn": {"hidden_channels": 256, "pre_nms_top_n_train": 2000, "post_nms_top_n_train": 1000,
                         "pre_nms_top_n_test": 1000, "post_nms_top_n_test": 1000},
-                "box": {"pool_size": 7, "sampling_ratio": 2, "aligned": False, **_COCO_BOX},
+                "box": {"pool_size": 7, "sampling_ratio": 2, "aligned": False, "batch_size_per_image": 512},
             },
             (800, 1333),
             num_classes=80,
@@ -104,9 +106,10 @@ CASES = {
             {
                 "backbone": "vgg16",
                 "anchors": {"sizes": [128, 256, 512]},
-                "box": {"pool_size": 7, "fc_width": 4096, "score_thresh": 0.001, "nms_thresh": 0.3},
+                "box": {"pool_size": 7, "fc_width": 4096},
             },
             (600, 1000),
+            test=_VOC_TEST,
         ),
         Case(
             "tiny",
@@ -114,9 +117,10 @@ CASES = {
                 "backbone": "resnet50",
                 "anchors": {"sizes": [32, 64]},
                 "rpn": {"hidden_channels": 32, "post_nms_top_n_train": 20, "post_nms_top_n_test": 10},
-                "box": {"batch_size_per_image": 8, "score_thresh": 0.001},
+                "box": {"batch_size_per_image": 8},
             },
             (64, 96),
+            test=TestConfig(score_thresh=0.001),
         ),
     )
 }  # fmt: skip

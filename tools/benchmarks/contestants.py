@@ -106,7 +106,8 @@ class Ours(Contestant):
             self.model.optimize_for_inference(torch.bfloat16 if amp == "bf16" else torch.float32)
 
     def build(self, case: Case) -> Detector:
-        model = build_detector(ModelConfig.model_validate(case.section()), class_names(case), preprocessing=IMAGENET)
+        config = ModelConfig.model_validate(case.section())
+        model = build_detector(config, class_names(case), test=case.test, preprocessing=IMAGENET)
         model.normalize = AsTheyAre(model.normalize)
         return model
 
@@ -141,7 +142,7 @@ class Torchvision(Contestant):
         self.optimizer = plain_sgd(self.model)
 
     def build(self, case: Case) -> TorchvisionDetector:
-        return TorchvisionDetector(ModelConfig.model_validate(case.section()), case.num_classes)
+        return TorchvisionDetector(ModelConfig.model_validate(case.section()), case.num_classes, case.test)
 
     @torch.inference_mode()
     def detect(self, inputs: Inputs) -> Detected:

@@ -20,6 +20,7 @@ from backbones.zoo import build_backbone
 from configs.errors import UserError
 from tools.benchmarks.checks import LOSS_TOLERANCE
 from tools.benchmarks.contestants import MOMENTUM, RATE, WEIGHT_DECAY
+from tools.benchmarks.detectors import exact_float32
 from tools.benchmarks.timing import compare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,7 +139,7 @@ def _check_batches(ours: list[Tensor], theirs: list[Tensor]) -> float:
 _EVAL = """
 import json, resource, sys, tempfile
 from pathlib import Path
-from detection.evaluation import synthetic
+from tools.benchmarks import synthetic
 what, reference = sys.argv[1], sys.argv[2] == "reference"
 if what == "voc":
     result = {"seconds": synthetic.time_voc()}
@@ -211,7 +212,7 @@ def _classify(
     images, labels = images.to(device), labels.to(device)
     ours.to(device, memory_format=torch.channels_last)
     theirs.to(device)
-    with torch.no_grad():
+    with torch.no_grad(), exact_float32():  # TF32 would differ by more than the layouts' rounding
         expected = theirs.eval()(images)
         difference = float((ours.eval()(images) - expected).abs().max() / expected.abs().max())
     if not difference <= 10 * LOSS_TOLERANCE:

@@ -17,7 +17,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign, RoIAlign, RoIPool
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 
 LEVEL_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
 
@@ -94,7 +94,7 @@ class Conv5Head(nn.Module):
 class TorchvisionDetector(nn.Module):
     """Backbone, RPN and RoI heads, called in sequence on padded, normalised images."""
 
-    def __init__(self, config: ModelConfig, num_classes: int) -> None:
+    def __init__(self, config: ModelConfig, num_classes: int, test: TestConfig) -> None:
         super().__init__()
         if config.stride_in_1x1:
             raise ValueError("torchvision's ResNets stride in the 3x3 convolution")
@@ -116,7 +116,7 @@ class TorchvisionDetector(nn.Module):
         self.roi_heads = RoIHeads(
             pooler, head, FastRCNNPredictor(width, num_classes + 1),
             box.fg_iou_thresh, box.fg_iou_thresh, box.batch_size_per_image, box.positive_fraction,
-            box.bbox_reg_weights, box.score_thresh, box.nms_thresh, box.detections_per_img,
+            box.bbox_reg_weights, test.score_thresh, test.nms_thresh, test.detections_per_img,
         )  # fmt: skip
 
     def forward(self, images: Tensor, image_size: tuple[int, int], targets: list[dict] | None = None) -> object:

@@ -9,7 +9,6 @@ without it.
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 
 from backbones.weights import read_weights_file
 from configs.errors import UserError
+from configs.files import replacing
 
 FORMAT = 1
 
@@ -28,19 +28,11 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
         path: where to.
         content: tensors and plain values in dictionaries and lists.
     """
-    path = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(Path(path).parent)
 
 
 def load_checkpoint(path: Path, *, kind: str | None = None) -> dict[str, Any]:
@@ -65,12 +57,6 @@ def without_training(content: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint for use, not for `--resume`: no optimiser, no second copy of the weights."""
     kept = {key: content["training"][key] for key in ("iteration", "metrics") if key in content.get("training", {})}
     return {**content, "training": kept}
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,23 +10,25 @@ import torch
 from torch import Tensor, nn
 
 from backbones.augmentation import DeviceImages, Mix, StepAugmentation, draw_crops, to_device
-from backbones.classification import Normalize, measure_mean
+from backbones.batch_norm import recalibrate
+from backbones.classification import measure_mean
+from backbones.preprocess import Normalize
+from backbones.pretrained import load_backbone_weights
 from backbones.views import count_errors
-from backbones.weights import Preprocessing, load_backbone_weights
+from backbones.weights import Preprocessing
 from configs.classification import ClassificationConfig, ImageDataConfig
 from datasets.cifar import ImageArrays
 from datasets.classification import (
     ImageSet,
     LabelledBatch,
     Splits,
-    TrainStream,
     centre_batches,
-    local_parts,
     scaled_batches,
     spread,
     train_batches,
 )
 from datasets.loader import prefetch
+from datasets.samplers import TrainStream, local_parts
 from tools.runtime import distributed
 from tools.runtime.distributed import say
 from tools.runtime.optimizer import describe_rate
@@ -51,7 +53,9 @@ def make_normalize(
     if model.weights != "random":
         name = model.backbone if isinstance(model.backbone, str) else "the net"
         style = model.stride_in_1x1
-        preprocessing = load_backbone_weights(net, name, model.weights, stride_in_1x1=style, data_root=data_root)
+        preprocessing = distributed.main_first(  # who goes first may download them
+            lambda: load_backbone_weights(net, name, model.weights, stride_in_1x1=style, data_root=data_root)
+        )
         say(f"weights    {model.weights}, whose own mean and std stand in for the config's")
         return Normalize(preprocessing)
     if not isinstance(data.mean, str):
@@ -264,3 +268,34 @@ def _moved(batches: Any, device: torch.device, progress: Progress) -> Iterator[t
         moved: list[LabelledBatch] = [batch.to(device) for batch in scales]
         yield [batch.images for batch in moved], moved[0].labels
         progress.update()
+
+
+def test_sets(
+    config: ClassificationConfig, net: nn.Module, normalize: Normalize, splits: Splits, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Name -> errors of the centre crops, for the validation and test sets that there are."""
+    sets = {"val": splits.val, "test": splits.test}
+    return {
+        name: evaluate([(net, normalize)], images, config.data, device, amp=config.train.amp, what=name)
+        for name, images in sets.items()
+        if images is not None
+    }
+
+
+def format_errors(metrics: dict[str, dict[str, float]]) -> str:
+    """The errors in per cent."""
+    return ", ".join(
+        f"{name} error {100 * values['top1_error']:.2f} % (top 5 {100 * values['top5_error']:.2f} %)"
+        for name, values in metrics.items()
+    )
+
+
+def recalibrate_over(
+    train_set: ImageSet, config: ClassificationConfig, net: nn.Module, normalize: Normalize, device: torch.device
+) -> None:
+    """Give batch norm the true statistics over the training set's centre crops, or a sample of them."""
+    sample = spread(train_set, config.train.recalibrate_images)
+    share = {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    loader = centre_batches(sample, config.data, batch_size=config.train.batch_size, **share)
+    with autocast(device, config.train.amp):
+        recalibrate(net, (normalize(batch.to(device).images) for batch in loader), device)

@@ -13,17 +13,24 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from backbones.fetch import is_name
 from configs.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 INTERNAL_ERROR, USER_ERROR, INTERRUPTED = 1, 2, 3
+NOTHING_LOST = "interrupted between two checkpoints: nothing is lost, the same command does it again"
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+"""Errors of the machine that come without a file's name."""
 
 
 class Interrupted(Exception):
@@ -73,6 +80,31 @@ def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
         "--set", dest="overrides", action="extend", nargs=1 if one_each else "+", default=[], metavar="KEY.PATH=VALUE",
         help="change a value of the config; checked like the file: --set optim.lr=0.01 --set data.train.0.root=my_data",
     )  # fmt: skip
+
+
+def weights_argument(text: str) -> Path | str:
+    """The type of options that take weights: a path, or a name (`torchvision://...`), which `Path` would change."""
+    return text if is_name(text) else Path(text)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """Add what all trainings take: `--out`, `--resume`, `--init-from` and `--overwrite`."""
+    parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<name of the config>)")
+    parser.add_argument(
+        "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
+        help="continue the run in RUN exactly where it stopped; auto: or start one where there is none",
+    )  # fmt: skip
+    parser.add_argument(
+        "--init-from",
+        metavar="W",
+        help="start a new run from weights: a file, or a name of docs/zoo.md",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in RUN")
+
+
+def absolute(weights: str) -> str:
+    """A path of weights from the root on, which no data root changes; a name such as `torchvision:...` as it is."""
+    return weights if ":" in weights else str(Path(weights).absolute())
 
 
 def config_overrides(args: argparse.Namespace) -> list[str]:
@@ -156,7 +188,7 @@ def _readable(error: Exception) -> str | None:
     """The one line of a mistake that the user can mend; None: a mistake of ours."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    if isinstance(error, OSError) and error.errno is not None and (error.filename or error.errno in _FULL):
         return f"{error.filename or 'output'}: {os.strerror(error.errno)}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it here
         return (
@@ -168,20 +200,27 @@ def _readable(error: Exception) -> str | None:
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a flag that a loop reads: `with StopRequest() as stop: ... if stop.requested: ...`.
+    """Turns SIGINT, SIGTERM, SIGHUP and SIGUSR1 (SLURM's warning) into an orderly stop: `with StopRequest() as stop:`.
 
+    As a rule the signal raises `Interrupted` on the spot: nothing is lost between two checkpoints. Within
+    `with stop.deferred():` it only sets `stop.requested`, which a training loop reads between two updates.
     A second SIGINT, a second or more later, ends the program at once (KeyboardInterrupt). Sooner it is an echo:
     torchrun hands the terminal's on.
     """
 
+    SIGNALS = tuple(
+        getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+    )
+
     def __init__(self) -> None:
         self.requested = False
+        self._deferred = False
         self._process = os.getpid()
         self._moment = 0.0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self.SIGNALS:
             self._previous[number] = signal.signal(number, self._handle)
         self._previous[signal.SIGCHLD] = signal.getsignal(signal.SIGCHLD) or signal.SIG_DFL
         return self
@@ -192,18 +231,42 @@ class StopRequest:
             if number != signal.SIGCHLD or self.requested:
                 signal.signal(number, handler)
 
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within this context a signal only sets `requested`."""
+        with self._mode(True):
+            yield
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Within this context, inside `deferred`, a signal raises `Interrupted` again; one that came before, too."""
+        with self._mode(False):
+            if self.requested:
+                raise Interrupted(NOTHING_LOST)
+            yield
+
+    @contextmanager
+    def _mode(self, deferred: bool) -> Iterator[None]:
+        before, self._deferred = self._deferred, deferred
+        try:
+            yield
+        finally:
+            self._deferred = before
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader's worker, which inherited this handler: its parent decides
             if number == signal.SIGTERM:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        if self.requested and number == signal.SIGINT and time.monotonic() - self._moment >= 1.0:
+        first, self.requested = not self.requested, True
+        if not first and number == signal.SIGINT and time.monotonic() - self._moment >= 1.0:
             raise KeyboardInterrupt
-        if not self.requested:
-            _complain("\nstopping after this step; a checkpoint will be written", once=True)
-            self._moment = time.monotonic()
-        self.requested = True
         # The signal may have gone to the loader's workers too; torch would raise an error about them anywhere, also
         # within the writing of the checkpoint.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if first:
+            self._moment = time.monotonic()
+            if not self._deferred:
+                raise Interrupted(NOTHING_LOST)
+            _complain("\nstopping after this step; a checkpoint will be written", once=True)

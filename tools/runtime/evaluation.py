@@ -22,7 +22,6 @@ from detection.evaluation.write import category_ids_of, write_comp4, write_detec
 from detection.inference import Inference
 from detection.prediction import ImageDetections, to_numpy
 from tools.runtime import distributed
-from tools.runtime.cli import Interrupted, StopRequest
 from tools.runtime.progress import Progress
 from tools.runtime.training import autocast
 
@@ -48,7 +47,6 @@ def run_detector(
     what: str,
     test: TestConfig | None = None,
     losses: bool = False,
-    stop: StopRequest | None = None,
 ) -> Outcome:
     """Detections for each image of a data set, shared out over the processes.
 
@@ -59,15 +57,11 @@ def run_detector(
         config: batch size, workers, autocast, seed.
         device: the detector's.
         what: a word for the progress bar.
-        test: refinement, sizes and the like; None: the plain test.
+        test: thresholds, refinement, sizes and the like; None: the plain test, with the thresholds of `config.test`.
         losses: compute the training losses of the (first) detector too, without dropout and with fixed samples.
-        stop: ends the work when a stop is requested (in a single process; several go on to the end together).
-
-    Raises:
-        Interrupted: a stop was requested.
     """
     detectors = [detectors] if isinstance(detectors, nn.Module) else list(detectors)
-    inference = Inference(detectors, test or TestConfig())
+    inference = Inference(detectors, test or config.test.plain)
     dataset = dataset.with_scales(inference.scales) if inference.scales else dataset
     rank, world_size = distributed.rank(), distributed.world_size()
     batch_size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
@@ -81,8 +75,6 @@ def run_detector(
     # no_grad, not inference_mode: what modules cache here (anchors) is used in training later
     with torch.no_grad(), Progress(-(-len(dataset) // world_size), what, unit="image") as progress:
         for batch in prefetch(loader, device):
-            if stop is not None and stop.requested and world_size == 1:
-                raise Interrupted(f"interrupted during {what}")
             with autocast(device, config.train.amp):
                 found = inference(batch)
                 parts = detectors[0](batch, seed=config.seed, iteration=_LOSS_ITERATION) if losses else {}
@@ -158,7 +150,7 @@ def write_results(
     if metrics is not None:
         write_metrics(folder / "metrics.json", metrics)
         if report:
-            page = write_report(folder / "report", truth, [Run(folder.name, detections, metrics)], title=records.source)
+            page = write_report(folder / "report", truth, [Run(folder.name, detections, metrics)])
         return [folder / "metrics.json", saved, *([page] if report else [])]
     source = records.annotation_file
     submission = write_submission(folder, detections, annotation_file=source, detections_json=saved, comp4=comp4)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones.classification import Normalize
+from backbones.preprocess import Normalize
 from backbones.views import view_scores
 from configs.localisation import LocalisationConfig
 from datasets.localisation import image_labels

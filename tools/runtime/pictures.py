@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from configs.files import write_bytes
 from datasets.images import read_image
 from datasets.records import Records
 from detection.drawing import draw_detections, sheet
@@ -57,10 +58,7 @@ def write_pictures(folder: Path, records: Records, detections: Detections, count
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write a (H, W, 3) uint8 RGB picture whole or not at all; the suffix decides the format."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     format_name = Image.registered_extensions().get(path.suffix.lower(), "PNG")
     Image.fromarray(picture).save(buffer, format_name, **({"quality": 95} if format_name == "JPEG" else {}))
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(buffer.getvalue())
-    temporary.replace(path)
+    write_bytes(path, buffer.getvalue())

@@ -104,11 +104,11 @@ class Progress:
 
 
 class Timed(Generic[Item]):
-    """An iterator that knows how long its user has waited for it (the data time)."""
+    """An iterator of batches that knows how long its user has waited for them (the data time)."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         self._iterator = iter(items)
-        self._waited = 0.0
+        self.restart()
 
     def __iter__(self) -> Iterator[Item]:
         return self
@@ -120,7 +120,17 @@ class Timed(Generic[Item]):
         finally:
             self._waited += time.perf_counter() - start
 
-    def take_seconds(self) -> float:
-        """Seconds waited since the last call."""
-        waited, self._waited = self._waited, 0.0
-        return waited
+    def restart(self) -> None:
+        """Forget the time until now."""
+        self._waited, self._start, self._steps = 0.0, time.perf_counter(), 0
+
+    def step_done(self) -> None:
+        """Count a step."""
+        self._steps += 1
+
+    def take_speed(self) -> dict[str, float]:
+        """Of each step since the last call: `seconds` it took, `data_seconds` of them waiting."""
+        steps, seconds = max(1, self._steps), time.perf_counter() - self._start
+        speed = {"seconds": seconds / steps, "data_seconds": self._waited / steps}
+        self.restart()
+        return speed

@@ -9,11 +9,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from configs.errors import UserError
+from configs.moved import with_new_names
 from tools.runtime.distributed import say
 
 MAY_CHANGE = (
     "data.train", "data.val", "data.test", "data.num_workers", "metrics", "schedule", "optim.lr", "test",
     "train.accumulate", "train.compile", "train.log_every", "train.validate_every", "train.checkpoint_every",
+    "train.transfer_classes",
     "train.best_metric", "train.patience", "train.alternating.rpn.schedule", "train.alternating.detector.schedule",
 )  # fmt: skip
 """What a resumed run may have otherwise: where data lies, how often something is done, how long it goes on and how
@@ -28,6 +30,7 @@ def refuse_another_training(
     Raises:
         UserError: the key that may not change, or the classes that do not fit.
     """
+    stored = with_new_names(stored, type(config), str(path), stored=True)
     old, new = dict(_flat(stored)), dict(_flat(config.model_dump(mode="json")))
     for name in _in_both(old, new):
         before, now = old.get(name, "a section"), new.get(name, "a section")

@@ -2,42 +2,46 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import write_text
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
-_FILES_OF_A_RUN = (
-    *_SIGNS_OF_A_RUN,
-    "metrics*.json",
-    "detections.json",
-    "comp4_det_*.txt",
-    "submission.*",
-    "report.html",
-)
+_FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png")
+_RESULTS = (".last.pt.*.part", ".best.pt.*.part", "tensorboard/events.out.tfevents.*")
+_WRITTEN, _LOCK = ".written.json", ".lock"
 
 
 class RunFolder:
-    """Writes what a run leaves behind. With `writes=False` (all processes but the first) it only knows the paths."""
+    """Writes what a run leaves behind. With `writes=False` (all processes but the first) it only knows the paths.
+
+    From `prepare` to `close` the folder is locked: a second run into it is refused.
+    """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = Path(path)
         self.writes = writes
-        self._metrics_file = None
-        self._tensorboard = None
+        self.lines: int | None = None
+        """Lines of metrics.jsonl; after `prepare`, those that a checkpoint knows (None: it does not say)."""
+        self._replaces = False
+        self._lock: int | None = None
+        self._metrics_file: TextIO | None = None
+        self._tensorboard: Any = None
 
     @property
     def last(self) -> Path:
@@ -51,51 +55,142 @@ class RunFolder:
 
     @property
     def pictures(self) -> Path:
+        """The folder of pictures."""
         return self.path / "pictures"
 
-    def check(self, *, resume: bool) -> None:
-        """See that a run may start here, before anything is built.
+    def prepare(self, *, resume: str | None = None, overwrite: bool = False, keep: Sequence[Path] = ()) -> bool:
+        """See that a run may start or go on here, and lock the folder. Nothing in it is touched yet.
+
+        Args:
+            resume: None: a new run; "must": one that goes on; "auto": that, or a new one where there is none.
+            overwrite: a new run in place of an earlier one, whose files `open` removes.
+            keep: files that the new run needs, such as the weights it starts from.
+
+        Returns:
+            Whether a run goes on.
 
         Raises:
-            UserError: a run is here already, or none is and it should go on.
+            UserError: it may not, or another run is at work here.
         """
+        if overwrite and resume is not None:
+            raise UserError("--overwrite and --resume contradict each other: one removes the run, the other goes on")
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; choose another folder with --out")
         there = [name for name in _SIGNS_OF_A_RUN if (self.path / name).exists()]
-        if there and not resume:
+        goes_on = resume is not None and self.last.exists()
+        if not goes_on:
+            self._see_that_nothing_is_lost(there, resume, overwrite)
+        if overwrite and there:
+            self._refuse_to_remove(keep)
+        if self.writes:
+            self._take_lock()
+            for leftover in [*self.path.glob(".last.pt.*.part"), *self.path.glob(".best.pt.*.part")]:
+                leftover.unlink(missing_ok=True)  # of a writer that was killed
+        self._replaces = bool(there) and not goes_on
+        return goes_on
+
+    def _see_that_nothing_is_lost(self, there: list[str], resume: str | None, overwrite: bool) -> None:
+        """Refuse a new run where it would destroy one, and a resumption where there is nothing to go on from."""
+        finished = [name for name in ("best.pt", "metrics.json") if (self.path / name).exists()]
+        if resume is not None and finished:
+            hint = "start a new run with --init-from" if "best.pt" in finished else "--overwrite starts anew"
+            raise UserError(f"{self.path}: has no last.pt to go on from (there is {finished[0]}: {hint})")
+        if resume == "must":
+            what = "was stopped before its first checkpoint" if there else "no run to resume here"
+            raise UserError(f"{self.path}: {what}: leave out --resume, or give the run's folder with --out")
+        if there and resume is None and not overwrite:
             raise UserError(
                 f"{self.path}: holds a run already ({', '.join(there)}): continue it with --resume, "
                 "or choose another folder with --out"
             )
-        if resume and not there:
+
+    def _refuse_to_remove(self, keep: Sequence[Path]) -> None:
+        removed = {path.resolve() for path in self._own_files()}
+        for path in keep:
+            if path.exists() and path.resolve() in removed:
+                raise UserError(
+                    f"{path}: belongs to the run that --overwrite removes: choose another folder with --out"
+                )
+
+    def _take_lock(self) -> None:
+        """Hold RUN/.lock until `close`; the system lets go of it when the process ends, however it does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(descriptor, 200).decode(errors="replace").strip()
+            os.close(descriptor)
             raise UserError(
-                f"{self.path}: no run to resume here: leave out --resume, or give the run's folder with --out"
-            )
+                f"{self.path}: another run is at work here ({owner or 'process unknown'}): wait for it, or choose "
+                "another folder with --out"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+        self._lock = descriptor
 
-    def clear(self) -> None:
+    def _own_files(self) -> list[Path]:
+        """What an earlier run wrote here."""
+        known = self.path / _WRITTEN
+        names = json.loads(known.read_text(encoding="utf-8")) if known.exists() else []
+        files = [self.path / name for name in (*_FILES_OF_A_RUN, *names)]
+        for pattern in _RESULTS:
+            files += self.path.glob(pattern)
+        return [path for path in dict.fromkeys(files) if path.is_file()]
+
+    def _clear(self) -> None:
         """Remove what an earlier run left here; other files stay."""
-        if not any((self.path / name).exists() for name in _SIGNS_OF_A_RUN):
-            return
-        for pattern in _FILES_OF_A_RUN:
-            for path in self.path.glob(pattern):
-                path.unlink()
-        for name in ("pictures", "report", "tensorboard"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
+        for path in self._own_files():
+            path.unlink()
+        (self.path / _WRITTEN).unlink(missing_ok=True)
+        for folder in sorted((each for each in self.path.rglob("*") if each.is_dir()), reverse=True):
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
-    def open(self, config_yaml: str, *, from_iteration: int = 0) -> None:
-        """Start writing; a resumed run's lines from `from_iteration` on are dropped, since it does them again."""
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Remembers which files are written within this context, so that `--overwrite` removes those and no others."""
+        before = self._stamps()
+        yield
         if not self.writes:
             return
+        known = self.path / _WRITTEN
+        names = set(json.loads(known.read_text(encoding="utf-8"))) if known.exists() else set()
+        names |= {name for name, stamp in self._stamps().items() if before.get(name) != stamp}
+        write_json(known, sorted(names))
+
+    def _stamps(self) -> dict[str, tuple[int, int]]:
+        """Relative path -> (time of writing, size), of all files but hidden ones."""
+        if not self.writes or not self.path.is_dir():
+            return {}
+        found = (
+            (path.relative_to(self.path).as_posix(), path.stat()) for path in self.path.rglob("*") if path.is_file()
+        )
+        return {name: (stat.st_mtime_ns, stat.st_size) for name, stat in found if not name.startswith(".")}
+
+    def open(self, config_yaml: str, *, from_iteration: int = 0) -> None:
+        """Start writing, if that has not happened yet; what an earlier run left is removed, where this one replaces it.
+
+        A resumed run keeps the lines of metrics.jsonl that its checkpoint knows (`lines`; else those until
+        `from_iteration`), since it writes the others again.
+        """
+        if not self.writes or self._metrics_file is not None:
+            return
+        if self._replaces and from_iteration == 0:
+            self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
         write_text(self.path / "config.yaml", config_yaml)
-        lines = self.path / "metrics.jsonl"
-        if lines.exists():
-            kept = [
-                line for line in lines.read_text(encoding="utf-8").splitlines() if _iteration_of(line) <= from_iteration
-            ]
-            write_text(lines, "".join(line + "\n" for line in kept))
-        self._metrics_file = lines.open("a", encoding="utf-8")
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+        metrics = self.path / "metrics.jsonl"
+        kept: list[str] = []
+        if metrics.exists():
+            lines = metrics.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _iteration_of(line) <= from_iteration][: self.lines]
+            write_text(metrics, "".join(line + "\n" for line in kept))
+        self.lines = len(kept)
+        self._metrics_file = metrics.open("a", encoding="utf-8")
+        from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import
 
         self._tensorboard = SummaryWriter(
             str(self.path / "tensorboard"), purge_step=from_iteration + 1 if from_iteration else None
@@ -114,6 +209,7 @@ class RunFolder:
         line = {"iteration": iteration, **({"split": prefix} if prefix else {}), **_plain(values)}
         self._metrics_file.write(json.dumps(line) + "\n")
         self._metrics_file.flush()
+        self.lines = (self.lines or 0) + 1
         for name, value in _flat(values):
             self._tensorboard.add_scalar(f"{prefix}/{name}" if prefix else name, value, iteration)
 
@@ -123,11 +219,17 @@ class RunFolder:
             self._tensorboard.add_image(name, picture, iteration, dataformats="HWC")
 
     def close(self) -> None:
-        """Finish the files."""
+        """Finish the files and give the folder free; one in which nothing was written goes."""
         if self._metrics_file is not None:
             self._metrics_file.close()
             self._tensorboard.close()
             self._metrics_file = self._tensorboard = None
+        if self._lock is not None:
+            (self.path / _LOCK).unlink(missing_ok=True)
+            os.close(self._lock)
+            self._lock = None
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -152,13 +254,6 @@ def provenance(data_root: Path) -> str:
         f"Versions:  {versions}{f', commit {commit}' if commit else ''}",
     ]
     return "".join(f"# {' '.join(line.splitlines())}\n" for line in lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_json(path: Path, values: Any) -> None:

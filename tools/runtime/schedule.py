@@ -85,7 +85,7 @@ def make_schedule(config: ScheduleConfig, *, rate: float, iterations_per_epoch: 
         iterations=max(1, round((config.iterations or config.epochs) * unit)),
         iterations_per_epoch=iterations_per_epoch,
         unit=unit,
-        policy=config.policy,
+        policy="constant" if config.policy == "plateau" else config.policy,  # its steps are events, not milestones
         milestones=tuple(round(milestone * unit) for milestone in config.milestones),
         gamma=config.gamma,
         warmup_iterations=config.warmup_iterations,

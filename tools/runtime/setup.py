@@ -19,6 +19,7 @@ from datasets.resize import resized_size
 from datasets.samplers import padded_size
 from detection.checkpoint import load_matching, read_detector_file
 from detection.model import Detector, build_detector
+from detection.transfer import transfer_classes
 from tools.runtime import distributed
 from tools.runtime.distributed import say
 from tools.runtime.optimizer import describe_rate
@@ -69,12 +70,23 @@ def check_validation(
 
 
 def make_detector(
-    config: DetectionConfig, class_names: list[str], data_root: Path, checkpoint: dict | None, init_from: Path | None
+    config: DetectionConfig,
+    class_names: list[str],
+    data_root: Path,
+    checkpoint: dict | None,
+    init_from: Path | str | None,
 ) -> Detector:
     """The detector with the backbone's weights, those of `--init-from`, or those of a checkpoint to resume."""
     start = checkpoint or (read_detector_file(init_from) if init_from is not None else None)
     preprocessing = Preprocessing.from_dict(start["preprocessing"]) if start else None
-    detector = build_detector(config.model, class_names, data_root=data_root, preprocessing=preprocessing)
+    detector = build_detector(
+        config.model, class_names, test=config.test, data_root=data_root, preprocessing=preprocessing
+    )
+    if start is not None:
+        card = dict(start.get("card", {}))
+        if checkpoint is None and "source" in card:  # its figures are not this run's, its licence is
+            card = {"started_from": card["source"], **{key: card[key] for key in ("licence",) if key in card}}
+        detector.card = card
     if checkpoint is None and start is not None:
         weights = dict(start["model"])
         if start["class_names"] != class_names:  # equal numbers of other classes have equal shapes
@@ -83,6 +95,9 @@ def make_detector(
                 weights = {name: value for name, value in weights.items() if ".box_predictor.bbox_pred." not in name}
         fresh = load_matching(detector, weights)
         say(f"weights    of {init_from}" + (f"; from scratch: {', '.join(fresh)}" if fresh else ""))
+        if config.train.transfer_classes and start["class_names"] != class_names:
+            known = transfer_classes(detector, start["model"], start["class_names"])
+            say(f"           but for the rows of {len(known)} classes of the same name: {', '.join(known[:20])}")
     return detector
 
 

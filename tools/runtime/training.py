@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -145,6 +146,24 @@ class LossMonitor:
         means = (self._sums / (self._steps * distributed.world_size())).tolist()
         self._sums, self._steps = None, 0
         return dict(zip([*self._names, "loss", "gradient_norm"], means, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was taken in since the last reading, of each process; on all processes."""
+        mine = (None if self._sums is None else self._sums.tolist(), self._steps)
+        return {"names": list(self._names), "parts": distributed.all_gather(mine)}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Go on from what a checkpoint kept; None: of a checkpoint that kept nothing."""
+        if state is None or not state["names"]:
+            return
+        parts, device = state["parts"], self._skip.device
+        if len(parts) != distributed.world_size():  # shared out anew: their mean to each
+            sums = [values for values, _ in parts if values is not None]
+            mean = torch.tensor(sums, dtype=torch.float64).mean(0).tolist() if sums else None
+            parts = [(mean, parts[0][1])] * distributed.world_size()
+        values, self._steps = parts[distributed.rank()]
+        self._names = list(state["names"])
+        self._sums = None if values is None else torch.tensor(values, dtype=torch.float64, device=device)
 
 
 def _choose(condition: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

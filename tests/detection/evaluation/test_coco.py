@@ -17,8 +17,8 @@ from detection.evaluation.data import Detections, GroundTruth, align
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.ground_truth import read_coco_ground_truth
 from detection.evaluation.results import read_detections
-from detection.evaluation.synthetic import make_set, write_coco_annotations
 from detection.evaluation.write import category_ids_of, write_detections_json
+from tools.benchmarks.synthetic import make_set, write_coco_annotations
 
 BACKENDS = ("hotcoco", "pycocotools")
 

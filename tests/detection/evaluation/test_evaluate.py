@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
+from detection.evaluation.coco import NUMBERS
 from detection.evaluation.data import align
-from detection.evaluation.evaluate import evaluate, format_table, write_metrics
-from detection.evaluation.synthetic import make_set
+from detection.evaluation.evaluate import evaluate, format_table, headline, write_metrics
 from detection.evaluation.voc import average_precisions, match, mean_of_classes
+from tools.benchmarks.synthetic import make_set
 
 
 def test_only_the_protocols_that_are_asked_for_are_there() -> None:
@@ -47,6 +48,15 @@ def test_metrics_are_written_to_the_last_digit(tmp_path: Path) -> None:
     write_metrics(tmp_path / "new" / "metrics.json", metrics)
     assert json.loads((tmp_path / "new" / "metrics.json").read_text()) == metrics
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["metrics.json"]
+
+
+def test_the_number_by_which_a_protocol_is_known() -> None:
+    truth, found = make_set("voc", images=20, classes=3, objects=60, detections=300)
+    metrics = evaluate(truth, found)
+    assert headline(metrics["voc07"]) == metrics["voc07"]["mAP"]
+    assert headline(metrics["coco"]) == metrics["coco"]["AP"] != metrics["coco"]["AP50"]
+    assert headline({"mAP": None, "per_class": {}}) is None
+    assert tuple(name for name in metrics["coco"] if name != "per_class") == NUMBERS
 
 
 def test_table() -> None:

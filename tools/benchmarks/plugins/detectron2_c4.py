@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from configs.detection import ModelConfig
+from configs.detection import ModelConfig, TestConfig
 from configs.errors import UserError
 from tools.benchmarks import contestants
 from tools.benchmarks.cases import Case, Inputs
@@ -55,7 +55,7 @@ class Contestant(contestants.Contestant):
             raise UserError(f"--case {case.name}: the plug-in detectron2_c4 builds ResNets with conv5 on 14x14 bins")
         self.order = anchor_order(model)
         self.averages_over_what_is_asked = model.rpn.batch_size_per_image < 10**6
-        return build_model(translate(model, case.num_classes))
+        return build_model(translate(model, case.num_classes, case.test))
 
     def load(self, weights: dict[str, Tensor]) -> None:
         self.model.load_state_dict(rename(weights, self.order), strict=True)
@@ -100,7 +100,7 @@ class Contestant(contestants.Contestant):
         return images, self.model.backbone(images.tensor)
 
 
-def translate(model: ModelConfig, num_classes: int) -> object:
+def translate(model: ModelConfig, num_classes: int, test: TestConfig) -> object:
     """detectron2's config for ours."""
     from detectron2.config import get_cfg
 
@@ -130,15 +130,15 @@ def translate(model: ModelConfig, num_classes: int) -> object:
             "MODEL.ROI_HEADS.IOU_THRESHOLDS", [box.fg_iou_thresh],
             "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", box.batch_size_per_image,
             "MODEL.ROI_HEADS.POSITIVE_FRACTION", box.positive_fraction,
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST", box.score_thresh,
-            "MODEL.ROI_HEADS.NMS_THRESH_TEST", box.nms_thresh,
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST", test.score_thresh,
+            "MODEL.ROI_HEADS.NMS_THRESH_TEST", test.nms_thresh,
             "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlignV2" if box.aligned else "ROIAlign",
             "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", box.pool_size,
             "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", box.sampling_ratio,
             "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS", tuple(box.bbox_reg_weights),
             "MODEL.ROI_BOX_HEAD.SMOOTH_L1_BETA", float(box.smooth_l1_beta),
             "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", box.class_agnostic,
-            "TEST.DETECTIONS_PER_IMAGE", box.detections_per_img,
+            "TEST.DETECTIONS_PER_IMAGE", test.detections_per_img,
         ]
     )  # fmt: skip
     cfg.MODEL.PROPOSAL_GENERATOR.MIN_SIZE = rpn.min_size  # merging would insist on a whole number

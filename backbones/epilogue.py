@@ -1,0 +1,55 @@
+"""What follows a convolution whose batch norm is constant, in one pass over its output: bias, residual and ReLU.
+
+torch runs the convolution, an addition of the bias, an addition of the residual and a ReLU as kernels of their own,
+each of which reads and writes the whole map. A Triton kernel does it in one pass on CUDA; elsewhere it is torch's
+operators.
+
+Shapes: maps (B, C, H, W), bias (C,).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backbones.kernels import kernels_for
+
+
+def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, inplace: bool = False) -> Tensor:
+    """relu(x + bias [+ residual]) in the dtype and layout of x; no gradient.
+
+    Args:
+        x: dense (contiguous or channels_last).
+        bias: of any dtype; sums are float32 on CUDA.
+        residual: of x's shape.
+        inplace: over x itself.
+    """
+    if residual is not None:
+        residual = _laid_out_as(residual, x)
+    if kernels := kernels_for(x, "backbones"):
+        output = x if inplace else torch.empty_like(x)
+        kernels.bias_relu(x, bias, residual, output)
+        return output
+    column = bias.to(x.dtype)[:, None, None]
+    output = x.add_(column) if inplace else x + column
+    if residual is not None:
+        output += residual
+    return output.relu_()
+
+
+def relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
+    """The gradient of relu's input from that of its output, the map `output` itself."""
+    return torch.ops.aten.threshold_backward.default(_laid_out_as(gradient, output), output, 0)
+
+
+def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
+    """The same from a gradient that comes along two ways: `first` + `second`."""
+    first, second = _laid_out_as(first, output), _laid_out_as(second, output)
+    if kernels := kernels_for(output, "backbones"):
+        return kernels.sum_relu_backward(first, second, output)
+    return relu_backward(first + second, output)
+
+
+def _laid_out_as(x: Tensor, like: Tensor) -> Tensor:
+    """x itself where it lies in memory as `like` does, else a copy that does."""
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)

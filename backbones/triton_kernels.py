@@ -1,0 +1,62 @@
+"""What follows a convolution, in one pass over its output, in Triton: bias, residual and ReLU, and their gradient.
+
+Imported only where Triton is installed (`backbones.kernels`). The oracle is `backbones.epilogue`'s composition of
+torch's operators, with which the tests compare the kernels in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 2048
+"""Elements of a program: 16 a thread, two loads of 16 bytes each in bf16."""
+
+
+@triton.jit
+def _bias_relu_kernel(
+    x, bias, residual, output, total, inner, CHANNELS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
+):
+    """output = relu(x + bias [+ residual]); the channel of element i is i // inner % CHANNELS, sums are float32."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < total
+    value = tl.load(x + at, mask=mask).to(tl.float32)
+    value += tl.load(bias + at // inner % CHANNELS, mask=mask).to(tl.float32)
+    if RESIDUAL:
+        value += tl.load(residual + at, mask=mask).to(tl.float32)
+    # Not `maximum`, which would turn NaN into 0 and hide it from the loss monitor.
+    tl.store(output + at, tl.where(value < 0, 0.0, value).to(output.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _sum_relu_backward_kernel(first, second, output, gradient, total, BLOCK: tl.constexpr):
+    """gradient = first + second where output > 0, else 0."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < total
+    value = tl.load(first + at, mask=mask).to(tl.float32) + tl.load(second + at, mask=mask).to(tl.float32)
+    passes = tl.load(output + at, mask=mask).to(tl.float32) <= 0
+    tl.store(gradient + at, tl.where(passes, 0.0, value).to(gradient.dtype.element_ty), mask=mask)
+
+
+def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None, output: Tensor) -> None:
+    """`backbones.epilogue.bias_relu` into `output`; all maps (B, C, H, W) of one dense layout."""
+    total = x.numel()
+    if total == 0:
+        return
+    _bias_relu_kernel[(triton.cdiv(total, BLOCK),)](
+        x, bias, x if residual is None else residual, output, total, x.stride(1),
+        CHANNELS=x.shape[1], RESIDUAL=residual is not None, BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+
+
+def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
+    """`backbones.epilogue.sum_relu_backward`; all of one dense layout."""
+    gradient = torch.empty_like(output)
+    total = output.numel()
+    if total:
+        _sum_relu_backward_kernel[(triton.cdiv(total, BLOCK),)](
+            first, second, output, gradient, total, BLOCK=BLOCK, num_warps=4
+        )
+    return gradient

@@ -1,0 +1,308 @@
+"""One annotation file for each image, wherever it lies: VOC's XML, YOLO's text, labelme's and Supervisely's JSON.
+
+`read_folder` takes all images below a folder and finds each one's annotation by its name: beside it (labelImg,
+Roboflow, labelme, CVAT's YOLO), or in a folder that mirrors the images' (images/a.jpg and labels/a.txt,
+JPEGImages/a.jpg and Annotations/a.xml). Boxes: VOC's count from 1, unless `zero_based`; all others are continuous and
+count from 0. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.errors import UserError
+from configs.files import read_json, read_lines
+from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
+from datasets.images import image_file_size, list_files
+from datasets.records import Records, logger
+from datasets.voc import read_annotation, read_image_set
+from datasets.yolo import LabelReader, keypoint_numbers, read_class_names
+
+FileFormat = Literal["voc", "yolo", "labelme", "supervisely"]
+
+SUFFIXES: dict[str, str] = {"voc": ".xml", "yolo": ".txt", "labelme": ".json", "supervisely": ".json"}
+
+_CONTENT_WORDS = {
+    "images", "image", "img", "imgs", "jpegimages", "photos", "pictures", "labels", "label", "annotations",
+    "annotation", "ann", "anns", "xml", "xmls", "txt", "json", "data",
+}  # fmt: skip
+"""Folder names that say what lies in them and not which part of the set: they differ between image and annotation."""
+
+_NOT_LABELS = {"classes.txt", "labelmap.txt", "obj.names", "notes.json", "meta.json", "readme.txt"}
+
+
+def read_folder(
+    root: Path,
+    file_format: FileFormat,
+    *,
+    images: Path | None = None,
+    image_list: Path | None = None,
+    only: Sequence[str] | None = None,
+    zero_based: bool = False,
+    unlabelled: Unlabelled | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Records:
+    """The images below a folder with the objects of their annotation files.
+
+    Args:
+        root: where images and annotation files lie, at any depth.
+        file_format: of the annotation files.
+        images: the folder below `root` whose images are the set; `folder/*`: only those directly in it. Default: all.
+        image_list: text file that names the set's images, one a line.
+        only: of these images those with these names (without suffix), in this order.
+        zero_based: voc: the XML counts pixels from 0.
+        unlabelled: what images without annotation file are. Default: a mistake; yolo: images without objects.
+        class_names: yolo: names of the class numbers where the folder lists none.
+
+    Raises:
+        UserError: an image or annotation is missing or broken; names file and object (from 0) or line (from 1).
+    """
+    chosen = chosen_images(root, images, image_list)
+    if only is not None:
+        chosen = _named(chosen, only, images or root)
+    everything = images_below(root)
+    files = pair(everything, annotation_files(root, file_format), root, named=file_format == "supervisely")
+    if file_format == "yolo":
+        class_names = read_class_names(root, "train") or class_names
+        if not class_names and any(image in files for image in chosen):
+            raise UserError(
+                f"{root}: has no data.yaml, classes.txt or obj.names: "
+                "list the names in data.classes, in the order of their numbers"
+            )
+        unlabelled = unlabelled or ("empty" if any(image in files for image in chosen) else None)
+    source = str(image_list or images or root)
+    if file_format == "yolo":
+        names = list(class_names or [])
+        labels = LabelReader(len(names), keypoint_numbers(root))
+        items = [_read_yolo(image, files.get(image), labels, names) for image in chosen]
+        labels.report(source)
+    else:
+        items = [_read_item(image, files.get(image), file_format, zero_based) for image in chosen]
+    if file_format == "supervisely":
+        class_names = _supervisely_names(root)
+    pattern = _common_pattern([image for image in chosen if image in files], files, SUFFIXES[file_format], root)
+    return records_of(
+        items,
+        root=root,
+        source=source,
+        annotation_file=pattern,
+        unlabelled=unlabelled,
+        class_names=class_names if file_format in ("yolo", "supervisely") else None,
+    )
+
+
+def chosen_images(root: Path, images: Path | None, image_list: Path | None) -> list[Path]:
+    """The set's images: all below a folder, those directly in it (`folder/*`), or those that a list names."""
+    if image_list is not None:
+        return listed_images(image_list, root)
+    if images is None:
+        return images_below(root)
+    return images_below(images.parent, "*") if images.name == "*" else images_below(images)
+
+
+def _named(images: Sequence[Path], names: Sequence[str], folder: Path) -> list[Path]:
+    path_of = {image.stem: image for image in images}
+    path_of |= {image.relative_to(folder).with_suffix("").as_posix(): image for image in images}
+    missing = next((name for name in names if name not in path_of), None)
+    if missing is not None:
+        raise UserError(f"{folder}: has no image {missing}, though its list names it")
+    return [path_of[name] for name in names]
+
+
+def unlisted_images(root: Path) -> list[str]:
+    """The names of the images in JPEGImages/ that no list in ImageSets/Main names."""
+    sets = sorted(path.stem for path in list_files(root / "ImageSets/Main", (".txt",), recursive=False))
+    listed = {name for image_set in sets for name in read_image_set(root, image_set)}
+    folder = root / "JPEGImages"
+    names = [image.relative_to(folder).with_suffix("").as_posix() for image in images_below(folder)]
+    return [name for name in names if name not in listed]
+
+
+def listed_images(path: Path, root: Path) -> list[Path]:
+    """The images that a text file names, one a line, by their paths (of any machine) or bare names.
+
+    Raises:
+        UserError: the file is missing or empty, or an image is not there; names the line.
+    """
+    finder, found = ImageFinder(root), {}
+    for number, line in enumerate(read_lines(path, "image list"), 1):
+        if line.strip():
+            image = finder(line.strip())
+            if image is None:
+                raise UserError(f"{path} line {number}: {line.strip()} is not among the images below {root}")
+            found[image] = None
+    if not found:
+        raise UserError(f"{path}: lists no image")
+    return list(found)
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+def annotation_files(root: Path, file_format: str) -> list[Path]:
+    """The files below a folder that may be annotations of a format, by their names."""
+    suffix = SUFFIXES[file_format]
+    return [path for path in walk(root) if path.suffix.lower() == suffix and path.name.lower() not in _NOT_LABELS]
+
+
+def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bool = False) -> dict[Path, Path]:
+    """Image -> its annotation file: beside it, in a folder that mirrors its own, or the only one of its name.
+
+    Args:
+        images, files: what there is below `root`.
+        root: the folder.
+        named: the annotation's name is the image's whole name and a suffix (a.jpg.json).
+    """
+    beside = {(path.parent, path.stem): path for path in files}
+    mirrored: dict[tuple, list[Path]] = defaultdict(list)
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in files:
+        mirrored[_part_of_set(path, root), path.stem].append(path)
+        by_stem[path.stem].append(path)
+    key_of = {image: image.name if named else image.stem for image in images}
+    times = Counter(key_of.values())
+    pairs = {}
+    for image, key in key_of.items():
+        places = mirrored.get((_part_of_set(image, root), key), [])
+        if (image.parent, key) in beside:
+            pairs[image] = beside[image.parent, key]
+        elif len(places) == 1:
+            pairs[image] = places[0]
+        elif times[key] == 1 and len(by_stem.get(key, [])) == 1:
+            pairs[image] = by_stem[key][0]
+    return pairs
+
+
+def _part_of_set(path: Path, root: Path) -> tuple[str, ...]:
+    """The folders of a path without those that only tell images from annotations."""
+    return tuple(name for name in path.relative_to(root).parts[:-1] if name.lower() not in _CONTENT_WORDS)
+
+
+def _common_pattern(images: list[Path], files: dict[Path, Path], suffix: str, root: Path) -> str:
+    """The annotation files' path with `{}` for the image's name, for messages."""
+    folders = {files[image].parent for image in images}
+    folder = folders.pop() if len(folders) == 1 else root
+    return str(folder / f"{{}}{suffix}")
+
+
+# ---------------------------------------------------------------------------------------------- one file
+
+
+def _read_item(image: Path, file: Path | None, file_format: str, zero_based: bool) -> Item:
+    if file is None:
+        return Item(image, None)
+    if file_format == "voc":
+        return _read_voc(image, file, zero_based)
+    content = read_json(file, "annotation file")
+    return (_read_labelme if file_format == "labelme" else _read_supervisely)(image, file, content)
+
+
+def _read_yolo(image: Path, file: Path | None, labels: LabelReader, names: Sequence[str]) -> Item:
+    size = image_file_size(image)  # the fractions are of the image as a viewer shows it
+    if file is None:
+        return Item(image, None, size)
+    return Item(image, [Object(names[label - 1], _four(box)) for label, box in labels.read(file, size)], size)
+
+
+def _read_voc(image: Path, file: Path, zero_based: bool) -> Item:
+    annotation = read_annotation(file)
+    shift = 0 if zero_based else 1
+    objects = []
+    for thing in annotation.objects:
+        x1, y1, x2, y2 = thing.box
+        objects.append(Object(thing.name, (x1 - shift, y1 - shift, x2, y2), thing.difficult, thing.truncated))
+    return Item(image, objects, annotation.size)
+
+
+def _read_labelme(image: Path, file: Path, content: Any) -> Item:
+    """Rectangles whichever corners were clicked; circles and outlines as boxes around them; points are no objects."""
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(shapes, list):
+        raise UserError(f"{file}: not a labelme file: it has no list of shapes")
+    objects, passed_over = [], Counter()
+    for number, shape in enumerate(shapes):
+        where = f"{file} object {number}"
+        if not isinstance(shape, dict) or not str(shape.get("label") or "").strip():
+            raise UserError(f"{where}: has no label")
+        kind = shape.get("shape_type") or "polygon"
+        if kind in ("point", "points", "line", "linestrip"):
+            passed_over[kind] += 1
+            continue
+        points = points_of(shape.get("points"), where)
+        if kind == "circle" and len(points) == 2:
+            (x, y), (edge_x, edge_y) = points
+            radius = ((edge_x - x) ** 2 + (edge_y - y) ** 2) ** 0.5
+            points = [(x - radius, y - radius), (x + radius, y + radius)]
+        objects.append(Object(str(shape["label"]).strip(), box_around(points, where)))
+    if passed_over:
+        logger.warning("%s: %d points and lines have no box and are passed over", file, sum(passed_over.values()))
+    return Item(image, objects, declared_size(content.get("imageHeight"), content.get("imageWidth")))
+
+
+def _read_supervisely(image: Path, file: Path, content: Any) -> Item:
+    """Any figure with an outer outline as the box around it; bitmaps by their place are refused."""
+    things = content.get("objects") if isinstance(content, dict) else None
+    if not isinstance(things, list):
+        raise UserError(f"{file}: not a Supervisely annotation: it has no list of objects")
+    objects = []
+    for number, thing in enumerate(things):
+        where = f"{file} object {number}"
+        name = thing.get("classTitle") if isinstance(thing, dict) else None
+        if not name:
+            raise UserError(f"{where}: has no classTitle")
+        outline = (thing.get("points") or {}).get("exterior")
+        if not outline:
+            kind = thing.get("geometryType", "figure")
+            raise UserError(f"{where}: is a {kind} without outline: only rectangles and polygons are read")
+        objects.append(Object(str(name), box_around(points_of(outline, where), where)))
+    size = content.get("size") or {}
+    return Item(image, objects, declared_size(size.get("height"), size.get("width")))
+
+
+def _supervisely_names(root: Path) -> list[str] | None:
+    """The project's classes in the order of its meta.json; None where there is none."""
+    for folder in (root, *root.parents[:2]):
+        if (folder / "meta.json").is_file():
+            content = read_json(folder / "meta.json", "project file")
+            return [str(item["title"]) for item in content.get("classes", [])]
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- values
+
+
+def points_of(values: Any, where: str) -> list[tuple[float, float]]:
+    """Pairs of numbers.
+
+    Raises:
+        UserError: they are none.
+    """
+    try:
+        return [(float(x), float(y)) for x, y in values]
+    except (TypeError, ValueError):
+        raise UserError(f"{where}: points {str(values)[:60]} are not pairs of numbers") from None
+
+
+def box_around(points: Sequence[tuple[float, float]], where: str) -> tuple[float, float, float, float]:
+    """The box around some points, whatever their order."""
+    if len(points) < 2:
+        raise UserError(f"{where}: has {len(points)} points: a box needs two corners, an outline three points")
+    xs, ys = zip(*points, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def declared_size(height: Any, width: Any) -> tuple[int, int] | None:
+    """(H, W) as a file declares it; None where it does not."""
+    try:
+        size = int(float(height)), int(float(width))
+    except (TypeError, ValueError):
+        return None
+    return size if min(size) > 0 else None
+
+
+def _four(box: Sequence[float]) -> tuple[float, float, float, float]:
+    x1, y1, x2, y2 = box
+    return x1, y1, x2, y2

@@ -1,0 +1,253 @@
+"""One table for all images: the VGG Image Annotator's CSV and JSON, and TensorFlow's CSV. Imports no torch.
+
+Boxes are taken as they are written: continuous pixels that count from 0.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+from configs.files import read_json, read_text
+from datasets.annotation_files import box_around, declared_size, points_of
+from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
+from datasets.records import Records, logger
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "filename": ("filename", "file_name", "image", "image_name", "imagename", "image_path", "image_id", "path", "file"),
+    "class": ("class", "label", "class_name", "classname", "category", "name", "object"),
+    "xmin": ("xmin", "x_min", "x1", "left"),
+    "ymin": ("ymin", "y_min", "y1", "top"),
+    "xmax": ("xmax", "x_max", "x2", "right"),
+    "ymax": ("ymax", "y_max", "y2", "bottom"),
+    "width": ("width", "image_width", "img_width"),
+    "height": ("height", "image_height", "img_height"),
+}
+"""What a table's columns are called, in lower case."""
+
+VIA_COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
+
+
+def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) -> Records:
+    """The images of a table with a line for each box, as TensorFlow's scripts and Roboflow write it.
+
+    Args:
+        path: CSV with a header: filename, class, xmin, ymin, xmax, ymax, and often width and height.
+        images: folder that holds the images, at any depth.
+        unlabelled: what images of the folder are that the table does not name: empty ones join the set.
+
+    Raises:
+        UserError: a column or an image is missing, or a value is no number; names the line (from 1).
+    """
+    rows = table_rows(path)
+    column_of = columns_of(rows[0][1] if rows else {})
+    missing = [name for name in ("filename", "class", "xmin", "ymin", "xmax", "ymax") if name not in column_of]
+    if missing:
+        raise UserError(f"{path}: the table has no column {' and no column '.join(missing)}")
+    objects: dict[str, list[Object]] = defaultdict(list)
+    sizes: dict[str, tuple[int, int] | None] = {}
+    for number, row in rows:
+        where = f"{path} line {number}"
+        name = row[column_of["filename"]].strip()
+        values = [row[column_of[side]].strip() for side in ("xmin", "ymin", "xmax", "ymax")]
+        label = row[column_of["class"]].strip()
+        if not name:
+            raise UserError(f"{where}: names no image")
+        mine = objects[name]  # a line without box and class: an image without objects
+        if {"width", "height"} <= column_of.keys():
+            sizes[name] = declared_size(row[column_of["height"]], row[column_of["width"]])
+        if not any(values) and not label:
+            continue
+        if not label:
+            raise UserError(f"{where}: has a box without a class")
+        try:
+            x1, y1, x2, y2 = map(float, values)
+        except ValueError:
+            raise UserError(f"{where}: {', '.join(values)} are not four numbers") from None
+        mine.append(Object(label, (x1, y1, x2, y2)))
+    return _records(path, images, objects, sizes, unlabelled)
+
+
+def read_via(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) -> Records:
+    """The images of an export or project of the VGG Image Annotator, CSV or JSON.
+
+    The class is the region attribute that all regions have (of several: class, label, name or type).
+
+    Args:
+        path: the export.
+        images: folder that holds the images, at any depth.
+        unlabelled: what images of the folder are that the export does not name: empty ones join the set.
+
+    Raises:
+        UserError: it is not such an export, an image is missing, or a region lacks its class; names line or image.
+    """
+    regions = list(_via_regions(path))
+    attribute = _class_attribute(path, [attributes for _, _, _, attributes in regions if attributes is not None])
+    objects: dict[str, list[Object]] = defaultdict(list)
+    passed_over = 0
+    for where, name, shape, attributes in regions:
+        mine = objects[name]
+        if attributes is None:
+            continue
+        box = _via_box(shape, where)
+        if box is None:
+            passed_over += 1
+            continue
+        mine.append(Object(_via_class(attributes.get(attribute), attribute, where), box))
+    if passed_over:
+        logger.warning("%s: %d points and lines have no box and are passed over", path, passed_over)
+    return _records(path, images, objects, {}, unlabelled)
+
+
+def _records(
+    path: Path,
+    images: Path,
+    objects: Mapping[str, list[Object]],
+    sizes: Mapping[str, tuple[int, int] | None],
+    unlabelled: Unlabelled | None,
+) -> Records:
+    """The table's images in their order, then those that it does not name where these are empty ones."""
+    there = images_below(images)
+    finder = ImageFinder(images, there)
+    items: dict[Path, Item] = {}
+    for name, mine in objects.items():
+        image = finder(name)
+        if image is None:
+            raise UserError(f"{images}: has no image {name}, or several of the name, though {path} lists it")
+        before = items[image].objects if image in items else []
+        items[image] = Item(image, [*(before or []), *mine], sizes.get(name))
+    others = [image for image in there if image not in items]
+    if others and unlabelled == "error":
+        raise UserError(
+            f"{path}: does not name {len(others)} of {len(there)} images, for example {others[0]}: if they show no "
+            "object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
+        )
+    if unlabelled == "empty":
+        items |= {image: Item(image, []) for image in others}
+    return records_of(list(items.values()), root=images, source=str(path), annotation_file=f"{path} image {{}}")
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def table_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(number of the line, {column: value}) of each line below the header; commas, semicolons or tabs part values."""
+    text = read_text(path, "table")
+    header = text.split("\n", 1)[0]
+    delimiter = max(",;\t", key=header.count)
+    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    names: list[str] | None = None
+    rows = []
+    try:
+        for values in reader:
+            if not any(value.strip() for value in values):
+                continue
+            if names is None:
+                names = [value.strip() for value in values]
+            elif len(values) != len(names):
+                raise UserError(f"{path} line {reader.line_num}: has {len(values)} values, the header has {len(names)}")
+            else:
+                rows.append((reader.line_num, dict(zip(names, values, strict=True))))
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: {error}") from None
+    if not rows:
+        raise UserError(f"{path}: the table has no line below its header")
+    return rows
+
+
+def columns_of(row: Mapping[str, str]) -> dict[str, str]:
+    """What the table calls the columns of `COLUMNS`, for those that it has."""
+    lower = {name.lower(): name for name in row}
+    return {
+        meaning: next(lower[alias] for alias in aliases if alias in lower)
+        for meaning, aliases in COLUMNS.items()
+        if any(alias in lower for alias in aliases)
+    }
+
+
+def _via_regions(path: Path) -> Iterator[tuple[str, str, Any, dict | None]]:
+    """(place for messages, image, shape, attributes) of each region; None for both of an image without regions."""
+    if path.suffix.lower() == ".json":
+        content = read_json(path, "annotation file")
+        entries = via_entries(content)
+        if entries is None:
+            raise UserError(f"{path}: not an export of the VGG Image Annotator: it has no regions")
+        for entry in entries:
+            regions = entry.get("regions") or []
+            if not regions:
+                yield f"{path} image {entry['filename']}", entry["filename"], None, None
+            for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions):
+                where = f"{path} image {entry['filename']} object {number}"
+                yield where, entry["filename"], region.get("shape_attributes"), region.get("region_attributes") or {}
+        return
+    for number, row in table_rows(path):
+        where = f"{path} line {number}"
+        if any(name not in row for name in VIA_COLUMNS):
+            raise UserError(f"{path}: not an export of the VGG Image Annotator: it has no {', no '.join(VIA_COLUMNS)}")
+        try:
+            shape, attributes = (json.loads(row[name] or "{}") for name in VIA_COLUMNS[1:])
+        except ValueError as error:
+            raise UserError(f"{where}: not valid JSON: {error}") from None
+        yield where, row["filename"].strip(), shape or None, attributes if shape else None
+
+
+def via_entries(content: Any) -> list[dict] | None:
+    """The images of a VIA JSON export or project; None where it is something else."""
+    if isinstance(content, dict):
+        content = content.get("_via_img_metadata", content)
+        entries = list(content.values()) if isinstance(content, dict) else []
+        if entries and all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
+            return entries
+    return None
+
+
+def _class_attribute(path: Path, all_attributes: list[dict]) -> str:
+    """The name of the region attribute that holds the class."""
+    counts = Counter(name for attributes in all_attributes for name in attributes)
+    full = [name for name, count in counts.items() if count == len(all_attributes)]
+    usual = [name for name in full if name.strip().lower() in ("class", "label", "name", "type", "category", "object")]
+    candidates = full if len(full) == 1 else usual
+    if len(candidates) == 1 or not all_attributes:
+        return candidates[0] if candidates else ""
+    if not candidates and len(counts) == 1:
+        return next(iter(counts))  # the region without it is named when its turn comes
+    raise UserError(
+        f"{path}: cannot tell which region attribute is the class ({', '.join(sorted(counts)) or 'there is none'}): "
+        "call it class"
+    )
+
+
+def _via_class(value: Any, attribute: str, where: str) -> str:
+    """A text, or the one ticked box of several."""
+    if isinstance(value, dict):
+        ticked = [name for name, on in value.items() if on]
+        value = ticked[0] if len(ticked) == 1 else None
+    if not isinstance(value, (str, int)) or not str(value).strip():
+        raise UserError(f"{where}: its attribute {attribute} names no class, or several")
+    return str(value).strip()
+
+
+def _via_box(shape: Any, where: str) -> tuple[float, float, float, float] | None:
+    """The box of a region; None for points and lines."""
+    kind = shape.get("name") if isinstance(shape, dict) else None
+    try:
+        if kind == "rect":
+            x, y, width, height = (float(shape[key]) for key in ("x", "y", "width", "height"))
+            return x, y, x + width, y + height
+        if kind in ("circle", "ellipse"):
+            x, y = float(shape["cx"]), float(shape["cy"])
+            rx, ry = (float(shape[key]) for key in (("r", "r") if kind == "circle" else ("rx", "ry")))
+            return x - rx, y - ry, x + rx, y + ry
+        if kind == "polygon":
+            points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
+            return box_around(points_of(points, where), where)
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{where}: the {kind} {str(shape)[:80]} lacks a number") from None
+    if kind in ("point", "polyline"):
+        return None
+    raise UserError(f"{where}: a region of the unknown shape {kind}")

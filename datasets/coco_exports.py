@@ -1,0 +1,71 @@
+"""What exports of labelling tools need beyond COCO's own files: placeholder categories, images that are not listed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from configs.errors import UserError
+from configs.files import read_json
+from datasets.collect import Unlabelled, image_ids, images_below
+from datasets.images import image_file_size
+from datasets.records import Records
+
+
+def without_placeholder(records: Records, annotations: Path) -> Records:
+    """The records without the category 0 that Roboflow writes as the super-category of all others, if it is there.
+
+    It has no object. A category 0 that is meant stays: the others do not name it as their super-category.
+    """
+    if len(records.class_names) < 2 or int(records.category_ids[0]) != 0 or (records.labels == 1).any():
+        return records
+    categories = read_json(annotations, "annotation file").get("categories") or []
+    above = {item.get("supercategory") for item in categories if item.get("id") != 0}
+    if above != {records.class_names[0]}:
+        return records
+    return replace(
+        records,
+        labels=records.labels - 1,
+        class_names=records.class_names[1:],
+        category_ids=records.category_ids[1:],
+    )
+
+
+def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) -> Records:
+    """The records with the folder's images that the annotation file does not list, as `unlabelled` says.
+
+    Args:
+        records: of the annotation file; COCO's numbers as image ids.
+        folder: of the images.
+        unlabelled: empty: they join the set as images without objects; error: they are a mistake; else: left out.
+
+    Raises:
+        UserError: there are some, and they are a mistake.
+    """
+    if unlabelled not in ("empty", "error"):
+        return records
+    listed = {Path(path).resolve() for path in records.image_paths.tolist()}
+    others = [path for path in images_below(folder) if path.resolve() not in listed]
+    if not others:
+        return records
+    if unlabelled == "error":
+        raise UserError(
+            f"{records.source}: does not list {len(others)} images of {folder}, for example {others[0]}: if they show "
+            "no object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
+        )
+    if np.issubdtype(records.image_ids.dtype, np.number):
+        first = int(records.image_ids.max()) + 1 if len(records) else 1
+        ids = np.arange(first, first + len(others))
+    else:
+        ids = np.array(image_ids(others, folder), np.str_)
+    last = records.offsets[-1]
+    return replace(
+        records,
+        image_paths=np.concatenate([records.image_paths, np.array([str(path) for path in others], np.str_)]),
+        image_ids=np.concatenate([records.image_ids, ids]),
+        sizes=np.concatenate([records.sizes, np.array([image_file_size(path) for path in others], np.int64)]),
+        offsets=np.concatenate([records.offsets, np.full(len(others), last, np.int64)]),
+        annotated=True,
+    )

@@ -1,0 +1,168 @@
+"""What all readers of labelling tools' exports share: finding images, and records of loose lists. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Literal, NamedTuple
+
+from configs.errors import UserError
+from configs.files import is_file
+from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden
+from datasets.records import Records, make_records
+
+Unlabelled = Literal["empty", "skip", "error"]
+"""What a photo without annotation is: an image without objects, none of this set, or a mistake."""
+
+MASKS = ("segmentationclass", "segmentationobject")
+"""Folders, in lower case, whose pictures are masks."""
+
+
+class Object(NamedTuple):
+    """One annotated object."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    """x1 y1 x2 y2, continuous pixels that count from 0."""
+    difficult: bool = False
+    truncated: bool = False
+
+
+class Item(NamedTuple):
+    """One image and what is known about it."""
+
+    path: Path
+    objects: list[Object] | None
+    """None: the image has no annotation."""
+    size: tuple[int, int] | None = None
+    """(H, W) as declared; None: the file's own."""
+
+
+def walk(folder: Path) -> list[Path]:
+    """All files below a folder, sorted; hidden ones and masks are passed over."""
+    files = []
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_hidden(name) and name.lower() not in MASKS]
+        files += [Path(place, name) for name in names if not is_hidden(name)]
+    return sorted(files)
+
+
+def images_below(folder: Path, pattern: str | None = None) -> list[Path]:
+    """The images below a folder, sorted; `pattern` "*": only those that lie in it directly.
+
+    Raises:
+        UserError: there is no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: there is no such folder")
+    found = [path for path in walk(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    if pattern is not None:
+        found = [path for path in found if path.parent == folder]
+    if not found:
+        raise UserError(f"{folder}: holds no image ({', '.join(IMAGE_SUFFIXES)})")
+    return found
+
+
+class ImageFinder:
+    """Finds the image that an annotation file names: by its path below a folder, else by its bare name."""
+
+    def __init__(self, folder: Path, images: Iterable[Path] | None = None) -> None:
+        self.folder = folder
+        self._given = images
+        self._by_name: dict[str, list[Path]] | None = None
+
+    def __call__(self, name: str) -> Path | None:
+        """The path of the image; None where there is none, or where several have the name.
+
+        Args:
+            name: as written by the tool: with a path of another machine, with backslashes, or bare.
+        """
+        parts = [part for part in PurePosixPath(name.replace("\\", "/")).parts if part not in ("/", "..", ".")]
+        if not parts:
+            return None
+        for start in range(len(parts)):  # from the whole path to the bare name
+            path = self.folder.joinpath(*parts[start:])
+            if is_file(path):
+                return path
+        if self._by_name is None:
+            self._by_name = defaultdict(list)
+            for path in self._given if self._given is not None else walk(self.folder):
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    self._by_name[path.name].append(path)
+        found = self._by_name.get(parts[-1], [])
+        for start in range(len(parts) - 1):  # of several, the one whose folders fit best
+            fitting = [path for path in found if path.parts[-(len(parts) - start) :] == tuple(parts[start:])]
+            if len(fitting) == 1:
+                return fitting[0]
+        return found[0] if len(found) == 1 else None
+
+
+def records_of(
+    items: Sequence[Item],
+    *,
+    root: Path,
+    source: str,
+    annotation_file: str,
+    unlabelled: Unlabelled | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Records:
+    """The records of some images.
+
+    A set of which no image is annotated is taken as images only, unless `unlabelled` says otherwise.
+
+    Args:
+        items: the images in their order; with `objects` None where an image has no annotation.
+        root: image ids are paths below it without suffix, or bare names where these are unique.
+        source, annotation_file: as in `Records`.
+        unlabelled: what images without annotation are; None: a mistake where others are annotated.
+        class_names: in the order of their labels; None: those of the objects, sorted.
+
+    Raises:
+        UserError: an image lacks its annotation and nothing says what that means, or none is left.
+    """
+    without = [item.path for item in items if item.objects is None]
+    annotated = len(without) < len(items) or unlabelled in ("empty", "skip")
+    if without and annotated:
+        if unlabelled in (None, "error"):
+            raise UserError(
+                f"{source}: {len(without)} of {len(items)} images have no annotation, for example {without[0]}: "
+                "if they show no object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
+            )
+        if unlabelled == "skip":
+            items = [item for item in items if item.objects is not None]
+            if not items:
+                raise UserError(f"{source}: no image has an annotation, and unlabelled: skip leaves out all others")
+    objects = [item.objects or [] for item in items]
+    names = [thing.name for some in objects for thing in some]
+    known = sorted(set(names)) if class_names is None else list(class_names)
+    label_of = {name: label for label, name in reversed(list(enumerate(known, 1)))}
+    ids = image_ids([item.path for item in items], root)
+    return make_records(
+        images=[
+            (str(item.path), i, item.size or image_file_size(item.path)) for item, i in zip(items, ids, strict=True)
+        ],
+        boxes=[thing.box for some in objects for thing in some],
+        labels=[label_of[name] for name in names],
+        counts=[len(some) for some in objects],
+        class_names=known,
+        source=source,
+        annotation_file=annotation_file,
+        difficult=[thing.difficult for some in objects for thing in some],
+        truncated=[thing.truncated for some in objects for thing in some],
+        annotated=annotated,
+    )
+
+
+def image_ids(paths: Sequence[Path], root: Path) -> list[str]:
+    """Unique names of images: without folder and suffix where these are unique, else with what tells them apart."""
+    relative = [path.relative_to(root) if path.is_relative_to(root) else path for path in paths]
+    for ids in (
+        [path.stem for path in paths],
+        [path.with_suffix("").as_posix() for path in relative],
+        [path.as_posix() for path in relative],
+    ):
+        if len(set(ids)) == len(ids):
+            return ids
+    raise UserError(f"{root}: an image is listed more than once")

@@ -1,0 +1,45 @@
+"""What a folder of images and annotations is: finds the layout, its parts and its classes by what the files hold.
+
+Nothing is decided by a fixed name where the content can tell: a text file is YOLO's if its lines are, a table is
+TensorFlow's if its header is. Parts (train, val, test) come from lists, else from the names of folders and files.
+docs/own_data.md lists what is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from configs.errors import UserError
+from datasets.layouts.folders import find_labelme, find_supervisely, find_voc
+from datasets.layouts.inventory import Inventory, Layout, take_inventory
+from datasets.layouts.tables import find_coco, find_csv, find_via
+from datasets.layouts.yolo import find_yolo
+
+FINDERS: tuple[Callable[[Inventory], Layout | None], ...] = (
+    find_voc, find_coco, find_yolo, find_labelme, find_via, find_csv, find_supervisely,
+)  # fmt: skip
+"""Of layouts that annotate equally many images the first is taken."""
+
+
+def find_layout(folder: Path) -> Layout:
+    """The layout of a folder: of several that fit, the one that annotates the most images.
+
+    Raises:
+        UserError: the folder holds no image, or no annotation in a format that is known.
+    """
+    inventory = take_inventory(folder)
+    found = [layout for finder in FINDERS if (layout := finder(inventory)) is not None]
+    if not found:
+        images = set(inventory.images)
+        others = sorted({path.suffix.lower() for path in inventory.files if path not in images} - {""})
+        raise UserError(
+            f"{folder}: holds {len(inventory.images)} images and no annotations that are known "
+            f"(files: {', '.join(others) or 'images alone'}): VOC XML, COCO JSON, YOLO text, labelme, VIA, TensorFlow "
+            "CSV and Supervisely are read"
+        )
+    best = max(found, key=lambda layout: layout.num_labelled)
+    others = [layout.name for layout in found if layout is not best]
+    if others:
+        best.notes.append(f"there are also annotations as {' and as '.join(others)}: they are not used")
+    return best

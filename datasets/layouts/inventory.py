@@ -1,0 +1,118 @@
+"""What lies in a folder: its images, its other files, and what its JSON files are. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from configs.detection import SourceConfig
+from configs.errors import UserError
+from configs.files import read_json
+from datasets.annotation_tables import via_entries
+from datasets.collect import images_below, walk
+
+LOOKED_AT = 50
+"""So many files of a folder decide what its files of a kind are, where they agree."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set as it lies on the disk."""
+
+    root: Path
+    name: str
+    """In words: the format, and which tools write it."""
+    parts: dict[str, list[SourceConfig]]
+    """Sources of train, val and test; `all`: the set has no parts."""
+    class_names: list[str] | None
+    """In the order in which the tool lists them; None: it lists none."""
+    num_labelled: int
+    """Images that have an annotation."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know, one line each."""
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The files below a folder."""
+
+    root: Path
+    """The folder, or the only folder in it that holds anything."""
+    files: list[Path]
+    images: list[Path]
+
+    def of(self, *suffixes: str) -> list[Path]:
+        """The files with one of these suffixes (lower case)."""
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    @cached_property
+    def json_kinds(self) -> dict[Path, str]:
+        """What each JSON file is: coco, labelme, via, supervisely; others and broken ones are left out."""
+        by_folder: dict[Path, list[Path]] = defaultdict(list)
+        for path in self.of(".json"):
+            by_folder[path.parent].append(path)
+        kinds: dict[Path, str] = {}
+        for files in by_folder.values():
+            found = {path: json_kind(path) for path in files[:LOOKED_AT]}
+            first = set(found.values())
+            same = first.pop() if len(first) == 1 else None
+            found |= {path: same or json_kind(path) for path in files[LOOKED_AT:]}
+            kinds |= {path: kind for path, kind in found.items() if kind is not None}
+        return kinds
+
+
+def take_inventory(folder: Path) -> Inventory:
+    """All files and images below a folder.
+
+    Raises:
+        UserError: it is no folder, or holds no image.
+    """
+    if not folder.exists():
+        raise UserError(f"{folder}: there is no such folder")
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is a file: give the folder that holds the images and their annotations")
+    root = folder.resolve()
+    files = walk(root)
+    archives = [path.name for path in files if path.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")]
+    try:
+        images = images_below(root)
+    except UserError as error:
+        raise UserError(f"{error}{f': unpack {archives[0]} first' if archives else ''}") from None
+    root = Path(os.path.commonpath([path.parent for path in files]))  # an archive's only folder
+    return Inventory(root, files, images)
+
+
+def json_kind(path: Path) -> str | None:
+    """What a JSON file is: coco, labelme, via or supervisely; None: something else, or broken."""
+    try:
+        content = read_json(path, "annotation file")
+    except UserError:
+        return None
+    if via_entries(content) is not None:
+        return "via"
+    if not isinstance(content, dict):
+        return None
+    if isinstance(content.get("images"), list) and {"annotations", "categories"} & content.keys():
+        return "coco"
+    if isinstance(content.get("shapes"), list):
+        return "labelme"
+    return "supervisely" if isinstance(content.get("objects"), list) and "size" in content else None
+
+
+def that_are(predicate: Callable[[Path], bool], files: Sequence[Path]) -> list[Path]:
+    """The files for which the predicate holds; where it holds for the first `LOOKED_AT`, all are taken."""
+    first = [path for path in files[:LOOKED_AT] if predicate(path)]
+    if len(first) == LOOKED_AT:
+        return list(files)
+    return first + [path for path in files[LOOKED_AT:] if predicate(path)]
+
+
+def missing_images(files: Sequence[Path], labelled: dict[Path, Path]) -> list[str]:
+    """A note about annotation files without image, if there are some."""
+    used = set(labelled.values())
+    lost = [file for file in files if file not in used]
+    return [f"{len(lost)} annotation files have no image, for example {lost[0]}: they are not used"] if lost else []

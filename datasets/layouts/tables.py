@@ -1,0 +1,157 @@
+"""Layouts with one file for all images of a part: COCO's JSON, VIA's and TensorFlow's tables. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from configs.detection import SourceConfig
+from configs.errors import UserError
+from configs.files import is_file, read_json
+from datasets.annotation_tables import VIA_COLUMNS, columns_of, table_rows, via_entries
+from datasets.collect import ImageFinder
+from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout
+from datasets.layouts.parts import group_by_part, part_of_path
+
+
+@dataclass(frozen=True)
+class ListedImages:
+    """An annotation file and the images that it names."""
+
+    path: Path
+    names: list[str]
+    part: str | None
+    annotated: bool = True
+    second_choice: bool = False
+    """Of two files about the same images the other one is taken."""
+
+
+def find_coco(inventory: Inventory) -> Layout | None:
+    """COCO's JSON: one file, one for each part, or one in each part's folder (Roboflow)."""
+    listed = []
+    for path, kind in inventory.json_kinds.items():
+        if kind != "coco":
+            continue
+        content = read_json(path, "annotation file")
+        names = [image["file_name"] for image in content["images"] if isinstance(image, dict) and "file_name" in image]
+        annotations = content.get("annotations")
+        part = part_of_path(path, inventory.root, own_name=True)
+        if annotations is None and part != "test":
+            continue
+        if annotations and not any(isinstance(item, dict) and "bbox" in item for item in annotations):
+            continue  # captions
+        listed.append(ListedImages(path, names, part, bool(annotations), "instances" not in path.name))
+    if not listed:
+        return None
+    return _find_listed(inventory, "coco", "COCO JSON (COCO, Roboflow, CVAT, Label Studio)", listed)
+
+
+def find_via(inventory: Inventory) -> Layout | None:
+    """The VGG Image Annotator's CSV or JSON."""
+    listed = []
+    for path in inventory.of(".csv"):
+        if (row := _first_row(path)) and all(name in row for name in VIA_COLUMNS):
+            names = _column(path, "filename")
+            listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
+    for path, kind in inventory.json_kinds.items():
+        if kind == "via":
+            names = [entry["filename"] for entry in via_entries(read_json(path, "annotation file")) or []]
+            listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
+    return _find_listed(inventory, "via", "VGG Image Annotator (VIA)", listed) if listed else None
+
+
+def find_csv(inventory: Inventory) -> Layout | None:
+    """TensorFlow's table with a line for each box."""
+    listed = []
+    for path in inventory.of(".csv"):
+        columns = columns_of(_first_row(path) or {})
+        if {"filename", "class", "xmin", "ymin", "xmax", "ymax"} <= columns.keys():
+            names = _column(path, columns["filename"])
+            listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
+    return (
+        _find_listed(inventory, "csv", "CSV with a line for each box (TensorFlow, Roboflow)", listed)
+        if listed
+        else None
+    )
+
+
+def _first_row(path: Path) -> dict[str, str] | None:
+    try:
+        return table_rows(path)[0][1]
+    except UserError:  # another kind of table
+        return None
+
+
+def _column(path: Path, name: str) -> list[str]:
+    return list(dict.fromkeys(row[name].strip() for _, row in table_rows(path)))
+
+
+def _find_listed(inventory: Inventory, file_format: str, name: str, listed: list[ListedImages]) -> Layout | None:
+    """The layout of some annotation files; of two that name the same images one is taken."""
+    found: dict[Path, tuple[ListedImages, Path]] = {}
+    taken: set[Path] = set()
+    notes = []
+    for entry in sorted(listed, key=lambda entry: (entry.second_choice, len(entry.path.parts), entry.path)):
+        folder, images = _image_folder(entry, inventory)
+        if folder is None:
+            notes.append(f"{entry.path}: none of its {len(entry.names)} images is here: it is not used")
+        elif images & taken:
+            notes.append(f"{entry.path}: names images that another annotation file names: it is not used")
+        else:
+            taken |= images
+            found[entry.path] = (entry, folder)
+    if not found:
+        return None
+    unlisted = [image for image in inventory.images if image not in taken]
+    sources: dict[str, list[SourceConfig]] = {}
+    for part, paths in group_by_part({path: entry.part for path, (entry, _) in found.items()}).items():
+        for path in sorted(paths):
+            folder = found[path][1]
+            below = [image for image in unlisted if image.is_relative_to(folder)]
+            shared = any(other.is_relative_to(folder) for key, (_, other) in found.items() if key != path)
+            join = bool(below) and not shared
+            unlisted = [image for image in unlisted if not join or image not in below]
+            values = {"format": file_format, "images": str(folder), "annotations": str(path)}
+            source = SourceConfig.model_validate(values | ({"unlabelled": "empty"} if join else {}))
+            sources.setdefault(part, []).append(source)
+    if unlisted:
+        notes.append(
+            f"{len(unlisted)} images are in no annotation file, for example {unlisted[0]}, and cannot be assigned: "
+            "they are left out"
+        )
+    return Layout(inventory.root, name, sources, None, len(taken), notes)
+
+
+def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | None, set[Path]]:
+    """The folder that an annotation file's names are relative to, and the images; of several the nearest one."""
+    root = inventory.root
+    parents = {parent for image in inventory.images for parent in image.parents if parent.is_relative_to(root)}
+    names = [name.replace("\\", "/") for name in entry.names]
+
+    def nearness(folder: Path) -> tuple:
+        common = len(Path(*_common(folder.parts, entry.path.parts)).parts)
+        same_part = part_of_path(folder / "x", root) == entry.part
+        return folder != entry.path.parent, not same_part, -common, len(folder.parts), folder
+
+    folder = root
+    for looked_for in (names, [name.rsplit("/", 1)[-1] for name in names]):  # paths of another machine: bare names
+        hits = Counter({place: sum(is_file(place / name) for name in looked_for[:LOOKED_AT]) for place in parents})
+        most = max(hits.values(), default=0)
+        if most:
+            folder = min((place for place, count in hits.items() if count == most), key=nearness)
+            break
+    finder = ImageFinder(folder, [image for image in inventory.images if image.is_relative_to(folder)])
+    images = {path.resolve() for name in names if (path := finder(name)) is not None}
+    return (folder, images) if images else (None, images)
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> list[str]:
+    """The equal beginning of two paths."""
+    same = []
+    for one, other in zip(a, b, strict=False):
+        if one != other:
+            break
+        same.append(one)
+    return same

@@ -1,0 +1,172 @@
+"""What is in a set, in numbers and sentences: counts by class, sizes, what looks wrong. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from configs.errors import UserError
+from datasets.images import image_file_size
+from datasets.records import Records
+from datasets.resize import resized_size
+
+FEW = 10
+"""Objects. Of a class with fewer nothing can be learned, nor measured."""
+
+
+def class_counts(records: Records) -> tuple[np.ndarray, np.ndarray]:
+    """Objects of each class, and images that show it: (K,) int64 each."""
+    size = len(records.class_names) + 1
+    objects = np.bincount(records.labels, minlength=size)[1:]
+    pairs = np.unique(np.stack([records.image_of_object(), records.labels], axis=1), axis=0)
+    return objects, np.bincount(pairs[:, 1], minlength=size)[1:]
+
+
+def class_table(parts: Mapping[str, Records]) -> list[str]:
+    """Lines of a table: objects of each class in each part, and in how many of its images."""
+    names = next(iter(parts.values())).class_names
+    counts = {part: class_counts(records) for part, records in parts.items()}
+    width = max(len("images"), *(min(len(name), 40) for name in names)) if names else 6
+    rows = [["", *parts], ["images", *(f"{len(records)}" for records in parts.values())]]
+    rows.append(["  empty", *(f"{int((np.diff(records.offsets) == 0).sum())}" for records in parts.values())])
+    rows += [
+        [name[:40], *(f"{objects[k]} in {images[k]}" for objects, images in counts.values())]
+        for k, name in enumerate(names)
+    ]
+    return ["  " + row[0].ljust(width) + "".join(f"{cell:>18}" for cell in row[1:]) for row in rows]
+
+
+def resized_extents(records: Records, min_size: int, max_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Width and height, (M, 2) float64 pixels after resizing, of objects that can be trained on, and their labels."""
+    usable = records.trainable(train_difficult=True)
+    different, which = np.unique(records.sizes, axis=0, return_inverse=True)
+    scales = np.array([resized_size((int(h), int(w)), min_size, max_size)[0] / h for h, w in different])[which.ravel()]
+    owners = records.image_of_object()
+    limits = records.sizes[owners][:, [1, 0, 1, 0]]
+    boxes = np.clip(records.boxes, 0, limits)
+    extents = (boxes[:, 2:] - boxes[:, :2]) * scales[owners][:, None] if len(boxes) else np.zeros((0, 2))
+    return extents[usable], records.labels[usable]
+
+
+def size_lines(records: Records, min_size: int, max_size: int) -> list[str]:
+    """What images and objects measure, before and after resizing, as lines for a person."""
+    heights, widths = np.median(records.sizes, axis=0).astype(int)
+    different = len(np.unique(records.sizes, axis=0))
+    lines = [f"images     {widths}x{heights}" + (f" (the median of {different} sizes)" if different > 1 else "")]
+    extents, _ = resized_extents(records, min_size, max_size)
+    if len(extents):
+        root = np.sqrt(extents.prod(axis=1))
+        low, middle, high = np.percentile(root, [5, 50, 95])
+        ratio = np.percentile(extents[:, 1] / extents[:, 0], [5, 50, 95])
+        lines.append(
+            f"objects    {low:.0f}, {middle:.0f}, {high:.0f} pixels (5 %, half, 95 % are smaller; square roots of the "
+            f"areas after resizing to {min_size}), height / width {ratio[0]:.2f}, {ratio[1]:.2f}, {ratio[2]:.2f}"
+        )
+        counts = np.diff(records.offsets)
+        lines.append(f"an image   {counts.mean():.1f} objects, at most {counts.max()}")
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------- what looks wrong
+
+
+def rare_classes(records: Records, fewer_than: int = FEW) -> list[str]:
+    """`name (count)` of the classes with few objects."""
+    objects, _ = class_counts(records)
+    return [f"{name} ({count})" for name, count in zip(records.class_names, objects, strict=True) if count < fewer_than]
+
+
+def problems(records: Records, part: str) -> list[str]:
+    """What a person should look at in a part (train, val or test), one line each."""
+    found = []
+    if part == "train":
+        if rare := rare_classes(records):
+            found.append(f"classes with fewer than {FEW} objects, of which little can be learned: {_some(rare)}")
+    elif records.annotated and (absent := rare_classes(records, 1)):
+        found.append(f"classes without objects, which cannot be measured: {_some(absent)}")
+    spellings = defaultdict(set)
+    for name in records.class_names:
+        spellings["".join(name.lower().replace("_", " ").replace("-", " ").split())].add(name)
+    for names in spellings.values():
+        if len(names) > 1:
+            found.append(
+                f"classes that may be one: {', '.join(sorted(names))}: data.rename_classes gives them one name"
+            )
+    found += _doubles(records)
+    return found + _files(records)
+
+
+def _doubles(records: Records) -> list[str]:
+    """Boxes that are there twice with the same class."""
+    rows = np.column_stack([records.image_of_object(), records.labels, records.boxes])
+    _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
+    if not (counts > 1).any():
+        return []
+    example = records.describe(int(first[np.argmax(counts > 1)]))
+    return [f"{int((counts - 1).sum())} objects are there twice, box and class, for example {example}"]
+
+
+def _files(records: Records) -> list[str]:
+    """Images that cannot be opened, and those of another size than declared; looks at headers alone."""
+    broken, other = [], []
+    for path, size in zip(records.image_paths.tolist(), records.sizes.tolist(), strict=True):
+        try:
+            real = image_file_size(path, (size[0], size[1]))
+        except UserError as error:
+            broken.append(str(error))
+            continue
+        if real != (size[0], size[1]):
+            other.append(f"{path} ({real[1]}x{real[0]}, declared {size[1]}x{size[0]})")
+    found = [f"images that cannot be read: {_some(broken)}"] if broken else []
+    if other:
+        found.append(f"{len(other)} images are of another size than declared, for example {other[0]}: do boxes fit?")
+    return found
+
+
+def _some(texts: Sequence[str], count: int = 5) -> str:
+    return ", ".join(texts[:count]) + (f" and {len(texts) - count} more" if len(texts) > count else "")
+
+
+def counts_from_zero(records: Records, *, zero_based: bool) -> bool | None:
+    """Whether a VOC set's coordinates count from 0, judged by those at the left and upper border.
+
+    Objects that the border cuts off begin at the first pixel: at 0 where pixels count from 0, at 1 where from 1.
+
+    Args:
+        records: as read by `datasets.voc` or `datasets.annotation_files`.
+        zero_based: how they were read.
+
+    Returns:
+        None: no object lies at the border.
+    """
+    raw = records.boxes[:, :2] + (0 if zero_based else 1)
+    at_zero, at_one = int(((raw >= 0) & (raw < 1)).sum()), int(((raw >= 1) & (raw < 2)).sum())
+    if not at_zero and not at_one:
+        return None
+    return at_zero > at_one
+
+
+@contextmanager
+def collected_warnings() -> Iterator[list[str]]:
+    """Collects what readers warn of meanwhile, each sentence once, instead of printing it."""
+    found: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            text = record.getMessage()
+            if text not in found:
+                found.append(text)
+
+    logger = logging.getLogger("datasets")
+    handler, propagates = Collector(logging.WARNING), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagates

@@ -1,0 +1,17 @@
+"""The hint at what was meant."""
+
+from __future__ import annotations
+
+from configs.errors import did_you_mean, nearest
+
+
+def test_nearest_is_the_most_similar_choice_or_none():
+    assert nearest("trian", ["test", "train", "trainval"]) == "train"
+    assert nearest("trian", iter(["val", "x"])) is None
+    assert nearest("cat", []) is None
+    assert nearest(1001, [1000, 2000]) == "1000"
+
+
+def test_did_you_mean_stands_behind_a_name():
+    assert f"no set trian{did_you_mean('trian', ['train'])}: see" == "no set trian (did you mean train?): see"
+    assert did_you_mean("trian", ["cat"]) == ""

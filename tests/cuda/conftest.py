@@ -1,0 +1,80 @@
+"""The CUDA runtime without a GPU (`runtime.c`), built once, and what the cases of `worker.py` gave on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that goes before CUDA's own; skipped where it cannot be built or has no torch to serve."""
+    if torch.version.cuda is None:
+        pytest.skip("torch is no CUDA build")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU: the tests marked gpu say more")
+    if (compiler := shutil.which("gcc")) is None:
+        pytest.skip("there is no gcc to build the runtime with")
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    site = Path(torch.__file__).parents[1]
+    headers = next(iter(sorted(site.glob("nvidia/**/cuda_runtime_api.h"))), None)
+    if headers is None:
+        pytest.skip("CUDA's headers do not lie beside torch")
+    library = tmp_path_factory.mktemp("cuda") / "libruntime.so"
+    triton = importlib.util.find_spec("triton").submodule_search_locations[0]  # the rest of the headers comes with it
+    include = [f"-I{headers.parent}", f"-I{triton}/backends/nvidia/include"]
+    command = [
+        compiler,
+        "-O1",
+        "-w",
+        "-fPIC",
+        "-shared",
+        *include,
+        str(HERE / "runtime.c"),
+        "-o",
+        str(library),
+        "-lpthread",
+    ]
+    subprocess.run(command, check=True)
+    build_driver(site, compiler, library.with_name("libcuda.so.1"))
+    return library
+
+
+def build_driver(site: Path, compiler: str, library: Path) -> None:
+    """The driver's library, which torch opens to ask for the primary context: there is one, and all else succeeds."""
+    listed = subprocess.run(
+        ["nm", "-D", "--undefined-only", str(site / "torch/lib/libcaffe2_nvrtc.so")], capture_output=True, text=True
+    )
+    names = {line.split()[-1].partition("@")[0] for line in listed.stdout.splitlines()}
+    context = "cuDevicePrimaryCtxGetState"
+    others = sorted(name for name in names - {context} if re.match("cu[A-Z]", name))
+    lines = [f"int {context}(int device, unsigned *flags, int *active) {{ *flags = 0; *active = 1; return 0; }}"]
+    lines += [f"int {name}(void) {{ return 0; }}" for name in others]
+    source = library.with_name("driver.c")
+    source.write_text("\n".join(lines) + "\n")
+    name = f"-Wl,-soname,{library.name}"
+    subprocess.run([compiler, "-O1", "-w", "-fPIC", "-shared", str(source), "-o", str(library), name], check=True)
+
+
+@pytest.fixture(scope="session")
+def results(runtime: Path) -> dict[str, dict[str, Any]]:
+    """Case -> what it gave."""
+    libraries = f"{runtime.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    env = dict(os.environ, LD_PRELOAD=str(runtime), LD_LIBRARY_PATH=libraries, OMP_NUM_THREADS="1")
+    done = subprocess.run([sys.executable, str(HERE / "worker.py")], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {row.pop("case"): row for row in rows}

@@ -1,0 +1,47 @@
+"""What a machine without a GPU can prove about CUDA: nothing waits, how much is launched, where gradients lie.
+
+torch's own CUDA code runs on a runtime whose kernels do nothing (`runtime.c`), in one process for all cases
+(`worker.py`) under `set_sync_debug_mode("error")`. The figures are launches as a GPU would see them: kernels, library
+calls, copies, fills.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+NAMES = re.findall(r"^@case\ndef (\w+)", (Path(__file__).parent / "worker.py").read_text(), re.MULTILINE)
+BUDGETS = {
+    "c4": 1100,
+    "fpn": 1550,
+    "infer": 385,
+    "graph": 1,
+}
+"""Launches: a bf16 training step of 16 images, ResNet-101 C4 at 600x1000 and FPN at 800x1333; bf16 inference of one."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_runs_without_a_wait(results, name):
+    found = results[name]
+    assert "error" not in found, found["error"]
+    assert found.get("waits", 0) == 0
+    assert found.get("misplaced", []) == []
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_launches(results, name):
+    """Within the budget, and not so few that something cannot have run."""
+    assert BUDGETS[name] // 2 <= results[name]["all"] <= BUDGETS[name], results[name]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("infer")])
+def test_one_wait_a_batch(results, name):
+    assert results[name]["waits_to_numpy"] == 1
+
+
+def test_all_kinds_of_batches_are_prefetched(results):
+    moved = results["prefetching"]["moved"]
+    assert list(moved) == ["detection", "classification", "localisation"]
+    assert all(found == [True, True] for found in moved.values())

@@ -1,0 +1,467 @@
+"""All cases of `test_host.py` in one process on the CUDA runtime whose kernels do nothing; a line of JSON for each.
+
+LD_PRELOAD=.../libruntime.so python tests/cuda/worker.py [case ..]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+warnings.filterwarnings("ignore")
+
+import torch
+from torch import Tensor, nn
+
+torch.nn.init.kaiming_normal_ = torch.nn.init.normal_ = lambda tensor, *_, **__: tensor  # values are garbage anyway
+
+import standins
+
+standins.install()
+
+from backbones.classification import build_classifier, classification_loss
+from backbones.preprocess import Normalize
+from backbones.weights import IMAGENET
+from configs.classification import ClassificationConfig
+from configs.detection import DetectionConfig, TestConfig
+from configs.loading import load_config
+from configs.localisation import LocalisationConfig
+from datasets.batch import Batch, ScaledImages
+from datasets.loader import prefetch
+from detection.alternating import PHASES, Alternating
+from detection.inference import Inference
+from detection.model import Detector, build_detector
+from detection.prediction import to_numpy
+from tools.runtime.ema import Ema
+from tools.runtime.optimizer import build_optimizer, load_optimizer, set_rate, step_unless
+from tools.runtime.training import LossMonitor
+
+CUDA = torch.device("cuda", 0)
+CASES: dict[str, Callable[[], dict[str, Any]]] = {}
+R50 = ("model.backbone=resnet50",)
+
+
+def case(function: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    CASES[function.__name__] = function
+    return function
+
+
+# ---------------------------------------------------------------------------------------------- the material
+
+
+def config_of(name: str, *overrides: str) -> DetectionConfig:
+    return load_config(ROOT / "configs" / f"{name}.yaml", list(overrides))
+
+
+def make_detector(config: DetectionConfig) -> Detector:
+    return build_detector(config.model, [f"class{k}" for k in range(20)], preprocessing=IMAGENET)
+
+
+def make_batch(count: int, size: tuple[int, int] = (600, 1000), scales: tuple[int, ...] = ()) -> Batch:
+    """In pinned memory, as a loader gives it."""
+
+    def images(height: int, width: int) -> Tensor:
+        pixels = torch.empty(count, 3, -(-height // 32) * 32, -(-width // 32) * 32, dtype=torch.uint8)
+        return pixels.to(memory_format=torch.channels_last)
+
+    sizes = torch.tensor([size] * count)
+    further = [(scale, round(size[1] * scale / size[0])) for scale in scales]
+    return Batch(
+        images=images(*size), image_sizes=sizes, original_sizes=sizes,
+        boxes=torch.tensor([[[10.0, 10, 300, 300]] * 8] * count), labels=torch.ones(count, 8, dtype=torch.int64),
+        valid=torch.ones(count, 8, dtype=torch.bool), index=torch.arange(count),
+        scaled=tuple(ScaledImages(images(*side), torch.tensor([side] * count)) for side in further),
+    ).pin_memory()  # fmt: skip
+
+
+class Training:
+    """A model, an optimiser, averages: what a step of any task needs."""
+
+    def __init__(self, net: nn.Module, optim: Any, losses: Callable[[int], dict[str, Tensor]], *, ema: bool = False):
+        self.net, self.losses = net.train(), losses
+        self.optimizer = build_optimizer(net, optim)
+        self.monitor = LossMonitor(CUDA)
+        self.ema = Ema(net, 0.99) if ema else None
+        self.parameters = [parameter for parameter in net.parameters() if parameter.requires_grad]
+
+    def step(self, iteration: int, accumulate: int = 1, *, amp: bool = True) -> None:
+        set_rate(self.optimizer, 0.01)
+        self.optimizer.zero_grad(set_to_none=True)
+        for _ in range(accumulate):
+            with torch.autocast("cuda", torch.bfloat16, enabled=amp):
+                losses = self.losses(iteration)
+            (torch.stack(list(losses.values())).sum() / accumulate).backward()
+            self.monitor.add(losses, torch.arange(2, device=CUDA))
+        step_unless(self.optimizer, self.monitor.finish_step(iteration, self.parameters, 35.0))
+        if self.ema is not None:
+            self.ema.update(iteration)
+
+    def measured(self, **options: Any) -> dict[str, Any]:
+        """A second step without a wait, and where gradients lie otherwise in memory than their parameters."""
+        self.step(0, **options)
+        with standins.no_waits() as found:
+            self.step(1, **options)
+        found["misplaced"] = [
+            name for name, parameter in self.net.named_parameters()
+            if parameter.requires_grad and not _lies_alike(parameter)
+        ]  # fmt: skip
+        return found
+
+
+def _lies_alike(parameter: nn.Parameter) -> bool:
+    """Whether there is a gradient of the parameter's dtype and layout."""
+    gradient = parameter.grad
+    if gradient is None or gradient.dtype != parameter.dtype:
+        return False
+    strides = zip(parameter.shape, parameter.stride(), gradient.stride(), strict=True)
+    return all(mine == its for size, mine, its in strides if size > 1)
+
+
+def train(name: str, *overrides: str, count: int = 2, size: tuple[int, int] = (600, 1000), **options: Any) -> Any:
+    """A step of a detector."""
+    config = config_of(name, *overrides)
+    detector = make_detector(config).to(CUDA, memory_format=torch.channels_last)
+    batch = make_batch(count, size)
+    ema = options.pop("ema", False)
+    training = Training(
+        detector, config.optim, lambda iteration: detector(batch.to(CUDA), seed=0, iteration=iteration), ema=ema
+    )
+    return training.measured(**options)
+
+
+def detect(test: TestConfig, *configs: DetectionConfig, count: int = 1, size: tuple[int, int] = (600, 1000)) -> Any:
+    """A batch's detections; copying them to the host is not in it."""
+    detectors = [make_detector(config).eval().optimize_for_inference(torch.bfloat16).to(CUDA) for config in configs]
+    inference = Inference(detectors, test).eval()
+    batch = make_batch(count, size, scales=inference.scales)
+    with torch.inference_mode():
+        inference(batch.to(CUDA))
+        with standins.no_waits() as found:
+            detections = inference(batch.to(CUDA))
+        before = standins.counts()["waits"]
+        to_numpy(detections)
+    found["waits_to_numpy"] = standins.counts()["waits"] - before
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+@case
+def c4() -> dict[str, Any]:
+    return train("frcnn_r101_voc", count=16)
+
+
+@case
+def fpn() -> dict[str, Any]:
+    return train("frcnn_r101_fpn_coco_modern", count=16, size=(800, 1333))
+
+
+@case
+def vgg() -> dict[str, Any]:
+    return train("frcnn_vgg16_voc")
+
+
+@case
+def float32() -> dict[str, Any]:
+    return train("frcnn_r101_voc", *R50, amp=False)
+
+
+@case
+def context() -> dict[str, Any]:
+    return train("frcnn_r101_coco_context", *R50)
+
+
+@case
+def roi_pool() -> dict[str, Any]:
+    return train("frcnn_r101_voc", *R50, "model.box.pool=roi_pool")
+
+
+@case
+def trained_batch_norm() -> dict[str, Any]:
+    return train("frcnn_r101_voc", *R50, "model.norm=batch")
+
+
+@case
+def accumulate_and_average() -> dict[str, Any]:
+    return train("frcnn_r101_voc", *R50, accumulate=2, ema=True)
+
+
+@case
+def adamw() -> dict[str, Any]:
+    return train("demo", "optim.name=adamw", size=(200, 320))
+
+
+@case
+def alternating() -> dict[str, Any]:
+    config = config_of("frcnn_r101_voc_alternating", *R50)
+    course = Alternating(make_detector(config).to(CUDA, memory_format=torch.channels_last))
+    batch = make_batch(2)
+    phases = {}
+    for phase in PHASES:
+        course.begin(phase)
+        model = course.model(phase)
+        losses = lambda iteration, model=model: model(batch.to(CUDA), seed=0, iteration=iteration)
+        phases[str(phase.number)] = Training(model, config.optim, losses).measured()
+    return {"phases": phases, "misplaced": [name for found in phases.values() for name in found["misplaced"]]}
+
+
+@case
+def resume() -> dict[str, Any]:
+    """A step after optimiser and averages were loaded from the host's memory, with buffers of another layout."""
+    config = config_of("frcnn_r101_voc", *R50)
+    detector = make_detector(config).to(CUDA, memory_format=torch.channels_last)
+    batch = make_batch(2)
+    losses = lambda iteration: detector(batch.to(CUDA), seed=0, iteration=iteration)
+    training = Training(detector, config.optim, losses, ema=True)
+    training.step(0)
+    state = training.optimizer.state_dict()
+    for values in state["state"].values():
+        values["momentum_buffer"] = values["momentum_buffer"].cpu().contiguous()
+    load_optimizer(training.optimizer, state)
+    training.ema.load_state_dict({name: value.cpu() for name, value in training.ema.state_dict().items()})
+    return training.measured()
+
+
+def _alone(_: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """The bucket's sum over one process."""
+    done: torch.futures.Future[Tensor] = torch.futures.Future(devices=[CUDA])
+    done.set_result(bucket.buffer())
+    return done
+
+
+@case
+def distributed() -> dict[str, Any]:
+    """DistributedDataParallel's buckets, among processes whose collectives do nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from tools.runtime.distributed import _Averaging
+
+    # There is nobody to compare the shapes with.
+    torch.nn.parallel.distributed._verify_param_shape_across_processes = lambda *_, **__: None
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    try:
+        config = config_of("frcnn_r101_voc", *R50)
+        detector = make_detector(config).to(CUDA, memory_format=torch.channels_last)
+        model = _Averaging(detector, device_ids=[0], broadcast_buffers=False, gradient_as_bucket_view=True)
+        model.register_comm_hook(None, _alone)
+        batch = make_batch(2)
+        losses = lambda iteration: model(batch.to(CUDA), seed=0, iteration=iteration)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            found = Training(detector, config.optim, losses).measured()
+        found["misplaced"] += [str(w.message) for w in seen if "strides" in str(w.message)]
+        return found
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@case
+def classification() -> dict[str, Any]:
+    """Normalised on the device, as from files; the fused update."""
+    config = load_config(ROOT / "configs" / "imagenet_resnet50.yaml", [], ClassificationConfig)
+    net = build_classifier(config.model, 1000).to(CUDA, memory_format=torch.channels_last)
+    normalize = Normalize(IMAGENET).to(CUDA)
+    images = torch.empty(8, 3, 224, 224, dtype=torch.uint8).to(memory_format=torch.channels_last).pin_memory()
+    labels = torch.zeros(8, dtype=torch.int64).pin_memory()
+
+    def losses(iteration: int) -> dict[str, Tensor]:
+        logits = net(normalize(images.to(CUDA, non_blocking=True)))
+        return {"cross_entropy": classification_loss(logits, labels.to(CUDA, non_blocking=True))}
+
+    return Training(net, config.optim, losses).measured()
+
+
+@case
+def cifar() -> dict[str, Any]:
+    """The set lives on the device and is augmented there."""
+    import numpy as np
+
+    from backbones.augmentation import DeviceImages, draw_crops, to_device
+
+    config = load_config(ROOT / "configs" / "cifar_resnet20.yaml", [], ClassificationConfig)
+    net = build_classifier(config.model, 10).to(CUDA, memory_format=torch.channels_last)
+    mean, deviation = torch.zeros(3, 32, 32), torch.ones(3, 1, 1)
+    pixels, labels = torch.empty(64, 32, 32, 3, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
+    resident = DeviceImages(pixels, labels, mean, deviation, 4, CUDA)
+
+    def losses(iteration: int) -> dict[str, Tensor]:
+        draws = draw_crops(0, iteration, np.arange(16), 4, True)
+        images, labels = resident.crops(to_device(draws, CUDA))
+        return {"cross_entropy": classification_loss(net(images), labels)}
+
+    return Training(net, config.optim, losses).measured()
+
+
+def localise(name: str, *overrides: str) -> dict[str, Any]:
+    from detection.localisation.checkpoint import build_localiser
+    from detection.localisation.merging import propose, suppress
+
+    config = load_config(ROOT / "configs" / f"{name}.yaml", list(overrides), LocalisationConfig)
+    net = build_localiser(config.model, 20, preprocessing=IMAGENET).to(CUDA, memory_format=torch.channels_last)
+    proposer = None
+    if config.model.stage == "rcnn":
+        rpn = load_config(ROOT / "configs" / "tiny_imagenet_loc_rpn.yaml", [], LocalisationConfig)
+        proposer = build_localiser(rpn.model, 20, preprocessing=IMAGENET).to(CUDA).eval().requires_grad_(False)
+    side = 64
+    images = torch.empty(2, 3, side, side, dtype=torch.uint8).to(memory_format=torch.channels_last).pin_memory()
+    given = [
+        torch.zeros(2, dtype=torch.int64),
+        torch.tensor([[[4.0, 4, 40, 40]]] * 2),
+        torch.ones(2, 1, dtype=torch.bool),
+    ]
+    pinned = [tensor.pin_memory() for tensor in (*given, torch.arange(2), torch.tensor([[0.0, 0, 1, 1]] * 2))]
+    sizes = torch.tensor([[side, side]] * 2).pin_memory()
+
+    def losses(iteration: int) -> dict[str, Tensor]:
+        moved = [tensor.to(CUDA, non_blocking=True) for tensor in (images, *pinned)]
+        inputs, view = moved[:5], moved[5]
+        if proposer is not None:
+            with torch.no_grad():
+                own = inputs[1][:, None]
+                found = propose(
+                    [proposer], [(inputs[0], view)], own, sizes.to(CUDA, non_blocking=True), 20, mirror=False
+                )
+                inputs.append(suppress(found, 0.7))
+        return net(*inputs, seed=0, iteration=iteration)
+
+    return Training(net, config.optim, losses).measured()
+
+
+@case
+def localisation_rpn() -> dict[str, Any]:
+    return localise("tiny_imagenet_loc_rpn")
+
+
+@case
+def localisation_rcnn() -> dict[str, Any]:
+    return localise("tiny_imagenet_loc_rcnn")
+
+
+# ---------------------------------------------------------------------------------------------- inference
+
+VOC = "frcnn_r101_voc"
+
+
+@case
+def infer() -> dict[str, Any]:
+    return detect(TestConfig(), config_of(VOC))
+
+
+@case
+def infer_fpn() -> dict[str, Any]:
+    return detect(TestConfig(), config_of("frcnn_r50_fpn_coco_modern"), size=(800, 1333))
+
+
+@case
+def infer_vgg() -> dict[str, Any]:
+    return detect(TestConfig(), config_of("frcnn_vgg16_voc"))
+
+
+@case
+def infer_context() -> dict[str, Any]:
+    return detect(TestConfig(), config_of("frcnn_r101_coco_context", *R50))
+
+
+@case
+def infer_refine_and_vote() -> dict[str, Any]:
+    return detect(TestConfig(refine_rounds=1, vote_iou=0.5), config_of(VOC, *R50))
+
+
+@case
+def infer_multi_scale() -> dict[str, Any]:
+    return detect(TestConfig(scales=[400, 600, 800]), config_of(VOC, *R50))
+
+
+@case
+def infer_multi_scale_fpn() -> dict[str, Any]:
+    return detect(TestConfig(scales=[400, 600]), config_of("frcnn_r50_fpn_coco_modern"))
+
+
+@case
+def infer_augmented() -> dict[str, Any]:
+    return detect(TestConfig(tta={"hflip": True, "scales": [400, 600], "merge": "vote"}), config_of(VOC, *R50))
+
+
+@case
+def infer_ensemble() -> dict[str, Any]:
+    return detect(TestConfig(), *[config_of(VOC, *R50)] * 2)
+
+
+@case
+def new_sizes() -> dict[str, Any]:
+    """Padded sizes that were not seen before cost no wait."""
+    detector = make_detector(config_of(VOC, *R50)).eval().optimize_for_inference(torch.bfloat16).to(CUDA)
+    with torch.inference_mode():
+        detector(make_batch(1).to(CUDA))
+        with standins.no_waits() as found:
+            for width in range(300, 3000, 32):
+                detector.rpn.anchors([(38, width // 16)], CUDA)
+    return found
+
+
+@case
+def graph() -> dict[str, Any]:
+    """A whole detection as one CUDA graph."""
+    detector = make_detector(config_of(VOC, *R50)).eval().optimize_for_inference(torch.bfloat16).to(CUDA)
+    batch = make_batch(1).to(CUDA)
+    with torch.inference_mode():
+        detector(batch)
+        captured = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(captured):
+            detector(batch)
+        with standins.no_waits() as found:
+            captured.replay()
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+@case
+def prefetching() -> dict[str, Any]:
+    """Each kind of batch crosses from pinned memory on a stream of its own, without a wait."""
+    from datasets.classification import LabelledBatch
+    from datasets.localisation_views import LocalisationBatch
+
+    pixels = torch.empty(2, 3, 32, 32, dtype=torch.uint8)
+    numbers = torch.arange(2)
+    views = LocalisationBatch(
+        images=pixels, labels=numbers, boxes=torch.zeros(2, 1, 4), valid=torch.ones(2, 1, dtype=torch.bool),
+        frames=torch.zeros(2, 4), original_sizes=torch.ones(2, 2, dtype=torch.int64), index=numbers,
+    )  # fmt: skip
+    kinds = {
+        "detection": make_batch(2, (64, 96), scales=(32,)),
+        "classification": LabelledBatch(images=pixels, labels=numbers, index=numbers).pin_memory(),
+        "localisation": views.pin_memory(),
+    }
+    moved = {}
+    for name, batch in kinds.items():
+        with standins.no_waits():
+            moved[name] = [
+                found.images.is_cuda and found.index.is_cuda for found in prefetch([batch, replace(batch)], CUDA)
+            ]
+    return {"moved": moved}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or CASES:
+        try:
+            result = CASES[name]()
+        except Exception as error:
+            places = traceback.extract_tb(error.__traceback__)
+            ours = [f"{Path(p.filename).name}:{p.lineno}" for p in places if Path(p.filename).is_relative_to(ROOT)]
+            result = {"error": f"{type(error).__name__} at {' < '.join(ours[::-1][:3])}: {error}"}
+        print(json.dumps({"case": name, **result}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

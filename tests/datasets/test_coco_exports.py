@@ -1,0 +1,58 @@
+"""Roboflow's placeholder category, and images that a COCO file does not list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.errors import UserError
+from datasets.coco import read_coco
+from datasets.coco_exports import add_unlisted, without_placeholder
+from tests.datasets.conftest import write_image
+
+
+def export(tmp_path: Path, categories: list[tuple[int, str, str]], category: int) -> Path:
+    """A COCO file with one object on one of two images."""
+    for number, name in enumerate(("a.jpg", "b.jpg")):
+        write_image(tmp_path / name, (30, 40), number)
+    content = {
+        "images": [{"id": 7, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 7, "category_id": category, "bbox": [1, 2, 9, 8], "area": 72}],
+        "categories": [{"id": i, "name": name, "supercategory": above} for i, name, above in categories],
+    }
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("categories", "category", "names"),
+    [
+        ([(0, "things", "none"), (1, "cat", "things"), (2, "dog", "things")], 2, ["cat", "dog"]),
+        ([(0, "things", "none"), (1, "cat", "things"), (2, "dog", "animal")], 2, ["things", "cat", "dog"]),
+        ([(0, "cat", "animal"), (1, "dog", "animal")], 1, ["cat", "dog"]),  # a class without an object
+        ([(0, "things", "none"), (1, "cat", "things")], 0, ["things", "cat"]),  # it has one
+        ([(1, "things", "none"), (2, "cat", "things")], 2, ["things", "cat"]),  # COCO's own ids begin at 1
+    ],
+)
+def test_placeholder(tmp_path: Path, categories, category, names) -> None:
+    path = export(tmp_path, categories, category)
+    records = without_placeholder(read_coco(path, tmp_path), path)
+    assert records.class_names == names
+    assert records.category_ids.tolist() == [i for i, name, _ in categories if name in names]
+    assert records.category_ids[records.labels[0] - 1] == category
+
+
+def test_unlisted_images(tmp_path: Path) -> None:
+    path = export(tmp_path, [(1, "cat", "")], 1)
+    records = read_coco(path, tmp_path)
+    assert len(add_unlisted(records, tmp_path, None)) == len(add_unlisted(records, tmp_path, "skip")) == 1
+    joined = add_unlisted(records, tmp_path, "empty")
+    assert joined.image_ids.tolist() == [7, 8]
+    assert joined.offsets.tolist() == [0, 1, 1]
+    assert joined.image_paths[1] == str(tmp_path / "b.jpg")
+    assert joined.sizes.tolist() == [[30, 40]] * 2
+    with pytest.raises(UserError, match=r"does not list 1 images of .*b\.jpg: .*unlabelled: empty"):
+        add_unlisted(records, tmp_path, "error")

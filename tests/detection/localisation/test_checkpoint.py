@@ -1,0 +1,51 @@
+"""Networks from a classifier's weights and from checkpoints."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backbones.zoo import build_backbone
+from configs.errors import UserError
+from configs.localisation import LocaliserConfig
+from detection.localisation.checkpoint import build_localiser, load_localiser
+from detection.localisation.rcnn import PerClassRcnn
+from detection.localisation.rpn import PerClassRpn
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", pytest.param("vgg16", marks=pytest.mark.slow)])
+def test_both_stages_start_from_a_classifiers_weights(tmp_path, backbone):
+    torch.manual_seed(3)
+    classifier = build_backbone(backbone, num_classes=7)
+    path = tmp_path / "classifier.pt"
+    preprocessing = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0], "channel_order": "rgb"}
+    torch.save(
+        {"format": 1, "kind": "classifier", "config": {"model": {"backbone": backbone}}, "class_names": [],
+         "preprocessing": preprocessing, "model": classifier.state_dict(), "training": {}}, path,
+    )  # fmt: skip
+    values = {"backbone": backbone, "weights": str(path)}
+    rpn = build_localiser(LocaliserConfig(**values), 7)
+    rcnn = build_localiser(LocaliserConfig(**values, stage="rcnn", rcnn={"proposals": "x.pt"}), 7)
+    assert isinstance(rpn, PerClassRpn)
+    assert isinstance(rcnn, PerClassRcnn)
+    own = classifier.state_dict()
+    for net in (rpn, rcnn):
+        assert net.normalize.preprocessing.to_dict() == preprocessing
+        state = net.net.state_dict()
+        assert len(state) > 20
+        assert all(torch.equal(value, own[name]) for name, value in state.items())
+    dropped = {name for name in own.keys() - rcnn.net.state_dict().keys() if "num_batches" not in name}
+    assert dropped == {"fc.weight", "fc.bias", "classifier.6.weight", "classifier.6.bias"} & own.keys()
+    stride, channels = {"resnet18": (32, 512), "vgg16": (16, 512)}[backbone]
+    assert rpn.anchors.strides == [stride]
+    assert rpn.siblings.cls_logits.weight.shape == (7 * 9, channels, 1, 1)
+    assert rcnn.siblings.bbox_pred.weight.shape == (7 * 4, {"resnet18": 512, "vgg16": 4096}[backbone], 1, 1)
+
+
+def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    torch.save({"format": 1, "kind": "classifier", "model": {}}, path)
+    with pytest.raises(
+        UserError, match=r"x\.pt: a classifier's checkpoint: give last\.pt or best\.pt of a run of tools/train_loc"
+    ):
+        load_localiser(path, "rpn")

@@ -1,0 +1,89 @@
+"""The R-CNN: crops, context, losses against a plain loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from backbones.preprocess import Normalize
+from backbones.weights import IMAGENET
+from backbones.zoo import build_backbone
+from configs.localisation import PerClassRcnnConfig
+from detection.localisation.layers import Candidates
+from detection.localisation.rcnn import PerClassRcnn
+from tests.detection.localisation.made import (
+    INDEX,
+    LABELS,
+    NET,
+    OBJECTS,
+    VALID,
+    make_images,
+    make_rcnn,
+    plain_losses,
+)
+
+
+def test_rcnn_losses_equal_a_plain_loop():
+    rcnn = make_rcnn(rois_per_image=4, smooth_l1_beta=0.7).eval()
+    images = make_images()
+    # Proposals of each image: two that fit the first object, two that fit none, one that is no proposal.
+    boxes = torch.tensor(
+        [[4.0, 2.0, 19.0, 11.0], [5.0, 2.0, 22.0, 10.0], [0.0, 12.0, 12.0, 24.0], [30.0, 0.0, 40.0, 9.0], [0, 0, 0, 0]]
+    )
+    proposals = Candidates(boxes.repeat(2, 1, 1, 1), torch.tensor([0.9, 0.8, 0.7, 0.6, 0.0]).repeat(2, 1, 1))
+    objects = OBJECTS[:1].repeat(2, 1, 1)
+    losses = rcnn(images, LABELS, objects, VALID[:1].repeat(2, 1), INDEX, proposals, seed=0, iteration=0)
+    with torch.no_grad():
+        classes = LABELS[:, None].expand(-1, 5)
+        logits, deltas = rcnn.answers(images, proposals.boxes[:, 0], classes)
+    sums = [0.0, 0.0, 0]
+    for b in range(2):  # all four proposals are the sample
+        taken = [(0, 0), (1, 0), (2, None), (3, None)]
+        part = plain_losses(logits[b], deltas[b], boxes.tolist(), objects[b].tolist(), taken, (10, 10, 5, 5), 0.7)
+        sums = [a + c for a, c in zip(sums, part, strict=True)]
+    assert sums[2] == 8
+    assert losses["loss_objectness"].item() == pytest.approx(sums[0] / 8, rel=1e-4)
+    assert losses["loss_box_reg"].item() == pytest.approx(sums[1] / 8, rel=1e-4)
+
+
+def test_a_crop_is_the_resized_region():
+    """An RoI that covers whole pixels is warped as those pixels alone would be: the region's mean is kept."""
+    rcnn = make_rcnn().eval()
+    images = make_images(1, (24, 40))
+    images[:, :, 4:16, 10:34] = 200
+    seen = []
+    rcnn.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    rcnn.answers(images, torch.tensor([[[11.0, 5.0, 33.0, 15.0]]]), torch.tensor([[0]]))
+    expected = (200 - torch.tensor(IMAGENET.mean)) / torch.tensor(IMAGENET.std)
+    assert seen[0].shape == (1, 3, 12, 12)
+    torch.testing.assert_close(seen[0], expected[None, :, None, None].expand(1, 3, 12, 12))
+
+
+def test_context_around_a_crop():
+    """3 of 12 pixels on each side leave 6 for the proposal: the crop is that of a box twice as wide and high."""
+    rcnn, plain = make_rcnn(context=3).eval(), make_rcnn().eval()
+    images, classes = make_images(1, (24, 40)), torch.tensor([[0, 4]])
+    rois = torch.tensor([[[10.0, 8.0, 16.0, 12.0], [36.0, 0.0, 40.0, 20.0]]])
+    wider = torch.tensor([[[7.0, 6.0, 19.0, 14.0], [34.0, -10.0, 42.0, 30.0]]])
+    seen = []
+    rcnn.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(rcnn.answers(images, rois, classes), plain.answers(images, wider, classes))
+    assert not seen[0][1, :, :2].any(), "what is outside the image is the mean colour"
+    assert seen[0][0].all()
+
+
+def test_the_rcnns_scores_start_as_the_classifiers():
+    """Each class's logit is its class score less the mean of all, which a softmax does not feel."""
+    torch.manual_seed(4)
+    net = build_backbone(NET, num_classes=5).eval()
+    torch.nn.init.normal_(net.fc.weight)
+    torch.nn.init.normal_(net.fc.bias)
+    images = make_images(1, (24, 24))
+    whole, classes = torch.tensor([[[0.0, 0.0, 24.0, 24.0]] * 5]), torch.arange(5)[None]
+    expected = net(Normalize(IMAGENET)(images))
+    rcnn = PerClassRcnn(net, PerClassRcnnConfig(warp_size=24, context=0), 5, IMAGENET).eval()
+    torch.nn.init.zeros_(rcnn.siblings.shared_logits.weight)
+    with torch.no_grad():
+        logits, _ = rcnn.answers(images, whole, classes)
+    torch.testing.assert_close(logits, expected - expected.mean(1, keepdim=True))

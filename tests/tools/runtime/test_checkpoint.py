@@ -1,0 +1,61 @@
+"""Checkpoints: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from tools.runtime import checkpoint as checkpoints
+from tools.runtime.checkpoint import load_checkpoint, save_checkpoint, without_training
+
+
+def content(**values) -> dict:
+    return {"format": 1, "kind": "detector", "model": {"w": torch.arange(3.0)}, **values}
+
+
+def test_checkpoint_round_trip_executes_no_code(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(
+        path, content(training={"iteration": 3, "optimizer": {"state": {0: torch.ones(2)}, "betas": (0.9, 1)}})
+    )
+    read = load_checkpoint(path, kind="detector")
+    assert torch.equal(read["model"]["w"], torch.arange(3.0))
+    assert read["training"]["optimizer"]["betas"] == (0.9, 1)
+    assert os.listdir(tmp_path) == ["last.pt"]
+    assert without_training(read)["training"] == {"iteration": 3}
+
+
+def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content())
+    before = path.read_bytes()
+    real = torch.save
+
+    def break_down(obj, file):
+        real(obj, file)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", break_down)
+    with pytest.raises(UserError, match=r"last\.pt: cannot be written: No space"):
+        save_checkpoint(path, content(kind="other"))
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"missing\.pt"):
+        load_checkpoint(tmp_path / "missing.pt")
+    broken = tmp_path / "broken.pt"
+    save_checkpoint(broken, content())
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"broken\.pt"):
+        load_checkpoint(broken)
+    torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pt")
+    with pytest.raises(UserError, match="convert_weights"):
+        load_checkpoint(tmp_path / "bare.pt")
+    save_checkpoint(tmp_path / "net.pt", content(kind="classifier"))
+    with pytest.raises(UserError, match="holds a classifier, not a detector"):
+        load_checkpoint(tmp_path / "net.pt", kind="detector")

@@ -1,0 +1,151 @@
+"""Exit codes, options, interruption, devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from tools.runtime import cli
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def run(action, *argv: str, **options) -> int:
+    parser = cli.make_parser("x", **options)
+    parser.prog = "script.py"
+    with pytest.raises(SystemExit) as ending:
+        cli.run(action, parser, list(argv))
+    return ending.value.code
+
+
+def failing(error: BaseException):
+    def action(args):
+        raise error
+
+    return action
+
+
+def test_exit_codes(capsys):
+    assert run(lambda args: None) == 0
+    assert run(failing(UserError("a.yaml: wrong\nkey"))) == 2
+    assert capsys.readouterr().err == "script.py: a.yaml: wrong key\n"
+    assert run(failing(cli.Interrupted("last.pt is written"))) == 3
+    assert capsys.readouterr().err == "last.pt is written\n"
+    assert run(failing(ValueError("ours"))) == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert run(failing(KeyboardInterrupt())) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback_of_a_users_mistake(capsys):
+    assert run(failing(UserError("wrong")), "--debug") == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed
+    assert printed.endswith("script.py: wrong\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(28, "No space left on device", "/full/disk"), "/full/disk: No space left on device"),
+        (PermissionError(13, "Permission denied", "/root/x"), "/root/x: Permission denied"),
+        (NotADirectoryError(20, "Not a directory", "a/file/run"), "a/file/run: Not a directory"),
+        (OSError(28, "No space left on device"), "output: No space left on device"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "train.accumulate"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(error, words, capsys):
+    assert run(failing(error)) == 2
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("argv", [["--nonsense"], ["--device", "tpu"], ["--seed", "x"], ["--dev", "cpu"]])
+def test_wrong_options_are_one_line(argv, capsys):
+    assert run(lambda args: None, *argv, device=True, seed=True) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_options_of_configs():
+    parser = cli.make_parser("x", config=True, seed=True)
+    args = parser.parse_args(["--cfg", "a.yaml", "--set", "a.b=1", "c=2", "--set", "d=[1, 2]", "--seed", "7"])
+    assert cli.config_overrides(args) == ["a.b=1", "c=2", "d=[1, 2]", "seed=7"]
+    assert cli.config_overrides(parser.parse_args(["--cfg", "a.yaml"])) == []
+
+
+def test_data_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", "/elsewhere")
+    assert cli.find_data_root(tmp_path) == tmp_path
+    assert cli.find_data_root(None) == Path("/elsewhere")
+    monkeypatch.delenv("DATA_DIR")
+    assert cli.find_data_root(None) == ROOT / "data"
+
+
+def test_device(monkeypatch):
+    assert cli.select_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert cli.select_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cpu"):
+        cli.select_device("cuda")
+
+
+def test_command_line_imports_no_torch():
+    code = "import sys; import tools.runtime.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_signal_between_checkpoints_stops_at_once():
+    before = [signal.getsignal(number) for number in cli.StopRequest.SIGNALS]
+    for number in cli.StopRequest.SIGNALS:
+        with cli.StopRequest() as stop, pytest.raises(cli.Interrupted, match="nothing is lost"):
+            os.kill(os.getpid(), number)
+        assert stop.requested
+    assert [signal.getsignal(number) for number in cli.StopRequest.SIGNALS] == before
+
+
+def test_a_deferred_signal_sets_a_flag(monkeypatch, capsys):
+    child_handler = signal.getsignal(signal.SIGCHLD)
+    with cli.StopRequest() as stop:
+        with stop.deferred():
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.requested
+            os.kill(os.getpid(), signal.SIGINT)  # an echo of the first
+            with pytest.raises(cli.Interrupted), stop.immediate():  # as it begins: it was requested before
+                raise AssertionError("not reached")
+        now = time.monotonic()
+        monkeypatch.setattr(cli.time, "monotonic", lambda: now + 1.5)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGCHLD) == child_handler
+    assert capsys.readouterr().err.count("stopping after this step") == 1
+
+
+def test_a_signal_within_a_validation_stops_at_once():
+    with cli.StopRequest() as stop, stop.deferred():
+        with pytest.raises(cli.Interrupted), stop.immediate():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.requested
+
+
+def test_options_of_a_run():
+    parser = cli.make_parser("x")
+    cli.add_run(parser)
+    assert parser.parse_args([]).resume is None
+    assert parser.parse_args(["--resume"]).resume == "must"
+    assert parser.parse_args(["--resume", "auto"]).resume == "auto"
+    assert parser.parse_args(["--init-from", "torchvision://net"]).init_from == "torchvision://net"
+
+
+def test_weights_from_the_command_line_are_not_sought_in_the_data():
+    assert cli.absolute("a/b.pt") == str(Path.cwd() / "a/b.pt")
+    assert cli.absolute("torchvision:IMAGENET1K_V1") == "torchvision:IMAGENET1K_V1"

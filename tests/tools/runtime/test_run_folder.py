@@ -1,0 +1,166 @@
+"""The folder of a run: what is logged, what is kept, and what is never overwritten."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from tools.runtime.run_folder import RunFolder, write_json
+
+
+def test_folder_logs_lines_and_scalars(tmp_path):
+    with RunFolder(tmp_path / "run") as run:
+        run.prepare()
+        run.open("seed: 0\n")
+        run.log(5, {"loss": 0.5, "part": math.nan, "coco": {"AP": np.float64(0.25), "per": None}}, prefix="val")
+        run.log_picture(5, "val/x", np.zeros((4, 5, 3), np.uint8))
+    assert (run.path / "config.yaml").read_text() == "seed: 0\n"
+    line = json.loads((run.path / "metrics.jsonl").read_text())
+    assert line == {"iteration": 5, "split": "val", "loss": 0.5, "part": None, "coco": {"AP": 0.25, "per": None}}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.path / "tensorboard"))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) == {"val/loss", "val/coco.AP"}
+    assert events.Scalars("val/coco.AP")[0].value == 0.25
+    assert events.Tags()["images"] == ["val/x"]
+
+
+def test_resumed_folder_drops_lines_that_come_again(tmp_path):
+    with RunFolder(tmp_path / "run") as run:
+        run.open("")
+        for iteration in (2, 4, 6):
+            run.log(iteration, {"loss": float(iteration)})
+    (run.path / "metrics.jsonl").open("a").write('{"iteration": 7, "lo')  # a crash in the middle of a line
+    with RunFolder(tmp_path / "run") as again:
+        again.open("", from_iteration=4)
+        again.log(6, {"loss": 0.0})
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["iteration"], line["loss"]) for line in lines] == [(2, 2.0), (4, 4.0), (6, 0.0)]
+
+
+def test_resumed_folder_keeps_the_lines_that_its_checkpoint_knows(tmp_path):
+    """A validation of the checkpoint's own iteration that came after it is done again."""
+    with RunFolder(tmp_path / "run") as run:
+        run.open("")
+        run.log(2, {"loss": 1.0}, prefix="train")
+        known = run.lines
+        run.log(2, {"loss": 0.5}, prefix="val")
+    with RunFolder(tmp_path / "run") as again:
+        again.lines = known
+        again.open("", from_iteration=2)
+        assert again.lines == 1
+    assert len((run.path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_folder_that_does_not_write_leaves_nothing(tmp_path):
+    with RunFolder(tmp_path / "run", writes=False) as run:
+        run.open("")
+        run.log(1, {"loss": 1.0})
+        run.log_picture(1, "x", np.zeros((2, 2, 3), np.uint8))
+    assert not (tmp_path / "run").exists()
+
+
+def write_a_run(path: Path) -> None:
+    """The files of a run that has ended."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "metrics.json"):
+        (path / name).write_text("of the run")
+
+
+def prepare(path: Path, **options) -> bool:
+    with RunFolder(path) as run:
+        return run.prepare(**options)
+
+
+def test_a_new_run_leaves_nothing_where_it_never_began(tmp_path):
+    assert prepare(tmp_path / "run") is False
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_unasked(tmp_path):
+    write_a_run(tmp_path / "run")
+    with pytest.raises(UserError, match="holds a run already"):
+        prepare(tmp_path / "run")
+    assert prepare(tmp_path / "run", resume="must") is True
+    assert prepare(tmp_path / "run", resume="auto") is True
+    with pytest.raises(UserError, match="contradict"):
+        prepare(tmp_path / "run", resume="must", overwrite=True)
+    with pytest.raises(UserError, match="is a file"):
+        prepare(tmp_path / "run/config.yaml")
+
+
+def test_nothing_to_go_on_from(tmp_path):
+    path = tmp_path / "run"
+    with pytest.raises(UserError, match="no run to resume here"):
+        prepare(path, resume="must")
+    assert prepare(path, resume="auto") is False
+    write_a_run(path)
+    (path / "last.pt").unlink()
+    for resume in ("must", "auto"):
+        with pytest.raises(UserError, match=r"has no last\.pt to go on from \(there is best\.pt: .*--init-from"):
+            prepare(path, resume=resume)
+    (path / "best.pt").unlink()
+    (path / "metrics.json").unlink()
+    with pytest.raises(UserError, match="was stopped before its first checkpoint"):
+        prepare(path, resume="must")
+    assert prepare(path, resume="auto") is False, "a run that was killed before its first checkpoint starts anew"
+    assert sorted(os.listdir(path)) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_overwriting_removes_the_runs_files_and_no_others(tmp_path):
+    path = tmp_path / "run"
+    write_a_run(path)
+    with RunFolder(path) as run:
+        run.prepare(overwrite=True)
+        with run.noting():
+            (path / "pictures").mkdir()
+            (path / "pictures/a.png").write_text("drawn")
+            (path / "comp4_det_test_cat.txt").write_text("written")
+    (path / "pictures/mine.png").write_text("a person's")
+    (path / "notes.txt").write_text("a person's")
+    with RunFolder(path) as run:
+        run.prepare(overwrite=True)
+        assert (path / "best.pt").exists(), "nothing goes before the new run begins to write"
+        run.open("seed: 1\n")
+    left = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert {name for name in left if not name.startswith("tensorboard")} == {
+        "config.yaml", "metrics.jsonl", "notes.txt", "pictures/mine.png"
+    }  # fmt: skip
+
+
+def test_the_weights_of_the_new_run_are_not_removed(tmp_path):
+    write_a_run(tmp_path / "run")
+    with pytest.raises(UserError, match=r"best\.pt: belongs to the run that --overwrite removes"):
+        prepare(tmp_path / "run", overwrite=True, keep=[tmp_path / "run/best.pt"])
+    assert prepare(tmp_path / "run", overwrite=True, keep=[tmp_path / "elsewhere.pt"]) is False
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with RunFolder(tmp_path / "run") as first:
+        first.prepare()
+        for options in ({}, {"overwrite": True}, {"resume": "auto"}):
+            with pytest.raises(UserError, match=rf"another run is at work here \(process {os.getpid()} on "):
+                prepare(tmp_path / "run", **options)
+        first.open("")
+    assert not (tmp_path / "run/.lock").exists()
+    assert prepare(tmp_path / "run", overwrite=True) is False
+
+
+def test_leftovers_of_a_killed_writer_go(tmp_path):
+    write_a_run(tmp_path / "run")
+    leftover = tmp_path / "run/.last.pt.123-4.part"
+    leftover.write_text("half")
+    prepare(tmp_path / "run", resume="must")
+    assert not leftover.exists()
+
+
+def test_json_has_no_nan(tmp_path):
+    write_json(tmp_path / "x.json", {"a": [math.inf, 1.0], "b": np.int64(3)})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": 3}

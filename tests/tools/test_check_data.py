@@ -1,0 +1,93 @@
+"""check_data.py: problems printed, counted and written; exit code 2 for errors; policies; folders without a config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from configs.errors import UserError
+from tests.datasets.conftest import annotation_xml, write_image
+from tools import check_data
+
+GOOD = ("cat", (100, 100, 200, 180))
+
+
+def voc_set(root: Path, objects: dict[str, list], image_set: str = "train") -> Path:
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number, (name, boxes) in enumerate(objects.items()):
+        write_image(root / "JPEGImages" / f"{name}.jpg", (480, 640), number + 100 * len(image_set))
+        (root / "Annotations" / f"{name}.xml").write_text(annotation_xml(boxes, (480, 640)))
+    (root / "ImageSets" / "Main" / f"{image_set}.txt").write_text("\n".join(objects) + "\n")
+    return root
+
+
+def config(tmp_path: Path, **sets: Path) -> Path:
+    data = {part: [{"format": "voc", "root": str(root), "image_set": part}] for part, root in sets.items()}
+    content = yaml.safe_load(Path("configs/demo.yaml").read_text())
+    content["data"] = {**data, "classes": ["cat"]}
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def run(*args: object) -> None:
+    check_data.main(check_data.parser().parse_args([str(arg) for arg in args]))
+
+
+def test_a_clean_set_passes(tmp_path: Path, capsys) -> None:
+    root = voc_set(tmp_path / "v", {"a": [GOOD], "b": [GOOD]})
+    run("--cfg", config(tmp_path, train=root), "--json", tmp_path / "p.json")
+    assert "no problems" in capsys.readouterr().out
+    assert json.loads((tmp_path / "p.json").read_text()) == []
+
+
+def test_errors_are_named_counted_and_written(tmp_path: Path, capsys) -> None:
+    root = voc_set(
+        tmp_path / "v", {"a": [GOOD, ("cat", (200, 100, 100, 180))], "b": [GOOD, ("cat", (600, 9, 700, 99))]}
+    )
+    voc_set(tmp_path / "v", {"c": [GOOD]}, "val")
+    (root / "JPEGImages" / "c.jpg").write_bytes((root / "JPEGImages" / "a.jpg").read_bytes())
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="2 errors"):
+        run("--cfg", config(tmp_path, train=root, val=root), "--out", out)
+    printed = capsys.readouterr().out
+    assert f"box-reversed: {root}/Annotations/a.xml object 1 (cat): 199, 99, 100, 180 in 640 x 480: " in printed
+    assert "1  warning  box-outside" in printed
+    found = {problem["code"]: problem for problem in json.loads((out / "problems.json").read_text())}
+    assert set(found) == {"box-reversed", "box-outside", "image-in-two-splits"}
+    assert found["image-in-two-splits"]["file"].endswith("c.jpg")
+    assert (out / "pictures.jpg").is_file()
+    assert len((out / "problems.txt").read_text().splitlines()) == 3
+
+
+def test_a_policy_takes_errors_out(tmp_path: Path, capsys) -> None:
+    root = voc_set(tmp_path / "v", {"a": [GOOD, ("cat", (200, 100, 100, 180))]})
+    path = config(tmp_path, train=root)
+    with pytest.raises(UserError, match="1 errors"):
+        run("--cfg", path, "--fast")
+    run("--cfg", path, "--fast", "--policy", "drop")
+    assert "--policy drop takes out 1 objects" in capsys.readouterr().out
+
+
+def test_broken_files_are_told_one_by_one(tmp_path: Path, capsys) -> None:
+    root = voc_set(tmp_path / "v", {name: [GOOD] for name in "abc"})
+    for name in "ab":
+        (root / "Annotations" / f"{name}.xml").write_text("<annotation><object>")
+    with pytest.raises(UserError, match=r"a\.xml: not a valid annotation file.*checked when the files above"):
+        run("--cfg", config(tmp_path, train=root), "--json", tmp_path / "p.json")
+    assert "2  error    annotation-broken" in capsys.readouterr().out
+    assert len(json.loads((tmp_path / "p.json").read_text())) == 2
+
+
+def test_a_folder_without_a_config(tmp_path: Path, capsys) -> None:
+    root = voc_set(tmp_path / "v", {"a": [GOOD], "b": [("cat", (100, 100, 100, 180))]})
+    with pytest.raises(UserError, match="1 errors"):
+        run(root)
+    assert "box-zero-extent" in capsys.readouterr().out
+    for wrong in ([], [root, "--cfg", tmp_path / "c.yaml"]):
+        with pytest.raises(UserError, match="give a FOLDER or --cfg"):
+            run(*wrong)

@@ -1,0 +1,174 @@
+"""Lint a data set before it costs a training: each problem with file, object, value and likely cause.
+
+    python tools/check_data.py --cfg my.yaml
+    python tools/check_data.py my_photos --json problems.json --out look/
+    python tools/check_data.py --cfg my.yaml --fast            # annotations alone, no image is opened
+
+Exit code 0: no errors (warnings and notes there may be); 2: errors. With --policy drop or clip the errors that this
+takes out count no more. docs/reliability.md lists the codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from configs.errors import UserError, printable
+from configs.files import write_text
+from configs.loading import load_config
+from datasets.build import build_records
+from datasets.lint import Problem, clean, lint_images, lint_records, lint_splits, lint_voc_files, table
+from datasets.records import Records
+from datasets.survey import class_table
+from tools.runtime import cli
+
+SHOWN = 20
+"""Problems of each code that are printed; --json has all."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = cli.make_parser(__doc__, data_root=True)
+    add = options.add_argument
+    add(
+        "folder",
+        nargs="?",
+        type=Path,
+        metavar="FOLDER",
+        help="photos and annotations in any layout of docs/own_data.md",
+    )
+    add("--cfg", type=Path, metavar="FILE", help="a config, whose train, val and test sets are checked")
+    cli.add_set(options)
+    add("--fast", action="store_true", help="look at the annotations alone")
+    add("--json", type=Path, metavar="FILE", help="write all problems here")
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write problems.json, problems.txt and pictures of the worst images here",
+    )
+    add("--policy", choices=("error", "drop", "clip"), default="error", help="what happens to boxes that are wrong")
+    return options
+
+
+def main(args: argparse.Namespace) -> None:
+    """Read, look, say, write."""
+    logging.basicConfig(format="reader: %(message)s", level=logging.WARNING)
+    if (args.folder is None) == (args.cfg is None):
+        raise UserError("give a FOLDER or --cfg FILE")
+    problems = file_problems(args)
+    try:
+        parts, sizes = read_parts(args)
+    except UserError as error:  # files that are told one by one may keep the set from being read
+        if not any(problem.severity == "error" for problem in problems):
+            raise
+        say({}, problems)
+        write(args, problems)
+        raise UserError(f"{error}: the rest is checked when the files above are repaired") from None
+    digests: dict[str, dict[str, str]] = {}
+    for part, records in parts.items():
+        kept = records if args.policy == "error" else clean(records, args.policy)
+        if len(kept.labels) < len(records.labels):
+            print(f"{part}: --policy {args.policy} takes out {len(records.labels) - len(kept.labels)} objects")
+        problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1])
+        if not args.fast:
+            found, digests[part] = lint_images(records)
+            problems += found
+    problems += lint_splits(digests)
+    say(parts, problems)
+    write(args, problems)
+    if args.out:
+        draw(args.out / "pictures.jpg", parts, problems)
+    errors = sum(problem.severity == "error" for problem in problems)
+    if errors:
+        raise UserError(f"{errors} errors (see above): repair them, or take them out with --policy drop or clip")
+
+
+def write(args: argparse.Namespace, problems: list[Problem]) -> None:
+    """The files of --json and --out."""
+    content = json.dumps([problem.to_dict() for problem in problems], indent=1) + "\n"
+    if args.json:
+        write_text(args.json, content)
+    if args.out:
+        write_text(args.out / "problems.json", content)
+        write_text(args.out / "problems.txt", "".join(f"{printable(problem.line())}\n" for problem in problems))
+
+
+def read_parts(args: argparse.Namespace) -> tuple[dict[str, Records], tuple[int, int]]:
+    """The records of each part, and the shorter and the longer side that training resizes to."""
+    if args.folder is not None:
+        from tools.runtime.own_data import read_own_data
+
+        return dict(read_own_data(args.folder).records), (600, 1000)
+    config = load_config(args.cfg, args.overrides)
+    root = cli.find_data_root(args.data_root)
+    data = config.data
+    parts = {part: build_records(data, part, root) for part in ("train", "val", "test") if getattr(data, part)}
+    shortest = data.min_size if isinstance(data.min_size, int) else min(data.min_size)
+    return parts, (shortest, data.max_size)
+
+
+def file_problems(args: argparse.Namespace) -> list[Problem]:
+    """The problems of the files of VOC folders, each looked at by itself."""
+    if args.cfg is None:
+        return []
+    data = load_config(args.cfg, args.overrides).data
+    sets: dict[Path, list[str]] = defaultdict(list)
+    for part in ("train", "val", "test"):
+        for source in getattr(data, part) or ():
+            if source.format == "voc" and source.image_set:
+                sets[cli.find_data_root(args.data_root) / source.root].append(source.image_set)
+    found = [problem for root, names in sets.items() for problem in lint_voc_files(root, names)]
+    # A config may take some sets of a folder only: what the others list is not lonely.
+    return [problem for problem in found if not problem.code.endswith("-lonely")]
+
+
+def say(parts: dict[str, Records], problems: list[Problem]) -> None:
+    """Print what is there, some problems of each code, and their numbers."""
+    if parts:
+        print("\n".join(class_table(parts)))
+    shown: dict[str, int] = defaultdict(int)
+    for problem in problems:
+        shown[problem.code] += 1
+        if shown[problem.code] <= SHOWN:
+            print(printable(problem.line()))
+        elif shown[problem.code] == SHOWN + 1:
+            print(f"{problem.code}: ... (--json FILE has all)")
+    print(f"\n{table(problems)}")
+
+
+def draw(path: Path, parts: dict[str, Records], problems: list[Problem], count: int = 12) -> None:
+    """Write a sheet of the images whose annotations have the most problems, with their boxes."""
+    from datasets.images import read_image
+    from detection.drawing import draw_detections, sheet
+    from tools.runtime.pictures import write_picture
+
+    numbers: dict[str, int] = defaultdict(int)
+    for problem in problems:
+        numbers[problem.file] += problem.severity != "note"
+    worst: list[tuple[int, Records, int]] = []
+    for records in parts.values():
+        for i, (image, identity) in enumerate(zip(records.image_paths, records.image_ids, strict=True)):
+            file = records.annotation_file.replace("{}", str(identity))
+            worst.append((numbers.get(str(image), 0) + numbers.get(file, 0), records, i))
+    worst = sorted((item for item in worst if item[0]), key=lambda item: -item[0])[:count]
+    pictures = []
+    for _, records, i in worst:
+        try:
+            image = read_image(str(records.image_paths[i]), records.image_size(i))
+        except UserError:
+            continue
+        target = records.target(i, (image.shape[0], image.shape[1]))
+        pictures.append(draw_detections(image, target.boxes, target.labels, None, records.class_names))
+    if pictures:
+        write_picture(path, sheet(pictures))
+
+
+if __name__ == "__main__":
+    cli.run(main, parser())

@@ -1,0 +1,139 @@
+"""What makes a training on few images come to nothing, said before it begins; and why nothing was found.
+
+Each function gives sentences for `say("warning: ...")`; none stops anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from configs.common import ScheduleConfig
+from configs.detection import DetectionConfig, SourceConfig
+from datasets.records import Records
+from datasets.survey import FEW, class_counts, counts_from_zero, rare_classes
+from tools.runtime.schedule import make_schedule
+
+FEW_STEPS = 200
+"""Updates. Random weights, or a new head on old ones, have learned next to nothing after fewer."""
+_NAMED = 5
+
+
+def before_training(config: DetectionConfig, train: Records, others: Sequence[Records] = ()) -> list[str]:
+    """All that is to be said before a training begins.
+
+    Args:
+        config: of the training.
+        train: its training set.
+        others: its validation and test sets.
+    """
+    found = schedule_warnings(config.schedule, batch_size=config.train.batch_size, images=len(train))
+    return found + data_warnings(train, others) + zero_based_warnings(config.data.train, train)
+
+
+def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int) -> list[str]:
+    """What is wrong with the length of a training.
+
+    Args:
+        schedule: of the config, or of a phase.
+        batch_size: images a step.
+        images: of the training set (an epoch's showings, where images are repeated).
+    """
+    found = []
+    plan = make_schedule(schedule, rate=1.0, iterations_per_epoch=images / batch_size)
+    steps, warmup = plan.iterations, schedule.warmup_iterations
+    if batch_size > images:
+        found.append(
+            f"train.batch_size {batch_size} is more than the {images} training images: a step shows images several "
+            f"times, and an epoch is less than one step: set train.batch_size={max(1, images // 2)}"
+        )
+    if warmup >= steps:
+        found.append(
+            f"schedule.warmup_iterations {warmup} is not shorter than the whole training of {steps} steps: the rate "
+            f"never reaches optim.lr: set schedule.warmup_iterations={max(1, steps // 10)}"
+            + (f", or schedule.epochs={_epochs(10 * warmup, images, batch_size)}" if schedule.epochs else "")
+        )
+    elif warmup > steps / 3:
+        found.append(
+            f"schedule.warmup_iterations {warmup} takes up {100 * warmup / steps:.0f} % of the {steps} steps: set "
+            f"schedule.warmup_iterations={max(1, steps // 10)}"
+        )
+    if steps < FEW_STEPS:
+        longer = (
+            f"schedule.epochs={_epochs(5 * FEW_STEPS, images, batch_size)}"
+            if schedule.epochs
+            else f"schedule.iterations={5 * FEW_STEPS}"
+        )
+        found.append(f"the whole training is {steps} steps, too few to learn from: set {longer}")
+    return found
+
+
+def _epochs(steps: int, images: int, batch_size: int) -> int:
+    """The epochs of so many steps."""
+    return max(1, round(steps * batch_size / images))
+
+
+def data_warnings(train: Records, others: Sequence[Records] = ()) -> list[str]:
+    """Classes of which little can be learned, and classes that are tested without having been learned.
+
+    Args:
+        train: the training set.
+        others: validation and test sets.
+    """
+    found = []
+    if rare := rare_classes(train):
+        named = ", ".join(rare[:_NAMED]) + (f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else "")
+        found.append(
+            f"of {len(rare)} of {len(train.class_names)} classes there are fewer than {FEW} objects to learn from: "
+            f"{named}: label more, or leave them out with data.keep_classes"
+        )
+    learned, _ = class_counts(train)
+    for records in others:
+        if not records.annotated:
+            continue
+        tested, _ = class_counts(records)
+        new = [name for name, a, b in zip(train.class_names, learned, tested, strict=True) if b and not a]
+        if new:
+            found.append(
+                f"{records.source} has objects of classes that the training set lacks: {', '.join(new[:_NAMED])}"
+            )
+    return found
+
+
+def zero_based_warnings(sources: Sequence[SourceConfig], records: Records) -> list[str]:
+    """Whether VOC files count pixels from 0 where the config says 1, or the other way round.
+
+    Args:
+        sources: of one part of the config.
+        records: what they hold.
+    """
+    flags = {source.zero_based for source in sources}
+    if len(flags) != 1 or any(source.format != "voc" for source in sources):
+        return []
+    zero_based = flags.pop()
+    seen = counts_from_zero(records, zero_based=zero_based)
+    if seen is None or seen == zero_based:
+        return []
+    if seen:
+        return [f"{records.source}: objects at the border begin at 0, so its XML counts from 0: set zero_based: true"]
+    return [f"{records.source}: objects at the border begin at 1, so its XML counts from 1: set zero_based: false"]
+
+
+def nothing_found(scores: np.ndarray | Sequence[float], threshold: float) -> str | None:
+    """Why there is no detection, if there is none: the best score, and the threshold that would show it.
+
+    Args:
+        scores: of all detections of all images, before the threshold.
+        threshold: what they were held against, in [0, 1].
+    """
+    values = np.asarray(scores, float)
+    if not len(values):
+        return "nothing was found, at any score: has the detector been trained long enough, and on such images?"
+    best = float(values.max())
+    if best >= threshold:
+        return None
+    shown = np.floor(best * 100) / 100 if best >= 0.01 else best
+    return (
+        f"nothing reaches the threshold {threshold:g}: the best score was {best:.2g}: --threshold {shown:.2g} shows it"
+    )

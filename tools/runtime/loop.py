@@ -1,0 +1,417 @@
+"""The training loop: `fit(task, plan)` is the only one there is.
+
+A task (tools/runtime/tasks/) says what is learned: batches, losses, validation, what its checkpoint holds. A plan says
+how: optimiser, length, where the run is written, how far it has come. All tasks share what must never differ between
+them: when something is validated and saved, resumption, interruption, moving averages, losses that are not finite,
+several processes, progress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from configs.common import OptimConfig, TrainConfig
+from configs.errors import UserError
+from detection.checkpoint import load_strictly
+from tools.runtime import cli, distributed
+from tools.runtime.checkpoint import FORMAT, save_checkpoint, without_training
+from tools.runtime.distributed import say
+from tools.runtime.ema import Ema
+from tools.runtime.optimizer import build_optimizer, load_optimizer, set_rate, step_unless
+from tools.runtime.progress import Progress, Timed
+from tools.runtime.run_folder import RunFolder
+from tools.runtime.schedule import Schedule
+from tools.runtime.training import LossMonitor, average_statistics, seed_step
+
+
+class Validation(NamedTuple):
+    """What a validation found."""
+
+    metrics: dict[str, Any]
+    """Kept in the checkpoint."""
+    logs: dict[str, dict[str, Any]]
+    """Name of a set -> its figures, for metrics.jsonl."""
+    value: float | None
+    """The figure that chooses best.pt; None: this validation chooses nothing."""
+    lower_is_better: bool
+    words: str
+    """The figures for people."""
+    picture: np.ndarray | None = None
+    """(H, W, 3) uint8 RGB."""
+
+
+class Indexed(Protocol):
+    """A batch that says which images of the training set it holds."""
+
+    @property
+    def index(self) -> Tensor:
+        """(B,) int64: positions in the training set."""
+        ...
+
+
+class Recipe(Protocol):
+    """The parts of a config that every training has."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+class Task(Protocol):
+    """What is learned."""
+
+    recipe: Recipe
+    net: nn.Module
+    """What is saved, and whose parameters train."""
+    model: nn.Module
+    """What `losses` calls: the net, or the net as it is distributed over processes or as a phase sees it."""
+    schedule: Schedule
+    validates: bool
+    """Whether there is anything to validate on."""
+    is_final: bool = True
+    """Whether the net is whole afterwards: no other phase follows."""
+    start: int = 0
+    """The iteration at which the schedule begins."""
+
+    def batches(self, start_iteration: int) -> Iterator[Indexed]:
+        """Batches on the device without end, `train.accumulate` for each iteration."""
+        ...
+
+    def losses(self, batch: Any, iteration: int) -> Mapping[str, Tensor]:
+        """Name -> () loss of a batch."""
+        ...
+
+    def validate(self, iteration: int) -> Validation:
+        """The figures of the net as it is now."""
+        ...
+
+    def checkpoint(self) -> dict[str, Any]:
+        """What the file says about the net, and under `training` what the task needs to go on; on all processes."""
+        ...
+
+    def image_name(self, index: int) -> str:
+        """What to call an image of the training set."""
+        ...
+
+    def rate(self, iteration: int) -> float:
+        """The learning rate of an iteration."""
+        return self.schedule.rate(iteration - self.start)
+
+    def load(self, training: Mapping[str, Any]) -> None:
+        """Go on from what `checkpoint` gave under `training`."""
+
+    def step_done(self, iteration: int) -> None:
+        """Called after each update, with the number of updates done."""
+
+    def figures(self) -> dict[str, float]:
+        """Further figures of the updates since the last call, for the log."""
+        return {}
+
+    def finished(self) -> bool:
+        """Whether the training ends before its schedule does."""
+        return False
+
+
+@dataclass
+class State:
+    """How far a training has come: what a checkpoint keeps beside the tensors."""
+
+    iteration: int = 0
+    """Updates done, in all phases."""
+    phase: int = 1
+    """The number of the phase that trains; joint training has one."""
+    phase_start: int = 0
+    """Updates done before it."""
+    validated: int = 0
+    """The iteration of the newest validation."""
+    best: float | None = None
+    """The best `train.best_metric` so far."""
+    validations_without_better: int = 0
+    metrics: dict[str, Any] | None = None
+    """Of the newest validation."""
+
+    @classmethod
+    def of(cls, checkpoint: Mapping[str, Any] | None) -> State:
+        """How far the run had come when the checkpoint was written; None: the start.
+
+        Raises:
+            UserError: the checkpoint is not meant for resumption.
+        """
+        if checkpoint is None:
+            return cls()
+        training = checkpoint["training"]
+        if "optimizer" not in training:
+            raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
+        names = {each.name for each in fields(cls)}
+        return cls(**{name: value for name, value in training["state"].items() if name in names})
+
+
+@dataclass
+class Plan:
+    """How a task is trained; see `make_plan`."""
+
+    run: RunFolder
+    device: torch.device
+    stop: cli.StopRequest
+    optimizer: Optimizer
+    parameters: list[nn.Parameter]
+    ema: Ema | None
+    state: State
+    monitor: LossMonitor
+    header: str
+    """Goes into the run's config.yaml."""
+    what: str
+    """A word for the progress bar."""
+    constants: dict[str, Any] = field(default_factory=dict)
+    """Goes into every line of the log."""
+    saved: tuple[int, int] | None = None
+    """Of what last.pt is: (iteration, iteration of the newest validation); None: nothing was written yet."""
+
+
+def make_plan(
+    task: Task,
+    run: RunFolder,
+    device: torch.device,
+    *,
+    header: str = "",
+    stop: cli.StopRequest | None = None,
+    state: State | None = None,
+    checkpoint: Mapping[str, Any] | None = None,
+    what: str = "training",
+    constants: Mapping[str, Any] | None = None,
+) -> Plan:
+    """The plan of a task, from its start or from a checkpoint of it.
+
+    Args:
+        task: its net is on `device`; a checkpoint's weights are put into it here.
+        run: where the run is written.
+        device: where it trains.
+        header: goes into config.yaml.
+        stop: asked between the updates; None: nothing stops the training.
+        state: how far it has come (of the checkpoint where there is one).
+        checkpoint: of `tools.runtime.checkpoint.load_checkpoint`, to go on from.
+        what: a word for the progress bar.
+        constants: values for every line of the log.
+
+    Raises:
+        UserError: the checkpoint does not fit.
+    """
+    training = checkpoint["training"] if checkpoint is not None else {}
+    if checkpoint is not None:
+        load_strictly(task.net, training.get("weights", checkpoint["model"]), run.last)
+    optimizer = build_optimizer(task.net, task.recipe.optim)
+    decay = task.recipe.train.ema_decay
+    ema = Ema(task.net, decay) if decay else None
+    monitor = LossMonitor(device)
+    if checkpoint is not None:
+        load_optimizer(optimizer, training["optimizer"])
+        if ema is not None:
+            ema.load_state_dict(training.get("ema", checkpoint["model"]))
+        monitor.load_state_dict(training.get("monitor"))
+        run.lines = training.get("log_lines")
+        task.load(training)
+    return Plan(
+        run=run,
+        device=device,
+        stop=stop or cli.StopRequest(),
+        optimizer=optimizer,
+        parameters=[parameter for parameter in task.net.parameters() if parameter.requires_grad],
+        ema=ema,
+        state=state or State.of(checkpoint),
+        monitor=monitor,
+        header=header,
+        what=what,
+        constants=dict(constants or {}),
+    )
+
+
+def fit(task: Task, plan: Plan) -> State:
+    """Train from where the plan stands to the end; afterwards the net has the weights that evaluate (the averages).
+
+    Writes last.pt, best.pt, metrics.jsonl and TensorBoard events into the run's folder.
+
+    Returns:
+        The plan's state: how far it came, the newest validation's figures.
+
+    Raises:
+        Interrupted: a stop was requested; last.pt is written.
+        NonFiniteLoss: a loss or a gradient was not finite.
+    """
+    state, run, schedule, train = plan.state, plan.run, task.schedule, task.recipe.train
+    run.open(plan.header, from_iteration=state.iteration)
+    checkpoint_every = train.checkpoint_every or train.validate_every
+    batches = Timed(task.batches(state.iteration))
+    with (
+        plan.stop.deferred(),
+        Progress(schedule.iterations, plan.what, initial=state.iteration - task.start) as progress,
+    ):
+        while True:
+            done = state.iteration - task.start
+            # -- what is due between two updates; a resumed run comes by here first
+            if task.validates and state.validated < state.iteration and schedule.is_due(done, train.validate_every):
+                _save_last(task, plan)  # a validation can be long
+                _validate(task, plan)
+                batches.restart()
+            exhausted = train.patience is not None and state.validations_without_better >= train.patience
+            ends = exhausted or task.finished() or done >= schedule.iterations
+            step = _Step() if ends else _fetch(batches, train.accumulate, plan.stop)
+            halted = distributed.any_process(step.failure is not None)
+            if ends or halted or schedule.is_due(done, checkpoint_every):
+                _save_last(task, plan)
+            if halted:
+                raise _reason(step, run, state.iteration)
+            if ends:
+                break
+
+            # -- one update
+            _update(task, plan, step.batches)
+            state.iteration += 1
+            batches.step_done()
+            task.step_done(state.iteration)
+
+            # -- the only regular reading of values from the device
+            if state.iteration % train.log_every == 0 or done + 1 == schedule.iterations:
+                progress.update(0, **_log(task, plan, batches))
+            progress.update()
+    if state.iteration - task.start < schedule.iterations:
+        say(f"ended early after {state.iteration} iterations: the validation gets no better")
+    if not task.validates and task.is_final:  # nothing says that an earlier one was better
+        _save(task, plan, run.best, for_resume=False)
+    plan.optimizer.zero_grad(set_to_none=True)
+    if plan.ema is not None:
+        task.net.load_state_dict(plan.ema.state_dict())
+    return state
+
+
+# ---------------------------------------------------------------------------------------------- one update
+
+
+class _Step(NamedTuple):
+    """The batches of an update, or why there are none."""
+
+    batches: list[Indexed] = []
+    failure: Exception | None = None
+
+
+def _fetch(batches: Iterator[Indexed], count: int, stop: cli.StopRequest) -> _Step:
+    """The batches of the next update. What fails here fails before the update, so the last one can still be saved."""
+    if stop.requested:
+        return _Step(failure=cli.Interrupted())
+    try:
+        return _Step([next(batches) for _ in range(count)])
+    except Exception as failure:
+        # The signal that asks for a stop may have ended the loader's workers too.
+        return _Step(failure=cli.Interrupted() if stop.requested else failure)
+
+
+def _reason(step: _Step, run: RunFolder, iteration: int) -> Exception:
+    """What to raise where an update cannot be made on some process."""
+    if step.failure is None or isinstance(step.failure, cli.Interrupted):
+        return cli.Interrupted(how_to_resume(run, iteration))
+    return step.failure
+
+
+def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
+    """One step of the optimiser with the gradients of all parts; waits for nothing."""
+    recipe, iteration, model = task.recipe, plan.state.iteration, task.model
+    seed_step(recipe.seed, iteration)
+    set_rate(plan.optimizer, task.rate(iteration))
+    plan.optimizer.zero_grad(set_to_none=True)
+    for part, batch in enumerate(parts, 1):
+        last = part == len(parts)
+        with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():
+            losses = task.losses(batch, iteration)
+            (sum(losses.values()) / len(parts)).backward()
+        plan.monitor.add(losses, batch.index)
+    skip = plan.monitor.finish_step(iteration, plan.parameters, recipe.optim.clip_norm)
+    step_unless(plan.optimizer, skip)
+    if plan.ema is not None:
+        plan.ema.update(iteration - task.start)
+
+
+def _log(task: Task, plan: Plan, batches: Timed) -> dict[str, float | str]:
+    """A line of the training's figures into the run; the ones for the progress bar."""
+    iteration = plan.state.iteration
+    losses, figures = plan.monitor.read(task.image_name, task.rate), task.figures()
+    speed = batches.take_speed()
+    if plan.device.type == "cuda":
+        speed["memory_gib"] = torch.cuda.max_memory_allocated(plan.device) / 2**30
+    rate = task.rate(iteration - 1)
+    at = {**plan.constants, "epoch": task.schedule.epoch(iteration - task.start), "rate": rate}
+    plan.run.log(iteration, {**at, **losses, **figures, **speed}, prefix="train")
+    share = f"{100 * speed['data_seconds'] / max(speed['seconds'], 1e-9):.0f}%"
+    return {"loss": losses["loss"], **figures, "rate": rate, "data": share}
+
+
+# ---------------------------------------------------------------------------------------------- between two updates
+
+
+def _validate(task: Task, plan: Plan) -> None:
+    """The figures on the validation set into the run and the state, and best.pt if they are the best so far.
+
+    A stop that is requested meanwhile ends the run at once: last.pt is of this very iteration.
+    """
+    state, run = plan.state, plan.run
+    try:
+        with plan.stop.immediate(), plan.ema.swapped_in() if plan.ema is not None else nullcontext():
+            found = task.validate(state.iteration)
+    except cli.Interrupted:
+        raise cli.Interrupted(how_to_resume(run, state.iteration)) from None
+    for name, values in found.logs.items():
+        run.log(state.iteration, values, prefix=name)
+    if found.picture is not None:
+        run.log_picture(state.iteration, "val/detections", found.picture)
+    sign = -1.0 if found.lower_is_better else 1.0
+    is_best = found.value is not None and (state.best is None or sign * found.value > sign * state.best)
+    state.best = found.value if is_best else state.best
+    state.validations_without_better = 0 if is_best else state.validations_without_better + 1
+    state.validated, state.metrics = state.iteration, found.metrics
+    say(f"iteration {state.iteration}: {found.words}{' (best)' * is_best}")
+    if is_best:
+        _save(task, plan, run.best, for_resume=False)
+    _save_last(task, plan)
+
+
+def _save_last(task: Task, plan: Plan) -> None:
+    """Write last.pt, unless it is as the run is now."""
+    now = (plan.state.iteration, plan.state.validated)
+    if plan.saved != now:
+        _save(task, plan, plan.run.last)
+        plan.saved = now
+
+
+def _save(task: Task, plan: Plan, path: Path, *, for_resume: bool = True) -> None:
+    """Write a checkpoint; all processes take part, one writes."""
+    plan.monitor.check(task.image_name, task.rate)
+    average_statistics(task.net, plan.ema)
+    content = {"format": FORMAT, **task.checkpoint()}
+    weights = task.net.state_dict()
+    content["model"] = weights if plan.ema is None else plan.ema.state_dict()
+    content["training"] = {
+        "state": asdict(plan.state),
+        "iteration": plan.state.iteration,
+        "metrics": plan.state.metrics,
+        "optimizer": plan.optimizer.state_dict(),
+        "monitor": plan.monitor.state_dict(),
+        "log_lines": plan.run.lines,
+        **({"weights": weights} if plan.ema is not None else {}),
+        **content.get("training", {}),
+    }
+    distributed.on_main(lambda: save_checkpoint(path, content if for_resume else without_training(content)))
+
+
+def how_to_resume(run: RunFolder, iteration: int) -> str:
+    """What to tell a person whose run was stopped."""
+    return f"interrupted after {iteration} iterations; {run.last} is written: the same command with --resume goes on"

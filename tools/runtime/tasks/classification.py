@@ -1,0 +1,131 @@
+"""Training of a classifier: cross entropy, the training error, and a rate that two events may change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backbones.classification import (
+    Plateau,
+    WarmupUntilError,
+    classification_loss,
+    wrong_answers,
+)
+from backbones.preprocess import Normalize
+from configs.classification import ClassificationConfig
+from datasets.classification import ImageFiles, Splits
+from tools.runtime import distributed
+from tools.runtime.classification import TrainBatch, TrainingError, compiled, format_errors, test_sets, train_feed
+from tools.runtime.loop import Task, Validation
+from tools.runtime.optimizer import scaled_rate
+from tools.runtime.schedule import make_schedule
+from tools.runtime.training import autocast
+
+WARMUP_WINDOW = 50
+"""Iterations whose training error is compared with `schedule.warmup_until_error`."""
+
+
+class ClassificationTask(Task):
+    """A net on labelled images, validated on all the other sets that there are."""
+
+    def __init__(
+        self, config: ClassificationConfig, net: nn.Module, normalize: Normalize, splits: Splits, device: torch.device
+    ) -> None:
+        """
+        Args:
+            config: the recipe.
+            net: on `device`.
+            normalize: the net's input, on `device`.
+            splits: the sets.
+            device: where it trains.
+        """
+        self.recipe, self.net, self.normalize, self.splits, self.device = config, net.train(), normalize, splits, device
+        self.model = distributed.wrap(compiled(net) if config.train.compile else net, device)
+        self.validates = splits.val is not None or splits.test is not None
+        plan, batch_size = config.schedule, config.train.batch_size
+        self.schedule = make_schedule(
+            plan, rate=scaled_rate(config.optim, batch_size), iterations_per_epoch=len(splits.train) / batch_size
+        )
+        self.warmup = WarmupUntilError(plan.warmup_until_error, plan.warmup_until_factor)
+        self.plateau = Plateau(plan.gamma, plan.plateau_patience, plan.plateau_threshold, plan.plateau_steps)
+        self.error = TrainingError(device)
+
+    def batches(self, start_iteration: int) -> Iterator[TrainBatch]:
+        """See `Task`."""
+        return train_feed(self.splits.train, self.recipe, self.normalize, self.device, start_iteration)
+
+    def losses(self, batch: TrainBatch, iteration: int) -> Mapping[str, Tensor]:
+        """The cross entropy; wrong answers are counted on the way."""
+        train = self.recipe.train
+        with autocast(self.device, train.amp):
+            logits = self.model(batch.images)
+        loss = classification_loss(logits, batch.labels, smoothing=train.label_smoothing, mix=batch.mix)
+        self.error.add(wrong_answers(logits.detach(), batch.labels), train.batch_size // train.accumulate)
+        return {"cross_entropy": loss}
+
+    def validate(self, iteration: int) -> Validation:
+        """The errors of the centre crops of the validation and the test set; best.pt is the validation set's matter."""
+        config = self.recipe
+        metrics = test_sets(config, self.net, self.normalize, self.splits, self.device)
+        watched = metrics.get("val", metrics.get("test"))
+        assert watched is not None
+        if config.schedule.policy == "plateau":
+            self.plateau.update(watched["top1_error"], iteration)
+        return Validation(
+            metrics=metrics,
+            logs=metrics,
+            value=watched[config.train.best_metric],
+            lower_is_better=True,
+            words=format_errors(metrics),
+        )
+
+    def rate(self, iteration: int) -> float:
+        """The schedule's, changed by the events."""
+        return self.schedule.rate(iteration) * self.warmup.factor(iteration) * self.plateau.factor(iteration)
+
+    def step_done(self, iteration: int) -> None:
+        """See whether the training error ends the warm-up."""
+        if self.warmup.waiting and iteration % WARMUP_WINDOW == 0:
+            self.warmup.update(self.error.take("warmup"), iteration)
+
+    def figures(self) -> dict[str, float]:
+        """The training error."""
+        return {"top1_error": self.error.take("log")}
+
+    def finished(self) -> bool:
+        """Whether the last plateau has come."""
+        return self.plateau.finished
+
+    def checkpoint(self) -> dict[str, Any]:
+        """A classifier's."""
+        events = {
+            "warmup_event": self.warmup.event,
+            "plateau": self.plateau.state_dict(),
+            "error": self.error.state_dict(),
+        }
+        content = {
+            "kind": "classifier",
+            "config": self.recipe.model_dump(mode="json"),
+            "class_names": list(self.splits.train.class_names),
+            "preprocessing": self.normalize.preprocessing.to_dict(),
+            "stride_in_1x1": self.recipe.model.stride_in_1x1,
+            "training": {"events": events},
+        }
+        if self.normalize.mean_image is not None:
+            content["mean_image"] = self.normalize.mean_image.cpu()
+        return content
+
+    def load(self, training: Mapping[str, Any]) -> None:
+        """Go on with the events of a checkpoint."""
+        events = training.get("events", training["state"])  # until 2026-11 they were a part of the state
+        self.warmup.event = events["warmup_event"]
+        self.plateau.load_state_dict(events["plateau"])
+        self.error.load_state_dict(events["error"])
+
+    def image_name(self, index: int) -> str:
+        """See `Task`."""
+        images = self.splits.train
+        return str(images.path(index)) if isinstance(images, ImageFiles) else f"number {index}"

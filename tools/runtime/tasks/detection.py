@@ -1,0 +1,127 @@
+"""Joint training of a detector: all its losses at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.detection import DetectionConfig
+from datasets.batch import Batch
+from datasets.detection import DetectionDataset
+from datasets.loader import epoch_orders, prefetch, train_loader
+from detection.drawing import sheet
+from detection.evaluation.evaluate import headline
+from detection.model import Detector
+from tools.runtime import distributed
+from tools.runtime.evaluation import run_detector, score
+from tools.runtime.loop import Task, Validation
+from tools.runtime.optimizer import scaled_rate
+from tools.runtime.pictures import choose_images, draw_image
+from tools.runtime.schedule import make_schedule
+from tools.runtime.training import autocast
+
+
+class DetectionTask(Task):
+    """A detector on a training set, validated on another one where there is one."""
+
+    def __init__(
+        self,
+        config: DetectionConfig,
+        detector: Detector,
+        train_set: DetectionDataset,
+        val_set: DetectionDataset | None,
+        device: torch.device,
+        *,
+        learner: nn.Module | None = None,
+        start: int = 0,
+    ) -> None:
+        """
+        Args:
+            config: the recipe.
+            detector: on `device`.
+            train_set: with augmentation.
+            val_set: without.
+            device: where it trains.
+            learner: what gives the losses and is validated; None: the detector.
+            start: the iteration at which the schedule begins.
+        """
+        self.recipe, self.net, self.start = config, detector, start
+        self.learner = detector.train() if learner is None else learner
+        self.model = distributed.wrap(self.learner, device)
+        self.train_set, self.val_set, self.device = train_set, val_set, device
+        self.validates = val_set is not None
+        batch_size = config.train.batch_size
+        orders = epoch_orders(train_set, config.data, batch_size=batch_size)
+        self.schedule = make_schedule(
+            config.schedule,
+            rate=scaled_rate(config.optim, batch_size),
+            iterations_per_epoch=orders.epoch_length / batch_size,
+        )
+
+    def batches(self, start_iteration: int) -> Iterator[Batch]:
+        """See `Task`."""
+        config = self.recipe
+        loader = train_loader(
+            self.train_set,
+            config.data,
+            batch_size=config.train.batch_size,
+            accumulate=config.train.accumulate,
+            seed=config.seed,
+            start_iteration=start_iteration,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            pin_memory=self.device.type == "cuda",
+        )
+        return prefetch(loader, self.device)
+
+    def losses(self, batch: Batch, iteration: int) -> Mapping[str, Tensor]:
+        """The RPN's and the detector's losses."""
+        with autocast(self.device, self.recipe.train.amp):
+            return self.model(batch, seed=self.recipe.seed, iteration=iteration)
+
+    def validate(self, iteration: int) -> Validation:
+        """The losses and the metrics of the plain test, and a picture."""
+        config, val_set = self.recipe, self.val_set
+        assert val_set is not None
+        outcome = run_detector(self.learner, val_set, config, self.device, what="validation", losses=True)
+        metrics = score(val_set.records, outcome.detections, config.metrics)
+        protocol, _, name = config.train.best_metric.partition(".")
+        value = outcome.losses["loss"] if protocol == "loss" else metrics[protocol][name]
+        figures = ", ".join(f"{name} {_words(headline(metrics[name]))}" for name in config.metrics)
+        picture = None
+        if distributed.is_main():
+            chosen = choose_images(val_set.records, 8)
+            picture = sheet([draw_image(val_set.records, outcome.detections, index) for index in chosen])
+        return Validation(
+            metrics=metrics,
+            logs={"val": {**outcome.losses, **{name: _without_classes(metrics[name]) for name in config.metrics}}},
+            value=value if self.is_final else None,
+            lower_is_better=protocol == "loss",
+            words=f"validation loss {outcome.losses['loss']:.4f}, {figures}",
+            picture=picture,
+        )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """A detector's."""
+        return {
+            "kind": "detector",
+            "config": self.recipe.model_dump(mode="json"),
+            "class_names": list(self.net.class_names),
+            "preprocessing": self.net.preprocessing.to_dict(),
+            "card": dict(self.net.card),
+        }
+
+    def image_name(self, index: int) -> str:
+        """See `Task`."""
+        return str(self.train_set.records.image_ids[index])
+
+
+def _words(value: float | None) -> str:
+    return "without ground truth" if value is None else f"{value:.4f}"
+
+
+def _without_classes(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "per_class"}
