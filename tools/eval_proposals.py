@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from detection.evaluation.files import read_json
 
 from configs.errors import UserError
+from configs.files import read_json
 from detection.evaluation import boxes as frames
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth

@@ -15,9 +15,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.files import write_text
 from datasets.class_lists import IMAGENET_DET
 from detection.evaluation.data import Detections
-from detection.evaluation.files import write_text
 
 COCO_SET = re.compile(r"(test-dev|test|val|train)(20\d\d)")
 
