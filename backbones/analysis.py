@@ -104,7 +104,8 @@ def stage_costs(
         image_size: pixels.
         classifier: whether the net still has its classifier, which is then the last part.
     """
-    staged: Any = copy.deepcopy(net).to("meta")
+    staged: Any = copy.deepcopy(net)
+    staged.to("meta")
     x = torch.empty(1, 3, *image_size, device="meta")
     parts, before = [], None
     for name in staged.stage_channels:

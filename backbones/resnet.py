@@ -148,7 +148,7 @@ class ResNetSpec(Section):
 
     def last_map(self) -> tuple[int, int]:
         """(H, W) of the last stage's map for images of `input_size`."""
-        sides = self.input_size
+        sides = list(self.input_size or (0, 0))
         for layer, pool in ((self.stem, self.stem.pooling), *((stage, stage.pool) for stage in self.stages)):
             if pool is not None and layer is not self.stem:
                 sides = [pool.output_size(side) for side in sides]
@@ -165,14 +165,14 @@ class ResNetSpec(Section):
         return any(stride > 1 for stride in strides) or any(pools)
 
 
-def _row(unit: str, *units: int) -> ResNetSpec:
+def _row(unit: Literal["basic", "bottleneck"], *units: int) -> ResNetSpec:
     widths_and_strides = ((64, 1), (128, 2), (256, 2), (512, 2))
     return ResNetSpec(
         unit=unit,
-        stages=[
+        stages=tuple(
             StageSpec(units=n, width=width, stride=stride)
             for n, (width, stride) in zip(units, widths_and_strides, strict=True)
-        ],
+        ),
     )
 
 
@@ -332,10 +332,8 @@ class ResNet(nn.Module):
             stage = self._build_stage(channels, stage_spec, norm)
             stage.activation_checkpointing = activation_checkpointing
             self.add_module(f"layer{number}", stage)
-            channels, stride = (
-                stage[-1].channels,
-                stride * stage_spec.stride * (stage_spec.pool.step if stage_spec.pool else 1),
-            )
+            channels = stage_spec.width * (4 if spec.unit == "bottleneck" else 1)
+            stride *= stage_spec.stride * (stage_spec.pool.step if stage_spec.pool else 1)
             self.stage_channels[f"conv{number + 1}"] = channels
             self.stage_strides[f"conv{number + 1}"] = stride
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
