@@ -44,8 +44,8 @@ and unpack the boxes, so that afterwards there are
   {root}/Annotations/CLS-LOC/val/*.xml           boxes of 50,000 images
   {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
 
-This is the layout of Kaggle's archive of the same set (ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC), which lacks
-the development kit: give its LOC_val_solution.csv as ground_truth."""
+Kaggle's archive of the same set has this layout (ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC), but lacks the
+development kit: give its LOC_val_solution.csv as ground_truth."""
 
 IMAGENET_DET = """\
 ImageNet DET (detection, 200 classes, ILSVRC2017's edition of the set of 2014) needs an account: register at
