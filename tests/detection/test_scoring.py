@@ -65,7 +65,7 @@ def test_the_context_is_computed_once_and_equals_the_heads(monkeypatch: pytest.M
     logits, _ = detector.roi_heads(maps(), ROIS, SIZES)
     torch.testing.assert_close(first.scores, logits.softmax(-1)[..., 1:])
     torch.testing.assert_close(again.scores, first.scores[:, :1])
-    torch.testing.assert_close(again.boxes, first.boxes[:, :1])
+    torch.testing.assert_close(again.boxes, first.boxes[:, :1], rtol=1e-4, atol=1e-3)
 
 
 @torch.no_grad()
