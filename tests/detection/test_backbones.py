@@ -24,7 +24,7 @@ SMALL = {
         "pre_nms_top_n_test": 20,
         "post_nms_top_n_test": 8,
     },
-    "box": {"pool_size": 7, "batch_size_per_image": 4, "fc_width": 16, "detections_per_img": 5},
+    "box": {"pool_size": 7, "batch_size_per_image": 4, "fc_width": 16},
 }
 OWN = {
     "stem": {"kernel": 7, "width": 4, "stride": 2, "pool": {"kind": "average", "size": 2}},
