@@ -11,8 +11,8 @@ The weights' gradients of a stage come together, behind its last convolution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,36 @@ from backbones.batch_norm import FrozenBatchNorm2d
 from backbones.epilogue import bias_relu, relu_backward, sum_relu_backward
 from backbones.kernels import kernels_for
 
-if TYPE_CHECKING:
-    from backbones.resnet import Unit
-    from backbones.staged import Stage
-
 Pair = tuple[nn.Conv2d, nn.Module]
 """A convolution and its batch norm, constant or (Identity) folded into it already."""
+
+
+class Unit(Protocol):
+    """What a chain is made of (`backbones.resnet.Unit`)."""
+
+    plain: bool
+    pads: bool
+    dropout: nn.Module
+
+    def pairs(self) -> list[Pair]:
+        """The layers of the residual function, in order."""
+        ...
+
+    def projection(self) -> Pair | None:
+        """The shortcut's."""
+        ...
+
+    def modules(self) -> Iterator[nn.Module]:
+        """As every module's."""
+        ...
+
+
+class Stage(Protocol):
+    """What keeps a chain of its units (`backbones.staged.Stage`)."""
+
+    chain: Chain | None
+
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 class _Layers(NamedTuple):

@@ -340,10 +340,8 @@ class ResNet(nn.Module):
             self.add_module(f"layer{number}", stage)
             last = stage[-1]
             assert isinstance(last, Unit)
-            channels, stride = (
-                last.channels,
-                stride * stage_spec.stride * (stage_spec.pool.step if stage_spec.pool else 1),
-            )
+            channels = last.channels
+            stride *= stage_spec.stride * (stage_spec.pool.step if stage_spec.pool else 1)
             self.stage_channels[f"conv{number + 1}"] = channels
             self.stage_strides[f"conv{number + 1}"] = stride
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()

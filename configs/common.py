@@ -137,5 +137,8 @@ class TrainConfig(Section):
     """Distance between validations, in the schedule's unit; null: one validation at the end."""
     checkpoint_every: PositiveInt | None = None
     """Distance between checkpoints, in the schedule's unit; null: one at each validation."""
+    keep_last: PositiveInt = 2
+    """Newest checkpoints that are kept: last.pt, last_1.pt, which was last.pt before, and so on. A damaged last.pt is
+    passed over when a run goes on."""
     patience: PositiveInt | None = None
     """Stop after this many validations without a better `best_metric`; null: never."""

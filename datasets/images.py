@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from configs.errors import PrintableFilter, UserError
@@ -215,7 +215,9 @@ def _reason(error: Exception, start: bytes) -> str:
     for mark, what in _FOREIGN.items():
         if start.lstrip().lower().startswith(mark):
             return f"it is {what}"
-    return str(error) if start else "it is empty"
+    if not start:
+        return "it is empty"
+    return "unknown format or damaged header" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _turn(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -8,6 +8,8 @@ Shapes: B images, R RoIs an image, C channels, S bins a side.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -66,17 +68,56 @@ def pack_pyramid(features: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]
         canvas: (B, C, H, W).
         origins: (x, y) of each level's first pixel on it.
     """
-    bordered = [F.pad(feature, (1, 2, 1, 2), mode="replicate") for feature in features]
-    top, below = bordered[0], bordered[1:]
-    height = max(level.shape[2] for level in below)
-    width = max(top.shape[3], sum(level.shape[3] for level in below))
-    row = torch.cat([F.pad(level, (0, 0, 0, height - level.shape[2])) for level in below], dim=3)
-    canvas = torch.cat([F.pad(part, (0, width - part.shape[3])) for part in (top, row)], dim=2)
+    sides = [(feature.shape[2] + BORDER, feature.shape[3] + BORDER) for feature in features]
+    height = max(side[0] for side in sides[1:])
+    width = max(sides[0][1], sum(side[1] for side in sides[1:]))
     origins, x = [(1, 1)], 1
-    for level in below:
-        origins.append((x, top.shape[2] + 1))
-        x += level.shape[3]
-    return canvas, origins
+    for side in sides[1:]:
+        origins.append((x, sides[0][0] + 1))
+        x += side[1]
+    if features[0].is_cuda:
+        return _Canvas.apply((sides[0][0] + height, width), origins, *features), origins
+    bordered = [F.pad(feature, (1, 2, 1, 2), mode="replicate") for feature in features]
+    row = torch.cat([F.pad(level, (0, 0, 0, height - level.shape[2])) for level in bordered[1:]], dim=3)
+    return torch.cat([F.pad(part, (0, width - part.shape[3])) for part in (bordered[0], row)], dim=2), origins
+
+
+BORDER = 3
+"""Pixels that a border adds to a side: one before, two behind."""
+
+
+class _Canvas(torch.autograd.Function):
+    """The same on CUDA, where padding by repetition leaves channels_last and drags all gradients along: copies of
+    slices, and sums of slices backward."""
+
+    @staticmethod
+    def forward(ctx: Any, size: tuple[int, int], origins: list[tuple[int, int]], *features: Tensor) -> Tensor:
+        first = features[0]
+        ctx.places = [(*origin, *level.shape[2:]) for origin, level in zip(origins, features, strict=True)]
+        shape = (*first.shape[:2], *size)
+        canvas = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last).zero_()
+        for (x, y, height, width), level in zip(ctx.places, features, strict=True):
+            part = canvas[:, :, y - 1 : y + height + 2, x - 1 : x + width + 2]
+            part[:, :, 1:-2, 1:-2] = level
+            part[:, :, 1:-2, :1] = part[:, :, 1:-2, 1:2]
+            part[:, :, 1:-2, -2:] = part[:, :, 1:-2, -3:-2]
+            part[:, :, :1] = part[:, :, 1:2]
+            part[:, :, -2:] = part[:, :, -3:-2]
+        return canvas
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        found = []
+        for x, y, height, width in ctx.places:
+            part = gradients[0][:, :, y - 1 : y + height + 2, x - 1 : x + width + 2]
+            rows = part[:, :, 1:-2].clone(memory_format=torch.channels_last)
+            rows[:, :, :1] += part[:, :, :1]
+            rows[:, :, -1:] += part[:, :, -2:].sum(2, keepdim=True)
+            inner = rows[:, :, :, 1:-2].clone(memory_format=torch.channels_last)
+            inner[..., :1] += rows[..., :1]
+            inner[..., -1:] += rows[..., -2:].sum(3, keepdim=True)
+            found.append(inner)
+        return None, None, *found
 
 
 def roi_levels(rois: Tensor) -> Tensor:
@@ -87,9 +128,11 @@ def roi_levels(rois: Tensor) -> Tensor:
     return level.clamp(FIRST_LEVEL, LAST_LEVEL).long() - FIRST_LEVEL
 
 
-def place_on_canvas(rois: Tensor, strides: list[int], origins: list[tuple[int, int]]) -> Tensor:
-    """RoIs (..., 4) in pixels of the image -> in pixels of the canvas, each on its level."""
-    levels = roi_levels(rois)
+def place_on_canvas(
+    rois: Tensor, strides: list[int], origins: list[tuple[int, int]], levels: Tensor | None = None
+) -> Tensor:
+    """RoIs (..., 4) in pixels of the image -> in pixels of the canvas, each on its level, (...,) or `roi_levels`'s."""
+    levels = roi_levels(rois) if levels is None else levels
     scale, offset = torch.zeros_like(rois[..., :1]), torch.zeros_like(rois)
     for level, (stride, (x, y)) in enumerate(zip(strides, origins, strict=True)):
         here = (levels == level)[..., None]

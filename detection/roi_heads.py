@@ -79,17 +79,17 @@ class RoiHeads(nn.Module):
         logits, deltas = self.box_predictor(hidden.flatten(0, 1))
         return logits.unflatten(0, hidden.shape[:2]), deltas.unflatten(0, hidden.shape[:2]).unflatten(-1, (-1, 4))
 
-    def hidden(self, features: list[Tensor], rois: Tensor) -> Tensor:
+    def hidden(self, features: list[Tensor], rois: Tensor, pool: RoiFeatures | None = None) -> Tensor:
         """(B, R, D): the head's answers to the pooled RoIs (B, R, 4), with conv5's first convolutions before the
-        pooling where that computes the same with less."""
-        head, config = self.box_head, self.config
+        pooling where that computes the same with less. `pool`: in the place of its own pooling."""
+        head, config, pool = self.box_head, self.config, pool or self.features
         if isinstance(head, Conv5Head) and config.pool == "roi_align" and head.can_split():
             pixels = features[0].shape[0] * features[0].shape[2] * features[0].shape[3]
             if pixels < rois.shape[0] * rois.shape[1] * (config.pool_size // 2) ** 2:
                 maps = head.before_pooling(features[0])
-                parts = (self.features([m], rois, step) for m, step in zip(maps, head.strides, strict=True))
+                parts = (pool([m], rois, step) for m, step in zip(maps, head.strides, strict=True))
                 return head.after_pooling(*parts).unflatten(0, rois.shape[:2])
-        return head(self.features(features, rois)).unflatten(0, rois.shape[:2])
+        return head(pool(features, rois)).unflatten(0, rois.shape[:2])
 
     @torch.no_grad()
     def select(

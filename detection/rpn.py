@@ -105,7 +105,7 @@ class Rpn(nn.Module):
         for level, (logits, deltas, anchors) in enumerate(
             zip(output.logits, output.deltas, level_anchors, strict=True)
         ):
-            best, index = logits.topk(min(before, logits.shape[1]), dim=1)
+            best, index = _best(logits, min(before, logits.shape[1]))
             boxes.append(decode_boxes(gather_boxes(deltas, index), anchors[index]))
             scores.append(best)
             levels.append(torch.full_like(index, level))
@@ -161,6 +161,14 @@ class Rpn(nn.Module):
             "loss_rpn_box_reg": config.box_loss_weight
             * box_loss(gather_boxes(deltas, chosen.index), targets, chosen.positive, count, config.smooth_l1_beta),
         }
+
+
+def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest `count` of logits (B, N), and where they are, in descending order."""
+    if logits.is_cuda and 4 * count >= logits.shape[1]:  # topk selects first, and then sorts: twice the launches
+        values, index = logits.sort(dim=1, descending=True)
+        return values[:, :count], index[:, :count]
+    return logits.topk(count, dim=1)
 
 
 class RpnOutput(NamedTuple):

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 _MASK32 = 0xFFFFFFFF
-_POSITIVE_BONUS = 1 << 53
-"""Larger than every random key, so that the chosen positives come first."""
 
 
 class Sampled(NamedTuple):
@@ -74,11 +72,11 @@ def sample(positive: Tensor, negative: Tensor, keys: Tensor, size: int, positive
     """
     size = min(size, keys.shape[1])
     max_positives = min(int(size * positive_fraction), size)
-    if max_positives > 0:
-        positive_keys = torch.where(positive, keys, -1)
-        smallest_taken = positive_keys.topk(max_positives, dim=1).values[:, -1:]
-        rank = torch.where(positive & (keys >= smallest_taken), keys + _POSITIVE_BONUS, torch.where(negative, keys, -1))
-    else:
-        rank = torch.where(negative, keys, -1)
-    values, index = rank.topk(size, dim=1)
-    return Sampled(index, values >= _POSITIVE_BONUS, values >= 0)
+    # Both kinds at once, best keys first; then the positives and, behind them, negatives up to `size`.
+    best = torch.stack((positive, negative), 1) * (keys[:, None] + 1) - 1
+    values, index = best.topk(size, dim=2)
+    place = torch.arange(size, device=keys.device)
+    taken = (values[:, 0] >= 0) & (place < max_positives)
+    source = torch.where(taken, place, size + place - taken.sum(1, keepdim=True))
+    values, index = values.flatten(1).gather(1, source), index.flatten(1).gather(1, source)
+    return Sampled(index, taken, values >= 0)

@@ -19,10 +19,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.runtime import cli
+
+LOOKED_AT = 20
+"""Images that are looked at again for the best score where nothing was found."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -61,8 +65,20 @@ def main(args: argparse.Namespace) -> None:
         print(f"left out: {message}", file=sys.stderr)
     where = args.out / "detections.json"
     print(f"{results.objects} objects in {results.images} images: {where}, pictures in {args.out}")
+    if not results.objects and images and (reason := why_nothing(args, [file for file, _ in images], threshold)):
+        print(reason)
     if unreadable:
         print(f"{len(unreadable)} files could not be read (listed above)")
+
+
+def why_nothing(args: argparse.Namespace, images: list[Any], threshold: float) -> str | None:
+    """The best score in some of the images, where no detection reached the threshold."""
+    from detection.predictor import Predictor
+    from tools.runtime.guards import nothing_found
+
+    predictor = Predictor(args.weights, args.device, 0.0, args.overrides)
+    scores = [score for found in predictor.stream(images[:LOOKED_AT]) for score in found.scores.tolist()]
+    return nothing_found(scores, threshold)
 
 
 def split_thresholds(given: list[tuple[str, float]]) -> tuple[float, dict[str, float]]:

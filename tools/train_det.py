@@ -33,6 +33,7 @@ from detection.model import Detector, with_described_net
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
+from tools.runtime.guards import before_training
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
 from tools.runtime.pictures import write_pictures
 from tools.runtime.resume import refuse_another_training
@@ -63,6 +64,9 @@ def train(config: DetectionConfig, job: Job) -> None:
     sets = distributed.main_first(lambda: build_datasets(config, job.data_root))
     check_validation(config, *sets)
     train_set, val_set, test_set = sets
+    others = [part.records for part in (val_set, test_set) if part is not None]
+    for warning in before_training(config, train_set.records, others):
+        say(f"warning: {warning}")
     checkpoint = job.checkpoint("detector")
     described = checkpoint["config"]["model"] if checkpoint is not None else None
     if described is None and job.init_from is not None and config.model.backbone is not None:

@@ -109,11 +109,12 @@ class Training:
         self.step(0, **options)
         with standins.no_waits() as found:
             self.step(1, **options)
-        found["misplaced"] = [
-            name for name, parameter in self.net.named_parameters()
-            if parameter.requires_grad and not _lies_alike(parameter)
-        ]  # fmt: skip
-        return found
+        return {**found, "misplaced": self.misplaced()}
+
+    def misplaced(self) -> list[str]:
+        """Parameters whose gradients lie otherwise in memory, or are missing."""
+        trains = [(name, parameter) for name, parameter in self.net.named_parameters() if parameter.requires_grad]
+        return [name for name, parameter in trains if not _lies_alike(parameter)]
 
 
 def _lies_alike(parameter: nn.Parameter) -> bool:
@@ -231,7 +232,7 @@ def resume() -> dict[str, Any]:
     return training.measured()
 
 
-def _alone(_: Any, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+def _alone(_, bucket):  # DDP compares annotations, which it must not find as texts
     """The bucket's sum over one process."""
     done: torch.futures.Future[Tensor] = torch.futures.Future(devices=[CUDA])
     done.set_result(bucket.buffer())
@@ -257,9 +258,10 @@ def distributed() -> dict[str, Any]:
         losses = lambda iteration: model(batch.to(CUDA), seed=0, iteration=iteration)
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("always")
-            found = Training(detector, config.optim, losses).measured()
-        found["misplaced"] += [str(w.message) for w in seen if "strides" in str(w.message)]
-        return found
+            training = Training(detector, config.optim, losses)
+            training.step(0)
+            training.step(1)  # torch's reducer itself waits, as it builds its buckets anew
+        return {"misplaced": training.misplaced() + [str(w.message) for w in seen if "strides" in str(w.message)]}
     finally:
         torch.distributed.destroy_process_group()
 

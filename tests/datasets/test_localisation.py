@@ -88,7 +88,7 @@ def test_a_bad_line_is_named(tiny, line, words):
 
 def test_missing_files_are_named(tiny):
     (tiny / "tiny/train/n02/n02_boxes.txt").unlink()
-    with pytest.raises(UserError, match=r"n02_boxes\.txt: no such file of boxes"):
+    with pytest.raises(UserError, match=r"n02_boxes\.txt: there is no such file of boxes"):
         read(tiny, TINY, "train")
     with pytest.raises(UserError, match=r"tinny.*No such file"):
         read(tiny, {**TINY, "root": "tinny"}, "train")

@@ -7,7 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from backbones.weights import IMAGENET
+from configs.detection import ModelConfig
 from datasets.batch import Batch, ScaledImages
+from detection.boxes import box_area
+from detection.model import build_detector
 from detection.multi_scale import MultiScaleScorer, choose_pairs
 
 
@@ -70,7 +74,7 @@ def test_the_maximum_over_the_two_sizes():
     """Sides 400 and up take the sizes 300 and 600, smaller ones 600 and 1200 (the tie is at 224)."""
     heads = Heads()
     detector = SimpleNamespace(
-        roi_heads=heads, roi_maps=lambda features: features, features=lambda batch: [batch.images]
+        roi_heads=heads, roi_maps=lambda features: features, features=lambda batch: [batch.images], class_names=["a"]
     )
     batch = scaled_batch()
     scorer = MultiScaleScorer(detector, detector.features(batch), batch, 224)
@@ -82,3 +86,36 @@ def test_the_maximum_over_the_two_sizes():
     assert hidden.tolist() == expected
     # Padded per size to the image with most: 1 of each at 300, 2 + 3 -> 3 of each at 600, 1 + 2 -> 2 of each at 1200.
     assert heads.rois == 2 + 6 + 4
+
+
+@pytest.mark.parametrize("neck", ["none", "fpn"])
+def test_one_canvas_gives_the_same_as_size_by_size(neck):
+    """What CUDA does without a wait, against what the CPU does; RoIs at the borders and of all sizes among them."""
+    torch.manual_seed(0)
+    box = {"pool_size": 7, "smooth_l1_beta": 1.0}
+    pyramid = {"fpn_channels": 8, "anchors": {"sizes": [[32], [64], [128], [256], [512]]}} if neck == "fpn" else {}
+    config = {
+        "backbone": "resnet18", "weights": "random", "norm": "batch", "frozen_stages": 0, "neck": neck,
+        "rpn": {"hidden_channels": 8}, "box": {**box, "fc_width": 16}, **pyramid,
+    }  # fmt: skip
+    detector = build_detector(ModelConfig.model_validate(config), ["a"], preprocessing=IMAGENET).eval()
+    sizes = [(64, 96), (96, 144), (128, 192)]
+    pixels = [torch.randint(0, 256, (2, 3, *size), dtype=torch.uint8) for size in sizes]
+    parts = [ScaledImages(images, torch.tensor([size] * 2)) for images, size in zip(pixels, sizes, strict=True)]
+    own = parts[1]
+    batch = Batch(
+        images=own.images, image_sizes=own.image_sizes, original_sizes=own.image_sizes, boxes=torch.zeros(2, 0, 4),
+        labels=torch.zeros(2, 0), valid=torch.zeros(2, 0, dtype=torch.bool), index=torch.arange(2),
+        scaled=(parts[0], None, parts[2]),
+    )  # fmt: skip
+    corner = torch.rand(2, 12, 2) * torch.tensor([100.0, 60.0])
+    rois = torch.cat((corner, (corner + 4 + torch.rand(2, 12, 2) * 120).minimum(torch.tensor([144.0, 96.0]))), -1)
+    rois[:, 0] = torch.tensor([0.0, 0, 144, 96])
+    valid = torch.rand(2, 12) < 0.8
+    with torch.no_grad():
+        scorer = MultiScaleScorer(detector, detector.features(batch), batch, 60)
+        pairs = choose_pairs(torch.stack([box_area(rois * scale.ratio) for scale in scorer.scales], -1), 60)
+        assert set(pairs.unique().tolist()) == {0, 1}
+        expected, found = (way(rois, valid, pairs) for way in (scorer._size_by_size, scorer._on_one_canvas))
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

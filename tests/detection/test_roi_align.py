@@ -1,4 +1,4 @@
-"""RoIAlign against torchvision's operator, and the convolutions that run before it against those that run behind."""
+"""RoIAlign against torchvision's operator."""
 
 from __future__ import annotations
 
@@ -13,13 +13,7 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbones.batch_norm import fold_batch_norm
-from backbones.zoo import build_backbone
-from configs.detection import BoxConfig
-from detection.heads import BoxPredictor, Conv5Head
 from detection.roi_align import roi_align
-from detection.roi_features import RoiFeatures
-from detection.roi_heads import RoiHeads
 
 
 def random_rois(generator: torch.Generator, num: int) -> torch.Tensor:
@@ -69,59 +63,6 @@ def test_operator_is_well_formed():
         True,
     )
     torch.library.opcheck(torch.ops.detection.roi_align.default, args)
-
-
-def c4_heads(pool: str, pool_size: int, stride_in_1x1: bool, norm: str = "frozen") -> RoiHeads:
-    torch.manual_seed(0)
-    net = build_backbone("resnet50", norm=norm, stride_in_1x1=stride_in_1x1)
-    for name, value in net.state_dict().items():
-        if name.endswith(("running_mean", "bn1.bias", "downsample.1.bias")):
-            torch.nn.init.normal_(value, std=0.5)  # offsets that a wrong order would show
-    config = BoxConfig(pool=pool, pool_size=pool_size, smooth_l1_beta=1.0)
-    head = Conv5Head(net.pop_stage("conv5"), 2048, pool_size)
-    return RoiHeads(config, RoiFeatures(config, [16]), head, BoxPredictor(2048, 3))
-
-
-@pytest.mark.parametrize("folded", [False, True])
-@pytest.mark.parametrize(("pool_size", "stride_in_1x1"), [(14, False), (14, True), (7, False)])
-def test_convolutions_before_the_pooling_equal_those_behind(pool_size, stride_in_1x1, folded):
-    """Values, and the gradients of the map and of every weight; RoIs that leave the map among them."""
-    heads = c4_heads("roi_align", pool_size, stride_in_1x1)
-    generator = torch.Generator().manual_seed(0)
-    feature = torch.randn(2, 1024, 9, 13, generator=generator)
-    rois = random_rois(generator, 4)
-    heads.eval()
-    if folded:
-        fold_batch_norm(heads.box_head)
-
-    def run(split: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        x = feature.clone().requires_grad_()
-        if split:
-            hidden = heads.hidden([x], rois).flatten(0, 1)
-        else:
-            hidden = heads.box_head(heads.features([x], rois))
-        weights = [] if folded else list(heads.box_head.parameters())
-        return hidden, list(torch.autograd.grad(hidden.square().mean(), [x, *weights]))
-
-    assert heads.box_head.can_split()
-    (hidden, gradients), (expected, expected_gradients) = run(True), run(False)
-    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
-    for ours, theirs in zip(gradients, expected_gradients, strict=True):
-        assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
-
-
-def test_the_split_is_used_where_it_is_exact_and_saves_work(monkeypatch):
-    calls = []
-    monkeypatch.setattr(Conv5Head, "after_pooling", lambda self, *maps: calls.append(maps) or torch.zeros(8, 2048))
-    sizes = torch.tensor([[144, 208]])
-    feature, rois = torch.randn(1, 1024, 9, 13), random_rois(torch.Generator().manual_seed(0), 4)[:1].repeat(1, 2, 1)
-    c4_heads("roi_align", 14, False)([feature], rois, sizes)
-    assert len(calls) == 1
-    assert [tuple(m.shape) for m in calls[0]] == [(8, 512, 14, 14), (8, 2048, 7, 7)]
-    c4_heads("roi_align", 14, False, norm="batch")([feature], rois, sizes)  # statistics of the batch are not linear
-    c4_heads("roi_pool", 14, False)([feature], rois, sizes)  # nor is a maximum
-    c4_heads("roi_align", 14, False)([torch.randn(1, 1024, 30, 40)], rois, sizes)  # more pixels than bins
-    assert len(calls) == 1
 
 
 KERNELS = """

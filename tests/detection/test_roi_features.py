@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchvision.ops.poolers import LevelMapper
 
 from configs.detection import BoxConfig
-from detection.roi_features import RoiFeatures, roi_levels
+from detection.roi_features import RoiFeatures, _Canvas, pack_pyramid, roi_levels
 
 STRIDES = [4, 8, 16, 32]
 
@@ -144,3 +144,18 @@ def test_roi_pool_is_caffes():
 def test_inclusive_edges_are_for_roi_pool():
     with pytest.raises(ValueError, match="pool: roi_pool"):
         BoxConfig(pool_inclusive=True)
+
+
+def test_the_canvas_of_cuda_equals_that_of_the_cpu():
+    """Values and gradients, in channels_last."""
+    sizes = [(9, 14), (5, 7), (3, 4), (2, 2)]
+    maps = [torch.randn(2, 3, *size).requires_grad_() for size in sizes]
+    expected, origins = pack_pyramid(maps)
+    canvas = _Canvas.apply(tuple(expected.shape[2:]), origins, *maps)
+    assert torch.equal(canvas, expected)
+    assert canvas.is_contiguous(memory_format=torch.channels_last)
+    weights = torch.randn(expected.shape)
+    ours, theirs = (torch.autograd.grad((out * weights).sum(), maps) for out in (canvas, expected))
+    for mine, its in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, its)
+        assert mine.is_contiguous(memory_format=torch.channels_last)

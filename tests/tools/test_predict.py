@@ -302,3 +302,10 @@ def test_videos_and_pictures_without_names(tiny_voc, weights, tmp_path):
     assert clip.read_bytes() == before
     with pytest.raises(UserError, match=r"clip\.mp4: a picture would overwrite this input"):
         run(weights, tmp_path, clip)
+
+
+def test_where_nothing_is_found_the_best_score_is_said(tiny_voc, weights, tmp_path, capsys):
+    (best,) = [max(row["score"] for row in run(weights, tmp_path / "all", tiny_voc / "JPEGImages", threshold="0"))]
+    capsys.readouterr()
+    assert run(weights, tmp_path / "none", tiny_voc / "JPEGImages", threshold="0.999") == []
+    assert f"nothing reaches the threshold 0.999: the best score was {best:.2g}" in capsys.readouterr().out

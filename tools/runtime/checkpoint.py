@@ -8,7 +8,10 @@ without it.
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +24,62 @@ from configs.files import replacing
 FORMAT = 1
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+class NonFiniteWeights(UserError):
+    """Weights that would be saved are infinite or no numbers."""
+
+
+def save_checkpoint(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
     """Write `content` so that `path` holds either the old file or the whole new one, also after a power cut.
 
     Args:
         path: where to.
         content: tensors and plain values in dictionaries and lists.
+        keep: so many of the newest files stay: x.pt, and as x_1.pt, x_2.pt, ... what it was before.
+
+    Raises:
+        UserError: the file cannot be written.
+        NonFiniteWeights: nothing is written.
     """
+    _refuse_non_finite(content["model"], path)
     with replacing(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
         file.flush()
         os.fsync(file.fileno())
+        _move_up(Path(path), keep)
     _sync_folder(Path(path).parent)
+
+
+def _refuse_non_finite(weights: Mapping[str, Any], path: Path) -> None:
+    """Judge the weights that go into the file, on whichever device they are."""
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise NonFiniteWeights(
+                f"{path}: is not written, for the weights are not finite ({name}): the file of before stays. The "
+                "training has diverged: lower optim.lr, lengthen schedule.warmup_iterations, or set optim.clip_norm"
+            )
+
+
+def older(path: Path) -> list[Path]:
+    """The files that `path` was before, newest first."""
+    found = {file.stem.rpartition("_")[2]: file for file in path.parent.glob(f"{path.stem}_*{path.suffix}")}
+    numbered = {int(number): file for number, file in found.items() if number.isdecimal()}
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _move_up(path: Path, keep: int) -> None:
+    """Give the file that is about to be replaced its next name, as a further link: `path` is always there."""
+    names = [path, *(path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, keep))]
+    for source, target in reversed(list(itertools.pairwise(names))):
+        if source == path and path.exists():
+            target.unlink(missing_ok=True)
+            try:
+                os.link(path, target)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, target)
+        elif source.exists():
+            os.replace(source, target)
+    for file in older(path)[max(keep - 1, 0) :]:
+        file.unlink()
 
 
 def load_checkpoint(path: Path, *, kind: str | None = None) -> dict[str, Any]:

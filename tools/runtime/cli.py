@@ -100,6 +100,10 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         help="start a new run from weights: a file, or a name of docs/zoo.md",
     )
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in RUN")
+    parser.add_argument(
+        "--hang-limit", type=float, default=1800.0, metavar="SECONDS",
+        help="several processes: end all when one has not answered for so long (default: 1800)",
+    )  # fmt: skip
 
 
 def absolute(weights: str) -> str:

@@ -20,16 +20,32 @@ Value = TypeVar("Value")
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[None]:
-    """Joins the processes that torchrun started: tensors on a GPU go through NCCL, those of the host through gloo."""
+def processes(device: torch.device, hang_limit: float = 1800.0) -> Iterator[None]:
+    """Joins the processes that torchrun started: tensors on a GPU go through NCCL, those of the host through gloo.
+
+    Args:
+        device: this process's.
+        hang_limit: seconds after which processes that wait for one that does not answer end with an error; longer than
+            the longest work that one process does alone, such as the figures of a large validation set.
+    """
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=30), device_id=device if device.type == "cuda" else None)
+    dist.init_process_group(
+        backend, timeout=timedelta(seconds=hang_limit), device_id=device if device.type == "cuda" else None
+    )
     if not is_main():
         logging.disable(logging.WARNING)  # process 0 has said it
-    yield
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error):
+            raise
+        raise UserError(
+            f"another process has ended, or has not answered for {hang_limit:g} seconds (--hang-limit): its own "
+            f"message says why ({' '.join(str(error).split())[:200]})"
+        ) from error
     gc.collect()  # a wrapped model is a cycle; if it outlives its group, the threads of the group end by abort at exit
     dist.destroy_process_group()  # not after an error, for the others may be waiting elsewhere: torchrun ends them
 

@@ -335,13 +335,29 @@ def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
     for part, batch in enumerate(parts, 1):
         last = part == len(parts)
         with nullcontext() if last else without_sync(model):
-            losses = task.losses(batch, iteration)
-            (total(losses) / len(parts)).backward()
+            try:
+                losses = task.losses(batch, iteration)
+                (total(losses) / len(parts)).backward()
+            except torch.OutOfMemoryError as error:
+                raise _out_of_memory(task, batch, iteration, error) from error
         plan.monitor.add(losses, batch.index)
     skip = plan.monitor.finish_step(iteration, plan.parameters, recipe.optim.clip_norm)
     step_unless(plan.optimizer, skip)
     if plan.ema is not None:
         plan.ema.update(iteration - task.start)
+
+
+def _out_of_memory(task: Task, batch: Indexed, iteration: int, error: Exception) -> UserError:
+    """What was too large, and what may be made smaller."""
+    images = ", ".join(task.image_name(index) for index in batch.index.tolist())
+    shapes = ", ".join(
+        f"{name} {tuple(value.shape)}" for name, value in vars(batch).items() if isinstance(value, Tensor)
+    )
+    return UserError(
+        f"iteration {iteration}: the GPU's memory is too small for the images {images} ({shapes}): raise "
+        "train.accumulate, lower train.batch_size, data.max_size or model.box.batch_size_per_image, or set "
+        f"train.amp=bf16 ({' '.join(str(error).split())[:200]})"
+    )
 
 
 def _log(task: Task, plan: Plan, batches: Timed) -> dict[str, float | str]:
@@ -412,7 +428,8 @@ def _save(task: Task, plan: Plan, path: Path, *, for_resume: bool = True) -> Non
         **({"weights": weights} if plan.ema is not None else {}),
         **content.get("training", {}),
     }
-    distributed.on_main(lambda: save_checkpoint(path, content if for_resume else without_training(content)))
+    keep = task.recipe.train.keep_last if for_resume else 1
+    distributed.on_main(lambda: save_checkpoint(path, content if for_resume else without_training(content), keep=keep))
 
 
 def how_to_resume(run: RunFolder, iteration: int) -> str:

@@ -23,7 +23,7 @@ from configs.files import write_text
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
 _FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png")
-_RESULTS = (".last.pt.*.part", ".best.pt.*.part", "tensorboard/events.out.tfevents.*")
+_RESULTS = ("last_[0-9]*.pt", ".last.pt.*.part", ".best.pt.*.part", "tensorboard/events.out.tfevents.*")
 _WRITTEN, _LOCK = ".written.json", ".lock"
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from configs.errors import UserError
 from tools.runtime import cli, distributed
-from tools.runtime.checkpoint import load_checkpoint
+from tools.runtime.checkpoint import load_checkpoint, older
+from tools.runtime.distributed import say
 from tools.runtime.run_folder import RunFolder
 
 
@@ -35,7 +37,17 @@ class Job:
         Raises:
             UserError: it is damaged or of another kind.
         """
-        return load_checkpoint(self.run.last, kind=kind) if self.resumes else None
+        if not self.resumes:
+            return None
+        try:
+            return load_checkpoint(self.run.last, kind=kind)
+        except UserError as error:
+            for path in older(self.run.last):
+                with suppress(UserError):
+                    content = load_checkpoint(path, kind=kind)
+                    say(f"warning: {error}: going on from {path}, which was last.pt before")
+                    return content
+            raise
 
 
 @contextmanager
@@ -47,7 +59,7 @@ def training(args: argparse.Namespace) -> Iterator[Job]:
     """
     device = cli.select_device(args.device)
     with ExitStack() as stack:
-        stack.enter_context(distributed.processes(device))
+        stack.enter_context(distributed.processes(device, args.hang_limit))
         stop = stack.enter_context(cli.StopRequest())
         path = args.out or Path("runs") / args.cfg.stem
         run = stack.enter_context(RunFolder(path, writes=distributed.is_main()))

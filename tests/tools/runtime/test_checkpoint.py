@@ -59,3 +59,24 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path / "net.pt", content(kind="classifier"))
     with pytest.raises(UserError, match="holds a classifier, not a detector"):
         load_checkpoint(tmp_path / "net.pt", kind="detector")
+
+
+def test_the_newest_files_are_kept(tmp_path):
+    path = tmp_path / "last.pt"
+    for number in range(5):
+        save_checkpoint(path, content(training={"iteration": number}), keep=3)
+    kept = [path, *checkpoints.older(path)]
+    assert [file.name for file in kept] == ["last.pt", "last_1.pt", "last_2.pt"]
+    assert [load_checkpoint(file)["training"]["iteration"] for file in kept] == [4, 3, 2]
+    save_checkpoint(path, content(training={"iteration": 5}))
+    assert os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_weights_that_are_not_finite_are_not_written(tmp_path):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, content())
+    before = path.read_bytes()
+    broken = {"w": torch.tensor([1.0, float("inf")]), "count": torch.tensor(3)}
+    with pytest.raises(checkpoints.NonFiniteWeights, match=r"last\.pt: is not written, .*not finite \(w\).*optim\.lr"):
+        save_checkpoint(path, {**content(), "model": broken})
+    assert path.read_bytes() == before

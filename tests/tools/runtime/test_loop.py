@@ -272,3 +272,14 @@ def test_an_update_waits_for_nothing(tiny_config, tmp_path, optimizer_name):
     with _Waits() as waits:
         plan.monitor.read(task.image_name, task.rate)
     assert waits.found  # the test can fail
+
+
+def test_too_little_memory_names_the_images_and_what_to_lower(tmp_path):
+    task = OneWeight()
+
+    def losses(batch, iteration):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    task.losses = losses
+    with pytest.raises(UserError, match=r"images image_0 \(value \(1,\), index \(1,\)\): raise train\.accumulate"):
+        train(task, tmp_path)

@@ -12,7 +12,7 @@ from configs.errors import UserError
 from configs.loading import load_config, parse_config, parse_yaml
 from detection.zoo import CONFIGS, ZOO
 from tests.backbones.test_fetch import Server
-from tests.tools.test_runtime_suggest import records_of
+from tests.tools.runtime.test_suggest import records_of
 from tools.runtime import starting_points
 from tools.runtime.starting_points import ON_CPU, ON_GPU, available, choose_start, zoo_model
 from tools.runtime.suggest import Machine, config_text, make_plan, training_command

@@ -1,0 +1,101 @@
+"""The Triton kernels compiled for the GPUs that people have, with the arguments of real calls: nothing spills.
+
+Needs Triton's compiler and NVIDIA's assembler, which come with it, and no GPU.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton")
+if not (Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump").exists():
+    pytest.skip("NVIDIA's tools do not lie beside Triton", allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from backbones import triton_kernels as epilogue
+from detection import triton_kernels as kernels
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+LONG, INT, FLOAT, BYTE, BF16, EXACT = "*i64", "i32", "fp32", "*u8", "*bf16", "*fp32"
+ROI = {"num_rois": INT, "channels": INT, "height": INT, "width": INT, "scale": FLOAT}
+C4 = {"SIZE": 14, "SIDE": 14, "STEP": 1, "RATIO": 0, "ALIGNED": True}
+MIDDLE, ODD = kernels._middle(0.7)
+NMS = {"num_boxes": INT, "start": INT, "chunk": INT, "max_output": INT}
+CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
+    "overlaps": (
+        kernels._overlaps_kernel,
+        {"boxes": EXACT, "groups": LONG, "valid": BYTE, "order": LONG, "output": LONG, "survivors": "*i32",
+         "fallen": "*i32", "words": LONG, **NMS},
+        {"MIDDLE": MIDDLE, "ODD": ODD, "NUM_WORDS": 64, "ROWS": kernels.ROWS}, 4,
+    ),
+    "scan": (
+        kernels._scan_kernel,
+        {"valid": BYTE, "order": LONG, "output": LONG, "survivors": "*i32", "fallen": "*i32", "words": LONG, **NMS},
+        {"NUM_WORDS": 64, "PART": 16}, 4,
+    ),
+    "roi_align": (
+        kernels._roi_align_kernel, {"feature": BF16, "rois": EXACT, "output": BF16, **ROI},
+        {**C4, "BLOCK": kernels.MAX_CHANNELS}, 1,
+    ),
+    "roi_align_backward": (
+        kernels._roi_align_backward_kernel, {"bins": BF16, "rois": EXACT, "output": BF16, **ROI, "tiles": INT},
+        {**C4, "TILE": kernels.TILE, "BLOCK": kernels.GATHERED_CHANNELS}, 4,
+    ),
+    "bias_relu": (
+        epilogue._bias_relu_kernel,
+        {"x": BF16, "bias": EXACT, "residual": BF16, "output": BF16, "total": INT},
+        {"inner": 1, "CHANNELS": 1024, "RESIDUAL": True, "BLOCK": epilogue.BLOCK}, 4,
+    ),
+    "sum_relu_backward": (
+        epilogue._sum_relu_backward_kernel,
+        {"first": BF16, "second": BF16, "output": BF16, "gradient": BF16, "total": INT}, {"BLOCK": epilogue.BLOCK}, 4,
+    ),
+}  # fmt: skip
+"""Name -> kernel, types of its arguments, its constants, warps."""
+
+
+def compiled(name: str, capability: int) -> Any:
+    """The kernel for a compute capability; pointers and sizes are multiples of 16, as torch gives them."""
+    kernel, types, constants, warps = CASES[name]
+    signature = {key: types.get(key, "constexpr") for key in kernel.arg_names}
+    places = {key: (number,) for number, key in enumerate(kernel.arg_names)}
+    aligned = {places[key]: [["tt.divisibility", 16]] for key, kind in types.items() if kind.startswith("*")}
+    source = ASTSource(kernel, signature, {places[key]: value for key, value in constants.items()}, aligned)
+    options = {"num_warps": warps, "enable_fp_fusion": name not in ("overlaps", "scan")}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def usage(binary: bytes, folder: Path) -> tuple[int, int, int]:
+    """Registers a thread, bytes of spilled memory, instructions."""
+    path = folder / "kernel.cubin"
+    path.write_bytes(binary)
+    text = subprocess.run([TOOLS / "cuobjdump", "-res-usage", path], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", text)
+    assert found is not None, text
+    assembly = subprocess.run([TOOLS / "nvdisasm", "-c", path], capture_output=True, text=True, check=True).stdout
+    instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", assembly, re.MULTILINE))
+    return int(found[1]), int(found[2]) + int(found[3]), instructions
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is no CUDA build")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_spills(name, capability, tmp_path):
+    registers, spilled, instructions = usage(compiled(name, capability).asm["cubin"], tmp_path)
+    print(f"{name} sm_{capability}: {registers} registers, {spilled} bytes spilled, {instructions} instructions")
+    assert spilled == 0
+    assert registers <= 128
+
+
+def test_the_threshold_reaches_the_gpu_in_float64():
+    """As an argument it would be rounded to float32, and overlaps right at the threshold would be judged otherwise."""
+    constants = re.findall(r"0d([0-9A-F]{16})", compiled("overlaps", 90).asm["ptx"])
+    assert MIDDLE in {torch.tensor(int(text, 16)).view(torch.float64).item() for text in constants}
