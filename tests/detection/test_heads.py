@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import (
 )
 
 from backbones.batch_norm import fold_batch_norm
+from backbones.staged import Stage
 from backbones.zoo import build_backbone
 from configs.detection import BoxConfig
 from detection.heads import BoxPredictor, Conv5Head, FcHead
@@ -147,3 +148,11 @@ def test_answers_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         logits, deltas = BoxPredictor(8, 3)(torch.randn(2, 8))
     assert (logits.dtype, deltas.dtype) == (torch.float32, torch.float32)
+
+
+def test_the_last_stage_of_any_net_is_a_head():
+    """One that is no `Stage` of residual units runs as it is."""
+    for conv5 in (nn.Sequential(nn.Conv2d(4, 6, 1)), nn.Conv2d(4, 6, 1), Stage(nn.Conv2d(4, 6, 1))):
+        head = Conv5Head(conv5, 6, 7)
+        assert not head.can_split()
+        assert head(torch.randn(3, 4, 7, 7)).shape == (3, 6)

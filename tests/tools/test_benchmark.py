@@ -13,7 +13,7 @@ import torch
 from configs.detection import ModelConfig, TestConfig
 from configs.errors import UserError
 from tools import benchmark
-from tools.benchmarks import checks, timing
+from tools.benchmarks import checks, report, timing
 from tools.benchmarks.cases import CASES, Case, make_inputs
 from tools.benchmarks.contestants import Ours, Torchvision, load_plugin, random_weights
 from tools.benchmarks.plugins import detectron2_c4
@@ -92,6 +92,9 @@ def test_a_ratio_is_refused_where_outputs_differ(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match="defines no class Contestant"):
         load_plugin(tmp_path / "empty.py")
+    (tmp_path / "plugin.txt").write_text("")
+    with pytest.raises(UserError, match=r"its name must end in \.py"):
+        load_plugin(tmp_path / "plugin.txt")
 
 
 def test_a_loss_that_differs_is_named():
@@ -198,7 +201,7 @@ def test_roofline_takes_the_larger_of_arithmetic_and_traffic():
 def test_comparison_with_an_old_report(capsys):
     old = {"row": {"launches": 100, "seconds": {"ours": {"cpu": {"median": 2.0, "q1": 1.0}}}}}
     new = {"row": {"launches": 100, "seconds": {"ours": {"cpu": {"median": 1.0, "q1": 0.5}}}}, "other": None}
-    benchmark.print_comparison(new, old)
+    report.print_comparison(new, old)
     shown = capsys.readouterr().out
     assert "row: seconds.ours.cpu.median 2 -> 1 (0.500)" in shown
     assert "launches" not in shown
@@ -242,7 +245,7 @@ def test_every_mode_runs(mode, tmp_path):
     options = [mode, "--device", "cpu", "--repetitions", "1", "--case", "tiny", "--batch-size", "2", "--out", str(out)]
     benchmark.main(benchmark.make_parser().parse_args(options))
     (row,) = json.loads(out.read_text())["results"].values()
-    assert benchmark.flatten(row)
+    assert report.flatten(row)
 
 
 @pytest.mark.gpu
