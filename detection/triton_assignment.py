@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detection.boxes import MAX_LOG_RATIO
+
 BLOCK = 256
 
 
@@ -44,6 +46,67 @@ def random_keys(step: int, image_index: Tensor, codes: Tensor) -> Tensor:
             image_index, codes, keys, len(codes), signed, (1 << 32) - 1, BLOCK=BLOCK
         )
     return keys
+
+
+@triton.jit
+def _decode_kernel(
+    deltas, rows, references, places, weights, image_sizes, boxes, usable, count, delta_stride, reference_stride,
+    min_size, limit, WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """boxes[image, i] = reference places[i] moved by deltas rows[i], cut to the image; usable where large enough."""
+    image = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    here = at < count
+    row = deltas + image * delta_stride + tl.load(rows + image * count + at, mask=here, other=0) * 4
+    reference = references + image * reference_stride + tl.load(places + image * count + at, mask=here, other=0) * 4
+    dx, dy = tl.load(row, mask=here, other=0.0), tl.load(row + 1, mask=here, other=0.0)
+    dw, dh = tl.load(row + 2, mask=here, other=0.0), tl.load(row + 3, mask=here, other=0.0)
+    if WEIGHTED:
+        dx, dy = tl.div_rn(dx, tl.load(weights)), tl.div_rn(dy, tl.load(weights + 1))
+        dw, dh = tl.div_rn(dw, tl.load(weights + 2)), tl.div_rn(dh, tl.load(weights + 3))
+    x1, y1 = tl.load(reference, mask=here, other=0.0), tl.load(reference + 1, mask=here, other=0.0)
+    width = tl.load(reference + 2, mask=here, other=0.0) - x1
+    height = tl.load(reference + 3, mask=here, other=0.0) - y1
+    x, y = dx * width + (x1 + 0.5 * width), dy * height + (y1 + 0.5 * height)
+    # where, not minimum: NaN stays NaN, and such a box is not usable
+    half_width = 0.5 * (tl.exp(tl.where(dw > limit, limit, dw)) * width)
+    half_height = 0.5 * (tl.exp(tl.where(dh > limit, limit, dh)) * height)
+    bottom = tl.load(image_sizes + image * 2).to(tl.float32)
+    right = tl.load(image_sizes + image * 2 + 1).to(tl.float32)
+    left_x, right_x = _cut(x - half_width, right), _cut(x + half_width, right)
+    top_y, bottom_y = _cut(y - half_height, bottom), _cut(y + half_height, bottom)
+    output = boxes + (image * count + at) * 4
+    tl.store(output, left_x, mask=here)
+    tl.store(output + 1, top_y, mask=here)
+    tl.store(output + 2, right_x, mask=here)
+    tl.store(output + 3, bottom_y, mask=here)
+    large = (right_x - left_x >= min_size) & (bottom_y - top_y >= min_size)
+    tl.store(usable + image * count + at, large.to(tl.uint8), mask=here)
+
+
+@triton.jit
+def _cut(x, most):
+    x = tl.where(x < 0.0, 0.0, x)
+    return tl.where(x > most, most, x)
+
+
+def decode_clipped(
+    deltas: Tensor, rows: Tensor, references: Tensor, places: Tensor, weights: Tensor | None, image_sizes: Tensor,
+    min_size: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """`detection.boxes.decode_clipped` on CUDA."""
+    boxes = torch.empty(*rows.shape, 4, device=deltas.device)
+    usable = torch.empty(rows.shape, dtype=torch.uint8, device=deltas.device)
+    deltas, references = deltas.contiguous(), references.contiguous()
+    shared = len(references) == 1 < len(deltas)
+    if usable.numel():
+        _decode_kernel[(triton.cdiv(rows.shape[1], BLOCK), len(rows))](
+            deltas, rows.contiguous(), references, places.contiguous(), deltas if weights is None else weights,
+            image_sizes.contiguous(), boxes, usable, rows.shape[1], deltas.shape[1] * 4,
+            0 if shared else references.shape[1] * 4, min_size, MAX_LOG_RATIO,
+            WEIGHTED=weights is not None, BLOCK=BLOCK,
+        )  # fmt: skip
+    return boxes, usable.view(torch.bool)
 
 
 @triton.jit

@@ -102,6 +102,16 @@ for shared, masked, objects, count in (
     for ours, theirs in zip(kernels.match(boxes, valid, candidates, usable), expected, strict=True):
         assert torch.equal(ours, theirs), (shared, masked, objects, ours, theirs)
 
+from detection.boxes import decode_clipped
+for shared, weights, count in ((True, None, 40), (False, torch.tensor([10.0, 10, 5, 5]), 33), (False, None, 0)):
+    deltas = torch.randn(2, 50, 4, generator=generator) * 3
+    deltas[0, 3, 2], deltas[1, 5, 0] = 500.0, float("nan")
+    references = random_boxes(1 if shared else 2, 20)
+    rows, places = torch.randint(0, 50, (2, count), generator=generator), torch.randint(0, 20, (2, count))
+    args = (deltas, rows, references, places, weights, torch.tensor([[50, 90], [70, 40]]), 2.0)
+    for ours, theirs in zip(kernels.decode_clipped(*args), decode_clipped(*args), strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
 images, codes = torch.tensor([0, 7, 123456789012]), torch.randint(0, 1 << 40, (77,), generator=generator)
 for seed, iteration, purpose in ((0, 0, 0), (3, 90000, 1), (1 << 40, 5, 2), (11, 12, 0)):
     step = _mix_int(_mix_int(seed) << 40 | iteration << 8 | purpose)
