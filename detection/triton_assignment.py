@@ -6,6 +6,9 @@ Imported only where Triton is installed (`backbones.kernels`); the oracles are `
 Shapes: B images, G padded ground-truth boxes, N candidates.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# Triton's launches take options, and constants as plain numbers, which its stubs do not know.
+
 from __future__ import annotations
 
 import torch
