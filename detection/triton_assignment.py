@@ -6,9 +6,8 @@ Imported only where Triton is installed (`backbones.kernels`); the oracles are `
 Shapes: B images, G padded ground-truth boxes, N candidates.
 """
 
+# Launches have options that a kernel's signature lacks, and constants are given as plain numbers.
 # pyright: reportCallIssue=false, reportArgumentType=false
-# Triton's launches take options, and constants as plain numbers, which its stubs do not know.
-
 from __future__ import annotations
 
 import torch
