@@ -121,15 +121,6 @@ def test_another_view_for_the_table(configs, tmp_path):
     assert float(rows(out / "table.csv")[0]["top1_mean"]) == pytest.approx(100 * stored["top1_error"], abs=0.005)
 
 
-def test_curves_are_averaged_over_seeds_and_thinned():
-    assert study.thinned([(i, float(i)) for i in range(1, 8)], points=3) == [(3, 2.0), (6, 5.0), (7, 7.0)]
-    assert study.thinned([]) == []
-    assert study.mean_curve([[(1, 0.2), (2, 0.4)], [(1, 0.4), (2, 0.2), (3, 0.1)]]) == [
-        (1, pytest.approx(0.3)),
-        (2, pytest.approx(0.3)),
-    ]
-
-
 def test_two_configs_of_one_name_are_refused(configs, tmp_path, capsys):
     assert run([configs[0], configs[0]], tmp_path / "study") == 2
     assert "two configs are called plain" in capsys.readouterr().err

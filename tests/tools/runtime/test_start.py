@@ -1,0 +1,67 @@
+"""How a training begins: its folder, what it starts from, and a folder that is given back."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.errors import UserError
+from tools.runtime import cli
+from tools.runtime.checkpoint import save_checkpoint
+from tools.runtime.run_folder import RunFolder
+from tools.runtime.start import training
+
+
+def arguments(tmp_path: Path, *more: str) -> argparse.Namespace:
+    parser = cli.make_parser("x", config=True, data_root=True, device=True)
+    cli.add_run(parser)
+    given = ["--cfg", str(tmp_path / "my.yaml"), "--device", "cpu", "--data-root", str(tmp_path), *more]
+    return parser.parse_args(given)
+
+
+def save_run(path: Path, kind: str = "detector") -> None:
+    path.mkdir()
+    (path / "config.yaml").write_text("seed: 0\n")
+    content = {"kind": kind, "config": {}, "class_names": [], "preprocessing": {}, "model": {}, "training": {}}
+    save_checkpoint(path / "last.pt", {"format": 1, **content})
+
+
+def test_a_new_run_starts_from_what_is_given(tmp_path):
+    with training(arguments(tmp_path, "--out", str(tmp_path / "run"), "--init-from", "w.pt")) as job:
+        assert (job.device, job.run.path, job.data_root) == (torch.device("cpu"), tmp_path / "run", tmp_path)
+        assert (job.init_from, job.resumes) == ("w.pt", False)
+        assert job.checkpoint("detector") is None
+
+
+def test_the_folder_is_named_after_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with training(arguments(tmp_path)) as job:
+        assert job.run.path == Path("runs/my")
+
+
+def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):
+    save_run(tmp_path / "run")
+    given = ["--out", str(tmp_path / "run"), "--resume"]
+    with training(arguments(tmp_path, *given, "--init-from", "w.pt")) as job:
+        assert job.resumes
+        assert job.init_from is None
+        checkpoint = job.checkpoint("detector")
+        assert checkpoint is not None
+        assert checkpoint["kind"] == "detector"
+        with pytest.raises(UserError, match="detector"):
+            job.checkpoint("classifier")
+    with pytest.raises(UserError, match=r"--resume|--overwrite"), training(arguments(tmp_path, *given[:2])):
+        pass
+
+
+def test_the_folder_is_locked_meanwhile_and_free_afterwards_whatever_happens(tmp_path):
+    given = arguments(tmp_path, "--out", str(tmp_path / "run"))
+    with training(given), pytest.raises(UserError), RunFolder(tmp_path / "run") as second:
+        second.prepare()
+    with pytest.raises(ZeroDivisionError), training(given):
+        1 / 0  # noqa: B018
+    with training(given):
+        pass
