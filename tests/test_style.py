@@ -22,8 +22,6 @@ ELSEWHERE = {
         f"datasets/layouts/{name}.py": "tests/datasets/layouts/test_layouts.py"
         for name in ("folders", "inventory", "parts", "tables", "yolo")
     },
-    # The list that the readers collect objects in; their tests look into it.
-    "datasets/collect.py": "tests/datasets/test_voc.py",
     # In Triton's interpreter, beside the operators that they take the place of.
     "detection/triton_kernels.py": "tests/detection/test_roi_align.py",
 }  # fmt: skip
