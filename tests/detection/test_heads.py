@@ -60,20 +60,6 @@ def test_convolutions_before_the_pooling_equal_those_behind(pool_size, stride_in
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
 
 
-def test_the_split_is_used_where_it_is_exact_and_saves_work(monkeypatch):
-    calls = []
-    monkeypatch.setattr(Conv5Head, "after_pooling", lambda self, *maps: calls.append(maps) or torch.zeros(8, 2048))
-    sizes = torch.tensor([[144, 208]])
-    feature, rois = torch.randn(1, 1024, 9, 13), random_rois(torch.Generator().manual_seed(0), 4)[:1].repeat(1, 2, 1)
-    c4_heads("roi_align", 14, False)([feature], rois, sizes)
-    assert len(calls) == 1
-    assert [tuple(m.shape) for m in calls[0]] == [(8, 512, 14, 14), (8, 2048, 7, 7)]
-    c4_heads("roi_align", 14, False, norm="batch")([feature], rois, sizes)  # statistics of the batch are not linear
-    c4_heads("roi_pool", 14, False)([feature], rois, sizes)  # nor is a maximum
-    c4_heads("roi_align", 14, False)([torch.randn(1, 1024, 30, 40)], rois, sizes)  # more pixels than bins
-    assert len(calls) == 1
-
-
 def test_conv5_is_the_nets_last_stage_and_the_mean_of_its_map():
     """14x14 bins keep the stride of 2; 7x7 ones are computed at stride 1: both end at 7x7."""
     for pool_size in (14, 7):

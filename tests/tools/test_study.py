@@ -17,7 +17,6 @@ from configs.classification import ClassifierConfig
 from configs.loading import dump_config
 from tools import study
 from tools.runtime import cli
-from tools.runtime import study as runtime_study
 
 
 def run(configs: list[Path], out: Path, *more: str) -> int:
@@ -119,15 +118,6 @@ def test_another_view_for_the_table(configs, tmp_path):
     assert run(configs[1:], out, "--views", "10crop", "--set", "data.test_resize=14") == 0
     stored = json.loads((out / "residual/seed0/metrics_10crop.json").read_text())
     assert float(rows(out / "table.csv")[0]["top1_mean"]) == pytest.approx(100 * stored["top1_error"], abs=0.005)
-
-
-def test_curves_are_averaged_over_seeds_and_thinned():
-    assert runtime_study.thinned([(i, float(i)) for i in range(1, 8)], points=3) == [(3, 2.0), (6, 5.0), (7, 7.0)]
-    assert runtime_study.thinned([]) == []
-    assert runtime_study.mean_curve([[(1, 0.2), (2, 0.4)], [(1, 0.4), (2, 0.2), (3, 0.1)]]) == [
-        (1, pytest.approx(0.3)),
-        (2, pytest.approx(0.3)),
-    ]
 
 
 def test_a_study_needs_a_set_to_test_on(configs, tmp_path, capsys):
