@@ -51,13 +51,19 @@ class AnchorGenerator:
                 an anchor's random key is the same however far its image is padded.
         """
         key = (tuple(map_sizes), device)
-        if key not in self._remembered:
+        # Within a trace (export, compilation) sizes may be symbols, which no dict can hold.
+        tracing = torch.compiler.is_compiling()
+        if not tracing and key in self._remembered:
+            return self._remembered[key]
+        padded = tuple(length * self.strides[0] for length in map_sizes[0])
+        levels = [self._level(level, size, padded) for level, size in enumerate(map_sizes)]
+        anchors, codes = (torch.cat(part).to(device) for part in zip(*levels, strict=True))
+        # Nor may a tensor without values (a fake or functional one) outlive the mode that made it.
+        if not tracing and type(anchors) is Tensor:
             if len(self._remembered) >= self.MAX_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
-            padded = tuple(length * self.strides[0] for length in map_sizes[0])
-            levels = [self._level(level, size, padded) for level, size in enumerate(map_sizes)]
-            self._remembered[key] = tuple(torch.cat(part).to(device) for part in zip(*levels, strict=True))
-        return self._remembered[key]
+            self._remembered[key] = anchors, codes
+        return anchors, codes
 
     def _level(self, level: int, map_size: tuple[int, int], padded: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Anchors and codes of one level's map (H, W) of a padded image (H, W)."""

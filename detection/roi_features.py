@@ -8,6 +8,9 @@ Shapes: B images, R RoIs an image, C channels, S bins a side.
 
 from __future__ import annotations
 
+import functools
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -68,8 +71,9 @@ def pack_pyramid(features: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]
     """
     bordered = [F.pad(feature, (1, 2, 1, 2), mode="replicate") for feature in features]
     top, below = bordered[0], bordered[1:]
-    height = max(level.shape[2] for level in below)
-    width = max(top.shape[3], sum(level.shape[3] for level in below))
+    # `sym_max` because an exported graph's sizes are symbols; of numbers it is `max`.
+    height = cast(int, functools.reduce(torch.sym_max, [level.shape[2] for level in below]))
+    width = cast(int, torch.sym_max(top.shape[3], sum(level.shape[3] for level in below)))
     row = torch.cat([F.pad(level, (0, 0, 0, height - level.shape[2])) for level in below], dim=3)
     canvas = torch.cat([F.pad(part, (0, width - part.shape[3])) for part in (top, row)], dim=2)
     origins, x = [(1, 1)], 1
@@ -94,7 +98,8 @@ def place_on_canvas(rois: Tensor, strides: list[int], origins: list[tuple[int, i
     for level, (stride, (x, y)) in enumerate(zip(strides, origins, strict=True)):
         here = (levels == level)[..., None]
         scale = torch.where(here, 1.0 / stride, scale)
-        # x and y alternate along the last axis; built from Python numbers, so nothing is copied to the device.
-        offset[..., 0::2] = torch.where(here, float(x), offset[..., 0::2])
-        offset[..., 1::2] = torch.where(here, float(y), offset[..., 1::2])
+        # x and y alternate along the last axis; built from Python numbers, so nothing is copied to the device. No
+        # float(x): in a trace x is a symbol, and would become the number that it has there.
+        offset[..., 0::2] = torch.where(here, x, offset[..., 0::2])
+        offset[..., 1::2] = torch.where(here, y, offset[..., 1::2])
     return rois * scale + offset

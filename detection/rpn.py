@@ -7,7 +7,7 @@ P proposals an image, G padded ground-truth boxes.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,14 +105,18 @@ class Rpn(nn.Module):
         for level, (logits, deltas, anchors) in enumerate(
             zip(output.logits, output.deltas, level_anchors, strict=True)
         ):
-            best, index = logits.topk(min(before, logits.shape[1]), dim=1)
+            # `sym_min` because an exported graph's sizes are symbols; of numbers it is `min`.
+            count = cast(int, torch.sym_min(before, logits.shape[1]))
+            best, index = logits.topk(count, dim=1)
             boxes.append(decode_boxes(gather_boxes(deltas, index), anchors[index]))
             scores.append(best)
             levels.append(torch.full_like(index, level))
         candidates = clip_boxes(torch.cat(boxes, 1), image_sizes)
         logits = torch.cat(scores, 1)
         usable = large_enough(candidates, config.min_size)
-        kept = nms(candidates, logits, usable, torch.cat(levels, 1), config.nms_thresh, min(after, logits.shape[1]))
+        # An exported graph has a fixed number of proposals at every size of its images.
+        count = after if torch.compiler.is_exporting() else min(after, logits.shape[1])
+        kept = nms(candidates, logits, usable, torch.cat(levels, 1), config.nms_thresh, count)
         valid = kept >= 0
         kept = kept.clamp(min=0)
         return Proposals(gather_boxes(candidates, kept) * valid[..., None], logits.gather(1, kept), valid)

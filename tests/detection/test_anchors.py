@@ -55,3 +55,17 @@ def test_remembers():
     for width in range(3, 3 + 2 * AnchorGenerator.MAX_REMEMBERED):
         make([(1, width)], CPU)
     assert len(make._remembered) == AnchorGenerator.MAX_REMEMBERED
+
+
+def test_tensors_without_values_are_not_remembered():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    generator = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        generator([(3, 5)], torch.device("cpu"))
+    anchors, codes = generator([(3, 5)], torch.device("cpu"))
+    assert type(anchors) is torch.Tensor
+    assert type(codes) is torch.Tensor
+    expected = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16])([(3, 5)], torch.device("cpu"))
+    assert torch.equal(anchors, expected[0])
+    assert generator([(3, 5)], torch.device("cpu"))[0] is anchors  # remembered now
