@@ -59,6 +59,8 @@ class AnchorGenerator:
             codes: (N,) int64, a number for each anchor that does not depend on the size of the maps, so that
                 an anchor's random key is the same however far its image is padded.
         """
+        if torch.compiler.is_compiling():  # a trace (export, compilation): sizes may be symbols, which no dict can hold
+            return _joined(self._levels(map_sizes, device, kept=False))
         # Tensors made in inference mode could not take part in training afterwards.
         with torch.inference_mode(False), torch.no_grad():
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -67,7 +69,11 @@ class AnchorGenerator:
             key = (tuple(map_sizes), device)
             found = self._remembered.pop(key, None)
             if found is None:
-                found = _joined(self._levels(map_sizes, device, kept=True))
+                # A tensor without values (a fake or functional one) may not outlive the mode that makes it.
+                real = type(torch.empty(0)) is Tensor
+                found = _joined(self._levels(map_sizes, device, kept=real))
+                if not real:
+                    return found
             self._remembered[key] = found  # the last used one comes last
             if len(self._remembered) > self.MAX_REMEMBERED:
                 self._remembered.pop(next(iter(self._remembered)))
@@ -111,6 +117,8 @@ class AnchorGenerator:
 
     def _base(self, device: torch.device) -> list[Tensor]:
         """`base` on a device; from pinned memory, so that the host does not wait for the copy."""
+        if device.type == "cpu":
+            return self.base
         if device not in self._base_on:
             pinned = [base.pin_memory() if device.type == "cuda" else base for base in self.base]
             self._base_on[device] = [base.to(device, non_blocking=True) for base in pinned]

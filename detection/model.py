@@ -60,6 +60,20 @@ class Backbone(nn.Module):
         return list(maps.values())
 
 
+class EverySecondPixel(LastLevelMaxPool):
+    """P6: every second pixel of P5 (Lin et al. 2017, Sec. 4.1)."""
+
+    def forward(self, x: list[Tensor], y: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        """P2..P5 -> P2..P6, and their names."""
+        if not torch.compiler.is_exporting():
+            return super().forward(x, y, names)
+        # The trace of a pool with a stride of 2 would hold for sizes of one parity only.
+        p6 = x[-1]
+        for axis in (2, 3):
+            p6 = p6.index_select(axis, torch.arange(0, p6.shape[axis], 2, device=p6.device))
+        return [*x, p6], [*names, "pool"]
+
+
 class Detector(nn.Module):
     """Faster R-CNN on batches (`datasets.batch.Batch`).
 
@@ -287,7 +301,7 @@ def _fpn_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, i
     stages = tuple(deepest[stride] for stride in FPN_STRIDES)
     widths = [net.stage_channels[stage] for stage in stages]
     norm = None if config.fpn_norm == "none" else NORMS[config.fpn_norm]
-    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=LastLevelMaxPool(), norm_layer=norm)
+    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=EverySecondPixel(), norm_layer=norm)
     return Backbone(net, stages, fpn), _fc_head(config, channels), channels
 
 

@@ -41,7 +41,7 @@ def roi_align(
         return _from_rows(sums, (-1, side, side, feature.shape[1]))
     if kernels := kernels_for(feature, "detection.triton_kernels"):
         return kernels.roi_align(feature, rois, scale, size, step, sampling_ratio, aligned)
-    pooled = torchvision.ops.roi_align(feature.float(), _with_image(rois), size, scale, sampling_ratio, aligned)
+    pooled = torchvision.ops.roi_align(feature.float(), with_image(rois), size, scale, sampling_ratio, aligned)
     return pooled[:, :, ::step, ::step].to(feature.dtype, memory_format=torch.channels_last, copy=True)
 
 
@@ -67,7 +67,7 @@ def roi_align_backward(
     full = gradient.new_zeros((len(gradient), shape[1], size, size), dtype=torch.float32)
     full[:, :, ::step, ::step] = gradient
     result = torch.ops.torchvision._roi_align_backward(
-        full, _with_image(rois), scale, size, size, *shape, sampling_ratio, aligned
+        full, with_image(rois), scale, size, size, *shape, sampling_ratio, aligned
     )
     return result.to(feature.dtype, memory_format=torch.channels_last)
 
@@ -97,7 +97,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 roi_align.register_autograd(_backward, setup_context=_keep_inputs)
 
 
-def _with_image(rois: Tensor) -> Tensor:
+def with_image(rois: Tensor) -> Tensor:
     """(B * R, 5): the image's number and the box, as torchvision's operators want them."""
     image = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None, None].expand(-1, rois.shape[1], 1)
     return torch.cat((image, rois), dim=-1).flatten(0, 1)

@@ -8,7 +8,8 @@ Shapes: B images, R RoIs an image, C channels, S bins a side.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -69,8 +70,9 @@ def pack_pyramid(features: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]]]
         origins: (x, y) of each level's first pixel on it.
     """
     sides = [(feature.shape[2] + BORDER, feature.shape[3] + BORDER) for feature in features]
-    height = max(side[0] for side in sides[1:])
-    width = max(sides[0][1], sum(side[1] for side in sides[1:]))
+    # `sym_max` because an exported graph's sizes are symbols; of numbers it is `max`.
+    height = cast(int, functools.reduce(torch.sym_max, [side[0] for side in sides[1:]]))
+    width = cast(int, torch.sym_max(sides[0][1], sum(side[1] for side in sides[1:])))
     origins, x = [(1, 1)], 1
     for side in sides[1:]:
         origins.append((x, sides[0][0] + 1))
@@ -137,7 +139,8 @@ def place_on_canvas(
     for level, (stride, (x, y)) in enumerate(zip(strides, origins, strict=True)):
         here = (levels == level)[..., None]
         scale = torch.where(here, 1.0 / stride, scale)
-        # x and y alternate along the last axis; built from Python numbers, so nothing is copied to the device.
-        offset[..., 0::2] = torch.where(here, float(x), offset[..., 0::2])
-        offset[..., 1::2] = torch.where(here, float(y), offset[..., 1::2])
+        # x and y alternate along the last axis; built from Python numbers, so nothing is copied to the device. No
+        # float(x): in a trace x is a symbol, and would become the number that it has there.
+        offset[..., 0::2] = torch.where(here, x, offset[..., 0::2])
+        offset[..., 1::2] = torch.where(here, y, offset[..., 1::2])
     return rois * scale + offset

@@ -85,7 +85,9 @@ class RoiHeads(nn.Module):
         head, config, pool = self.box_head, self.config, pool or self.features
         if isinstance(head, Conv5Head) and config.pool == "roi_align" and head.can_split():
             pixels = features[0].shape[0] * features[0].shape[2] * features[0].shape[3]
-            if pixels < rois.shape[0] * rois.shape[1] * (config.pool_size // 2) ** 2:
+            # An exported graph serves all sizes, and pools all bins: runtimes' RoIAlign knows no step.
+            any_size = torch.compiler.is_exporting()
+            if not any_size and pixels < rois.shape[0] * rois.shape[1] * (config.pool_size // 2) ** 2:
                 maps = head.before_pooling(features[0])
                 parts = (pool([m], rois, step) for m, step in zip(maps, head.strides, strict=True))
                 return head.after_pooling(*parts).unflatten(0, rois.shape[:2])

@@ -7,7 +7,7 @@ P proposals an image, G padded ground-truth boxes.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -105,16 +105,19 @@ class Rpn(nn.Module):
         for level, (logits, deltas, anchors) in enumerate(
             zip(output.logits, output.deltas, level_anchors, strict=True)
         ):
-            best, index = _best(logits, min(before, logits.shape[1]))
+            # `sym_min` because an exported graph's sizes are symbols; of numbers it is `min`.
+            best, index = _best(logits, cast(int, torch.sym_min(before, logits.shape[1])))
             moved, large = decode_clipped(deltas, index, anchors[None], index, None, image_sizes, config.min_size)
             boxes.append(moved)
             usable.append(large)
             scores.append(best)
             levels.append(torch.full_like(index, level))
         candidates, logits = torch.cat(boxes, 1), torch.cat(scores, 1)
+        # An exported graph has a fixed number of proposals at every size of its images.
+        count = after if torch.compiler.is_exporting() else min(after, logits.shape[1])
         kept = nms(
-            candidates, logits, torch.cat(usable, 1), torch.cat(levels, 1), config.nms_thresh,
-            min(after, logits.shape[1]), is_sorted=len(levels) == 1,
+            candidates, logits, torch.cat(usable, 1), torch.cat(levels, 1), config.nms_thresh, count,
+            is_sorted=len(levels) == 1,
         )  # fmt: skip
         valid = kept >= 0
         kept = kept.clamp(min=0)

@@ -89,3 +89,17 @@ def test_fitted_strides_are_torchvisions():
     images = ImageList(torch.zeros(1, 3, 96, 160), [(96, 160)])
     assert torch.equal(ours, theirs(images, [torch.zeros(1, 1, *size) for size in maps])[0])
     assert ours[-3, 0] - ours[-6, 0] == 53
+
+
+def test_tensors_without_values_are_not_remembered():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    generator = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16])
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        generator([(3, 5)], torch.device("cpu"))
+    anchors, codes = generator([(3, 5)], torch.device("cpu"))
+    assert type(anchors) is torch.Tensor
+    assert type(codes) is torch.Tensor
+    expected = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16])([(3, 5)], torch.device("cpu"))
+    assert torch.equal(anchors, expected[0])
+    assert generator([(3, 5)], torch.device("cpu"))[0] is anchors  # remembered now
