@@ -295,9 +295,9 @@ def _check_folders(root: Path) -> None:
         if year:
             # .../D/VOCdevkit/VOC2007: the tool's --data-root is D
             data_root = Path(*root.parts[: root.parts.index(f"VOC{year}")]).parent
-            mend = f"get it with: python tools/prepare_data.py voc{year} --data-root {data_root}"
+            fix = f"get it with: python tools/prepare_data.py voc{year} --data-root {data_root}"
         elif nested:
-            mend = f"did you mean root: {nested}?"
+            fix = f"did you mean root: {nested}?"
         else:
-            mend = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
-        raise UserError(f"{folder}: there is no such folder: {mend}")
+            fix = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
+        raise UserError(f"{folder}: there is no such folder: {fix}")
