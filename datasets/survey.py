@@ -13,6 +13,7 @@ from configs.errors import UserError
 from datasets.images import image_file_size
 from datasets.records import Records
 from datasets.resize import resized_size
+from datasets.voc import corners_from_zero
 
 FEW = 10
 """Objects. Of a class with fewer nothing can be learned, nor measured."""
@@ -143,11 +144,7 @@ def counts_from_zero(records: Records, *, zero_based: bool) -> bool | None:
     Returns:
         None: no object lies at the border.
     """
-    raw = records.boxes[:, :2] + (0 if zero_based else 1)
-    at_zero, at_one = int(((raw >= 0) & (raw < 1)).sum()), int(((raw >= 1) & (raw < 2)).sum())
-    if not at_zero and not at_one:
-        return None
-    return at_zero > at_one
+    return corners_from_zero(records.boxes[:, :2] + (0 if zero_based else 1))
 
 
 @contextmanager

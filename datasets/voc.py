@@ -285,6 +285,14 @@ def _image_path(root: Path, image_id: str, files: list[Path], filename: str) -> 
     return named if last and not is_hidden(last) and is_file(named) else None
 
 
+def corners_from_zero(raw: np.ndarray) -> bool | None:
+    """Whether xmin and ymin, (M, 2) as the files have them, count from 0; None: none lies at the border."""
+    at_zero, at_one = int(((raw >= 0) & (raw < 1)).sum()), int(((raw >= 1) & (raw < 2)).sum())
+    if not at_zero and not at_one:
+        return None
+    return at_zero > at_one
+
+
 def _check_folders(root: Path) -> None:
     """Raise a UserError that names the first missing folder, and how to get it where it is an official set's."""
     for folder in (root, root / "JPEGImages", root / "ImageSets" / "Main"):
@@ -295,9 +303,9 @@ def _check_folders(root: Path) -> None:
         if year:
             # .../D/VOCdevkit/VOC2007: the tool's --data-root is D
             data_root = Path(*root.parts[: root.parts.index(f"VOC{year}")]).parent
-            mend = f"get it with: python tools/prepare_data.py voc{year} --data-root {data_root}"
+            fix = f"get it with: python tools/prepare_data.py voc{year} --data-root {data_root}"
         elif nested:
-            mend = f"did you mean root: {nested}?"
+            fix = f"did you mean root: {nested}?"
         else:
-            mend = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
-        raise UserError(f"{folder}: there is no such folder: {mend}")
+            fix = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
+        raise UserError(f"{folder}: there is no such folder: {fix}")

@@ -28,8 +28,8 @@ from datasets.records import Records
 from datasets.survey import class_table
 from tools.runtime import cli
 
-SHOWN = 20
-"""Problems of each code that are printed; --json has all."""
+SHOWN = {"error": 20, "warning": 20, "note": 3}
+"""Problems of a code that are printed, by severity; --json has all."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -87,7 +87,9 @@ def main(args: argparse.Namespace) -> None:
         draw(args.out / "pictures.jpg", parts, problems)
     errors = sum(problem.severity == "error" for problem in problems)
     if errors:
-        raise UserError(f"{errors} errors (see above): repair them, or take them out with --policy drop or clip")
+        raise UserError(
+            f"{errors} error{'s' * (errors > 1)} (see above): repair, or take out with --policy drop or clip"
+        )
 
 
 def write(args: argparse.Namespace, problems: list[Problem]) -> None:
@@ -136,9 +138,9 @@ def say(parts: dict[str, Records], problems: list[Problem]) -> None:
     shown: dict[str, int] = defaultdict(int)
     for problem in problems:
         shown[problem.code] += 1
-        if shown[problem.code] <= SHOWN:
+        if shown[problem.code] <= SHOWN[problem.severity]:
             print(printable(problem.line()))
-        elif shown[problem.code] == SHOWN + 1:
+        elif shown[problem.code] == SHOWN[problem.severity] + 1:
             print(f"{problem.code}: ... (--json FILE has all)")
     print(f"\n{table(problems)}")
 

@@ -10,7 +10,7 @@ import numpy as np
 from configs.errors import PrintableFilter, UserError, did_you_mean
 from datasets.coco import read_coco_file
 from datasets.columns import last_of_equal_ids
-from datasets.voc import listed_images, read_annotation
+from datasets.voc import corners_from_zero, listed_images, read_annotation
 from detection.evaluation.boxes import continuous_to_voc
 from detection.evaluation.data import GroundTruth
 
@@ -43,6 +43,12 @@ def read_voc_ground_truth(root: Path, image_set: str = "test", *, zero_based: bo
     if not finite.all():
         bad = image_ids[image_index[int(np.argmin(finite))]]
         raise UserError(f"{root / 'Annotations' / bad}.xml: a coordinate is not a finite number")
+    seen = corners_from_zero(boxes[:, :2])
+    if seen is not None and seen != zero_based:
+        logger.warning(
+            "%s: objects at the border begin at %d, so its XML seems to count pixels from there: %s zero_based "
+            "(--zero-based)", root, 1 - seen, "set" if seen else "leave out",
+        )  # fmt: skip
     if zero_based:
         boxes = continuous_to_voc(boxes)
     if not len(objects):
@@ -69,7 +75,7 @@ def _read_image_set(root: Path, image_set: str) -> list[str]:
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: there is no such folder: --gt of format voc is a folder that holds Annotations/ and "
-                "ImageSets/Main/ (for COCO's JSON: --format coco)"
+                "ImageSets/Main/ (for COCO's JSON: --format coco; other layouts: make one with tools/convert_data.py)"
             )
     path = root / "ImageSets" / "Main" / f"{image_set}.txt"
     if not path.is_file():

@@ -55,6 +55,15 @@ def test_boxes(code: str, box: tuple) -> None:
     assert f"{box[0]:g}, {box[1]:g}" in problem.value
 
 
+def test_a_box_at_the_edge_is_told_although_fractions_of_six_digits_miss_it() -> None:
+    # YOLO: centre 0.960938, width 0.078125 of 640: xmax = 640.0003 or 639.9997, ymin = -0.0002 or 0.0002
+    for box in ((590, 100, 639.9997, 180), (100, 0.0002, 200, 180), (100, -0.0002, 200, 180)):
+        (problem,) = lint_records(records_of([box]))
+        assert problem.code == "box-at-edge"
+        assert not any(word in problem.value for word in (".", "-"))  # 640, not 639.9997; 0, not -0
+    assert lint_records(records_of([(1, 1, 639, 479)])) == []
+
+
 def test_objects_are_measured_after_resizing() -> None:
     box = (100, 100, 105, 180)
     assert lint_records(records_of([box])) == []

@@ -67,7 +67,7 @@ def test_errors_are_named_counted_and_written(tmp_path: Path, capsys) -> None:
 def test_a_policy_takes_errors_out(tmp_path: Path, capsys) -> None:
     root = voc_set(tmp_path / "v", {"a": [GOOD, ("cat", (200, 100, 100, 180))]})
     path = config(tmp_path, train=root)
-    with pytest.raises(UserError, match="1 errors"):
+    with pytest.raises(UserError, match="1 error "):
         run("--cfg", path, "--fast")
     run("--cfg", path, "--fast", "--policy", "drop")
     assert "--policy drop takes out 1 objects" in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_broken_files_are_told_one_by_one(tmp_path: Path, capsys) -> None:
 
 def test_a_folder_without_a_config(tmp_path: Path, capsys) -> None:
     root = voc_set(tmp_path / "v", {"a": [GOOD], "b": [("cat", (100, 100, 100, 180))]})
-    with pytest.raises(UserError, match="1 errors"):
+    with pytest.raises(UserError, match="1 error "):
         run(root)
     assert "box-zero-extent" in capsys.readouterr().out
     for wrong in ([], [root, "--cfg", tmp_path / "c.yaml"]):

@@ -153,6 +153,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_config, tmp_path, mon
     assert load(parts / "last.pt")["training"]["iteration"] == 4
     monkeypatch.setattr(loop, "seed_step", real)
     train(tiny_config, parts, "--resume", *options)
+    assert f"resumed    {parts / 'last.pt'}, after 4 iterations" in capsys.readouterr().out
 
     assert_same(load(whole / "last.pt"), load(parts / "last.pt"))
     assert_same(load(whole / "best.pt"), load(parts / "best.pt"))

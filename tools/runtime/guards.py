@@ -85,7 +85,7 @@ def data_warnings(train: Records, others: Sequence[Records] = ()) -> list[str]:
     if rare := rare_classes(train):
         named = ", ".join(rare[:_NAMED]) + (f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else "")
         found.append(
-            f"of {len(rare)} of {len(train.class_names)} classes there are fewer than {FEW} objects to learn from: "
+            f"{len(rare)} of {len(train.class_names)} classes have fewer than {FEW} objects to learn from: "
             f"{named}: label more, or leave them out with data.keep_classes"
         )
     learned, _ = class_counts(train)

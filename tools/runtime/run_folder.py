@@ -101,7 +101,7 @@ class RunFolder:
         if there and resume is None and not overwrite:
             raise UserError(
                 f"{self.path}: holds a run already ({', '.join(there)}): continue it with --resume, "
-                "or choose another folder with --out"
+                "choose another folder with --out, or replace it with --overwrite"
             )
 
     def _refuse_to_remove(self, keep: Sequence[Path]) -> None:

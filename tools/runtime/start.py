@@ -40,7 +40,9 @@ class Job:
         if not self.resumes:
             return None
         try:
-            return load_checkpoint(self.run.last, kind=kind)
+            content = load_checkpoint(self.run.last, kind=kind)
+            say(f"resumed    {self.run.last}, after {content.get('training', {}).get('iteration', 0)} iterations")
+            return content
         except UserError as error:
             for path in older(self.run.last):
                 with suppress(UserError):

@@ -60,7 +60,7 @@ def choose_start(wanted: str, machine: Machine, images: int) -> Start:
         return Start(
             None,
             f"random weights: {name} is not in the cache and cannot be downloaded now. With a network, init_data.py "
-            "starts from it, which few images gain much from",
+            "starts from it, which helps much where images are few",
         )
     return Start(name, f"{name}, published with {ZOO[name].published} (docs/zoo.md)", zoo_model(name))
 

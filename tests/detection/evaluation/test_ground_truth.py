@@ -56,6 +56,19 @@ def test_voc_files_that_count_from_zero(tmp_path: Path) -> None:
     assert truth.area.tolist() == [200]
 
 
+@pytest.mark.parametrize(("corner", "zero_based", "told"), [(0, False, "set"), (1, True, "leave out")])
+def test_a_wrong_first_pixel_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, corner: int, zero_based: bool, told: str
+) -> None:
+    root = write_voc(tmp_path / "voc", {"a": [("dog", (corner, 9, 10, 20), 0)]})
+    read_voc_ground_truth(root, zero_based=zero_based)
+    assert f"begin at {corner}" in caplog.text
+    assert f"{told} zero_based (--zero-based)" in caplog.text
+    caplog.clear()
+    read_voc_ground_truth(root, zero_based=not zero_based)
+    assert not caplog.text
+
+
 def test_per_class_lists_and_lists_that_repeat(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = write_voc(tmp_path / "voc", {"a": [], "b": []})
     (root / "ImageSets" / "Main" / "dog_test.txt").write_text("b -1\na  1\n\nb -1\n")

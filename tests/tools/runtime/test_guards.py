@@ -71,7 +71,7 @@ def test_rare_and_unlearned_classes() -> None:
     train = records_of({"cat": 10, "dog": 9, "cow": 0})
     found = data_warnings(train, [records_of({"cat": 1, "dog": 0, "cow": 2}, source="val")])
     assert len(found) == 2
-    assert "of 2 of 3 classes there are fewer than 10 objects to learn from: dog (9), cow (0)" in found[0]
+    assert "2 of 3 classes have fewer than 10 objects to learn from: dog (9), cow (0)" in found[0]
     assert found[1] == "val has objects of classes that the training set lacks: cow"
     assert data_warnings(records_of({"cat": 10})) == []
 
