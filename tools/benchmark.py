@@ -5,8 +5,9 @@
     python tools/benchmark.py train --batch-size 16 --amp bf16    training steps
     python tools/benchmark.py roofline                            the least time on an H200
     python tools/benchmark.py loader | eval | imagenet | cifar    loading, evaluators, classification
-    python tools/benchmark.py suite --out results.json            everything, in at most eight minutes on a GPU
+    python tools/benchmark.py suite --out results.json            everything, in at most eight minutes (--seconds)
 
+The suite runs each row in a process of its own and writes the report after each; a row that fails says why.
 Both sides get the same weights and the same normalised, padded tensors. Outputs are compared first, and no ratio is
 given if they differ. On the CPU times are process time, on one thread; on CUDA wall time around a synchronised call.
 Needs torch, torchvision and numpy only; loader and eval need what they measure. See docs/performance.md.
@@ -15,12 +16,7 @@ Needs torch, torchvision and numpy only; loader and eval need what they measure.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +28,40 @@ from tools.benchmarks import substitutes
 MISSING = substitutes.install()
 
 from configs.errors import UserError
+from configs.files import read_json
+from tools.benchmarks.report import environment, print_comparison, print_result, write_report
 from tools.runtime import cli
 
 MODES = ("count", "infer", "train", "loader", "eval", "imagenet", "cifar", "roofline", "suite")
-SUITE_SECONDS = 480
-"""The suite starts nothing new after this."""
+CONTESTANTS = "ours,torchvision"
+_FAST = "--amp bf16 --repetitions 10 --warmup 3"
+_FEW = "--repetitions 3 --warmup 1"
+GPU_ROWS = (
+    f"train --case r101_c4_voc --batch-size 16 {_FAST}",
+    f"infer --case r101_c4_voc --batch-size 1 {_FAST}",
+    f"infer --case r101_c4_voc --batch-size 16 {_FAST}",
+    f"train --case r101_c4_coco --batch-size 16 {_FAST}",
+    f"train --case r101_fpn_coco --batch-size 16 {_FAST}",
+    f"train --case vgg16_voc --batch-size 16 {_FAST}",
+    f"train --case r101_c4_voc --batch-size 16 --contestants ours_compiled,torchvision {_FAST}",
+    f"infer --case r101_c4_voc --batch-size 1 --contestants ours_compiled,torchvision {_FAST}",
+    f"imagenet --net resnet101 --batch-size 256 {_FAST}",
+    "cifar --net cifar_resnet20 --batch-size 128 --amp bf16 --repetitions 100 --warmup 3",
+    "cifar --net cifar_resnet110 --batch-size 128 --amp bf16 --repetitions 50 --warmup 3",
+    "loader --repetitions 3",
+    "eval",
+    "roofline",
+)
+"""The suite's rows as command lines, the most important first."""
+CPU_ROWS = (
+    f"infer {_FEW}",
+    f"train {_FEW}",
+    f"infer --amp bf16 --reference-amp none {_FEW}",
+    f"loader {_FEW}",
+    "eval",
+    f"cifar {_FEW}",
+    "roofline",
+)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -48,54 +73,36 @@ def main(args: argparse.Namespace) -> None:
     else:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    report = {"environment": environment(device), "results": {}}
-    rows = suite(device, args) if args.mode == "suite" else [(args.mode, {})]
-    started = time.perf_counter()
-    for mode, changes in rows:
-        options = argparse.Namespace(**{**vars(args), **changes})
-        name = row_name(mode, options)
-        if args.mode == "suite" and time.perf_counter() - started > SUITE_SECONDS:
-            report["results"][name] = None
-            continue
-        try:
-            report["results"][name] = run_mode(mode, options, device)
-        except UserError as error:
-            if args.mode != "suite":
-                raise
-            report["results"][name] = {"not_run": str(error)}
+    report: dict[str, Any] = {"environment": environment(device, MISSING), "results": {}}
+    if args.mode == "suite":
+        run_suite(args, report)
+    else:
+        name = row_name(args)
+        report["results"][name] = run_mode(args.mode, args, device)
         print_result(name, report["results"][name])
     if args.compare:
-        print_comparison(report["results"], read_report(args.compare)["results"])
+        print_comparison(report["results"], read_json(args.compare, "report").get("results", {}))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_name(args.out.name + ".part")
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, args.out)
+        write_report(args.out, report)
 
 
-def suite(device: Any, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """All there is to measure: (mode, changes of the options). The most important first."""
-    rows: list[tuple[str, dict[str, Any]]] = [("count", {"amp": "none"}), ("count", {"amp": "bf16"}), ("roofline", {})]
-    if device.type == "cpu":
-        few = {"repetitions": min(3, args.repetitions), "warmup": 1}
-        rows += [("infer", few), ("train", few), ("infer", {**few, "amp": "bf16", "reference_amp": "none"})]
-        return [*rows, ("loader", few), ("eval", {"reference": False}), ("cifar", few)]
-    fast = {"amp": "bf16", "reference_amp": "bf16", "repetitions": 10, "warmup": 3}
-    voc, coco = {**fast, "case": "r101_c4_voc"}, {**fast, "case": "r101_c4_coco"}
-    return [
-        *rows,
-        ("train", {**voc, "batch_size": 16}),
-        ("infer", {**voc, "batch_size": 1, "contestants": "ours,ours_compiled,torchvision"}),
-        ("infer", {**voc, "batch_size": 16}),
-        ("train", {**coco, "batch_size": 16}),
-        ("train", {**fast, "case": "r101_fpn_coco", "batch_size": 16}),
-        ("train", {**fast, "case": "vgg16_voc", "batch_size": 16}),
-        ("imagenet", {**fast, "net": "resnet101", "batch_size": 256}),
-        ("cifar", {**fast, "net": "cifar_resnet20", "batch_size": 128, "repetitions": 100}),
-        ("cifar", {**fast, "net": "cifar_resnet110", "batch_size": 128, "repetitions": 50}),
-        ("loader", {"repetitions": 3}),
-        ("eval", {"reference": False}),
-    ]
+def run_suite(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Fill the report with every row that there is to measure; what there is is written after each."""
+    from tools.benchmarks.processes import run_rows
+
+    parser = make_parser()
+    common = ["--device", args.device, "--threads", str(args.threads)]
+    rows = {}
+    for line in GPU_ROWS if cli.select_device(args.device).type == "cuda" else CPU_ROWS:
+        arguments = [*line.split(), *common]
+        rows[row_name(parser.parse_args(arguments))] = arguments
+
+    def keep(name: str, result: dict[str, Any]) -> None:
+        report["results"][name] = result
+        if args.out:
+            write_report(args.out, report)
+
+    run_rows(rows, Path(__file__), seconds=args.seconds, keep=keep)
 
 
 def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
@@ -105,6 +112,7 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
         UserError: outputs differ, or something that the mode needs is missing.
     """
     from tools.benchmarks import detectors, others
+    from tools.benchmarks.cases import find_case
 
     common = {"repetitions": args.repetitions, "warmup": args.warmup}
     if mode == "loader":
@@ -128,35 +136,6 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
     return detectors.compare_mode(mode, case, makers, device, batch_size=args.batch_size or 1, **amps, **common)
 
 
-def find_case(name: str) -> Any:
-    """A case by its name, or from a JSON file.
-
-    The file holds {"model": section, "image_size": [H, W], "num_classes": K}, and "test": section where the thresholds
-    are not the defaults.
-    """
-    from tools.benchmarks.cases import CASES, Case
-
-    if name in CASES:
-        return CASES[name]
-    if not name.endswith(".json"):
-        raise UserError(f"--case {name}: there are {', '.join(CASES)}; or give a JSON file")
-    from pydantic import ValidationError
-
-    from configs.detection import ModelConfig, TestConfig
-
-    content = read_report(Path(name))
-    try:
-        test = TestConfig.model_validate(content.get("test", {}))
-        case = Case(Path(name).stem, content["model"], tuple(content["image_size"]), content["num_classes"], test)
-        ModelConfig.model_validate(case.section())
-        return case
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--case {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except KeyError as error:
-        raise UserError(f"--case {name}: {error} is missing: it needs model, image_size and num_classes") from None
-
-
 def find_plugins(paths: list[Path]) -> dict[str, Any]:
     """The contestants of plug-in files, named after them."""
     from tools.benchmarks.contestants import load_plugin
@@ -164,8 +143,9 @@ def find_plugins(paths: list[Path]) -> dict[str, Any]:
     return {path.stem: load_plugin(path) for path in paths}
 
 
-def row_name(mode: str, args: argparse.Namespace) -> str:
+def row_name(args: argparse.Namespace) -> str:
     """What a row is called in the report: the mode and what decides its figures."""
+    mode = args.mode
     if mode in ("loader", "eval"):
         return mode
     subject = (args.net or "") if mode in ("imagenet", "cifar") else args.case
@@ -173,82 +153,8 @@ def row_name(mode: str, args: argparse.Namespace) -> str:
     amp = "" if mode == "roofline" or args.amp == "none" else args.amp
     if amp and args.reference_amp == "none":
         amp += " against float32"
-    return " ".join(part for part in (mode, subject, size, amp) if part)
-
-
-def environment(device: Any) -> dict[str, Any]:
-    """Versions, device and commit: what a figure means nothing without."""
-    import numpy
-    import torch
-    import torchvision
-
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    return {
-        "versions": {**versions, "numpy": numpy.__version__, "cuda": torch.version.cuda},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "threads": torch.get_num_threads(),
-        "commit": (commit + (" with changes" if changed else "")) or None,
-        "stand_ins": MISSING,
-    }
-
-
-def processor() -> str:
-    """The CPU's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-
-
-def read_report(path: Path) -> dict[str, Any]:
-    """A JSON file.
-
-    Raises:
-        UserError: it is missing or no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, float]:
-    """Nested figures by dotted path."""
-    if isinstance(value, dict):
-        return {
-            k: v for key, part in value.items() for k, v in flatten(part, f"{prefix}.{key}" if prefix else key).items()
-        }
-    return {prefix: value} if isinstance(value, int | float) and not isinstance(value, bool) else {}
-
-
-def print_result(name: str, result: dict[str, Any]) -> None:
-    """One row for people: quartiles in one line."""
-    print(f"\n{name}")
-    if isinstance(result.get("seconds"), dict):
-        for contestant, figures in result["seconds"].items():
-            shown = [f"{unit} {v['median']:.4g} ({v['q1']:.4g} to {v['q3']:.4g})" for unit, v in figures.items()]
-            print(f"  {contestant:<14}{', '.join(shown)}")
-    for key, value in flatten({k: v for k, v in result.items() if k != "seconds"}).items():
-        print(f"  {key:<48} {value:,}" if isinstance(value, int) else f"  {key:<48} {value:.4g}")
-    for key, value in result.items():
-        if isinstance(value, str | bool):
-            print(f"  {key:<48} {value}")
-
-
-def print_comparison(new: dict[str, Any], old: dict[str, Any]) -> None:
-    """Medians and counts of both reports that differ by more than two in a hundred."""
-    print("\nagainst the old report (new / old)")
-    for row in new:
-        before, after = flatten(old.get(row) or {}), flatten(new[row] or {})
-        for key in after:
-            if key in before and before[key] and not key.endswith((".q1", ".q3")):
-                ratio = after[key] / before[key]
-                if abs(ratio - 1) > 0.02:
-                    print(f"  {row}: {key} {before[key]:.4g} -> {after[key]:.4g} ({ratio:.3f})")
+    others = "" if args.contestants == CONTESTANTS else args.contestants
+    return " ".join(part for part in (mode, subject, size, amp, others) if part)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -256,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("mode", choices=MODES, metavar="MODE", help=", ".join(MODES))
     add("--case", default="r101_c4_voc", help="detector and image size: a name (see cases.py) or a JSON file")
-    add("--contestants", default="ours,torchvision", metavar="NAMES", help="who takes part (default: %(default)s)")
+    add("--contestants", default=CONTESTANTS, metavar="NAMES", help="who takes part (default: %(default)s)")
     add("--plugin", action="append", default=[], type=Path, metavar="FILE", help="another contestant: a Python file")
     add("--net", help="imagenet, cifar: the network (default: resnet101, cifar_resnet20)")
     add("--batch-size", type=int, default=0, help="default: 1; roofline 16, imagenet 4, cifar 128")
@@ -265,6 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--repetitions", type=int, default=5)
     add("--warmup", type=int, default=1)
     add("--threads", type=int, default=1, help="on the CPU (default: 1)")
+    add("--seconds", type=float, default=480, help="suite: for all rows together (default: %(default)g)")
     add("--reference", action="store_true", help="eval: plain pycocotools beside it")
     add("--out", type=Path, metavar="FILE", help="write the report as JSON")
     add("--compare", type=Path, metavar="OLD", help="an earlier report to compare with")
