@@ -201,7 +201,7 @@ def busy_share(work: Callable[[], object], calls: int = 3) -> float:
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
         started = time.perf_counter()
         for _ in range(calls):
             work()

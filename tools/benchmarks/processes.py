@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from configs.errors import UserError
 from tools.benchmarks.report import print_result
 
 LEAST_SECONDS = 20.0
@@ -96,3 +97,29 @@ def _reason(code: int, messages: str) -> str:
         memory = "; the system ended it, as a rule for lack of memory" if name == "SIGKILL" else ""
         return f"ended by signal {name}{memory}: {said}"
     return said if code == 2 else f"exit code {code}: {said}"
+
+
+# ---------------------------------------------------------------------------------------------- packages
+
+
+def install_wheels(wheels: Path, site: Path) -> None:
+    """Install all wheels of a folder, and nothing else, into a folder of their own.
+
+    Raises:
+        UserError: there are none, or pip cannot install them.
+    """
+    files = sorted(map(str, wheels.glob("*.whl")))
+    if not files:
+        raise UserError(f"--wheels {wheels}: there is no .whl file")
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--upgrade", "--target", str(site)]
+    done = subprocess.run([*command, *files], capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise UserError(f"--wheels {wheels}: pip: {lines[-1]}")
+
+
+def environment_variables(site: Path) -> dict[str, str]:
+    """This process's, with what is installed in the folder `site` found first."""
+    paths = [str(site.resolve())] if site.exists() else []
+    given = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([*paths, *([given] if given else [])])}
