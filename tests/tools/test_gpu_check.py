@@ -102,6 +102,7 @@ def test_a_profile_by_kernel():
         event("a step", DeviceType.CUDA, 0.0, 700.0, is_user_annotation=True),
     ]
     rows = gpu.by_kernel(events, steps=2, device_type="cuda")
+    assert gpu.by_kernel(events[:1], steps=2, device_type="cuda") == []
     assert rows == [
         {"name": "gemm", "calls": 1.0, "ms": 0.3, "share": pytest.approx(6 / 7)},
         {"name": "copy", "calls": 0.5, "ms": 0.05, "share": pytest.approx(1 / 7)},

@@ -196,8 +196,11 @@ def add_roofline(report: dict[str, Any], case: Case, batch_size: int, kind: str)
         report["share_of_roofline"] = best / report["seconds"]["ours"]["wall"]["median"]
 
 
-def busy_share(work: Callable[[], object], calls: int = 3) -> float:
-    """The share of the wall time in which the GPU runs a kernel, a copy or a fill."""
+def busy_share(work: Callable[[], object], calls: int = 3) -> float | None:
+    """The share of the wall time in which the GPU runs a kernel, a copy or a fill; None: the profiler saw none.
+
+    It sees none where CUPTI is missing or may not be used.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
@@ -207,7 +210,7 @@ def busy_share(work: Callable[[], object], calls: int = 3) -> float:
             work()
         torch.cuda.synchronize()
         elapsed = time.perf_counter() - started
-    return busy_seconds(profiler.events() or []) / elapsed
+    return busy_seconds(profiler.events() or []) / elapsed or None
 
 
 def busy_seconds(events: Iterable[Any]) -> float:

@@ -186,7 +186,11 @@ def training_row(name: str, image_size: tuple[int, int], device: torch.device, *
 
 
 def profile_row(name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool) -> dict[str, Any]:
-    """Milliseconds a training step by kernel (on the CPU by operator), the largest 40 first."""
+    """Milliseconds a training step by kernel (on the CPU by operator), the largest 40 first.
+
+    Raises:
+        UserError: the profiler sees no kernels on this machine.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     step = make_step(name, image_size, device, tiny=tiny)
@@ -200,7 +204,10 @@ def profile_row(name: str, image_size: tuple[int, int], device: torch.device, *,
             step()
         if cuda:
             torch.cuda.synchronize()
-    return {"kernels": by_kernel(profiler.events() or [], steps, device.type)}
+    kernels = by_kernel(profiler.events() or [], steps, device.type)
+    if not kernels:
+        raise UserError("the profiler saw no kernel: CUPTI is missing, or this user may not use the GPU's counters")
+    return {"kernels": kernels}
 
 
 def by_kernel(events: Iterable[Any], steps: int, device_type: str, most: int = 40) -> list[dict[str, Any]]:
