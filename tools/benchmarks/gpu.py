@@ -28,8 +28,15 @@ IMAGE_SIZES = {"600x1000": (600, 1000), "800x1333": (800, 1333)}
 BATCH_SIZE = 16
 RATE = 0.002
 """Of the updates: random weights learn a batch by heart at it within some steps, and stay finite."""
-PACKAGES = {"pydantic": "training, profile, tests", "yaml": "training, profile, tests", "pytest": "tests",
-            "cv2": "tests, loader", "albumentations": "tests, loader", "triton": "kernels"}  # fmt: skip
+PACKAGES = {
+    "pydantic": "training, profile, tests",
+    "yaml": "training, profile, tests",
+    "pytest": "tests",
+    "hypothesis": "tests",
+    "cv2": "tests, loader",
+    "albumentations": "tests, loader",
+    "triton": "kernels",
+}
 """What is used where it is there -> the stages that do without, or not at all."""
 
 # ---------------------------------------------------------------------------------------------- environment, tests
