@@ -209,6 +209,7 @@ def _append(remote: Remote, part: Path, done: int, opener: OpenerDirector) -> bo
     from tqdm import tqdm  # the benchmark reads names here, and does without
 
     request = Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
+
     with opener.open(request, timeout=_TIMEOUT) as response:
         continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         start = done if continued else 0

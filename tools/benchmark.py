@@ -5,8 +5,9 @@
     python tools/benchmark.py train --batch-size 16 --amp bf16    training steps
     python tools/benchmark.py roofline                            the least time on an H200
     python tools/benchmark.py loader | eval | imagenet | cifar    loading, evaluators, classification
-    python tools/benchmark.py suite --out results.json            everything, in at most eight minutes on a GPU
+    python tools/benchmark.py suite --out results.json            everything, in at most eight minutes (--seconds)
 
+The suite runs each row in a process of its own and writes the report after each; a row that fails says why.
 Both sides get the same weights and the same normalised, padded tensors. Outputs are compared first, and no ratio is
 given if they differ. On the CPU times are process time, on one thread; on CUDA wall time around a synchronised call.
 Needs torch, torchvision and numpy only; loader and eval need what they measure. See docs/performance.md.
@@ -15,26 +16,52 @@ Needs torch, torchvision and numpy only; loader and eval need what they measure.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
 from tools.benchmarks import substitutes
 
 MISSING = substitutes.install()
 
 from configs.errors import UserError
-from tools.benchmarks.report import environment, print_comparison, print_result, read_report
+from configs.files import read_json
+from tools.benchmarks.report import environment, print_comparison, print_result, write_report
 from tools.runtime import cli
 
 MODES = ("count", "infer", "train", "loader", "eval", "imagenet", "cifar", "roofline", "suite")
-SUITE_SECONDS = 480
-"""The suite starts nothing new after this."""
+CONTESTANTS = "ours,torchvision"
+_FAST = "--amp bf16 --repetitions 10 --warmup 3"
+_FEW = "--repetitions 3 --warmup 1"
+GPU_ROWS = (
+    f"train --case r101_c4_voc --batch-size 16 {_FAST}",
+    f"infer --case r101_c4_voc --batch-size 1 {_FAST}",
+    f"infer --case r101_c4_voc --batch-size 16 {_FAST}",
+    f"train --case r101_c4_coco --batch-size 16 {_FAST}",
+    f"train --case r101_fpn_coco --batch-size 16 {_FAST}",
+    f"train --case vgg16_voc --batch-size 16 {_FAST}",
+    f"train --case r101_c4_voc --batch-size 16 --contestants ours_compiled,torchvision {_FAST}",
+    f"infer --case r101_c4_voc --batch-size 1 --contestants ours_compiled,torchvision {_FAST}",
+    f"imagenet --net resnet101 --batch-size 256 {_FAST}",
+    "cifar --net cifar_resnet20 --batch-size 128 --amp bf16 --repetitions 100 --warmup 3",
+    "cifar --net cifar_resnet110 --batch-size 128 --amp bf16 --repetitions 50 --warmup 3",
+    "loader --repetitions 3",
+    "eval",
+    "roofline",
+)
+"""The suite's rows as command lines, the most important first."""
+CPU_ROWS = (
+    f"infer {_FEW}",
+    f"train {_FEW}",
+    f"infer --amp bf16 --reference-amp none {_FEW}",
+    f"loader {_FEW}",
+    "eval",
+    f"cifar {_FEW}",
+    "roofline",
+)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,54 +73,36 @@ def main(args: argparse.Namespace) -> None:
     else:
         torch.backends.cudnn.benchmark = True
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    report = {"environment": environment(device, MISSING), "results": {}}
-    rows = suite(device, args) if args.mode == "suite" else [(args.mode, {})]
-    started = time.perf_counter()
-    for mode, changes in rows:
-        options = argparse.Namespace(**{**vars(args), **changes})
-        name = row_name(mode, options)
-        if args.mode == "suite" and time.perf_counter() - started > SUITE_SECONDS:
-            report["results"][name] = None
-            continue
-        try:
-            report["results"][name] = run_mode(mode, options, device)
-        except UserError as error:
-            if args.mode != "suite":
-                raise
-            report["results"][name] = {"not_run": str(error)}
+    report: dict[str, Any] = {"environment": environment(device, MISSING), "results": {}}
+    if args.mode == "suite":
+        run_suite(args, report)
+    else:
+        name = row_name(args)
+        report["results"][name] = run_mode(args.mode, args, device)
         print_result(name, report["results"][name])
     if args.compare:
-        print_comparison(report["results"], read_report(args.compare)["results"])
+        print_comparison(report["results"], read_json(args.compare, "report").get("results", {}))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_name(args.out.name + ".part")
-        temporary.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, args.out)
+        write_report(args.out, report)
 
 
-def suite(device: Any, args: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """All there is to measure: (mode, changes of the options). The most important first."""
-    rows: list[tuple[str, dict[str, Any]]] = [("count", {"amp": "none"}), ("count", {"amp": "bf16"}), ("roofline", {})]
-    if device.type == "cpu":
-        few = {"repetitions": min(3, args.repetitions), "warmup": 1}
-        rows += [("infer", few), ("train", few), ("infer", {**few, "amp": "bf16", "reference_amp": "none"})]
-        return [*rows, ("loader", few), ("eval", {"reference": False}), ("cifar", few)]
-    fast = {"amp": "bf16", "reference_amp": "bf16", "repetitions": 10, "warmup": 3}
-    voc, coco = {**fast, "case": "r101_c4_voc"}, {**fast, "case": "r101_c4_coco"}
-    return [
-        *rows,
-        ("train", {**voc, "batch_size": 16}),
-        ("infer", {**voc, "batch_size": 1, "contestants": "ours,ours_compiled,torchvision"}),
-        ("infer", {**voc, "batch_size": 16}),
-        ("train", {**coco, "batch_size": 16}),
-        ("train", {**fast, "case": "r101_fpn_coco", "batch_size": 16}),
-        ("train", {**fast, "case": "vgg16_voc", "batch_size": 16}),
-        ("imagenet", {**fast, "net": "resnet101", "batch_size": 256}),
-        ("cifar", {**fast, "net": "cifar_resnet20", "batch_size": 128, "repetitions": 100}),
-        ("cifar", {**fast, "net": "cifar_resnet110", "batch_size": 128, "repetitions": 50}),
-        ("loader", {"repetitions": 3}),
-        ("eval", {"reference": False}),
-    ]
+def run_suite(args: argparse.Namespace, report: dict[str, Any]) -> None:
+    """Fill the report with every row that there is to measure; what there is is written after each."""
+    from tools.benchmarks.processes import run_rows
+
+    parser = make_parser()
+    common = ["--device", args.device, "--threads", str(args.threads)]
+    rows = {}
+    for line in GPU_ROWS if cli.select_device(args.device).type == "cuda" else CPU_ROWS:
+        arguments = [*line.split(), *common]
+        rows[row_name(parser.parse_args(arguments))] = arguments
+
+    def keep(name: str, result: dict[str, Any]) -> None:
+        report["results"][name] = result
+        if args.out:
+            write_report(args.out, report)
+
+    run_rows(rows, Path(__file__), seconds=args.seconds, keep=keep)
 
 
 def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]:
@@ -103,6 +112,7 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
         UserError: outputs differ, or something that the mode needs is missing.
     """
     from tools.benchmarks import detectors, others
+    from tools.benchmarks.cases import find_case
 
     common = {"repetitions": args.repetitions, "warmup": args.warmup}
     if mode == "loader":
@@ -126,35 +136,6 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
     return detectors.compare_mode(mode, case, makers, device, batch_size=args.batch_size or 1, **amps, **common)
 
 
-def find_case(name: str) -> Any:
-    """A case by its name, or from a JSON file.
-
-    The file holds {"model": section, "image_size": [H, W], "num_classes": K}, and "test": section where the thresholds
-    are not the defaults.
-    """
-    from tools.benchmarks.cases import CASES, Case
-
-    if name in CASES:
-        return CASES[name]
-    if not name.endswith(".json"):
-        raise UserError(f"--case {name}: there are {', '.join(CASES)}; or give a JSON file")
-    from pydantic import ValidationError
-
-    from configs.detection import ModelConfig, TestConfig
-
-    content = read_report(Path(name))
-    try:
-        test = TestConfig.model_validate(content.get("test", {}))
-        case = Case(Path(name).stem, content["model"], tuple(content["image_size"]), content["num_classes"], test)
-        ModelConfig.model_validate(case.section())
-        return case
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise UserError(f"--case {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    except KeyError as error:
-        raise UserError(f"--case {name}: {error} is missing: it needs model, image_size and num_classes") from None
-
-
 def find_plugins(paths: list[Path]) -> dict[str, Any]:
     """The contestants of plug-in files, named after them."""
     from tools.benchmarks.contestants import load_plugin
@@ -162,8 +143,9 @@ def find_plugins(paths: list[Path]) -> dict[str, Any]:
     return {path.stem: load_plugin(path) for path in paths}
 
 
-def row_name(mode: str, args: argparse.Namespace) -> str:
+def row_name(args: argparse.Namespace) -> str:
     """What a row is called in the report: the mode and what decides its figures."""
+    mode = args.mode
     if mode in ("loader", "eval"):
         return mode
     subject = (args.net or "") if mode in ("imagenet", "cifar") else args.case
@@ -171,7 +153,8 @@ def row_name(mode: str, args: argparse.Namespace) -> str:
     amp = "" if mode == "roofline" or args.amp == "none" else args.amp
     if amp and args.reference_amp == "none":
         amp += " against float32"
-    return " ".join(part for part in (mode, subject, size, amp) if part)
+    others = "" if args.contestants == CONTESTANTS else args.contestants
+    return " ".join(part for part in (mode, subject, size, amp, others) if part)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -179,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("mode", choices=MODES, metavar="MODE", help=", ".join(MODES))
     add("--case", default="r101_c4_voc", help="detector and image size: a name (see cases.py) or a JSON file")
-    add("--contestants", default="ours,torchvision", metavar="NAMES", help="who takes part (default: %(default)s)")
+    add("--contestants", default=CONTESTANTS, metavar="NAMES", help="who takes part (default: %(default)s)")
     add("--plugin", action="append", default=[], type=Path, metavar="FILE", help="another contestant: a Python file")
     add("--net", help="imagenet, cifar: the network (default: resnet101, cifar_resnet20)")
     add("--batch-size", type=int, default=0, help="default: 1; roofline 16, imagenet 4, cifar 128")
@@ -188,6 +171,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--repetitions", type=int, default=5)
     add("--warmup", type=int, default=1)
     add("--threads", type=int, default=1, help="on the CPU (default: 1)")
+    add("--seconds", type=float, default=480, help="suite: for all rows together (default: %(default)g)")
     add("--reference", action="store_true", help="eval: plain pycocotools beside it")
     add("--out", type=Path, metavar="FILE", help="write the report as JSON")
     add("--compare", type=Path, metavar="OLD", help="an earlier report to compare with")

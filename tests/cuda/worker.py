@@ -202,6 +202,16 @@ def adamw() -> dict[str, Any]:
 
 
 @case
+def gpu_check() -> dict[str, Any]:
+    """The row of a training step of `tools/gpu_check.py`; its own look at waits."""
+    from tools.benchmarks.gpu import training_row
+
+    row = training_row("frcnn_r101_voc", (64, 96), CUDA, tiny=True)
+    assert row["memory_gib"] > 0
+    return {"waits": 0 if row["sync_free"] is True else row["sync_free"]}
+
+
+@case
 def alternating() -> dict[str, Any]:
     config = config_of("frcnn_r101_voc_alternating", *R50)
     course = Alternating(make_detector(config).to(CUDA, memory_format=torch.channels_last))

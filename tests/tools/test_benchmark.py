@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._C._autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
 from configs.detection import ModelConfig, TestConfig
 from configs.errors import UserError
 from tools import benchmark
 from tools.benchmarks import checks, report
-from tools.benchmarks.cases import CASES, Case, make_inputs
+from tools.benchmarks.cases import CASES, Case, find_case, make_inputs
 from tools.benchmarks.contestants import Ours, Torchvision, load_plugin, random_weights
+from tools.benchmarks.detectors import busy_seconds
 from tools.benchmarks.plugins import detectron2_c4
+from tools.benchmarks.torchvision_detector import TorchvisionDetector
 
 CPU = torch.device("cpu")
 TINY = CASES["tiny"]
@@ -25,8 +29,8 @@ SIDES = {"ours": Ours, "torchvision": Torchvision}
 WITHOUT_PACKAGES = """
 import sys
 class Blocked:
-    names = {"pydantic", "safetensors", "cv2", "albumentations", "yaml", "pycocotools", "matplotlib", "tqdm",
-             "hotcoco", "rich", "tensorboard", "defusedxml"}
+    names = {"pydantic", "pydantic_core", "safetensors", "cv2", "albumentations", "yaml", "pycocotools",
+             "matplotlib", "tqdm", "hotcoco", "rich", "tensorboard", "defusedxml"}
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -55,10 +59,10 @@ def test_runs_with_torch_torchvision_and_numpy_alone(root: Path, tmp_path: Path)
     options = ["infer", "--case", "tiny", "--repetitions", "2", "--device", "cpu", "--out", str(out)]
     done = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
-    assert {"versions", "device", "threads", "commit"} <= report["environment"].keys()
-    assert report["environment"]["stand_ins"] == ["pydantic", "safetensors"]
-    row = report["results"]["infer tiny"]
+    written = json.loads(out.read_text())
+    assert {"versions", "device", "threads", "commit"} <= written["environment"].keys()
+    assert written["environment"]["stand_ins"] == ["pydantic", "safetensors"]
+    row = written["results"]["infer tiny"]
     assert row["equal_detections"] >= 0.99
     ratio = row["seconds"]["ours"]["ratio"]
     assert 0 < ratio["q1"] <= ratio["median"] <= ratio["q3"]
@@ -109,11 +113,11 @@ def test_a_loss_that_differs_is_named():
 @pytest.mark.slow
 def test_what_is_further_off_in_bf16_than_the_reference_itself_is_refused(monkeypatch):
     """Equal in float32, and noise in bf16 in place of rounding."""
-    report = checks.check_inference(TINY, SIDES, "torchvision", CPU, "bf16")
-    assert report["equal_detections"] >= 0.99
-    assert 0.5 < report["resembling_detections_in_bf16"] <= 1
-    report = checks.check_training(TINY, SIDES, "torchvision", CPU, "bf16")
-    assert report["largest_loss_difference"] < 1e-3 < report["largest_loss_difference_in_bf16"]
+    found = checks.check_inference(TINY, SIDES, "torchvision", CPU, "bf16")
+    assert found["equal_detections"] >= 0.99
+    assert 0.5 < found["resembling_detections_in_bf16"] <= 1
+    found = checks.check_training(TINY, SIDES, "torchvision", CPU, "bf16")
+    assert found["largest_loss_difference"] < 1e-3 < found["largest_loss_difference_in_bf16"]
 
     class Sloppy(Ours):
         def detect(self, inputs):
@@ -187,20 +191,73 @@ def test_cases_from_files(tmp_path):
     content = {"model": TINY.model, "image_size": [64, 96], "num_classes": 5, "test": {"nms_thresh": 0.2}}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(content))
-    assert benchmark.find_case(str(path)) == Case("mine", TINY.model, (64, 96), 5, TestConfig(nms_thresh=0.2))
+    assert find_case(str(path)) == Case("mine", TINY.model, (64, 96), 5, TestConfig(nms_thresh=0.2))
     path.write_text(json.dumps(content | {"model": TINY.model | {"box": {"nms_thresh": 0.2}}}))
     with pytest.raises(UserError, match=r"--case .*mine\.json: box\.nms_thresh: Extra inputs are not permitted$"):
-        benchmark.find_case(str(path))
+        find_case(str(path))
     path.write_text(json.dumps({"model": TINY.model}))
     with pytest.raises(UserError, match="'image_size' is missing: it needs model, image_size and num_classes"):
-        benchmark.find_case(str(path))
+        find_case(str(path))
+
+
+def test_the_environment_needs_no_git(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert report.environment(CPU, [])["commit"] is None
+
+
+def test_a_suites_rows_are_command_lines_with_names_of_their_own():
+    parser = benchmark.make_parser()
+    for rows in (benchmark.GPU_ROWS, benchmark.CPU_ROWS):
+        names = [benchmark.row_name(parser.parse_args(row.split())) for row in rows]
+        assert len(set(names)) == len(rows)
+    assert "train r101_c4_voc b16 bf16 ours_compiled,torchvision" in [
+        benchmark.row_name(parser.parse_args(row.split())) for row in benchmark.GPU_ROWS
+    ]
+
+
+@pytest.mark.slow
+def test_a_suite_keeps_what_ran_and_says_why_the_rest_did_not(tmp_path, monkeypatch):
+    """True rows: one that runs, one that ends in an error of the user's."""
+    monkeypatch.setattr(benchmark, "CPU_ROWS", ("roofline --case tiny", "imagenet --net resnet19"))
+    out = tmp_path / "report.json"
+    benchmark.main(benchmark.make_parser().parse_args(["suite", "--device", "cpu", "--out", str(out)]))
+    results = json.loads(out.read_text())["results"]
+    assert results["roofline tiny"]["train_ms_per_image"] > results["roofline tiny"]["infer_ms_per_image"] > 0
+    assert "torchvision has no such net" in results["imagenet resnet19"]["not_run"]
+
+
+def test_kernels_count_once_in_the_busy_share():
+    """Two operators that launched three kernels, of which two overlap; torch's own sums count each kernel twice."""
+
+    def event(name, device, start, end, **options):
+        return FunctionEvent(len(events), name, 0, start, end, device_type=device, use_device="cuda", **options)
+
+    events: list[FunctionEvent] = []
+    for number, (start, end) in enumerate([(10.0, 30.0), (20.0, 40.0), (50.0, 60.0)]):
+        operator = event("aten::add", DeviceType.CPU, start - 5, start - 1)
+        operator.append_kernel(f"kernel{number}", 0, end - start)
+        events += [operator, event(f"kernel{number}", DeviceType.CUDA, start, end)]
+    events.append(event("a step", DeviceType.CUDA, 0.0, 100.0, is_user_annotation=True))
+    by_torch = [each.self_device_time_total for each in events if not each.is_user_annotation]
+    assert sum(by_torch) == 2 * (20 + 20 + 10)
+    assert busy_seconds(events) == pytest.approx(40e-6)
+    assert busy_seconds([]) == 0
+
+
+@pytest.mark.parametrize(
+    "backbone", [None, {"net": "resnet", "blocks": [1, 1, 1, 1]}, "googlenet_bn"], ids=["none", "table", "unknown"]
+)
+def test_torchvision_says_which_nets_it_has(backbone):
+    config = ModelConfig.model_validate(TINY.section()).model_copy(update={"backbone": backbone})
+    with pytest.raises(UserError, match=r"model\.backbone: .* is not one of torchvision's nets"):
+        TorchvisionDetector(config, 3, TestConfig())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["infer", "--case", "nothing"], "there are r101_c4_voc"),
-        (["infer", "--case", "nothing.json"], "cannot be read as JSON"),
+        (["infer", "--case", "nothing.json"], "there is no such case"),
         (["train", "--plugin", "nowhere.py"], "there is no such file"),
         (["train", "--contestants", "ours,detectron2"], "--contestants detectron2: there are ours, ours_compiled"),
         (["imagenet", "--net", "resnet19"], "torchvision has no such net"),

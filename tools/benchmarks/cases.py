@@ -6,12 +6,16 @@ A case is a plain dictionary, so that no YAML and no config file is needed. Shap
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from configs.detection import ModelConfig, TestConfig
+from configs.errors import UserError
+from configs.files import read_json
 
 SIZE_DIVISOR = 32
 NUM_OBJECTS = 8
@@ -124,6 +128,32 @@ CASES = {
         ),
     )
 }  # fmt: skip
+
+
+def find_case(name: str) -> Case:
+    """A case by its name, or from a JSON file.
+
+    The file holds {"model": section, "image_size": [H, W], "num_classes": K}, and "test": section where the thresholds
+    are not the defaults.
+
+    Raises:
+        UserError: there is no such case, or the file holds something else.
+    """
+    if name in CASES:
+        return CASES[name]
+    if not name.endswith(".json"):
+        raise UserError(f"--case {name}: there are {', '.join(CASES)}; or give a JSON file")
+    content = read_json(name, "case")
+    try:
+        test = TestConfig.model_validate(content.get("test", {}))
+        case = Case(Path(name).stem, content["model"], tuple(content["image_size"]), content["num_classes"], test)
+        ModelConfig.model_validate(case.section())
+        return case
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"--case {name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except KeyError as error:
+        raise UserError(f"--case {name}: {error} is missing: it needs model, image_size and num_classes") from None
 
 
 class Inputs(NamedTuple):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch._C._autograd import DeviceType
 from torch._subclasses import FakeTensorMode
 
 from configs.errors import UserError
@@ -194,20 +196,42 @@ def add_roofline(report: dict[str, Any], case: Case, batch_size: int, kind: str)
         report["share_of_roofline"] = best / report["seconds"]["ours"]["wall"]["median"]
 
 
-def busy_share(work: Callable[[], object], calls: int = 3) -> float:
-    """The share of the wall time in which kernels run on the GPU."""
+def busy_share(work: Callable[[], object], calls: int = 3) -> float | None:
+    """The share of the wall time in which the GPU runs a kernel, a copy or a fill; None: the profiler saw none.
+
+    It sees none where CUPTI is missing or may not be used.
+    """
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        started = time.perf_counter()
         for _ in range(calls):
             work()
-        end.record()
         torch.cuda.synchronize()
-    kernels = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
-    return kernels / (start.elapsed_time(end) / 1e3)
+        elapsed = time.perf_counter() - started
+    return busy_seconds(profiler.events() or []) / elapsed or None
+
+
+def busy_seconds(events: Iterable[Any]) -> float:
+    """Seconds in which at least one of a profile's events ran on the device.
+
+    Each kernel is there twice, by itself and in the time of the operator that launched it: only the former counts.
+    Kernels that run side by side count once.
+
+    Args:
+        events: torch.autograd.profiler_util.FunctionEvent.
+    """
+    ranges = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in events
+        if event.device_type == DeviceType.CUDA and not event.is_user_annotation
+    )
+    busy, reached = 0.0, float("-inf")
+    for start, end in ranges:
+        busy += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return busy / 1e6
 
 
 def runs_without_syncs(work: Callable[[], object]) -> bool | str:

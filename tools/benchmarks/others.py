@@ -35,7 +35,7 @@ def loader_mode(*, repetitions: int, images: int = 16) -> dict[str, Any]:
 
     `ours` hands over uint8, normalised later on the device; `torchvision` is transforms.v2 to normalised floats.
     """
-    for package in ("cv2", "pydantic", "albumentations"):
+    for package in ("cv2", "albumentations"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"loader needs {package}, which is not installed")
     import cv2

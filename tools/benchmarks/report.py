@@ -1,4 +1,4 @@
-"""The report of benchmark.py: the machine that it is of, its rows for people, and two reports side by side."""
+"""The report of a benchmark: what the machine is, rows for people, and what changed since an earlier report."""
 
 from __future__ import annotations
 
@@ -8,28 +8,41 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from configs.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def environment(device: Any, stand_ins: list[str]) -> dict[str, Any]:
-    """Versions, device and commit: what a figure means nothing without."""
+def environment(device: Any, missing: list[str]) -> dict[str, Any]:
+    """Versions, device and commit: what a figure means nothing without.
+
+    Args:
+        device: a torch.device.
+        missing: packages that stand-ins replace (`substitutes.install`).
+    """
     import numpy
     import torch
     import torchvision
 
-    git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     return {
         "versions": {**versions, "numpy": numpy.__version__, "cuda": torch.version.cuda},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
-        "commit": (commit + (" with changes" if changed else "")) or None,
-        "stand_ins": stand_ins,
+        "commit": commit(),
+        "stand_ins": missing,
     }
+
+
+def commit() -> str | None:
+    """The checkout's commit, and whether files differ from it; None without git or outside a repository."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return None
+    return (found.stdout.strip() + (" with changes" if changed.stdout.strip() else "")) or None
 
 
 def processor() -> str:
@@ -41,16 +54,13 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    """A JSON file.
+def write_report(path: Path, report: dict[str, Any]) -> None:
+    """Write a report as JSON, whole or not at all.
 
     Raises:
-        UserError: it is missing or no JSON.
+        UserError: the file cannot be written.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    write_text(path, json.dumps(report, indent=1) + "\n")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, float]:
@@ -64,7 +74,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, float]:
 
 def print_result(name: str, result: dict[str, Any]) -> None:
     """One row for people: quartiles in one line."""
-    print(f"\n{name}")
+    print(f"\n{name}", flush=True)
     if isinstance(result.get("seconds"), dict):
         for contestant, figures in result["seconds"].items():
             shown = [f"{unit} {v['median']:.4g} ({v['q1']:.4g} to {v['q3']:.4g})" for unit, v in figures.items()]
@@ -73,7 +83,7 @@ def print_result(name: str, result: dict[str, Any]) -> None:
         print(f"  {key:<48} {value:,}" if isinstance(value, int) else f"  {key:<48} {value:.4g}")
     for key, value in result.items():
         if isinstance(value, str | bool):
-            print(f"  {key:<48} {value}")
+            print(f"  {key:<48} {value}", flush=True)
 
 
 def print_comparison(new: dict[str, Any], old: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ sections: nothing is checked, for the cases of the benchmark are right. Where py
 from __future__ import annotations
 
 import functools
+import importlib.machinery
 import importlib.util
+import json
 import sys
 import types
 import typing
@@ -62,24 +64,33 @@ def _unchanged(*_: Any, **__: Any) -> Callable:
     return lambda function: function
 
 
+def _stand_in(name: str, **contents: Any) -> None:
+    """Put a module in place. With a spec: `importlib.util.find_spec` raises an error about modules without one."""
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    vars(module).update(contents)
+    sys.modules[name] = module
+
+
+@functools.cache
 def install() -> list[str]:
-    """Put stand-ins in the place of what is missing; returns the names."""
+    """Put stand-ins in the place of what is missing; returns the names, at every call the same."""
     missing = []
     if importlib.util.find_spec("pydantic") is None:
-        module = types.ModuleType("pydantic")
-        vars(module).update(
-            AfterValidator=lambda function: function,
+        _stand_in(
+            "pydantic",
             BaseModel=Model,
+            AfterValidator=lambda function: function,
             ConfigDict=dict,
             Field=lambda default=None, **_: default,
             field_validator=_unchanged,
             model_validator=_unchanged,
             ValidationError=type("ValidationError", (ValueError,), {}),
         )
-        sys.modules["pydantic"] = module
+        _stand_in("pydantic_core", from_json=lambda data, **_: json.loads(data))
         missing.append("pydantic")
     if importlib.util.find_spec("safetensors") is None:
         for name in IMPORT_ONLY:
-            sys.modules[name] = types.ModuleType(name)
+            _stand_in(name)
         missing.append("safetensors")
     return missing

@@ -10,22 +10,26 @@ from typing import Any
 import torch
 
 
-def measure(work: Callable[[], object], device: torch.device) -> dict[str, float]:
-    """Seconds of one call: `cpu` process time, `wall`, and on CUDA `device` between two events."""
+def measure(work: Callable[[], object], device: torch.device, calls: int = 1) -> dict[str, float]:
+    """Seconds of a call: `cpu` process time, `wall`, and on CUDA `device` between two events.
+
+    With several calls in sequence their mean; the device is waited for once, at the end.
+    """
     cuda = device.type == "cuda"
     events = [torch.cuda.Event(enable_timing=True) for _ in range(2)] if cuda else []
     if cuda:
         torch.cuda.synchronize(device)
         events[0].record()
     cpu, wall = time.process_time(), time.perf_counter()
-    work()
+    for _ in range(calls):
+        work()
     if cuda:
         events[1].record()
         torch.cuda.synchronize(device)
     seconds = {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
     if cuda:
         seconds["device"] = events[0].elapsed_time(events[1]) / 1000
-    return seconds
+    return {unit: value / calls for unit, value in seconds.items()}
 
 
 def compare(
@@ -35,10 +39,12 @@ def compare(
     repetitions: int,
     warmup: int,
     device: torch.device,
+    calls: int = 1,
 ) -> dict[str, Any]:
     """Time several pieces of work side by side.
 
     Each repetition runs all of them, in an order that rotates, so that a drift of the machine's speed meets all alike.
+    A repetition calls each one `calls` times (see `measure`).
     The ratio of a repetition is of `cpu` seconds on the CPU and of `wall` seconds on CUDA.
 
     Returns:
@@ -47,13 +53,13 @@ def compare(
     """
     names = list(works)
     for name in names:
-        for _ in range(warmup):
+        for _ in range(warmup * calls):
             works[name]()
     seconds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for repetition in range(repetitions):
         shift = repetition % len(names)
         for name in names[shift:] + names[:shift]:
-            seconds[name].append(measure(works[name], device))
+            seconds[name].append(measure(works[name], device, calls))
     clock = "wall" if device.type == "cuda" else "cpu"
     result: dict[str, Any] = {}
     for name in names:

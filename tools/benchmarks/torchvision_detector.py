@@ -18,6 +18,7 @@ from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScale
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from configs.detection import ModelConfig, TestConfig
+from configs.errors import UserError
 from detection.anchors import sizes_of_levels
 
 LEVEL_CHANNELS = {"layer1": 256, "layer2": 512, "layer3": 1024, "layer4": 2048}
@@ -100,7 +101,7 @@ class TorchvisionDetector(nn.Module):
     def __init__(self, config: ModelConfig, num_classes: int, test: TestConfig) -> None:
         super().__init__()
         if config.stride_in_1x1:
-            raise ValueError("torchvision's ResNets stride in the 3x3 convolution")
+            raise UserError("model.stride_in_1x1: torchvision's ResNets stride in the 3x3 convolution: set it to false")
         self.backbone, head, width, pooler, channels = _parts(config)
         sizes = sizes_of_levels(config.anchors)
         make_anchors = AnchorGenerator if config.anchors.rounded else UnroundedAnchors
@@ -133,7 +134,11 @@ class TorchvisionDetector(nn.Module):
 def _parts(config: ModelConfig) -> tuple[nn.Module, nn.Module, int, nn.Module, int]:
     """Backbone, box head, the head's width, RoI pooler, channels of the RPN's maps."""
     box = config.box
-    assert isinstance(config.backbone, str), "torchvision's nets have names"
+    if not isinstance(config.backbone, str) or not hasattr(torchvision.models, config.backbone):
+        raise UserError(
+            f"model.backbone: {config.backbone!r} is not one of torchvision's nets, so torchvision cannot take part: "
+            "name one of its nets, or leave torchvision out of --contestants"
+        )
     if config.backbone.startswith("vgg"):
         body = VggBody(getattr(torchvision.models, config.backbone)().features)
         _freeze(*list(body.features)[: 5 if config.frozen_stages == 1 else 10 if config.frozen_stages else 0])
