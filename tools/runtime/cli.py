@@ -189,7 +189,7 @@ def _complain(message: str, *, once: bool = False) -> None:
 
 
 def _readable(error: Exception) -> str | None:
-    """The one line of a mistake that the user can mend; None: a mistake of ours."""
+    """The one line of a mistake that the user can fix; None: a mistake of ours."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None and (error.filename or error.errno in _FULL):
