@@ -1,10 +1,9 @@
-"""The table of runs: values by hand, states, formats, figures side by side, mistakes in one line."""
+"""The table of runs: values by hand, formats, figures side by side, mistakes in one line."""
 
 from __future__ import annotations
 
 import csv
 import io
-import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from PIL import Image
 from configs.errors import UserError
 from tests.tools.runtime.test_curves import write
 from tools import runs
-from tools.runtime.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -58,21 +56,6 @@ def test_figures_that_are_asked_for(folder, capsys):
     assert (first["best loss"], first["last loss"]) == ("0.9 at 20", "0.9")
     assert (first["best voc12.mAP"], second["best voc12.mAP"]) == ("0.5 at 20", "")
     assert (second["best loss"], second["last loss"]) == ("1 at 5", "2")
-
-
-def test_states(folder, capsys):
-    run = folder / "a"
-    assert [row["state"] for row in table(capsys, run)] == ["stopped"]
-    (run / ".lock").write_text("process 1 on a machine\n")  # of a process that was killed
-    assert [row["state"] for row in table(capsys, run)] == ["stopped"]
-    with RunFolder(run) as at_work:
-        at_work.prepare(overwrite=True)
-        assert [row["state"] for row in table(capsys, run)] == ["running"]
-    (run / "curves.png").touch()
-    assert [row["state"] for row in table(capsys, run)] == ["finished"]
-    earlier = (run / "metrics.jsonl").stat().st_mtime_ns - 10**9
-    os.utime(run / "curves.png", ns=(earlier, earlier))  # of a training that has gone on since
-    assert [row["state"] for row in table(capsys, run)] == ["stopped"]
 
 
 def test_formats(folder, capsys):
