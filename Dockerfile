@@ -1,7 +1,7 @@
 # Everything that the scripts need, for a CPU; for a GPU: docker build --build-arg TORCH=cuda -t residual-detection .
 #   docker build -t residual-detection .
-#   docker run --rm -v "$PWD/work:/work" residual-detection tools/train_det.py --cfg configs/demo.yaml --out /work/demo
-#   docker run --rm -v "$PWD:/work" residual-detection tools/predict.py --weights /work/best.pt /work/photos --out /work/found
+#   docker run --rm -v "$PWD/results:/workspace" residual-detection tools/train_det.py --cfg configs/demo.yaml --out /workspace/demo
+#   docker run --rm -v "$PWD:/workspace" residual-detection tools/predict.py --weights /workspace/best.pt /workspace/photos --out /workspace/found
 #   docker run --rm --gpus all --shm-size 8g -v ... (with TORCH=cuda; loader processes need the shared memory)
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
@@ -10,7 +10,7 @@ FROM python:${PYTHON}-slim
 ARG TORCH=cpu
 WORKDIR /app
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp/matplotlib
-ENV RESIDUAL_DETECTION_HOME=/work/.cache/residual-detection
+ENV RESIDUAL_DETECTION_HOME=/workspace/.cache/residual-detection
 
 # The dependencies first: they change less often than the code.
 COPY pyproject.toml constraints.txt README.md ./
@@ -28,6 +28,6 @@ COPY tools/ tools/
 COPY LICENSE ./
 RUN grep -vE '^(torch|torchvision)==' constraints.txt > others.txt && pip install -c others.txt -e ".[fast,video]"
 
-VOLUME /work
+VOLUME /workspace
 ENTRYPOINT ["python"]
 CMD ["tools/train_det.py", "--help"]
