@@ -26,7 +26,7 @@ _INTRODUCTION = """\
 # Configuration
 
 Every option there is, with its type, default and meaning. This page is written by `python tools/config_schema.py` from
-the classes in [`configs/`](../configs); change it there.
+the classes in `configs/`; change it there.
 
 A config is a YAML file of sections; `--set section.key=value` changes a value of it on the command line and passes the
 same checks (items of lists by number: `data.train.0.root=my_data`). Unknown keys, and keys that appear twice, are

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from configs.loading import parse_yaml
+from tests.commands import STARTS, parse
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL = re.compile(r"^`([^`]+)`$")
@@ -49,24 +47,9 @@ def test_a_row(row):
         assert match, cell
         assert (ROOT / match[1]).is_file(), match[1]
     assert config.startswith("`configs/")
-    parse(CELL.match(command)[1])
-
-
-def parse(command: str) -> None:
-    """The command's script takes its options, and the files of the checkout that it names exist."""
-    words = shlex.split(command)
-    start = next(index for index, word in enumerate(words) if word.startswith("tools/"))
-    assert words[:start] in (["python"], ["torchrun", "--nproc-per-node", "8"])
-    script = importlib.import_module(words[start].removesuffix(".py").replace("/", "."))
-    make_parser = getattr(script, "make_parser", None) or script.parser
-    options = make_parser().parse_args(words[start + 1 :])
-    for word in words[start:]:
-        if word.startswith(("tools/", "configs/")):
-            assert (ROOT / word).is_file(), word
-    for override in getattr(options, "overrides", None) or []:
-        key, _, value = override.partition("=")
-        assert key
-        parse_yaml(value, "command line")
+    command = CELL.match(command)[1]
+    assert STARTS.match(command)
+    parse(command)
 
 
 def test_every_config_of_the_papers_rows_says_its_expectation():

@@ -5,7 +5,7 @@
     python tools/pretrain.py --cfg configs/imagenet_resnet50.yaml --out runs/r50 --data-root /data --resume
     torchrun --nproc-per-node 8 tools/pretrain.py --cfg configs/imagenet_resnet50.yaml
 
-The run's folder holds config.yaml, metrics.jsonl (the curves of training and test error), TensorBoard events, last.pt,
+The run's folder holds config.yaml, metrics.jsonl and curves.png (training and test error), TensorBoard events, last.pt,
 best.pt, metrics_val.json and metrics.json (of the test set where there is one, with the last weights).
 """
 
@@ -27,6 +27,7 @@ from datasets.classification import build_splits
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import load_checkpoint, save_checkpoint
 from tools.runtime.classification import describe, format_errors, make_normalize, recalibrate_over, test_sets
+from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
 from tools.runtime.resume import refuse_another_training
@@ -78,6 +79,10 @@ def finish(task: ClassificationTask, run: RunFolder, state: State) -> None:
         if "val" in final:
             write_json(run.path / "metrics_val.json", final["val"])
         say(f"\nlast weights (iteration {state.iteration}, {how}): {format_errors(metrics)}")
+    if run.writes:
+        with run.noting():
+            write_curves(run.path)
+        say(f"curves     {run.path / 'curves.png'}")
     say(f"weights    {run.last}")
     net.train()
 

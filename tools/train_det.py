@@ -7,7 +7,7 @@
 
 The run's folder holds config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt (of the best validation;
 without a validation set, the last), metrics_val.json, metrics.json (of the test set, with the last weights),
-detections, pictures and report/index.html.
+detections, curves.png, pictures and report/index.html.
 
 `train.alternating` trains in four phases, as the papers did (docs/improvements.md); otherwise all trains at once.
 Validations during the training use the plain test; the final one does what `test` in the config asks for.
@@ -31,6 +31,7 @@ from detection.compilation import compile_regions
 from detection.evaluation.evaluate import format_table, write_metrics
 from detection.model import Detector, with_described_net
 from tools.runtime import cli, distributed
+from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.guards import before_training
@@ -146,6 +147,8 @@ def finish(
     run = job.run
     if state.metrics is not None and run.writes:
         write_metrics(run.path / "metrics_val.json", state.metrics)
+    with run.noting():
+        curves = write_curves(run.path) if run.writes else None
     final_set, what = (test_set, "test") if test_set is not None else (val_set, "validation")
     if final_set is None:
         say(f"no validation or test set is given: {run.last} is the result")
@@ -161,10 +164,11 @@ def finish(
         say(f"\n{what} set, {len(final_set)} images, last weights (iteration {state.iteration}):\n")
         say(format_table(metrics))
     with run.noting():
-        files = write_results(run.path, final_set.records, outcome.detections, metrics)
+        files = write_results(run.path, final_set.records, outcome.detections, metrics, curves=curves)
         write_pictures(run.pictures, final_set.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {run.pictures} (all on one: {run.pictures / 'overview.png'})")
+    say(f"curves    {run.path / 'curves.png'}")
     say(f"weights   {run.last}")
 
 

@@ -6,8 +6,8 @@
     python tools/train_loc.py --cfg configs/tiny_imagenet_loc_rpn.yaml --resume
 
 Both stages start from a classifier (`model.weights`, a checkpoint of tools/pretrain.py), or with `--init-from` from a
-localiser of the same stage. The run's folder holds config.yaml, metrics.jsonl, TensorBoard events, last.pt, best.pt,
-metrics_val.json and metrics.json (of the test set where there is one, with the last weights).
+localiser of the same stage. The run's folder holds config.yaml, metrics.jsonl, curves.png, TensorBoard events, last.pt,
+best.pt, metrics_val.json and metrics.json (of the test set where there is one, with the last weights).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from datasets.records import Records
 from detection.checkpoint import load_matching
 from detection.localisation import KIND, PerClassRcnn, PerClassRpn, build_localiser, load_localiser
 from tools.runtime import cli, distributed
+from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.localisation import figures, predict, say_table, trivial_figures
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
@@ -152,6 +153,10 @@ def finish(task: LocalisationTask, sets: dict[str, Records], run: RunFolder, sta
         write_json(run.path / "metrics.json", final.get("test", final.get("val")))
         if "val" in final:
             write_json(run.path / "metrics_val.json", final["val"])
+    if run.writes:
+        with run.noting():
+            write_curves(run.path)
+        say(f"curves     {run.path / 'curves.png'}")
     say(f"weights    {run.last}")
 
 

@@ -74,8 +74,17 @@ def test_a_run_learns_and_leaves_what_the_interface_promises(classifier_config, 
     out = tmp_path / "run"
     settings = ["schedule.iterations=30", "schedule.milestones=[20]", "train.validate_every=10", "train.log_every=10"]
     train(classifier_config, out, "--set", *settings)
-    for name in ["config.yaml", "metrics.jsonl", "last.pt", "best.pt", "metrics_val.json", "metrics.json"]:
+    for name in [
+        "config.yaml",
+        "metrics.jsonl",
+        "last.pt",
+        "best.pt",
+        "metrics_val.json",
+        "metrics.json",
+        "curves.png",
+    ]:
         assert (out / name).is_file(), name
+    assert (out / "curves.png").is_file()
     assert list((out / "tensorboard").glob("events*"))
     config = load_config(classifier_config, settings, ClassificationConfig)
     assert load_config(out / "config.yaml", [], ClassificationConfig) == config

@@ -87,7 +87,7 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypat
         "comp4_det_test_red.txt",
         "comp4_det_test_blue.txt",
     ]
-    pictures = ["pictures/overview.png", "pictures/image_6.png", "report/index.html"]
+    pictures = ["pictures/overview.png", "pictures/image_6.png", "report/index.html", "curves.png"]
     for name in ["config.yaml", "metrics.jsonl", "last.pt", "best.pt", *results, *pictures]:
         assert (out / name).is_file(), name
     assert list((out / "tensorboard").glob("events*"))
@@ -104,13 +104,17 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypat
     assert [(line["split"], line["iteration"]) for line in lines] == [
         ("train", 2),
         ("val", 2),
+        ("val_classes", 2),
         ("train", 4),
         ("val", 4),
+        ("val_classes", 4),
     ]
+    assert lines[2]["voc12"].keys() == lines[2]["coco"].keys() == {"red", "blue"}
     assert lines[0]["rate"] == 0.002  # 0.004 at 4 images, 2 images a step
     assert lines[0]["loss"] == pytest.approx(sum(v for k, v in lines[0].items() if k.startswith("loss_")), rel=1e-5)
     assert set(json.loads((out / "metrics.json").read_text())) >= {"voc07", "voc12", "coco"}
 
+    assert '<section id="training">' in (out / "report/index.html").read_text()
     assert "0.004 at 4 images a step, so 0.002 at 2" in printed
     assert "2: red, blue" in printed
     assert "4 iterations, 1.333 epochs of 3" in printed

@@ -67,8 +67,17 @@ def rcnn(config, rpn) -> Path:
 
 
 def test_a_run_learns_and_leaves_what_the_interface_promises(rpn):
-    for name in ("config.yaml", "metrics.jsonl", "last.pt", "best.pt", "metrics.json", "metrics_val.json"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "last.pt",
+        "best.pt",
+        "metrics.json",
+        "metrics_val.json",
+        "curves.png",
+    ):
         assert (rpn / name).is_file(), name
+    assert (rpn / "curves.png").is_file()
     metrics = json.loads((rpn / "metrics.json").read_text())
     assert metrics["images"] == 12
     assert metrics["true_class_error"] <= 0.34

@@ -84,8 +84,15 @@ def test_commands_work_in_their_order(tmp_path, tiny_voc):
     assert "init_data.py" in done[0]
     assert len(done) == 9
     results = [
-        *("my_photos_sheet.jpg", "sheet.png", "runs/my_photos/best.pt", "runs/larger/last.pt", "runs/again/best.pt"),
-        *("found_val/report/index.html", "found/detections.json"),
+        *(
+            "my_photos_sheet.jpg",
+            "sheet.png",
+            "runs/my_photos/best.pt",
+            "runs/larger/last.pt",
+            "runs/again/best.pt",
+            "runs.png",
+        ),
+        *("found_val/report/index.html", "found/detections.json", "runs.png"),
     ]
     for path in results:
         assert (tmp_path / path).is_file(), path

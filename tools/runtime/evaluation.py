@@ -127,7 +127,13 @@ def score(records: Records, detections: Detections, protocols: Sequence[Protocol
 
 
 def write_results(
-    folder: Path, records: Records, detections: Detections, metrics: Metrics | None, *, report: bool = True
+    folder: Path,
+    records: Records,
+    detections: Detections,
+    metrics: Metrics | None,
+    *,
+    report: bool = True,
+    curves: Path | None = None,
 ) -> list[Path]:
     """Write detections.json, for VOC sets comp4 files, and metrics.json or, without annotations, a submission file.
 
@@ -137,6 +143,7 @@ def write_results(
         detections: on it.
         metrics: of `score`; None: the set has no annotations.
         report: write the page report/index.html too.
+        curves: a picture of the training's curves for the page.
 
     Returns:
         The files that a person will look for.
@@ -150,7 +157,8 @@ def write_results(
         write_metrics(folder / "metrics.json", metrics)
         written = [folder / "metrics.json", saved]
         if report:
-            written.append(write_report(folder / "report", truth, [Run(folder.name, detections, metrics)]))
+            run = Run(folder.name, detections, metrics)
+            written.append(write_report(folder / "report", truth, [run], curves=curves))
         return written
     source = records.annotation_file
     submission = write_submission(folder, detections, annotation_file=source, detections_json=saved, comp4=comp4)

@@ -36,7 +36,7 @@ class Progress:
             what: a word for the front of the line.
             initial: steps done by an earlier run.
             unit: what a step is called.
-            seconds: time between two lines where the stream is no terminal.
+            seconds: time between two lines where the stream is not a terminal.
             stream: default: the error stream.
         """
         self._stream = stream or sys.stderr

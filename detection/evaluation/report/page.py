@@ -5,6 +5,7 @@ It needs no network and no server. Plots are beside it as PNG files too.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,9 +31,10 @@ SECTIONS = {
     "confusion": "Confusion",
     "missed": "Missed objects",
     "false-positives": "Confident false positives",
+    "training": "Training",
     "notes": "How it is counted",
 }
-"""Id and heading of each section, in the page's order."""
+"""Id and heading of each section, in the page's order; `training` only where there are curves."""
 
 
 def write_report(
@@ -42,6 +44,7 @@ def write_report(
     *,
     images: Path | None = None,
     title: str | None = None,
+    curves: Path | None = None,
 ) -> Path:
     """Write the report of one run, or of two side by side.
 
@@ -51,6 +54,7 @@ def write_report(
         runs: one or two.
         images: folder of the image files; None: where the ground truth says. Without images the galleries show boxes.
         title: of the page; None: the runs' names and the data set's.
+        curves: a PNG of the training's curves (of the first run), for a section of their own.
 
     Returns:
         The page.
@@ -68,7 +72,8 @@ def write_report(
     html = environment.get_template("page.html").render(
         title=title or f"{' and '.join(run.name for run in runs)} on {data_set}",
         facts=_facts(truth, runs, data_set),
-        sections=SECTIONS,
+        sections={name: words for name, words in SECTIONS.items() if name != "training" or curves is not None},
+        curves=None if curves is None else base64.b64encode(curves.read_bytes()).decode("ascii"),
         runs=runs,
         backend=runs[0].metrics.get("coco_backend"),
         cards=tables.cards(runs),

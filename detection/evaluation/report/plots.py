@@ -30,7 +30,7 @@ MOST_PANELS = 100
 MOST_NUMBERED = 25
 """Classes up to which the confusion matrix has numbers in its cells."""
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9.0, "axes.spines.top": False, "axes.spines.right": False,
     "axes.edgecolor": GREY, "axes.labelcolor": INK, "axes.titlesize": 9.5, "axes.titleweight": "bold",
     "axes.titlelocation": "left", "axes.titlecolor": INK, "xtick.color": INK, "ytick.color": INK, "text.color": INK,
@@ -48,7 +48,7 @@ def draw_all(folder: Path, runs: Named) -> dict[str, str]:
     Returns:
         Name of the plot -> its SVG as a data URI.
     """
-    style: dict[Any, Any] = {**_STYLE, **_font_of(runs)}
+    style: dict[Any, Any] = {**STYLE, **_font_of(runs)}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # `font_file` has said it
         figures = {

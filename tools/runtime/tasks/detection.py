@@ -96,9 +96,13 @@ class DetectionTask(Task[DetectionConfig]):
         if distributed.is_main():
             chosen = choose_images(val_set.records, 8)
             picture = sheet([draw_image(val_set.records, outcome.detections, index) for index in chosen])
+        by_class = {name: metrics[name]["per_class"] for name in config.metrics if metrics[name]["per_class"]}
         return Validation(
             metrics=metrics,
-            logs={"val": {**outcome.losses, **{name: _without_classes(metrics[name]) for name in config.metrics}}},
+            logs={
+                "val": {**outcome.losses, **{name: _without_classes(metrics[name]) for name in config.metrics}},
+                **({"val_classes": by_class} if by_class else {}),
+            },
             value=value if self.is_final else None,
             lower_is_better=protocol == "loss",
             words=f"validation loss {outcome.losses['loss']:.4f}, {figures}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -72,7 +73,7 @@ def test_page_has_all_parts_and_plots(made: tuple[GroundTruth, Detections], tmp_
         Image.new("RGB", IMAGE_SIZE[::-1], "teal").save(images / f"{name}.jpg")
     page = write_report(tmp_path / "report", truth, [run_of("a & b", truth, found)], images=images)
     parts = parse(page)
-    assert set(SECTIONS) <= set(parts.ids)
+    assert set(SECTIONS) - set(parts.ids) == {"training"}
     assert parts.counts["img"] == 5
     assert parts.counts["figure"] > MOST_CARDS
     text = page.read_text(encoding="utf-8")
@@ -86,6 +87,17 @@ def test_page_has_all_parts_and_plots(made: tuple[GroundTruth, Detections], tmp_
     for path in (tmp_path / "report" / "plots").iterdir():
         with Image.open(path) as image:
             assert min(image.size) > 200
+
+
+def test_page_takes_in_the_curves(made: tuple[GroundTruth, Detections], tmp_path: Path) -> None:
+    truth, found = made
+    Image.new("RGB", (300, 200), "teal").save(tmp_path / "curves.png")
+    page = write_report(tmp_path / "report", truth, [run_of("a", truth, found)], curves=tmp_path / "curves.png")
+    parts = parse(page)
+    assert set(SECTIONS) <= set(parts.ids)
+    assert parts.counts["img"] == 6
+    content = base64.b64encode((tmp_path / "curves.png").read_bytes()).decode()
+    assert f'src="data:image/png;base64,{content}"' in page.read_text(encoding="utf-8")
 
 
 def test_two_runs_stand_side_by_side(made: tuple[GroundTruth, Detections], tmp_path: Path) -> None:
