@@ -42,13 +42,10 @@ def write_set(root: Path, split: str, count: int) -> None:
         (folder / f"{wnid}_boxes.txt").write_text("\n".join(lines))
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("loc")
-    write_set(root / "data", "train", 16)
-    write_set(root / "data", "val", 6)
-    source = {"format": "tiny_imagenet", "root": str(root / "data")}
-    values = {
+def tiny_values(root: Path) -> dict:
+    """The values of a config that trains stage rpn on the set in `root` for 6 iterations."""
+    source = {"format": "tiny_imagenet", "root": str(root)}
+    return {
         "data": {
             "train": {**source, "split": "train"}, "val": {**source, "split": "val"}, "crop_size": 32,
             "test_resize": 32, "augment": {"crop": "random_resized", "area": [0.7, 1.0]}, "num_workers": 0,
@@ -71,6 +68,14 @@ def config(tmp_path_factory) -> Path:
         "train": {"batch_size": 8, "log_every": 2, "validate_every": 3},
         "test": {"view": "dense", "scales": [32, 48], "proposals": 20},
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("loc")
+    write_set(root / "data", "train", 16)
+    write_set(root / "data", "val", 6)
+    values = tiny_values(root / "data")
     path = root / "tiny_loc.yaml"
     path.write_text(yaml.safe_dump(values))
     return path

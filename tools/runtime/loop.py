@@ -225,6 +225,7 @@ def make_plan(
         monitor.load_state_dict(training.get("monitor"))
         run.lines = training.get("log_lines")
         task.load(training)
+    state = state or State.of(checkpoint)
     return Plan(
         run=run,
         device=device,
@@ -232,12 +233,18 @@ def make_plan(
         optimizer=optimizer,
         parameters=[parameter for parameter in task.net.parameters() if parameter.requires_grad],
         ema=ema,
-        state=state or State.of(checkpoint),
+        state=state,
         monitor=monitor,
         header=header,
         what=what,
         constants=dict(constants or {}),
+        saved=(state.iteration, state.validated) if _is_as(checkpoint, task) else None,
     )
+
+
+def _is_as(checkpoint: Mapping[str, Any] | None, task: Task) -> bool:
+    """Whether last.pt would be written again as it is; then the older one, which goes to make room, stays."""
+    return checkpoint is not None and checkpoint.get("config") == task.checkpoint()["config"]
 
 
 def fit(task: Task, plan: Plan) -> State:
@@ -428,8 +435,13 @@ def _save(task: Task, plan: Plan, path: Path, *, for_resume: bool = True) -> Non
         **({"weights": weights} if plan.ema is not None else {}),
         **content.get("training", {}),
     }
-    keep = task.recipe.train.keep_last if for_resume else 1
-    distributed.on_main(lambda: save_checkpoint(path, content if for_resume else without_training(content), keep=keep))
+    keep = task.recipe.train.keep_last if for_resume else None
+
+    def write() -> None:
+        plan.run.see_that_it_is_there()
+        save_checkpoint(path, content if for_resume else without_training(content), keep=keep)
+
+    distributed.on_main(write)
 
 
 def how_to_resume(run: RunFolder, iteration: int) -> str:
