@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from backbones.weights import check_fields
 from configs.errors import UserError
 from configs.files import replacing
 from tools.runtime import cli, distributed
@@ -47,6 +48,9 @@ class Job:
             content = self._older_checkpoint(error)
         if content.get("kind") != kind:
             raise UserError(f"{self.run.last}: holds a {content.get('kind')!r:.40}, not a {kind}")
+        check_fields(content, self.run.last)
+        if "class_names" not in content:
+            raise UserError(f"{self.run.last}: the checkpoint lacks class_names")
         return content
 
     def _older_checkpoint(self, error: UserError) -> dict[str, Any]:
