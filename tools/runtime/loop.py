@@ -159,7 +159,7 @@ class State:
         training = checkpoint.get("training")
         if not isinstance(training, Mapping) or "optimizer" not in training:
             raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
-        stored = training.get("state")
+        stored: Any = training.get("state")
         known = {each.name for each in fields(cls)}
         try:  # as a mapping: what another version of this project keeps besides is passed over
             values = {name: value for name, value in stored.items() if name in known}
