@@ -230,6 +230,8 @@ def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: the checkpoint's class_names are not a list of texts")
     check_tensors(content["model"], path)
+    if content.get("mean_image") is not None:
+        check_tensors({"mean_image": content["mean_image"]}, path)
     try:
         Preprocessing.from_dict(content["preprocessing"])
     except UserError as error:

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -28,13 +28,14 @@ class NonFiniteWeights(UserError):
     """Weights that would be saved are infinite or no numbers."""
 
 
-def save_checkpoint(path: Path, content: dict[str, Any], *, keep: int = 1) -> None:
+def save_checkpoint(path: Path, content: dict[str, Any], *, keep: int | None = None) -> None:
     """Write `content` so that `path` holds either the old file or the whole new one, also after a power cut.
 
     Args:
         path: where to.
         content: tensors and plain values in dictionaries and lists.
-        keep: so many of the newest files stay: x.pt, and as x_1.pt, x_2.pt, ... what it was before.
+        keep: so many of the newest files stay: x.pt, and as x_1.pt, x_2.pt, ... what it was before. None: x.pt alone is
+            replaced, and no other file touched.
 
     Raises:
         UserError: the file cannot be written.
@@ -42,11 +43,35 @@ def save_checkpoint(path: Path, content: dict[str, Any], *, keep: int = 1) -> No
     """
     _refuse_non_finite(content["model"], path)
     with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save(content, file)
+        _save(content, file)
         file.flush()
         os.fsync(file.fileno())
-        _move_up(Path(path), keep)
+        if keep is not None:
+            _move_up(Path(path), keep)
     _sync_folder(Path(path).parent)
+
+
+def _save(content: dict[str, Any], file: BinaryIO) -> None:
+    """torch.save, but where the file cannot be written, its own OSError: torch hides that behind a RuntimeError."""
+    failures: list[OSError] = []
+
+    class Watched:
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                failures.append(error)
+                raise
+
+        def flush(self) -> None:
+            file.flush()
+
+    try:
+        torch.save(content, Watched())  # pyright: ignore[reportArgumentType]  # write and flush are all that it needs
+    except RuntimeError:
+        if failures:
+            raise failures[0] from None
+        raise
 
 
 def _refuse_non_finite(weights: Mapping[str, Any], path: Path) -> None:

@@ -193,7 +193,7 @@ def _readable(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None and (error.filename or error.errno in _FULL):
-        return f"{error.filename or 'output'}: {os.strerror(error.errno)}"
+        return f"{os.fsdecode(error.filename or 'output')}: {os.strerror(error.errno)}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it here
         return (
             "the GPU's memory is too small: raise train.accumulate, lower train.batch_size, data.max_size "

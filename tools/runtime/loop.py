@@ -9,16 +9,18 @@ several processes, progress.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from backbones.weights import first_line
 from configs.common import OptimConfig, TrainConfig
 from configs.errors import UserError
 from detection.checkpoint import load_strictly
@@ -154,11 +156,18 @@ class State:
         """
         if checkpoint is None:
             return cls()
-        training = checkpoint["training"]
-        if "optimizer" not in training:
+        training = checkpoint.get("training")
+        if not isinstance(training, Mapping) or "optimizer" not in training:
             raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
-        names = {each.name for each in fields(cls)}
-        return cls(**{name: value for name, value in training["state"].items() if name in names})
+        stored: Any = training.get("state")
+        known = {each.name for each in fields(cls)}
+        try:  # as a mapping: what another version of this project keeps besides is passed over
+            values = {name: value for name, value in stored.items() if name in known}
+            return TypeAdapter(cls).validate_python(values, strict=True)
+        except (AttributeError, ValidationError) as error:
+            raise UserError(
+                f"last.pt: training.state is damaged ({first_line(error)}): resume from an older one"
+            ) from None
 
 
 @dataclass
@@ -211,20 +220,21 @@ def make_plan(
     Raises:
         UserError: the checkpoint does not fit.
     """
-    training = checkpoint["training"] if checkpoint is not None else {}
-    if checkpoint is not None:
-        load_strictly(task.net, training.get("weights", checkpoint["model"]), run.last)
     optimizer = build_optimizer(task.net, task.recipe.optim)
     decay = task.recipe.train.ema_decay
     ema = Ema(task.net, decay) if decay else None
     monitor = LossMonitor(device)
+    state = state or State.of(checkpoint)
     if checkpoint is not None:
-        load_optimizer(optimizer, training["optimizer"])
-        if ema is not None:
-            ema.load_state_dict(training.get("ema", checkpoint["model"]))
-        monitor.load_state_dict(training.get("monitor"))
-        run.lines = training.get("log_lines")
-        task.load(training)
+        with _damage_told(run.last):
+            training = checkpoint["training"]
+            load_strictly(task.net, training.get("weights", checkpoint["model"]), run.last)
+            load_optimizer(optimizer, training["optimizer"])
+            if ema is not None:
+                ema.load_state_dict(training.get("ema", checkpoint["model"]))
+            monitor.load_state_dict(training.get("monitor"))
+            run.lines = training.get("log_lines")
+            task.load(training)
     return Plan(
         run=run,
         device=device,
@@ -232,12 +242,32 @@ def make_plan(
         optimizer=optimizer,
         parameters=[parameter for parameter in task.net.parameters() if parameter.requires_grad],
         ema=ema,
-        state=state or State.of(checkpoint),
+        state=state,
         monitor=monitor,
         header=header,
         what=what,
         constants=dict(constants or {}),
+        saved=(state.iteration, state.validated) if _is_as(checkpoint, task) else None,
     )
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """What a checkpoint with parts missing or of a wrong type raises is without limit; here it becomes one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path}: what it holds for --resume is damaged ({type(error).__name__}: {first_line(error)}): resume from "
+            "an older one (last_1.pt, ...), or start a new run from it with --init-from"
+        ) from error
+
+
+def _is_as(checkpoint: Mapping[str, Any] | None, task: Task) -> bool:
+    """Whether last.pt would be written again as it is; then the older one, which goes to make room, stays."""
+    return checkpoint is not None and checkpoint.get("config") == task.checkpoint()["config"]
 
 
 def fit(task: Task, plan: Plan) -> State:
@@ -428,8 +458,13 @@ def _save(task: Task, plan: Plan, path: Path, *, for_resume: bool = True) -> Non
         **({"weights": weights} if plan.ema is not None else {}),
         **content.get("training", {}),
     }
-    keep = task.recipe.train.keep_last if for_resume else 1
-    distributed.on_main(lambda: save_checkpoint(path, content if for_resume else without_training(content), keep=keep))
+    keep = task.recipe.train.keep_last if for_resume else None
+
+    def write() -> None:
+        plan.run.see_that_it_is_there()
+        save_checkpoint(path, content if for_resume else without_training(content), keep=keep)
+
+    distributed.on_main(write)
 
 
 def how_to_resume(run: RunFolder, iteration: int) -> str:

@@ -10,8 +10,9 @@ import platform
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,8 +24,10 @@ from configs.files import write_text
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
 _FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png")
-_RESULTS = ("last_[0-9]*.pt", ".last.pt.*.part", ".best.pt.*.part", "tensorboard/events.out.tfevents.*")
+_RESULTS = ("last_[0-9]*.pt", "tensorboard/events.out.tfevents.*")
 _WRITTEN, _LOCK = ".written.json", ".lock"
+_PART = ".*.[0-9]*-[0-9]*.part"
+"""Files that `configs.files.replacing` had not finished."""
 
 
 class RunFolder:
@@ -84,7 +87,7 @@ class RunFolder:
             self._refuse_to_remove(keep)
         if self.writes:
             self._take_lock()
-            for leftover in [*self.path.glob(".last.pt.*.part"), *self.path.glob(".best.pt.*.part")]:
+            for leftover in self.path.rglob(_PART):
                 leftover.unlink(missing_ok=True)  # of a writer that was killed
         self._replaces = bool(there) and not goes_on
         return goes_on
@@ -192,6 +195,7 @@ class RunFolder:
         self._metrics_file = metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import
 
+        threading.excepthook = _without_tensorboard
         self._tensorboard = SummaryWriter(
             str(self.path / "tensorboard"), purge_step=from_iteration + 1 if from_iteration else None
         )
@@ -206,30 +210,54 @@ class RunFolder:
         """
         if self._metrics_file is None:
             return
+        self.see_that_it_is_there()
         line = {"iteration": iteration, **({"split": prefix} if prefix else {}), **_plain(values)}
-        self._metrics_file.write(json.dumps(line) + "\n")
-        self._metrics_file.flush()
+        with self._telling("metrics.jsonl"):
+            self._metrics_file.write(json.dumps(line) + "\n")
+            self._metrics_file.flush()
         self.lines = (self.lines or 0) + 1
-        for name, value in _flat(values):
-            self._tensorboard.add_scalar(f"{prefix}/{name}" if prefix else name, value, iteration)
+        with self._telling("tensorboard"):
+            for name, value in _flat(values):
+                self._tensorboard.add_scalar(f"{prefix}/{name}" if prefix else name, value, iteration)
 
     def log_picture(self, iteration: int, name: str, picture: np.ndarray) -> None:
         """Show a (H, W, 3) uint8 RGB picture in TensorBoard."""
         if self._tensorboard is not None:
-            self._tensorboard.add_image(name, picture, iteration, dataformats="HWC")
+            with self._telling("tensorboard"):
+                self._tensorboard.add_image(name, picture, iteration, dataformats="HWC")
+
+    def see_that_it_is_there(self) -> None:
+        """Refuse to make a folder anew that somebody removed while the run wrote into it.
+
+        Raises:
+            UserError: it is gone.
+        """
+        if self._metrics_file is not None and not (self.path / "metrics.jsonl").exists():
+            raise UserError(f"{self.path}: the run's folder was removed or unmounted: nothing more can be written")
+
+    @contextmanager
+    def _telling(self, name: str) -> Iterator[None]:
+        """Where the disk is full, and the like, the message names the file."""
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path / name}: cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
         """Finish the files and give the folder free; one in which nothing was written goes."""
         if self._metrics_file is not None:
-            self._metrics_file.close()
-            self._tensorboard.close()
+            for file in (self._metrics_file, self._tensorboard):
+                with suppress(OSError):  # what could not be written was told when it was
+                    file.close()
             self._metrics_file = self._tensorboard = None
+            threading.excepthook = threading.__excepthook__
         if self._lock is not None:
-            (self.path / _LOCK).unlink(missing_ok=True)
+            with suppress(OSError):  # the folder may be gone
+                (self.path / _LOCK).unlink(missing_ok=True)
+                if not any(self.path.iterdir()):
+                    self.path.rmdir()
             os.close(self._lock)
             self._lock = None
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -259,6 +287,12 @@ def provenance(data_root: Path) -> str:
 def write_json(path: Path, values: Any) -> None:
     """Write JSON whole or not at all; NaN becomes null."""
     write_text(path, json.dumps(_plain(values), indent=2) + "\n")
+
+
+def _without_tensorboard(failure: threading.ExceptHookArgs) -> None:
+    """Print what ended a thread, but not TensorBoard's writer: it raises the same again where it is called next."""
+    if type(failure.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+        threading.__excepthook__(failure)
 
 
 def _iteration_of(line: str) -> float:

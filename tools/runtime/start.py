@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from typing import Any
 
 import torch
 
+from backbones.weights import check_fields
 from configs.errors import UserError
+from configs.files import replacing
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import load_checkpoint, older
 from tools.runtime.distributed import say
@@ -40,16 +43,31 @@ class Job:
         if not self.resumes:
             return None
         try:
-            content = load_checkpoint(self.run.last, kind=kind)
-            say(f"resumed    {self.run.last}, after {content.get('training', {}).get('iteration', 0)} iterations")
-            return content
+            content = load_checkpoint(self.run.last)
         except UserError as error:
-            for path in older(self.run.last):
-                with suppress(UserError):
-                    content = load_checkpoint(path, kind=kind)
-                    say(f"warning: {error}: going on from {path}, which was last.pt before")
-                    return content
-            raise
+            content = self._older_checkpoint(error)
+        if content.get("kind") != kind:
+            raise UserError(f"{self.run.last}: holds a {content.get('kind')!r:.40}, not a {kind}")
+        check_fields(content, self.run.last)
+        if "class_names" not in content:
+            raise UserError(f"{self.run.last}: the checkpoint lacks class_names")
+        say(f"resumed    {self.run.last}, after {content.get('training', {}).get('iteration', 0)} iterations")
+        return content
+
+    def _older_checkpoint(self, error: UserError) -> dict[str, Any]:
+        """The newest of the older checkpoints that can be read; it takes the place of last.pt.
+
+        Otherwise the next writing would give the damaged file the name of the good one, and lose that.
+        """
+        for path in older(self.run.last):
+            with suppress(UserError):
+                content = load_checkpoint(path)
+                say(f"warning: {error}: going on from {path}, which was last.pt before")
+                if self.run.writes:
+                    with replacing(self.run.last) as temporary:
+                        shutil.copyfile(path, temporary)
+                return content
+        raise error
 
 
 @contextmanager

@@ -196,6 +196,14 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_in):
     assert one["training"]["state"] == other["training"]["state"]
 
 
+def test_a_finished_run_that_goes_on_writes_nothing_again(tmp_path):
+    """Else the older checkpoint would make room for a copy of the newest."""
+    train(OneWeight(keep_last=2), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+    train(OneWeight(keep_last=2), tmp_path, resumed=True)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")}
+
+
 def test_a_stop_within_a_validation(tmp_path):
     task = OneWeight()
     real = task.validate

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -153,12 +156,45 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
     assert prepare(tmp_path / "run", overwrite=True) is False
 
 
-def test_leftovers_of_a_killed_writer_go(tmp_path):
+@pytest.mark.parametrize(
+    "name", [".last.pt.123-4.part", ".metrics.json.7-140151861197696.part", "report/.x.png.7-1.part"]
+)
+def test_leftovers_of_a_killed_writer_go(tmp_path, name):
     write_a_run(tmp_path / "run")
-    leftover = tmp_path / "run/.last.pt.123-4.part"
+    leftover = tmp_path / "run" / name
+    leftover.parent.mkdir(exist_ok=True)
     leftover.write_text("half")
+    mine = tmp_path / "run/novel.1-2.part"
+    mine.write_text("a person's")
     prepare(tmp_path / "run", resume="must")
     assert not leftover.exists()
+    assert mine.exists()
+
+
+def write_on(path: Path, disturb: Callable[[], None]) -> None:
+    with RunFolder(path) as run:
+        run.prepare()
+        run.open("")
+        disturb()
+        for iteration in range(100):
+            run.log(iteration, {"loss": 1.0})
+
+
+def test_a_folder_that_vanishes(tmp_path):
+    """It is not made anew for what comes later, and TensorBoard's thread says nothing of its own."""
+    path = tmp_path / "run"
+    with pytest.raises(UserError, match="run: the run's folder was removed"):
+        write_on(path, lambda: shutil.rmtree(path))
+    assert not path.exists()
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with pytest.raises(UserError, match="cannot be written: File too large"):
+            write_on(tmp_path / "run", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, old[1])))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 def test_json_has_no_nan(tmp_path):

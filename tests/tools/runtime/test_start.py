@@ -84,6 +84,23 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
     with training(arguments(tmp_path, *given)) as job:
         assert job.checkpoint("detector")["training"]["iteration"] == 1
     assert "last_1.pt, which was last.pt before" in capsys.readouterr().out
+    assert path.read_bytes() == path.with_name("last_1.pt").read_bytes(), (
+        "else the next writing would lose the good one"
+    )
+    path.write_bytes(path.read_bytes()[:-100])
     path.with_name("last_1.pt").unlink()
     with training(arguments(tmp_path, *given)) as job, pytest.raises(UserError, match=r"last\.pt"):
         job.checkpoint("detector")
+
+
+def test_a_checkpoint_of_another_kind_stays(tmp_path):
+    path = tmp_path / "run" / "last.pt"
+    for iteration in (1, 2):
+        save(path, iteration)
+    before = path.read_bytes()
+    with (
+        training(arguments(tmp_path, "--out", str(path.parent), "--resume")) as job,
+        pytest.raises(UserError, match="holds a 'detector', not a"),
+    ):
+        job.checkpoint("classifier")
+    assert path.read_bytes() == before

@@ -1,0 +1,246 @@
+"""Runs that are ended at any moment and go on: equal to the uninterrupted one bit for bit, and nothing left behind.
+
+KILLS=60 SEED=1 pytest -m "" tests/tools/test_kills.py   # so many kills of each training, at other moments
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from forks import Ending, Forks, Order
+
+SEED = int(os.environ.get("SEED", "0"))
+KILLS = int(os.environ.get("KILLS", "20"))
+EACH_STEP = {"log_every": 1, "validate_every": 2, "checkpoint_every": 1, "keep_last": 2, "ema_decay": 0.9}
+
+
+@dataclass
+class Training:
+    """A training that is to be disturbed."""
+
+    script: str
+    config: Path
+    whole: Path
+    """The undisturbed run's folder."""
+    seconds: float
+    events: int
+    forks: Forks
+
+    def __call__(self, out: Path, *more: str, **moment: Any) -> Ending:
+        argv = ["--cfg", str(self.config), "--out", str(out), "--device", "cpu", *more]
+        return self.forks(Order(self.script, argv, str(out) + ".log", **moment))
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture(params=["detection", "classification", "localisation"])
+def training(request, forks, tmp_path) -> Training:
+    """Six steps, three validations, and a test."""
+    if request.param == "localisation":
+        values, script = localisation_values(tmp_path), "tools.train_loc"
+    elif request.param == "classification":
+        values, script = request.getfixturevalue("classifier_values"), "tools.pretrain"
+    else:
+        values, script = yaml.safe_load(request.getfixturevalue("tiny_config").read_text()), "tools.train_det"
+        values["data"]["val"] = values["data"]["test"]
+        values["model"]["backbone"] = {
+            "stem": {"kernel": 3, "width": 8, "stride": 2, "pool": True},
+            "stages": [{"units": 1, "width": 8, "stride": 1 if number == 0 else 2} for number in range(4)],
+            "unit": "basic",
+        }
+    values["train"] |= EACH_STEP
+    values["schedule"] |= {"iterations": 6}
+    config = tmp_path / "kills.yaml"
+    config.write_text(yaml.safe_dump(values))
+    whole = tmp_path / "whole"
+    made = Training(script, config, whole, 0.0, 0, forks)
+    ending = made(whole, folder=str(whole))
+    assert ending.code == 0, ending.output
+    made.seconds, made.events = ending.seconds, ending.events
+    return made
+
+
+def localisation_values(tmp_path: Path) -> dict:
+
+    for split, count in {"train": 8, "val": 2}.items():
+        write_set(tmp_path / "data", split, count)
+    return tiny_values(tmp_path / "data")
+
+
+# ---------------------------------------------------------------------------------------------- what must be equal
+
+
+def content(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for number, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{where}/{number}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b or where.endswith("/num_workers"), where
+
+
+def lines(folder: Path) -> list[dict]:
+    read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in read]
+
+
+def names(folder: Path) -> set[str]:
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return {name for name in files if not name.startswith("tensorboard/")}
+
+
+def assert_equal_runs(whole: Path, parts: Path) -> None:
+    assert lines(whole) == lines(parts)
+    for name in ("last.pt", "last_1.pt", "best.pt"):
+        assert_same(content(whole / name), content(parts / name), name)
+    for name in ("metrics.json", "metrics_val.json"):
+        assert (whole / name).read_bytes() == (parts / name).read_bytes()
+    assert names(whole) == names(parts)
+
+
+def assert_orderly(ending: Ending) -> None:
+    assert "Traceback" not in ending.output, ending.output
+    assert ending.left == []
+
+
+# ---------------------------------------------------------------------------------------------- SIGKILL
+
+
+def kill_often(training: Training, out: Path, kills: int, rng: random.Random) -> None:
+    """Kill a run so many times, at random seconds and random changes of files; then let it end."""
+    number = runs = 0
+    while number < kills:
+        run = out / f"{runs}"
+        while number < kills:
+            if rng.random() < 0.5:
+                moment: dict[str, Any] = {"after": rng.uniform(0.0, 1.2 * training.seconds)}
+            else:
+                moment = {"file_event": rng.randrange(training.events), "folder": str(run)}
+            ending = training(run, "--resume", "auto", **moment)
+            if ending.code == 0:  # it was faster
+                break
+            assert ending.code == -9, (moment, ending.output)
+            assert_orderly(ending)
+            number += 1
+        ending = training(run, "--resume", "auto")
+        assert ending.code == 0, ending.output
+        assert_equal_runs(training.whole, run)
+        runs += 1
+
+
+def test_killed_and_resumed_equals_undisturbed(training, tmp_path):
+    (tmp_path / "runs").mkdir()
+    kill_often(training, tmp_path / "runs", 2, random.Random(f"{SEED} {training.script}"))
+
+
+@pytest.mark.slow
+def test_killed_many_times(training, tmp_path):
+    (tmp_path / "runs").mkdir()
+    kill_often(training, tmp_path / "runs", KILLS, random.Random(f"{SEED} many {training.script}"))
+
+
+@pytest.mark.slow
+def test_killed_before_each_change_of_a_file(training, tmp_path):
+    """Opening, renaming, linking, removing: each state of the folder is one that a run goes on from."""
+    for event in range(training.events):
+        out = tmp_path / f"run_{event}"
+        ending = training(out, "--resume", "auto", file_event=event, folder=str(out))
+        assert ending.code == -9, (event, ending.output)
+        ending = training(out, "--resume", "auto")
+        assert ending.code == 0, (event, ending.output)
+        assert_equal_runs(training.whole, out)
+
+
+# ---------------------------------------------------------------------------------------------- signals that ask
+
+STAGES = {
+    "tools.train_det": {
+        "data": ("tools.train_det", "build_datasets", 0),
+        "model": ("tools.train_det", "make_detector", 0),
+        "first batch": ("tools.runtime.loop", "_fetch", 0),
+        "step": ("tools.runtime.loop", "_update", 2),
+        "saving": ("tools.runtime.loop", "save_checkpoint", 1),
+        "validation": ("tools.runtime.tasks.detection", "run_detector", 0),
+        "scores": ("tools.runtime.tasks.detection", "score", 1),
+        "test": ("tools.train_det", "run_detector", 0),
+        "results": ("tools.train_det", "write_results", 0),
+    },
+    "tools.pretrain": {
+        "data": ("tools.pretrain", "build_splits", 0),
+        "model": ("tools.pretrain", "build_classifier", 0),
+        "first batch": ("tools.runtime.loop", "_fetch", 0),
+        "step": ("tools.runtime.loop", "_update", 2),
+        "saving": ("tools.runtime.loop", "save_checkpoint", 1),
+        "validation": ("tools.runtime.tasks.classification", "test_sets", 1),
+        "recalibration": ("tools.pretrain", "recalibrate_over", 0),
+        "results": ("tools.pretrain", "write_json", 0),
+    },
+    "tools.train_loc": {
+        "data": ("tools.train_loc", "read_sets", 0),
+        "model": ("tools.train_loc", "make_localiser", 0),
+        "first batch": ("tools.runtime.loop", "_fetch", 0),
+        "step": ("tools.runtime.loop", "_update", 2),
+        "saving": ("tools.runtime.loop", "save_checkpoint", 1),
+        "validation": ("tools.runtime.tasks.localisation", "predict", 1),
+        "test": ("tools.train_loc", "predict", 0),
+        "results": ("tools.train_loc", "write_json", 0),
+    },
+}
+ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+def ask(training: Training, out: Path, stage: str, number: int, *more: str, group: bool = False) -> None:
+    """Code 3 and one line or two; then the run goes on to the same end."""
+    at = STAGES[training.script][stage]
+    ending = training(out, "--resume", "auto", *more, at=at, number=int(number), group=group)
+    assert ending.code == 3, (stage, number, ending.output)
+    assert_orderly(ending)
+    assert "is written" in ending.output or "nothing is lost" in ending.output
+    if out.exists():  # else it was asked before it began to write
+        assert not [name for name in names(out) if name.startswith(".") and name != ".written.json"]
+    ending = training(out, "--resume", "auto", *more)
+    assert ending.code == 0, (stage, number, ending.output)
+    assert_equal_runs(training.whole, out)
+
+
+def test_asked_to_stop(training, tmp_path):
+    rng = random.Random(f"{SEED} ask {training.script}")
+    stage = rng.choice(sorted(STAGES[training.script]))
+    ask(training, tmp_path / "run", stage, rng.choice(ASKING))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_asked_to_stop_at_each_stage(training, tmp_path, workers):
+    for turn, stage in enumerate(STAGES[training.script]):
+        for signals in range(2):
+            number = ASKING[(turn + 2 * signals) % 4]
+            out = tmp_path / f"{stage.replace(' ', '_')}_{number}"
+            ask(training, out, stage, number, "--set", f"data.num_workers={workers}", group=signals == 1)
