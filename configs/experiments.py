@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -39,6 +39,8 @@ class TrainedConfig(Section):
 class TestedConfig(Section):
     """A test of the last checkpoints of an entry of `runs`, which must be a detector."""
 
+    __test__: ClassVar[bool] = False
+    """pytest must not take the class for a test."""
     name: str
     """What tables call it."""
     run: Name

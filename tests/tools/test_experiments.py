@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from configs.experiments import ClaimConfig, ColumnConfig
+from configs.experiments import ClaimConfig, ColumnConfig, TestedConfig, TrainedConfig
 from tools import experiments as script
 from tools.runtime import cli, experiment_runs
+from tools.runtime.checkpoint import load_checkpoint
 from tools.runtime.results_page import Page, cell, judge, read_results, redrawn
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -154,6 +156,101 @@ def test_a_cell():
     assert cell([], column) == ""
     assert cell([0.5], column) == "0.50"
     assert cell([1.0, 2.0, 3.0], column) == "2.00 ± 1.00"
+
+
+# ---------------------------------------------------------------------------------------------- tests of detectors
+
+
+def test_changes_are_chosen_on_val_by_the_mean_over_the_seeds(monkeypatch):
+    on_val = {("a", 0): 0.3, ("a", 1): 0.5, ("b", 0): 0.45, ("b", 1): 0.36, ("", 0): 0.1, ("", 1): 0.1}
+    asked = []
+
+    def tested(group, overrides, split, machine):
+        change = overrides[-1] if len(overrides) > 1 else ""
+        asked.append((split, change, [training.seed for training in group]))
+        value = on_val[change, group[0].seed] if split == "val" else 0.9
+        return {"images": 1, "cpu_seconds_an_image": 0.0, "metrics": {"coco": {"AP": value}}}
+
+    monkeypatch.setattr(experiment_runs, "_tested", tested)
+    entry = TrainedConfig(name="net", config="x")
+    trainings = [SimpleNamespace(entry=entry, seed=seed) for seed in (0, 1)]
+    test = TestedConfig(name="t", run="net", overrides=["first"], among=[[], ["b"], ["a"]])
+    entries = experiment_runs.carry_out_test(test, trainings, None)
+    assert [each["overrides"] for each in entries] == [["first", "b"], ["first", "b"]]
+    assert entries[0]["on_val"] == {"none": 0.1, "b": pytest.approx(0.405), "a": 0.4}
+    assert [each for each in asked if each[0] == "test"] == [("test", "b", [0]), ("test", "b", [1])], "only the chosen"
+    assert [(each["seed"], each["metrics"]["coco"]["AP"]) for each in entries] == [(0, 0.9), (1, 0.9)]
+
+    asked.clear()
+    together = TestedConfig(name="e", run="net", ensemble=True)
+    (only,) = experiment_runs.carry_out_test(together, trainings, None)
+    assert only["seeds"] == [0, 1]
+    assert asked == [("test", "", [0, 1])]
+
+
+@pytest.mark.slow
+def test_detectors_of_both_kinds_with_tests_and_a_start(tmp_path, tiny_config):
+    """All that an experiment can ask of detectors, on the tiny set."""
+    values = yaml.safe_load(tiny_config.read_text())
+    values["schedule"]["iterations"] = 2
+    values["model"] |= {"neck": "fpn", "fpn_channels": 8, "anchors": {"sizes": [[8], [16], [32], [48], [64]]}}
+    values["model"]["rpn"]["hidden_channels"] = 8
+    values["model"]["box"]["fc_width"] = 16
+    values["data"]["val"] = values["data"]["test"]
+    tiny_config.write_text(yaml.safe_dump(values))
+    folder = tmp_path / "experiments"
+    folder.mkdir()
+    experiment = {
+        "title": "Tiny",
+        "budget": "2 iterations.",
+        "seeds": [0, 1],
+        "runs": [
+            {"name": "ours", "config": "tiny"},
+            {"name": "torchvision", "config": "tiny", "trainer": "torchvision", "seeds": [0]},
+            {"name": "started", "config": "tiny", "starts_from": "ours", "seeds": [1, 2]},
+        ],
+        "tests": [
+            {
+                "name": "voting",
+                "run": "ours",
+                "overrides": ["test.vote_iou=0.5"],
+                "among": [[], ["test.scales=[48,64]"]],
+            },
+            {"name": "both", "run": "ours", "ensemble": True},
+        ],
+        "columns": [{"title": "AP", "metric": "metrics.coco.AP"}],
+    }
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(experiment))
+    results = tmp_path / "results"
+    command = ["run", "tiny", "--experiments", folder, "--results", results, "--out", tmp_path / "runs"]
+    assert run(*command, "--device", "cpu") == 0
+    content = read_results(results / "tiny.json")
+    assert [(each["name"], each["seed"]) for each in content["runs"]] == [
+        ("ours", 0), ("ours", 1), ("torchvision", 0), ("started", 1), ("started", 2),
+    ]  # fmt: skip
+    first = {seed: (tmp_path / f"runs/tiny/started/seed{seed}/config.yaml").read_text() for seed in (1, 2)}
+    assert "ours/seed1/last.pt" in first[1]
+    assert "ours/seed0/last.pt" in first[2], "no such seed: the first one's"
+    assert [each["name"] for each in content["tests"]] == ["voting", "voting", "both"]
+    assert all("AP" in each["metrics"]["coco"] for each in content["runs"] + content["tests"])
+
+
+def test_a_deeper_net_starts_from_a_trained_one(study):
+    path = study["--experiments"] / "tiny.yaml"
+    values = yaml.safe_load(path.read_text())
+    deeper = {"name": "deeper", "config": "tiny_net", "starts_from": "plain", "deepen": [2, 1],
+              "overrides": ["model.plain=true", "model.backbone.stages.0.units=2"]}  # fmt: skip
+    changes = {"runs": [values["runs"][0], deeper], "claims": [], "seeds": [3], "figures": []}
+    path.write_text(yaml.safe_dump({**values, **changes}))
+    (study["--experiments"].parent / "tiny_net.yaml").write_text(
+        (study["--experiments"].parent / "tiny_net.yaml").read_text().replace("mean: pixel", "mean: channel")
+    )
+    assert run("run", "tiny", *options(study, "--experiments", "--results", "--out"), "--device", "cpu") == 0
+    folder = study["--out"] / "tiny/deeper"
+    assert (folder / "start_seed3.pt").is_file()
+    units = {name.split(".")[1] for name in load_checkpoint(folder / "seed3/last.pt")["model"] if "layer1." in name}
+    assert units == {"0", "1"}, "two units where the trained net has one"
+    assert read_results(study["--results"] / "tiny.json")["runs"][1]["starts_from"] == "plain"
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
