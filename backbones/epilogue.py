@@ -26,7 +26,7 @@ def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, inplac
     """
     if residual is not None:
         residual = _laid_out_as(residual, x)
-    if kernels := kernels_for(x, "backbones"):
+    if kernels := kernels_for(x, "backbones.triton_kernels"):
         output = x if inplace else torch.empty_like(x)
         kernels.bias_relu(x, bias, residual, output)
         return output
@@ -45,7 +45,7 @@ def relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
 def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
     """The same from a gradient that comes along two ways: `first` + `second`."""
     first, second = _laid_out_as(first, output), _laid_out_as(second, output)
-    if kernels := kernels_for(output, "backbones"):
+    if kernels := kernels_for(output, "backbones.triton_kernels"):
         return kernels.sum_relu_backward(first, second, output)
     return relu_backward(first + second, output)
 

@@ -182,7 +182,7 @@ class Chain:
 
 def chain_for(stage: Stage, x: Tensor, *, entered: bool = False) -> Chain | None:
     """The stage's units as a chain, where that serves: on CUDA with Triton, with constant batch norm; else None."""
-    if torch.compiler.is_compiling() or kernels_for(x, "backbones") is None:
+    if torch.compiler.is_compiling() or kernels_for(x, "backbones.triton_kernels") is None:
         return None
     chain = stage.chain
     if chain is None or chain.entered != entered or not chain.is_current():

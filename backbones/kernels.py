@@ -10,13 +10,13 @@ from types import ModuleType
 import torch
 
 
-def kernels_for(tensor: torch.Tensor, package: str) -> ModuleType | None:
-    """`<package>.triton_kernels` for a tensor on CUDA where Triton is installed, else None."""
-    return _kernels(package) if tensor.is_cuda else None
+def kernels_for(tensor: torch.Tensor, module: str) -> ModuleType | None:
+    """The module of Triton kernels of this name for a tensor on CUDA where Triton is installed, else None."""
+    return _kernels(module) if tensor.is_cuda else None
 
 
 @functools.cache
-def _kernels(package: str) -> ModuleType | None:
+def _kernels(module: str) -> ModuleType | None:
     if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
         return None
-    return importlib.import_module(f"{package}.triton_kernels")
+    return importlib.import_module(module)

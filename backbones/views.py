@@ -51,10 +51,10 @@ def dense_logits(net: nn.Module, x: Tensor, crop_size: int) -> Tensor:
         x: (B, 3, H, W) float, normalised; any H and W.
         crop_size: side of the training crop, pixels.
     """
-    if isinstance(net, VGG):
-        return _dense_vgg(net, x)
-    if not getattr(net, "pools_globally", True):
+    if not getattr(net, "pools_globally", True) and not isinstance(net, VGG):
         return net(x)
+    if not hasattr(net, "fc"):
+        return _dense_vgg(cast(VGG, net), x)
     pooled = cast(PooledNet, net)
     last = next(reversed(pooled.stage_strides))
     features = pooled.forward_stages(x, [last])[last]

@@ -184,13 +184,7 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
                 f"{url}: sends more than the {archive.size} bytes of {archive.name}: another file: try --mirror URL"
             ) from None
         except (URLError, HTTPException, OSError) as error:
-            if isinstance(error, OSError) and error.errno in (
-                errno.ENOSPC,
-                errno.EDQUOT,
-                errno.EACCES,
-                errno.EROFS,
-                errno.EFBIG,
-            ):
+            if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
                 raise UserError(f"{part}: cannot be written: {error.strerror}") from error
             reason = getattr(error, "reason", None) or error
         else:

@@ -139,13 +139,7 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
 
     images, boxes, names, flags, counts = [], [], [], [], []
     for image_id in image_ids:
-        xml = root / "Annotations" / f"{image_id}.xml"
-        if annotated and not is_file(xml):
-            raise UserError(
-                f"{xml}: there is no such annotation file, though {source}.txt lists {image_id}: if the image shows no "
-                "object, write unlabelled: empty; if it is not labelled yet, unlabelled: skip"
-            )
-        annotation = read_annotation(xml) if annotated else VocAnnotation("", None, [])
+        annotation = _listed_annotation(root, source, image_id) if annotated else VocAnnotation("", None, [])
         path = _image_path(root, image_id, files.get(image_id, []), annotation.filename)
         if path is None:
             missing = root / "JPEGImages" / f"{image_id}.jpg"
@@ -178,6 +172,17 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
             "with a coordinate below 1, though VOC counts from 1 (a set that counts from 0 needs zero_based: true)",
         )
     return records
+
+
+def _listed_annotation(root: Path, source: str, image_id: str) -> VocAnnotation:
+    """The annotation of an image that `source`.txt lists."""
+    xml = root / "Annotations" / f"{image_id}.xml"
+    if not is_file(xml):
+        raise UserError(
+            f"{xml}: there is no such annotation file, though {source}.txt lists {image_id}: if the image shows no "
+            "object, write unlabelled: empty; if it is not labelled yet, unlabelled: skip"
+        )
+    return read_annotation(xml)
 
 
 def read_image_set(root: Path, image_set: str) -> list[str]:

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from backbones.kernels import kernels_for
+
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 """Bound on dw and dh before the exponential, as in every published Faster R-CNN: a box grows 62.5 times at most."""
 
@@ -76,3 +78,25 @@ def decode_boxes(deltas: Tensor, references: Tensor, weights: Tensor | None = No
 def gather_boxes(boxes: Tensor, index: Tensor) -> Tensor:
     """Boxes (B, S, 4): of each image's (B, N, 4) those at `index` (B, S)."""
     return boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
+
+
+def decode_clipped(
+    deltas: Tensor, rows: Tensor, references: Tensor, places: Tensor, weights: Tensor | None, image_sizes: Tensor,
+    min_size: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Boxes (B, M, 4) cut to their images, and whether they are large enough (B, M); no gradient.
+
+    Args:
+        deltas: (B, N, 4) float32.
+        rows: (B, M) int64, which of them.
+        references: (B, R, 4), or (1, R, 4) if they are the same for all images.
+        places: (B, M) int64, which reference each moves.
+        weights: as for `decode_boxes`.
+        image_sizes: (B, 2), (H, W).
+        min_size: see `large_enough`.
+    """
+    if kernels := kernels_for(deltas, "detection.triton_assignment"):
+        return kernels.decode_clipped(deltas, rows, references, places, weights, image_sizes, min_size)
+    chosen = references[0][places] if len(references) == 1 else gather_boxes(references, places)
+    boxes = clip_boxes(decode_boxes(gather_boxes(deltas, rows), chosen, weights), image_sizes)
+    return boxes, large_enough(boxes, min_size)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from backbones.kernels import kernels_for
 from detection.boxes import pairwise_iou
 
 MAX_ELEMENTS = 1 << 25
@@ -39,6 +40,8 @@ def match(boxes: Tensor, valid: Tensor, candidates: Tensor, candidate_valid: Ten
         candidates: (B, N, 4), or (1, N, 4) if they are the same for all images.
         candidate_valid: (B, N) bool; others match nothing.
     """
+    if kernels := kernels_for(boxes, "detection.triton_assignment"):
+        return Matches(*kernels.match(boxes, valid, candidates, candidate_valid))
     batch_size, num_objects = valid.shape
     num_candidates = candidates.shape[1]
     block = max(1, MAX_ELEMENTS // max(1, batch_size * num_candidates))

@@ -33,7 +33,7 @@ def nms(
         max_output: at most so many survivors an image.
         is_sorted: the scores descend already; saves the sort on CUDA.
     """
-    if kernels := kernels_for(boxes, "detection"):
+    if kernels := kernels_for(boxes, "detection.triton_kernels"):
         return kernels.nms(boxes, scores, valid, groups, iou_threshold, max_output, is_sorted)
     output = torch.full((len(boxes), max_output), -1, dtype=torch.int64, device=boxes.device)
     for image in range(len(boxes)):

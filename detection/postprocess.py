@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from configs.detection import TestConfig
-from detection.boxes import clip_boxes, decode_boxes, gather_boxes, large_enough
+from detection.boxes import decode_clipped, gather_boxes, large_enough
 from detection.nms import nms
 
 MAX_CANDIDATES = 8192
@@ -55,9 +55,8 @@ def select_candidates(
     """
     best, roi_index, labels = _best_pairs(logits.softmax(-1)[..., 1:], roi_valid, score_thresh)
     rows = roi_index * deltas.shape[2] + (labels if deltas.shape[2] > 1 else 0)
-    boxes = decode_boxes(gather_boxes(deltas.flatten(1, 2), rows), gather_boxes(rois, roi_index), delta_weights)
-    boxes = clip_boxes(boxes, image_sizes)
-    return BatchDetections(boxes, best, labels, (best >= 0) & large_enough(boxes, MIN_SIZE))
+    boxes, large = decode_clipped(deltas.flatten(1, 2), rows, rois, roi_index, delta_weights, image_sizes, MIN_SIZE)
+    return BatchDetections(boxes, best, labels, (best >= 0) & large)
 
 
 def collect_candidates(scores: Tensor, boxes: Tensor, roi_valid: Tensor, score_thresh: float) -> BatchDetections:

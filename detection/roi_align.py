@@ -39,7 +39,7 @@ def roi_align(
         sums = _weighted_sums(feature, _taps(feature, rois, scale, size, step, sampling_ratio, aligned))
         side = -(-size // step)
         return _from_rows(sums, (-1, side, side, feature.shape[1]))
-    if kernels := kernels_for(feature, "detection"):
+    if kernels := kernels_for(feature, "detection.triton_kernels"):
         return kernels.roi_align(feature, rois, scale, size, step, sampling_ratio, aligned)
     pooled = torchvision.ops.roi_align(feature.float(), _with_image(rois), size, scale, sampling_ratio, aligned)
     return pooled[:, :, ::step, ::step].to(feature.dtype, memory_format=torch.channels_last, copy=True)
@@ -57,7 +57,7 @@ def roi_align_backward(
     aligned: bool,
 ) -> Tensor:
     """The gradient (B, C, H, W) of the map from that of the output, (B * R, C, T, T); of `feature` the shape counts."""
-    kernels = kernels_for(gradient, "detection")
+    kernels = kernels_for(gradient, "detection.triton_kernels")
     if kernels is not None:
         return kernels.roi_align_backward(gradient, feature, rois, scale, size, step, sampling_ratio, aligned)
     if gradient.device.type == "cpu" or torch.are_deterministic_algorithms_enabled():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from configs.detection import RpnConfig
 from detection.anchors import AnchorGenerator
-from detection.boxes import clip_boxes, decode_boxes, encode_boxes, gather_boxes, large_enough
+from detection.boxes import decode_clipped, encode_boxes, gather_boxes
 from detection.losses import box_loss, mean_count, objectness_loss
 from detection.matching import inside_image, match
 from detection.nms import nms
@@ -100,21 +100,21 @@ class Rpn(nn.Module):
         config = self.config
         before = config.pre_nms_top_n_train if training else config.pre_nms_top_n_test
         after = config.post_nms_top_n_train if training else config.post_nms_top_n_test
-        boxes, scores, levels = [], [], []
+        boxes, usable, scores, levels = [], [], [], []
         level_anchors = output.anchors.split([logits.shape[1] for logits in output.logits])
         for level, (logits, deltas, anchors) in enumerate(
             zip(output.logits, output.deltas, level_anchors, strict=True)
         ):
             best, index = _best(logits, min(before, logits.shape[1]))
-            boxes.append(decode_boxes(gather_boxes(deltas, index), anchors[index]))
+            moved, large = decode_clipped(deltas, index, anchors[None], index, None, image_sizes, config.min_size)
+            boxes.append(moved)
+            usable.append(large)
             scores.append(best)
             levels.append(torch.full_like(index, level))
-        candidates = clip_boxes(torch.cat(boxes, 1), image_sizes)
-        logits = torch.cat(scores, 1)
-        usable = large_enough(candidates, config.min_size)
+        candidates, logits = torch.cat(boxes, 1), torch.cat(scores, 1)
         kept = nms(
-            candidates, logits, usable, torch.cat(levels, 1), config.nms_thresh, min(after, logits.shape[1]),
-            is_sorted=len(levels) == 1,
+            candidates, logits, torch.cat(usable, 1), torch.cat(levels, 1), config.nms_thresh,
+            min(after, logits.shape[1]), is_sorted=len(levels) == 1,
         )  # fmt: skip
         valid = kept >= 0
         kept = kept.clamp(min=0)

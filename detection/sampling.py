@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from backbones.kernels import kernels_for
+
 _MASK32 = 0xFFFFFFFF
 
 
@@ -55,6 +57,8 @@ def random_keys(seed: int, iteration: int, purpose: int, image_index: Tensor, co
         codes: (N,) int64, what the candidates are, whatever the padding; N < 2^20.
     """
     step = _mix_int(_mix_int(seed) << 40 | iteration << 8 | purpose)
+    if kernels := kernels_for(codes, "detection.triton_assignment"):
+        return kernels.random_keys(step, image_index, codes)
     image = _mix32((image_index & _MASK32) ^ step)
     hashed = _mix32(_mix32((codes ^ (codes >> 32)) & _MASK32)[None] ^ image[:, None])
     # The position in the low bits tells apart the few that share a hash.

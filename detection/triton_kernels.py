@@ -33,7 +33,7 @@ GATHERED_CHANNELS = 128
 @triton.jit
 def _overlaps_kernel(
     boxes, groups, valid, order, output, survivors, fallen, words,
-    num_boxes, start, chunk, max_output,
+    num_boxes, order_stride, start, chunk, max_output,
     MIDDLE: tl.constexpr, ODD: tl.constexpr, NUM_WORDS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """128 candidates of a chunk against 64 boxes: later ones of the chunk, or (words from NUM_WORDS on) survivors.
@@ -50,7 +50,7 @@ def _overlaps_kernel(
     boxes += image * num_boxes * 4
     groups += image * num_boxes
     valid += image * num_boxes
-    order += image * num_boxes + start
+    order += image * order_stride + start
     output += image * max_output
     row = first_row + tl.arange(0, ROWS)
     within = word < NUM_WORDS
@@ -109,13 +109,13 @@ def _either(a, b):
 @triton.jit
 def _scan_kernel(
     valid, order, output, survivors, fallen, words,
-    num_boxes, start, chunk, max_output, NUM_WORDS: tl.constexpr, PART: tl.constexpr,
+    num_boxes, order_stride, start, chunk, max_output, NUM_WORDS: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
     """One program an image: 64 candidates of the chunk at a time, who survives, and whom the survivors remove."""
     image = tl.program_id(0).to(tl.int64)
     words += image * NUM_WORDS * 64 * NUM_WORDS
     valid += image * num_boxes
-    order += image * num_boxes + start
+    order += image * order_stride + start
     fallen += image * num_boxes + start
     output += image * max_output
     lane, column = tl.arange(0, 64), tl.arange(0, NUM_WORDS)
@@ -169,9 +169,9 @@ def nms(
     if output.numel() == 0 or num_boxes == 0:
         return output
     if is_sorted:
-        order = torch.arange(num_boxes, device=boxes.device).repeat(batch_size, 1)
+        order, stride = torch.arange(num_boxes, device=boxes.device), 0  # the same for all images
     else:  # invalid boxes stay where their scores put them, and are passed over
-        order = scores.sort(dim=1, descending=True, stable=True).indices
+        order, stride = scores.sort(dim=1, descending=True, stable=True).indices.contiguous(), num_boxes
     boxes, groups, valid = boxes.contiguous(), groups.contiguous(), valid.contiguous().view(torch.uint8)
     state = torch.zeros(batch_size * (num_boxes + 1), dtype=torch.int32, device=boxes.device)
     fallen, survivors = state[: batch_size * num_boxes], state[batch_size * num_boxes :]
@@ -183,12 +183,12 @@ def nms(
         chunk = min(size, num_boxes - start)
         earlier = triton.cdiv(min(start, max_output), 64)
         _overlaps_kernel[(triton.cdiv(chunk, ROWS), num_words + earlier, batch_size)](
-            boxes, groups, valid, order, output, survivors, fallen, words, num_boxes, start, chunk, max_output,
+            boxes, groups, valid, order, output, survivors, fallen, words, num_boxes, stride, start, chunk, max_output,
             MIDDLE=middle, ODD=odd, NUM_WORDS=num_words, ROWS=ROWS, num_warps=ROWS // 32,
             enable_fp_fusion=False,  # a fused multiply-add rounds otherwise than torchvision
         )  # fmt: skip
         _scan_kernel[(batch_size,)](
-            valid, order, output, survivors, fallen, words, num_boxes, start, chunk, max_output,
+            valid, order, output, survivors, fallen, words, num_boxes, stride, start, chunk, max_output,
             NUM_WORDS=num_words, PART=16, num_warps=4,
         )  # fmt: skip
     return output

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backbones.googlenet import GoogLeNet
 from backbones.preprocess import Normalize
+from backbones.resnet import ResNet
 from backbones.weights import Preprocessing
 from configs.errors import UserError
 from configs.localisation import PerClassRpnConfig
@@ -49,6 +51,8 @@ class PerClassRpn(nn.Module):
         self.stage = config.stage or self.last
         if self.stage not in stages:
             raise UserError(f"model.rpn.stage is {self.stage}, but the net has {', '.join(stages)}")
+        if self.classifies and not isinstance(net, ResNet | GoogLeNet):
+            raise UserError("model.rpn.classification_loss_weight: this net's classifier cannot train along: give 0")
         if not config.classification_loss_weight:
             net.pop_classifier()
             for behind in stages[stages.index(self.stage) + 1 :]:

@@ -142,19 +142,6 @@ def test_mistakes_are_named(name, options, words):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "cifar_resnet20"])
-def test_he_initialisation(name):
-    torch.manual_seed(0)
-    net = build_backbone(name)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
-            fan = module.out_channels * module.kernel_size[0] * module.kernel_size[1]
-            assert module.weight.std().item() == pytest.approx((2 / fan) ** 0.5, rel=0.05)
-            assert abs(module.weight.mean().item()) < 0.1 * (2 / fan) ** 0.5
-    assert net.fc.weight.std().item() == pytest.approx((1 / net.fc.in_features) ** 0.5, rel=0.1)
-    assert not net.fc.bias.any()
-
-
 def test_dropout_stands_before_the_classifier():
     torch.manual_seed(0)
     net = build_backbone("cifar_resnet20", dropout=0.5)

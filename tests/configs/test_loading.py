@@ -119,67 +119,6 @@ def test_overrides_that_lead_nowhere(override, expected):
 # ---------------------------------------------------------------------------------------------- messages
 
 
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("optim.lrr=1", "unknown key optim.lrr: did you mean optim.lr?"),
-        ("train.lr=1", "unknown key train.lr: did you mean optim.lr"),
-        ("data.train.0.rot=a", "unknown key data.train.0.rot: did you mean data.train.0.root?"),
-        ("data.augment.photometric.q=1", "data.augment.photometric has p, brightness, contrast, saturation, hue"),
-        ("foo=1", "unknown key foo: the config has seed, data, model,"),
-        ("optim.lr=abc", "optim.lr must be a number, not 'abc'"),
-        ("optim.lr=-1", "optim.lr must be greater than 0, not -1"),
-        ("optim.lr=.nan", "optim.lr must be a finite number, not nan"),
-        ("seed=1.5", "seed must be a whole number, not 1.5"),
-        ("train.channels_last=perhaps", "train.channels_last must be true or false, not 'perhaps'"),
-        ("model.backbone=resnet11", "not 'resnet11': did you mean resnet101?"),
-        ("data.classes=[1, 2]", "data.classes.0 must be text, not 1: put it in quotes"),
-        ("data.min_size=[0]", "data.min_size.0 must be greater than 0, not 0"),
-        ("data.min_size=a", "data.min_size must be a whole number or a list, not 'a'"),
-        ("model.rpn.nms_thresh=2", "model.rpn.nms_thresh must be at most 1, not 2"),
-        ("model.box.bg_iou_range=[1]", "model.box.bg_iou_range.1 is missing"),
-        ("model=3", "model must be a mapping of keys to values, not 3"),
-        ("train=", "train must be a mapping of keys to values, not null"),
-        ("test.vote_iou=0", "test.vote_iou must be greater than 0, not 0"),
-        ("test.refine_round=1", "unknown key test.refine_round: did you mean test.refine_rounds?"),
-        ("metrics=[voc7]", "must be one of voc07, voc12, coco, imagenet_det, not 'voc7': did you mean voc07?"),
-    ],
-)
-def test_message_names_path_value_and_fix(override, expected):
-    text = message(override)
-    assert expected in text
-    assert text.startswith(f"--set {override}: ")
-
-
-def test_what_does_not_fit_together_is_told_in_the_schemas_words():
-    assert message("data.train.0.root=null") == "my.yaml: data.train.0: format voc needs root"
-    for values, expected in (
-        ("{format: csv, images: a}", "format csv needs annotations"),
-        ("{format: voc, root: a, image_set: b, images: c}", "images is for coco, via and csv, or for a folder without"),
-        ("{format: voc, root: a, image_set: b, image_list: c}", "image_list is for voc, yolo, labelme and supervisely"),
-        ("{format: yolo, root: a, unlisted: true}", "unlisted is for voc, without image_set"),
-        ("{format: generated, image_set: val, unlabelled: empty}", "unlabelled is not for format generated"),
-        ("{format: voc, root: a, split: [0.5, 0.4]}", "split [0.5, 0.4]: give two or three shares"),
-        ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
-    ):
-        assert expected in message(f"data.train.0={values}")
-    assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
-    assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
-
-
-@pytest.mark.parametrize(
-    ("override", "expected"),
-    [
-        ("test.scales=[600]", "test: scales [600]: the multi-scale detector compares pairs of scales: give two or"),
-        ("test={scales: [400, 600], tta: {scales: [600]}}", "test: scales and tta.scales exclude each other"),
-        ("test.tta.scales=[600, 600]", "test.tta: scales [600, 600]: a size appears twice"),
-        ("test.tta.merge=vote", "test.tta: merge: vote has nothing to merge: give hflip: true or scales"),
-    ],
-)
-def test_ways_of_testing_that_exclude_each_other(override, expected):
-    assert expected in message(override)
-
-
 def test_mistakes_of_the_file_name_the_file(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(VALID.replace("lr: 1e-3", "learning_rate: 1"))
@@ -187,15 +126,6 @@ def test_mistakes_of_the_file_name_the_file(tmp_path):
         load_config(file)
     assert f"{file}: optim.lr is missing" in str(error.value)
     assert f"{file}: unknown key optim.learning_rate" in str(error.value)
-
-
-def test_several_mistakes_stay_one_line():
-    with pytest.raises(UserError) as error:
-        parse_config({}, [], DetectionConfig, "my.yaml")
-    assert (
-        str(error.value)
-        == "my.yaml: data is missing; my.yaml: model is missing; my.yaml: optim is missing (and 2 more)"
-    )
 
 
 @pytest.mark.parametrize("values_", [[1], "text", 3])

@@ -21,6 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from backbones import triton_kernels as epilogue
+from detection import triton_assignment as assignment
 from detection import triton_kernels as kernels
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -28,7 +29,7 @@ LONG, INT, FLOAT, BYTE, BF16, EXACT = "*i64", "i32", "fp32", "*u8", "*bf16", "*f
 ROI = {"num_rois": INT, "channels": INT, "height": INT, "width": INT, "scale": FLOAT}
 C4 = {"SIZE": 14, "SIDE": 14, "STEP": 1, "RATIO": 0, "ALIGNED": True}
 MIDDLE, ODD = kernels._middle(0.7)
-NMS = {"num_boxes": INT, "start": INT, "chunk": INT, "max_output": INT}
+NMS = {"num_boxes": INT, "order_stride": INT, "start": INT, "chunk": INT, "max_output": INT}
 CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "overlaps": (
         kernels._overlaps_kernel,
@@ -48,6 +49,17 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "roi_align_backward": (
         kernels._roi_align_backward_kernel, {"bins": BF16, "rois": EXACT, "output": BF16, **ROI, "tiles": INT},
         {**C4, "TILE": kernels.TILE, "BLOCK": kernels.GATHERED_CHANNELS}, 4,
+    ),
+    "match": (
+        assignment._match_kernel,
+        {"boxes": EXACT, "valid": BYTE, "candidates": EXACT, "candidate_valid": BYTE, "best_of_object": "*i32",
+         "iou": EXACT, "index": LONG, "is_best": BYTE, "num_objects": INT, "num_candidates": INT, "stride": INT},
+        {"MASKED": True, "SECOND": False, "BLOCK": assignment.BLOCK}, 4,
+    ),
+    "random_keys": (
+        assignment._keys_kernel,
+        {"image_index": LONG, "codes": LONG, "keys": LONG, "count": INT, "step": INT, "mask": "i64"},
+        {"BLOCK": assignment.BLOCK}, 4,
     ),
     "bias_relu": (
         epilogue._bias_relu_kernel,
@@ -69,7 +81,7 @@ def compiled(name: str, capability: int) -> Any:
     places = {key: (number,) for number, key in enumerate(kernel.arg_names)}
     aligned = {places[key]: [["tt.divisibility", 16]] for key, kind in types.items() if kind.startswith("*")}
     source = ASTSource(kernel, signature, {places[key]: value for key, value in constants.items()}, aligned)
-    options = {"num_warps": warps, "enable_fp_fusion": name not in ("overlaps", "scan")}
+    options = {"num_warps": warps, "enable_fp_fusion": name not in ("overlaps", "scan", "match")}
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

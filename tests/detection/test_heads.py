@@ -12,6 +12,7 @@ from torchvision.models.detection.faster_rcnn import (
 )
 
 from backbones.batch_norm import fold_batch_norm
+from backbones.staged import Stage
 from backbones.zoo import build_backbone
 from configs.detection import BoxConfig
 from detection.heads import BoxPredictor, Conv5Head, FcHead
@@ -57,20 +58,6 @@ def test_convolutions_before_the_pooling_equal_those_behind(pool_size, stride_in
     torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
-
-
-def test_the_split_is_used_where_it_is_exact_and_saves_work(monkeypatch):
-    calls = []
-    monkeypatch.setattr(Conv5Head, "after_pooling", lambda self, *maps: calls.append(maps) or torch.zeros(8, 2048))
-    sizes = torch.tensor([[144, 208]])
-    feature, rois = torch.randn(1, 1024, 9, 13), random_rois(torch.Generator().manual_seed(0), 4)[:1].repeat(1, 2, 1)
-    c4_heads("roi_align", 14, False)([feature], rois, sizes)
-    assert len(calls) == 1
-    assert [tuple(m.shape) for m in calls[0]] == [(8, 512, 14, 14), (8, 2048, 7, 7)]
-    c4_heads("roi_align", 14, False, norm="batch")([feature], rois, sizes)  # statistics of the batch are not linear
-    c4_heads("roi_pool", 14, False)([feature], rois, sizes)  # nor is a maximum
-    c4_heads("roi_align", 14, False)([torch.randn(1, 1024, 30, 40)], rois, sizes)  # more pixels than bins
-    assert len(calls) == 1
 
 
 def test_conv5_is_the_nets_last_stage_and_the_mean_of_its_map():
@@ -147,3 +134,11 @@ def test_answers_are_float32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         logits, deltas = BoxPredictor(8, 3)(torch.randn(2, 8))
     assert (logits.dtype, deltas.dtype) == (torch.float32, torch.float32)
+
+
+def test_the_last_stage_of_any_net_is_a_head():
+    """One that is no `Stage` of residual units runs as it is."""
+    for conv5 in (nn.Sequential(nn.Conv2d(4, 6, 1)), nn.Conv2d(4, 6, 1), Stage(nn.Conv2d(4, 6, 1))):
+        head = Conv5Head(conv5, 6, 7)
+        assert not head.can_split()
+        assert head(torch.randn(3, 4, 7, 7)).shape == (3, 6)

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -67,3 +72,57 @@ def test_inside_image_knows_height_from_width():
     anchors = torch.tensor([[0.0, 0.0, 30.0, 10.0], [0.0, 0.0, 10.0, 30.0], [-1.0, 0.0, 5.0, 5.0]])
     sizes = torch.tensor([[10, 30], [30, 10]])  # (H, W)
     assert inside_image(anchors, sizes).tolist() == [[True, False, False], [False, True, False]]
+
+
+KERNELS = """
+import torch
+from detection import triton_assignment as kernels
+from detection.matching import match
+from detection.sampling import _mix_int, random_keys
+generator = torch.Generator().manual_seed(0)
+kernels.BLOCK = 32
+
+def random_boxes(*shape):
+    corner = (torch.rand(*shape, 2, generator=generator) * 60).round()
+    return torch.cat((corner, corner + (torch.rand(*shape, 2, generator=generator) * 40).round()), -1)
+
+for shared, masked, objects, count in (
+    (True, False, 5, 70), (False, True, 8, 33), (False, False, 1, 32), (True, True, 3, 5),
+    (True, False, 0, 9),
+):
+    boxes = random_boxes(2, objects)
+    candidates = random_boxes(1 if shared else 2, count)
+    if count > 4 and objects:
+        candidates[:, :2] = boxes[:1, :1]  # ties, at an overlap of 1
+        candidates[:, 2] = 7.0  # no extent
+    valid = torch.rand(2, objects, generator=generator) < 0.7
+    valid[0] = False  # an image without objects
+    usable = torch.rand(2, count, generator=generator) < 0.7 if masked else None
+    expected = match(boxes, valid, candidates, usable)
+    for ours, theirs in zip(kernels.match(boxes, valid, candidates, usable), expected, strict=True):
+        assert torch.equal(ours, theirs), (shared, masked, objects, ours, theirs)
+
+from detection.boxes import decode_clipped
+for shared, weights, count in ((True, None, 40), (False, torch.tensor([10.0, 10, 5, 5]), 33), (False, None, 0)):
+    deltas = torch.randn(2, 50, 4, generator=generator) * 3
+    deltas[0, 3, 2], deltas[1, 5, 0] = 500.0, float("nan")
+    references = random_boxes(1 if shared else 2, 20)
+    rows, places = torch.randint(0, 50, (2, count), generator=generator), torch.randint(0, 20, (2, count))
+    args = (deltas, rows, references, places, weights, torch.tensor([[50, 90], [70, 40]]), 2.0)
+    for ours, theirs in zip(kernels.decode_clipped(*args), decode_clipped(*args), strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True)
+
+images, codes = torch.tensor([0, 7, 123456789012]), torch.randint(0, 1 << 40, (77,), generator=generator)
+for seed, iteration, purpose in ((0, 0, 0), (3, 90000, 1), (1 << 40, 5, 2), (11, 12, 0)):
+    step = _mix_int(_mix_int(seed) << 40 | iteration << 8 | purpose)
+    assert torch.equal(kernels.random_keys(step, images, codes), random_keys(seed, iteration, purpose, images, codes))
+"""
+
+
+def test_triton_kernels_equal_the_cpus_operators(root: Path):
+    """In Triton's interpreter, bit for bit: ties, images without objects, boxes without extent, no candidate."""
+    pytest.importorskip("triton", minversion="3.7")  # 3.6's interpreter fails with NumPy 2.4, its compiler does not
+    env = dict(os.environ, TRITON_INTERPRET="1", PYTHONPATH=str(root))
+    command = [sys.executable, "-W", "ignore", "-c", KERNELS]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -58,6 +58,14 @@ def test_pairs_of_a_roi_and_a_class_by_hand():
     assert rows(weighted)[0] == ([11, 20, 51, 40], 0.5, 1)
 
 
+def test_a_single_class_has_a_box_of_its_own():
+    deltas = torch.zeros(1, 1, 2, 4)
+    deltas[0, 0, 0], deltas[0, 0, 1, 0] = 9, 0.25
+    rois = torch.tensor([[[10.0, 20.0, 50.0, 40.0]]])
+    found = select_candidates(logits_of([0.5, 0.5]), deltas, rois, torch.tensor([[True]]), SIZE, ONES, 0.05)
+    assert rows(found) == [([20, 20, 60, 40], 0.5, 1)]
+
+
 def test_scores_must_be_above_the_threshold_and_rois_valid():
     logits = torch.zeros(1, 3, 4)  # 0.25 each
     rois = torch.tensor([[[0.0, 0.0, 10.0, 10.0]]]).repeat(1, 3, 1)

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from configs.detection import BoxConfig
-from detection.heads import BoxPredictor
+from detection.heads import BoxPredictor, Conv5Head
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads, TrainingRois
 from detection.rpn import Proposals
+from tests.detection.test_heads import c4_heads
+from tests.detection.test_roi_align import random_rois
 
 OBJECTS = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [40.0, 40.0, 60.0, 80.0], [0.0, 0.0, 0.0, 0.0]]])
 LABELS = torch.tensor([[2, 3, 0]])
@@ -157,6 +159,15 @@ def test_one_box_shared_by_all_classes():
     assert losses["loss_box_reg"].item() == pytest.approx(0.5 * 0.5**2 / 2 / 2, rel=1e-6)
 
 
+def test_a_single_class_has_a_box_of_its_own():
+    """Two outputs: the positive's is the second."""
+    deltas = torch.full((1, 3, 2, 4), 7.0)
+    deltas[0, 0, 1] = torch.tensor([2.0, 0.0, 0.0, 0.0])
+    rois = made_rois()._replace(labels=torch.tensor([[1, 0, 0]]))
+    losses = heads().losses(torch.zeros(1, 3, 2), deltas, rois)
+    assert losses["loss_box_reg"].item() == pytest.approx(1.0 / 2, rel=1e-6)
+
+
 @pytest.mark.parametrize("agnostic", [False, True])
 def test_answers_are_the_predictors_roi_by_roi(agnostic):
     """Two images of two RoIs on maps of x + 10 y and 100 + x + 10 y: each RoI's own value in its own row."""
@@ -170,3 +181,17 @@ def test_answers_are_the_predictors_roi_by_roi(agnostic):
     expected = (values[..., None] @ predictor.bbox_pred.weight.T).reshape(2, 2, -1, 4)
     assert expected.shape[2] == (1 if agnostic else 4)
     torch.testing.assert_close(deltas, expected)
+
+
+def test_the_split_is_used_where_it_is_exact_and_saves_work(monkeypatch):
+    calls = []
+    monkeypatch.setattr(Conv5Head, "after_pooling", lambda self, *maps: calls.append(maps) or torch.zeros(8, 2048))
+    sizes = torch.tensor([[144, 208]])
+    feature, rois = torch.randn(1, 1024, 9, 13), random_rois(torch.Generator().manual_seed(0), 4)[:1].repeat(1, 2, 1)
+    c4_heads("roi_align", 14, False)([feature], rois, sizes)
+    assert len(calls) == 1
+    assert [tuple(m.shape) for m in calls[0]] == [(8, 512, 14, 14), (8, 2048, 7, 7)]
+    c4_heads("roi_align", 14, False, norm="batch")([feature], rois, sizes)  # statistics of the batch are not linear
+    c4_heads("roi_pool", 14, False)([feature], rois, sizes)  # nor is a maximum
+    c4_heads("roi_align", 14, False)([torch.randn(1, 1024, 30, 40)], rois, sizes)  # more pixels than bins
+    assert len(calls) == 1

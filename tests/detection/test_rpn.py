@@ -179,6 +179,28 @@ def test_thresholds(fg, bg, expected):
     assert losses_of(rpn, logits)["loss_objectness"].item() == pytest.approx(sum(parts) / len(parts), rel=1e-5)
 
 
+@pytest.mark.parametrize(("fg", "bg", "expected"), [(0.2, 0.1, "+++"), (0.7, 0.2, ".+.")])
+def test_positive_from_the_threshold_on_and_negative_below_it(fg, bg, expected):
+    """The object covers half of the first and of the third anchor, 50 / 250, and all of the second."""
+    rpn = made_rpn([10], [10], fg_iou_thresh=fg, bg_iou_thresh=bg, positive_fraction=1.0)
+    logits = [1.0, 2.0, -1.0]
+    parts = [entropy(x, sign == "+") for x, sign in zip(logits, expected, strict=True) if sign != "."]
+    loss = losses_of(rpn, logits, boxes=torch.tensor([[[5.0, 0.0, 25.0, 10.0]]]))["loss_objectness"]
+    assert loss.item() == pytest.approx(sum(parts) / len(parts), rel=1e-5)
+
+
+def test_losses_are_over_all_levels():
+    """The object is the second level's anchor, which answers dy = 0.5 in place of 0."""
+    rpn = made_rpn([[10], [20]], [10, 20], smooth_l1_beta=0.0)
+    deltas = torch.zeros(1, 5, 4)
+    deltas[0, 4, 1] = 0.5
+    output = said(rpn, [(2, 2), (1, 1)], [[1.0, 1.0, 1.0, 1.0], [2.0]], deltas)
+    boxes, valid = torch.tensor([[[0.0, 0.0, 20.0, 20.0]]]), torch.tensor([[True]])
+    losses = rpn.losses(output, torch.tensor([[20, 20]]), boxes, valid, **DRAW)
+    assert losses["loss_objectness"].item() == pytest.approx((4 * entropy(1, False) + entropy(2, True)) / 5, rel=1e-5)
+    assert losses["loss_rpn_box_reg"].item() == pytest.approx(0.5 / 5)
+
+
 def test_without_objects_all_are_negative():
     rpn = made_rpn([10], [10])
     losses = losses_of(rpn, [1.0, 2.0, -1.0], torch.ones(1, 3, 4), valid=torch.tensor([[False]]))

@@ -13,11 +13,10 @@ import torch
 from configs.detection import ModelConfig, TestConfig
 from configs.errors import UserError
 from tools import benchmark
-from tools.benchmarks import checks, timing
+from tools.benchmarks import checks, report
 from tools.benchmarks.cases import CASES, Case, make_inputs
 from tools.benchmarks.contestants import Ours, Torchvision, load_plugin, random_weights
 from tools.benchmarks.plugins import detectron2_c4
-from tools.benchmarks.roofline import roofline_seconds
 
 CPU = torch.device("cpu")
 TINY = CASES["tiny"]
@@ -92,6 +91,9 @@ def test_a_ratio_is_refused_where_outputs_differ(tmp_path):
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(UserError, match="defines no class Contestant"):
         load_plugin(tmp_path / "empty.py")
+    (tmp_path / "plugin.txt").write_text("")
+    with pytest.raises(UserError, match=r"its name must end in \.py"):
+        load_plugin(tmp_path / "plugin.txt")
 
 
 def test_a_loss_that_differs_is_named():
@@ -170,35 +172,10 @@ def test_bf16_resembles_float32():
     assert checks.agreement(exact, [(b + 1, s, k) for b, s, k in exact], 0.5, 1e-3) < 0.5
 
 
-def test_order_rotates_and_ratios_are_of_one_repetition(monkeypatch):
-    calls = []
-    clock = iter([3.0, 1.0, 2.0, 8.0, 9.0, 3.0])  # a 3, b 1 | b 2, a 8 | a 9, b 3
-
-    def measure(work, device):
-        work()
-        return {"cpu": next(clock)}
-
-    monkeypatch.setattr(timing, "measure", measure)
-    works = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
-    result = timing.compare(works, reference="b", repetitions=3, warmup=1, device=CPU)
-    assert calls == ["a", "b", "a", "b", "b", "a", "a", "b"]
-    assert result["a"]["ratio"]["median"] == 3.0  # of 3, 4, 3
-    assert result["a"]["cpu"] == {"median": 8.0, "q1": 5.5, "q3": 8.5}
-    assert "ratio" not in result["b"]
-
-
-def test_roofline_takes_the_larger_of_arithmetic_and_traffic():
-    a, b = torch.ones(4, 8), torch.ones(8, 16)
-    arithmetic, elements = 2 * 4 * 8 * 16, 4 * 8 + 8 * 16 + 4 * 16
-    assert roofline_seconds(lambda: a @ b, flops=1.0, bandwidth=1e9) == pytest.approx(arithmetic)
-    assert roofline_seconds(lambda: a @ b, flops=1e9, bandwidth=1.0) == pytest.approx(2 * elements)
-    assert roofline_seconds(lambda: a + a) == 0
-
-
 def test_comparison_with_an_old_report(capsys):
     old = {"row": {"launches": 100, "seconds": {"ours": {"cpu": {"median": 2.0, "q1": 1.0}}}}}
     new = {"row": {"launches": 100, "seconds": {"ours": {"cpu": {"median": 1.0, "q1": 0.5}}}}, "other": None}
-    benchmark.print_comparison(new, old)
+    report.print_comparison(new, old)
     shown = capsys.readouterr().out
     assert "row: seconds.ours.cpu.median 2 -> 1 (0.500)" in shown
     assert "launches" not in shown
@@ -242,7 +219,7 @@ def test_every_mode_runs(mode, tmp_path):
     options = [mode, "--device", "cpu", "--repetitions", "1", "--case", "tiny", "--batch-size", "2", "--out", str(out)]
     benchmark.main(benchmark.make_parser().parse_args(options))
     (row,) = json.loads(out.read_text())["results"].values()
-    assert benchmark.flatten(row)
+    assert report.flatten(row)
 
 
 @pytest.mark.gpu

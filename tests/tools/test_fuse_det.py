@@ -54,36 +54,11 @@ def test_boxes_and_scores_by_hand(tmp_path):
     }
 
 
-def test_weights_by_hand(tmp_path):
-    """Weights 2, 1: x = (1.6 * 10 + 0.4 * 12) / 2 = 10.4, score (2 * 0.8 + 0.4) / 3."""
-    found = by_hand(run(tmp_path, {"a.json": A, "b.json": B}, "--weights", "2", "1"))
-    assert found[7, 18, 10] == ([10.4, 10, 20, 20], pytest.approx(2 / 3))
-    assert found[7, 18, 200][1] == pytest.approx(0.6)
-
-
-def test_overlap_decides(tmp_path):
-    """At 0.9 the two boxes, which overlap by 0.82, stay two."""
-    found = by_hand(run(tmp_path, {"a.json": A, "b.json": B}, "--iou", "0.9"))
-    assert found[7, 18, 10] == ([10, 10, 20, 20], pytest.approx(0.4))
-    assert found[7, 18, 12] == ([12, 10, 20, 20], pytest.approx(0.2))
-
-
-def test_nms_keeps_the_best(tmp_path):
-    found = by_hand(run(tmp_path, {"a.json": A, "b.json": B}, "--method", "nms", "--iou", "0.5"))
-    assert found == {
-        (7, 18, 10): ([10, 10, 20, 20], 0.8),
-        (7, 18, 200): ([200, 100, 50, 30], 0.9),
-        (7, 44, 10): ([10, 10, 20, 20], 0.6),
-        (9, 1, 0): ([0, 0, 10, 10], 0.5),
-    }
-
-
-@pytest.mark.parametrize("method", ["soft_nms", "nmw"])
-def test_other_methods(tmp_path, method):
-    """Boxes that nothing overlaps keep their places."""
-    found = by_hand(run(tmp_path, {"a.json": A, "b.json": B}, "--method", method))
-    assert found[7, 18, 200][0] == [200, 100, 50, 30]
-    assert found[9, 1, 0][0] == [0, 0, 10, 10]
+def test_options_reach_the_fusion(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(fuse_det, "fuse", lambda parts, **options: asked.append(options) or parts[0])
+    run(tmp_path, {"a.json": A, "b.json": B}, "--method", "nmw", "--iou", "0.9", "--weights", "2", "1")
+    assert asked == [{"method": "nmw", "iou": 0.9, "weights": [2.0, 1.0]}]
 
 
 def test_a_detector_with_itself_is_itself(tmp_path):
@@ -135,12 +110,6 @@ def test_mistakes_are_told(tmp_path):
         with pytest.raises(UserError, match=message) as error:
             run(tmp_path, files, *options)
         assert "\n" not in str(error.value)
-
-
-def test_without_the_library_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ensemble_boxes", None)
-    with pytest.raises(UserError, match=r"pip install -e \.\[fusion\]"):
-        run(tmp_path, {"a.json": A, "b.json": B})
 
 
 def test_ids_of_text_come_back_and_inputs_are_not_overwritten(tmp_path):

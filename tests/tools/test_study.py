@@ -98,19 +98,18 @@ def test_an_interrupted_study_goes_on(configs, tmp_path, monkeypatch, capsys):
     real = study.train
     calls = []
 
-    def interrupted(config, folder, *arguments, resume, **more):
-        calls.append((folder.path, resume))
+    def interrupted(config, job):
+        calls.append((job.run.path, job.resumes))
         if len(calls) == 2:
-            folder.path.mkdir(parents=True)
-            (folder.path / "config.yaml").write_text(dump_config(config))
+            (job.run.path / "config.yaml").write_text(dump_config(config))
             raise cli.Interrupted("now")
-        real(config, folder, *arguments, resume=resume, **more)
+        real(config, job)
 
     monkeypatch.setattr(study, "train", interrupted)
     assert run(configs, tmp_path / "study") == 3
     assert "residual/seed0: the same command goes on" in capsys.readouterr().err
     assert run(configs, tmp_path / "study") == 0
-    assert calls[2] == (tmp_path / "study/residual/seed0", True)
+    assert calls[2] == (tmp_path / "study/residual/seed0", False)  # there is no last.pt to go on from
     assert len(calls) == 3
 
 
@@ -121,13 +120,10 @@ def test_another_view_for_the_table(configs, tmp_path):
     assert float(rows(out / "table.csv")[0]["top1_mean"]) == pytest.approx(100 * stored["top1_error"], abs=0.005)
 
 
-def test_curves_are_averaged_over_seeds_and_thinned():
-    assert study.thinned([(i, float(i)) for i in range(1, 8)], points=3) == [(3, 2.0), (6, 5.0), (7, 7.0)]
-    assert study.thinned([]) == []
-    assert study.mean_curve([[(1, 0.2), (2, 0.4)], [(1, 0.4), (2, 0.2), (3, 0.1)]]) == [
-        (1, pytest.approx(0.3)),
-        (2, pytest.approx(0.3)),
-    ]
+def test_a_study_needs_a_set_to_test_on(configs, tmp_path, capsys):
+    without = ("data.val=null", "data.test=null", "data.hold_out=0", "train.validate_every=null")
+    assert run(configs[1:], tmp_path / "study", "--set", *without) == 2
+    assert "there is nothing to test on" in capsys.readouterr().err
 
 
 def test_two_configs_of_one_name_are_refused(configs, tmp_path, capsys):

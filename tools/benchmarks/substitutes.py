@@ -68,6 +68,7 @@ def install() -> list[str]:
     if importlib.util.find_spec("pydantic") is None:
         module = types.ModuleType("pydantic")
         vars(module).update(
+            AfterValidator=lambda function: function,
             BaseModel=Model,
             ConfigDict=dict,
             Field=lambda default=None, **_: default,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,11 +48,25 @@ def draw_image(records: Records, detections: Detections, index: int) -> np.ndarr
 def write_pictures(folder: Path, records: Records, detections: Detections, count: int = 12) -> None:
     """Write pictures of some images, and all of them on one sheet (overview.png)."""
     folder.mkdir(parents=True, exist_ok=True)
+    chosen = choose_images(records, count)
     pictures = []
-    for index in choose_images(records, count):
+    for index, name in zip(chosen, picture_names([Path(records.image_paths[i]) for i in chosen]), strict=True):
         pictures.append(draw_image(records, detections, index))
-        write_picture(folder / f"{Path(records.image_paths[index]).stem}.png", pictures[-1])
+        write_picture(folder / name, pictures[-1])
     write_picture(folder / "overview.png", sheet(pictures))
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """A file name for the picture of each image, all different: its stem, with a number where that is taken already."""
+    taken, names = {"overview"}, []
+    for path in paths:
+        name, number = path.stem, 1
+        while name.lower() in taken:  # some disks do not tell capitals apart
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name.lower())
+        names.append(f"{name}.png")
+    return names
 
 
 def write_picture(path: Path, picture: np.ndarray) -> None:

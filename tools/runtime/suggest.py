@@ -171,6 +171,16 @@ def _has_sides(names: list[str]) -> bool:
 # ---------------------------------------------------------------------------------------------- the file
 
 
+_RULE_OF_GIVEN = (
+    "# Epochs:   for so many images; 5 to 60. More epochs, better boxes, until the validation says otherwise.",
+)
+_RULE_OF_SMALL = (
+    f"# Epochs:   {SHOWN} showings of an image of 240x320 (fewer of larger ones, 8 times as many on a GPU):",
+    f"#           15 to 20 minutes on two cores; {FEWEST_EPOCHS} to {MOST_EPOCHS} epochs. More: better boxes.",
+)
+"""How the number of epochs was chosen for a published detector, and for a small one."""
+
+
 def config_text(
     sources: dict[str, list[SourceConfig]],
     class_names: list[str],
@@ -196,14 +206,6 @@ def config_text(
     """
     time = f"about {in_minutes(plan.minutes)}" if plan.minutes else "not measured"
     amp = ", amp: bf16" if machine.gpu_gib is not None else ""
-    rule = (
-        ["# Epochs:   for so many images; 5 to 60. More epochs, better boxes, until the validation says otherwise."]
-        if model
-        else [
-            f"# Epochs:   {SHOWN} showings of an image of 240x320 (fewer of larger ones, 8 times as many on a GPU):",
-            f"#           15 to 20 minutes on two cores; {FEWEST_EPOCHS} to {MOST_EPOCHS} epochs. More: better boxes.",
-        ]
-    )
     optim = (
         "optim: {name: sgd, lr: 0.01, reference_batch_size: 16, momentum: 0.9, weight_decay: 0.0001}"
         if model
@@ -214,7 +216,7 @@ def config_text(
         f"# Command:  {command}",
         f"# Hardware: {machine}. Time: {time}.",
         f"# Start:    {start}",
-        *rule,
+        *(_RULE_OF_GIVEN if model else _RULE_OF_SMALL),
         "seed: 0",
         "data:",
         *(line for part, items in sources.items() for line in (f"  {part}:", *map(_source_line, items))),

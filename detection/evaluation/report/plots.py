@@ -136,7 +136,7 @@ def _histogram(axis: Axes, analysis: Analysis) -> None:
     counted = outcome != NOT_COUNTED
     bins = np.linspace(0, 1, 41).tolist()
     axis.hist(
-        [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins.tolist(), stacked=True,
+        [values[outcome == TRUE], values[counted & (outcome != TRUE)]], bins=bins, stacked=True,
         color=[RIGHT, WRONG], alpha=0.85, label=["right", "wrong"],
     )  # fmt: skip
     axis.axvline(analysis.threshold, color=INK, linewidth=1, linestyle=":")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 
 from configs.errors import UserError
 from datasets.records import make_records
@@ -33,24 +32,6 @@ def detected(frame: frames.Frame = "voc") -> Detections:
         image([[1.23456, 2, 3, 4]] * 2, [0.1, 1e-7], [2, 1]),
     ]
     return Detections.from_images(["a", "b", "c"], found, ["cat", "dog"], frame=frame)
-
-
-# ---------------------------------------------------------------------------------------------- frames
-
-
-def test_frames_by_hand() -> None:
-    voc = np.array([[1.0, 1.0, 10.0, 20.0]])  # the first ten columns and twenty rows
-    np.testing.assert_array_equal(frames.voc_to_continuous(voc), [[0, 0, 10, 20]])
-    np.testing.assert_array_equal(frames.voc_to_coco(voc), [[0, 0, 10, 20]])
-    np.testing.assert_array_equal(frames.voc_to_coco(voc + 4), [[4, 4, 10, 20]])
-    np.testing.assert_array_equal(frames.coco_to_continuous(np.array([[4.0, 5.0, 10.0, 20.0]])), [[4, 5, 14, 25]])
-    np.testing.assert_array_equal(frames.continuous_to_coco(np.array([[4.0, 5.0, 14.0, 25.0]])), [[4, 5, 10, 20]])
-    np.testing.assert_array_equal(frames.coco_to_voc(np.array([[4.0, 5.0, 10.0, 20.0]])), [[5, 6, 14, 25]])
-
-
-@given(arrays.arrays(np.float64, (5, 4), elements=st.floats(0.5, 1e5)))
-def test_voc_boxes_survive_the_projects_frame_to_the_last_bit(boxes: np.ndarray) -> None:
-    np.testing.assert_array_equal(frames.continuous_to_voc(frames.voc_to_continuous(boxes)), boxes)
 
 
 # ---------------------------------------------------------------------------------------------- as written

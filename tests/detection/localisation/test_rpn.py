@@ -8,7 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from backbones.weights import IMAGENET
+from backbones.zoo import build_backbone
 from configs.errors import UserError
+from configs.localisation import PerClassRpnConfig
 from detection.localisation.layers import to_view
 from detection.localisation.rpn import ANCHOR_PURPOSE, PerClassRpn, sample_evenly
 from detection.matching import match
@@ -204,3 +207,9 @@ def test_the_sample_follows_the_image_not_the_batch_and_changes_with_the_iterati
 
     assert loss([7], 0) == pytest.approx(loss([7, 7], 0), rel=1e-6)
     assert len({loss([7], 0), loss([8], 0), loss([7], 1)}) == 3
+
+
+def test_a_net_without_a_linear_classifier_on_a_mean_cannot_classify_along():
+    net = build_backbone("highway19", num_classes=4)
+    with pytest.raises(UserError, match="classification_loss_weight: this net's classifier"):
+        PerClassRpn(net, PerClassRpnConfig(classification_loss_weight=1.0), 4, IMAGENET)

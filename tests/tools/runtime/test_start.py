@@ -1,4 +1,4 @@
-"""How a training begins: which checkpoint it goes on from."""
+"""How a training begins: its folder, what it starts from, and a folder that is given back."""
 
 from __future__ import annotations
 
@@ -11,13 +11,60 @@ import torch
 from configs.errors import UserError
 from tools.runtime import cli
 from tools.runtime.checkpoint import save_checkpoint
+from tools.runtime.run_folder import RunFolder
 from tools.runtime.start import training
 
 
-def arguments(path: Path, *more: str) -> argparse.Namespace:
+def arguments(tmp_path: Path, *more: str) -> argparse.Namespace:
     parser = cli.make_parser("x", config=True, data_root=True, device=True)
     cli.add_run(parser)
-    return parser.parse_args(["--cfg", "a.yaml", "--out", str(path), "--device", "cpu", *more])
+    given = ["--cfg", str(tmp_path / "my.yaml"), "--device", "cpu", "--data-root", str(tmp_path), *more]
+    return parser.parse_args(given)
+
+
+def save_run(path: Path, kind: str = "detector") -> None:
+    path.mkdir()
+    (path / "config.yaml").write_text("seed: 0\n")
+    content = {"kind": kind, "config": {}, "class_names": [], "preprocessing": {}, "model": {}, "training": {}}
+    save_checkpoint(path / "last.pt", {"format": 1, **content})
+
+
+def test_a_new_run_starts_from_what_is_given(tmp_path):
+    with training(arguments(tmp_path, "--out", str(tmp_path / "run"), "--init-from", "w.pt")) as job:
+        assert (job.device, job.run.path, job.data_root) == (torch.device("cpu"), tmp_path / "run", tmp_path)
+        assert (job.init_from, job.resumes) == ("w.pt", False)
+        assert job.checkpoint("detector") is None
+
+
+def test_the_folder_is_named_after_the_config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with training(arguments(tmp_path)) as job:
+        assert job.run.path == Path("runs/my")
+
+
+def test_a_resumed_run_goes_on_from_its_own_checkpoint(tmp_path):
+    save_run(tmp_path / "run")
+    given = ["--out", str(tmp_path / "run"), "--resume"]
+    with training(arguments(tmp_path, *given, "--init-from", "w.pt")) as job:
+        assert job.resumes
+        assert job.init_from is None
+        checkpoint = job.checkpoint("detector")
+        assert checkpoint is not None
+        assert checkpoint["kind"] == "detector"
+        with pytest.raises(UserError, match="detector"):
+            job.checkpoint("classifier")
+    with pytest.raises(UserError, match=r"--resume|--overwrite"), training(arguments(tmp_path, *given[:2])):
+        pass
+
+
+def test_the_folder_is_locked_meanwhile_and_free_afterwards_whatever_happens(tmp_path):
+    given = arguments(tmp_path, "--out", str(tmp_path / "run"))
+    with training(given), pytest.raises(UserError), RunFolder(tmp_path / "run") as second:
+        second.prepare()
+    with pytest.raises(ZeroDivisionError), training(given):
+        1 / 0  # noqa: B018
+    with training(given):
+        pass
 
 
 def save(path: Path, iteration: int) -> None:
@@ -26,22 +73,17 @@ def save(path: Path, iteration: int) -> None:
     save_checkpoint(path, {**content, "preprocessing": {}, "model": {"w": torch.ones(1)}}, keep=2)
 
 
-def test_a_new_run(tmp_path):
-    with training(arguments(tmp_path / "run", "--init-from", "w.pt")) as job:
-        assert job.checkpoint("detector") is None
-        assert (job.run.path, job.init_from, job.resumes) == (tmp_path / "run", "w.pt", False)
-
-
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
-    path = tmp_path / "last.pt"
+    path = tmp_path / "run" / "last.pt"
     for iteration in (1, 2):
         save(path, iteration)
-    with training(arguments(tmp_path, "--resume", "auto")) as job:
+    given = ["--out", str(path.parent), "--resume"]
+    with training(arguments(tmp_path, *given, "auto")) as job:
         assert job.checkpoint("detector")["training"]["iteration"] == 2
     path.write_bytes(path.read_bytes()[:-100])
-    with training(arguments(tmp_path, "--resume")) as job:
+    with training(arguments(tmp_path, *given)) as job:
         assert job.checkpoint("detector")["training"]["iteration"] == 1
     assert "last_1.pt, which was last.pt before" in capsys.readouterr().out
-    (tmp_path / "last_1.pt").unlink()
-    with training(arguments(tmp_path, "--resume")) as job, pytest.raises(UserError, match=r"last\.pt"):
+    path.with_name("last_1.pt").unlink()
+    with training(arguments(tmp_path, *given)) as job, pytest.raises(UserError, match=r"last\.pt"):
         job.checkpoint("detector")

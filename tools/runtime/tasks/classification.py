@@ -120,7 +120,7 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def load(self, training: Mapping[str, Any]) -> None:
         """Go on with the events of a checkpoint."""
-        events = training.get("events", training["state"])  # until 2026-11 they were a part of the state
+        events = training["events"] if "events" in training else training["state"]  # where they were until 2026-11
         self.warmup.event = events["warmup_event"]
         self.plateau.load_state_dict(events["plateau"])
         self.error.load_state_dict(events["error"])

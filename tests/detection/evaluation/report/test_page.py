@@ -11,16 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detection.evaluation.data import Detections, GroundTruth, align
+from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.report import SECTIONS, Run, write_report
-from detection.evaluation.report.analysis import analyse
 from detection.evaluation.report.gallery import (
     MOST_CARDS,
-    _Placement,
-    confident_false_positives,
-    find_image,
-    worst_missed,
 )
 from detection.evaluation.report.page import set_name
 from tools.benchmarks.synthetic import IMAGE_SIZE, make_set
@@ -126,31 +121,6 @@ def test_a_page_shows_one_or_two_runs(made: tuple[GroundTruth, Detections], tmp_
         write_report(tmp_path, truth, [run_of("x", truth, found)] * 3)
 
 
-def test_galleries_are_capped_and_ordered() -> None:
-    truth, found = make_set("voc", images=300, classes=4, objects=900, detections=3000, seed=2)
-    analysis = analyse(align(truth, found))
-    missed, wrong = worst_missed(analysis), confident_false_positives(analysis)
-    assert len(missed) == len(wrong) == MOST_CARDS
-    counts = [int(card.caption.split()[0]) for card in missed]
-    assert counts == sorted(counts, reverse=True)
-    assert counts[0] == np.bincount(truth.image_index[analysis.overlooked]).max()
-    shown = [analysis.matches.scores[card.focus] for card in wrong]
-    assert shown == sorted(shown, reverse=True)
-    assert shown[0] == found.scores[analysis.outcome == 0].max()
-    assert len({card.image for card in wrong}) == MOST_CARDS
-
-
-def test_images_are_found_by_name_or_id(made: tuple[GroundTruth, Detections], tmp_path: Path) -> None:
-    truth, _ = made
-    (tmp_path / "000002.png").touch()
-    (tmp_path / "other.jpg").touch()
-    assert find_image(truth, 1, tmp_path) == tmp_path / "000002.png"
-    assert find_image(truth, 0, tmp_path) is None
-    named = replace(truth, image_files=[str(tmp_path / "other.jpg")] + ["val/other.jpg"] * 39)
-    assert find_image(named, 0, None) == tmp_path / "other.jpg"
-    assert find_image(named, 1, tmp_path) == tmp_path / "other.jpg"  # the annotation's name goes before the id
-
-
 @pytest.mark.parametrize(
     ("source", "name"),
     [
@@ -164,18 +134,3 @@ def test_images_are_found_by_name_or_id(made: tuple[GroundTruth, Detections], tm
 )
 def test_a_set_is_called_by_its_name_not_its_path(source: str, name: str) -> None:
     assert set_name(source) == name
-
-
-@pytest.mark.parametrize(
-    ("box", "x", "anchor"),
-    [
-        ((10, 50, 30, 90), 12, "start"),
-        ((350, 50, 358, 90), 356, "end"),  # at the picture's right edge: the word ends with the box
-        ((340, 50, 500, 90), 358, "end"),  # a box that leaves the picture
-    ],
-)
-def test_a_word_stays_in_the_picture(box: tuple[int, ...], x: float, anchor: str) -> None:
-    label = _Placement(360, 240).box(np.array(box, dtype=float), "wrong", "", "potted plant").label
-    assert label is not None
-    assert (label.x, label.anchor) == (x, anchor)
-    assert (label.y, label.size) == (47, 11)

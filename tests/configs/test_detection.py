@@ -1,4 +1,4 @@
-"""Every detection YAML loads, says what it is, builds its detector and trains one step."""
+"""Every detection YAML loads, says what it is, builds and trains one step; contradictions are refused."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from configs.loading import load_config
 from datasets.batch import Batch
 from detection.alternating import PHASES
 from detection.model import build_detector
+from tests.configs.test_loading import message
 from tools.runtime.optimizer import scaled_rate
 from tools.runtime.tasks.alternating import config_of_phase
 
@@ -145,3 +146,32 @@ def test_the_papers_test(name):
     assert config.model.box.global_context
     assert (config.test.refine_rounds, config.test.refine_nms_thresh, config.test.vote_iou) == (1, 0.3, 0.5)
     assert config.test.scales == [200, 400, 600, 800, 1000]
+
+
+def test_what_does_not_fit_together_is_told_in_the_schemas_words():
+    assert message("data.train.0.root=null") == "my.yaml: data.train.0: format voc needs root"
+    for values, expected in (
+        ("{format: csv, images: a}", "format csv needs annotations"),
+        ("{format: voc, root: a, image_set: b, images: c}", "images is for coco, via and csv, or for a folder without"),
+        ("{format: voc, root: a, image_set: b, image_list: c}", "image_list is for voc, yolo, labelme and supervisely"),
+        ("{format: yolo, root: a, unlisted: true}", "unlisted is for voc, without image_set"),
+        ("{format: generated, image_set: val, unlabelled: empty}", "unlabelled is not for format generated"),
+        ("{format: voc, root: a, split: [0.5, 0.4]}", "split [0.5, 0.4]: give two or three shares"),
+        ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
+    ):
+        assert expected in message(f"data.train.0={values}")
+    assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
+    assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("test.scales=[600]", "test: scales [600]: the multi-scale detector compares pairs of scales: give two or"),
+        ("test={scales: [400, 600], tta: {scales: [600]}}", "test: scales and tta.scales exclude each other"),
+        ("test.tta.scales=[600, 600]", "test.tta: scales [600, 600]: a size appears twice"),
+        ("test.tta.merge=vote", "test.tta: merge: vote has nothing to merge: give hflip: true or scales"),
+    ],
+)
+def test_ways_of_testing_that_exclude_each_other(override, expected):
+    assert expected in message(override)

@@ -1,0 +1,81 @@
+"""Joint training of a detector as a task: its losses, figures and what its checkpoint says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from configs.loading import load_config
+from datasets.build import build_dataset
+from detection.model import build_detector
+from tools.runtime.evaluation import Outcome
+from tools.runtime.tasks import detection as module
+from tools.runtime.tasks.detection import DetectionTask
+
+CPU = torch.device("cpu")
+
+
+def made(tiny_config, tmp_path, *overrides: str, validates: bool = True, **options) -> DetectionTask:
+    config = load_config(tiny_config, list(overrides))
+    train, test = (build_dataset(config.data, split, tmp_path) for split in ("train", "test"))
+    torch.manual_seed(0)
+    detector = build_detector(config.model, train.class_names, test=config.test).eval()
+    return DetectionTask(config, detector, train, test if validates else None, CPU, **options)
+
+
+def test_it_trains_by_the_configs_schedule(tiny_config, tmp_path):
+    """Six images in batches of 2: an epoch has 3 iterations. The rate is stated for 2 images and halved for 1."""
+    task = made(tiny_config, tmp_path, "schedule={epochs: 4, milestones: [2]}", start=10)
+    assert task.net.training
+    assert task.schedule.iterations == 12
+    assert [task.rate(10 + iteration) for iteration in (0, 5, 6)] == pytest.approx([0.002, 0.002, 0.0002])
+    one = made(tiny_config, tmp_path, "train.batch_size=1", validates=False)
+    assert one.rate(0) == pytest.approx(0.001)
+    assert (task.validates, one.validates) == (True, False)
+
+
+def test_losses_are_the_detectors_at_the_runs_seed(tiny_config, tmp_path):
+    task = made(tiny_config, tmp_path, "seed=3")
+    batch = next(task.batches(0))
+    losses = task.losses(batch, 5)
+    state = {name: value.clone() for name, value in task.net.state_dict().items()}
+    expected = task.net(batch, seed=3, iteration=5)
+    assert losses.keys() == expected.keys()
+    assert all(torch.equal(losses[name], value) for name, value in expected.items())
+    assert task.net.state_dict().keys() == state.keys()
+    again = next(made(tiny_config, tmp_path, "seed=3").batches(1))
+    assert again.index.tolist() != batch.index.tolist()
+
+
+def test_the_checkpoint_is_a_detectors(tiny_config, tmp_path):
+    task = made(tiny_config, tmp_path)
+    content = task.checkpoint()
+    assert (content["kind"], content["class_names"]) == ("detector", ["red", "blue"])
+    assert content["config"] == load_config(tiny_config).model_dump(mode="json")
+    assert content["preprocessing"] == task.net.preprocessing.to_dict()
+    assert task.image_name(2) == "image_2"
+
+
+@pytest.mark.parametrize(
+    ("best", "value", "lower"), [("voc12.mAP", 0.25, False), ("coco.AP50", 0.5, False), ("loss", 1.5, True)]
+)
+def test_the_figure_that_chooses_the_best(tiny_config, tmp_path, monkeypatch, best, value, lower):
+    task = made(tiny_config, tmp_path, f"train.best_metric={best}", "metrics=[voc12, coco]")
+    metrics = {"voc12": {"mAP": 0.25, "per_class": {}}, "coco": {"AP": None, "AP50": 0.5, "per_class": {}}}
+    outcome = Outcome(None, {"loss_objectness": 1.0, "loss": 1.5})  # type: ignore[arg-type]
+    asked = []
+    monkeypatch.setattr(module, "run_detector", lambda *args, **options: asked.append((args, options)) or outcome)
+    monkeypatch.setattr(module, "score", lambda records, detections, protocols: metrics)
+    monkeypatch.setattr(module, "draw_image", lambda *_: np.zeros((8, 8, 3), np.uint8))
+    found = task.validate(7)
+    assert asked[0][0][:2] == (task.net, task.val_set)
+    assert asked[0][1]["losses"]
+    assert (found.value, found.lower_is_better, found.metrics) == (value, lower, metrics)
+    assert found.logs == {
+        "val": {"loss_objectness": 1.0, "loss": 1.5, "voc12": {"mAP": 0.25}, "coco": {"AP": None, "AP50": 0.5}}
+    }
+    assert found.words == "validation loss 1.5000, voc12 0.2500, coco without ground truth"
+    assert found.picture is not None
+    task.is_final = False
+    assert task.validate(7).value is None

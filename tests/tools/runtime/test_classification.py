@@ -1,0 +1,139 @@
+"""What the classification scripts share: the net's input, training batches, errors by hand."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from backbones.preprocess import Normalize
+from backbones.weights import MSRA, Preprocessing
+from configs.classification import ClassificationConfig
+from configs.loading import parse_config
+from datasets.cifar import ImageArrays
+from datasets.classification import Splits
+from tools.runtime.classification import (
+    TrainingError,
+    evaluate,
+    format_errors,
+    make_normalize,
+    recalibrate_over,
+    test_sets,
+    train_feed,
+)
+
+CPU = torch.device("cpu")
+test_sets.__test__ = False  # type: ignore[attr-defined]
+
+
+def config_of(*overrides: str) -> ClassificationConfig:
+    source = {"format": "folders", "root": "x"}
+    values = {
+        "data": {
+            "train": source, "val": source, "crop_size": 4, "test_resize": None, "mean": [10, 20, 30],
+            "std": [1, 2, 4], "augment": {"crop": "pad", "pad": 1}, "num_workers": 0,
+        },
+        "model": {"backbone": "cifar_resnet8"},
+        "optim": {"lr": 0.05, "reference_batch_size": 8},
+        "schedule": {"iterations": 6},
+        "train": {"batch_size": 4},
+    }  # fmt: skip
+    return parse_config(values, list(overrides), ClassificationConfig, "made")
+
+
+def images_of(*pixels: int, labels: list[int] | None = None) -> ImageArrays:
+    """4 x 4 images of one value each; three classes."""
+    images = np.ones((len(pixels), 4, 4, 3), np.uint8) * np.array(pixels, np.uint8)[:, None, None, None]
+    return ImageArrays(images, np.array(labels or [0] * len(pixels), np.int64), ["a", "b", "c"])
+
+
+class Brightness(nn.Module):
+    """Class 0 below 100, 1 below 200, 2 above; it answers in multiples of the pixels' mean."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((1, 2, 3)) / 50
+        return -torch.stack(((mean - 1).abs(), (mean - 3).abs(), (mean - 5).abs()), 1)
+
+
+AS_IT_IS = Normalize(Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
+
+
+def test_errors_by_hand():
+    """Three of four right; of three classes the true one is always among five. The mode comes back."""
+    net = Brightness().train()
+    images = images_of(40, 160, 240, 60, labels=[0, 1, 2, 2])
+    values = evaluate([(net, AS_IT_IS)], images, config_of().data, CPU, batch_size=3)
+    assert net.training
+    assert (values["top1_error"], values["top5_error"], values["images"]) == (0.25, 0.0, 4)
+    logits = net(torch.from_numpy(images.images).permute(0, 3, 1, 2).float())
+    expected = nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2, 2])).item()
+    assert values["loss"] == pytest.approx(expected, rel=1e-5)
+    found = test_sets(config_of(), net, AS_IT_IS, Splits(images, images, None), CPU)
+    assert found.keys() == {"val"}
+    assert found["val"] == pytest.approx(values)
+    assert format_errors({"val": values, "test": {"top1_error": 0.125, "top5_error": 0.01}}) == (
+        "val error 25.00 % (top 5 0.00 %), test error 12.50 % (top 5 1.00 %)"
+    )
+
+
+def test_the_input_is_the_configs_the_sets_or_the_checkpoints(capsys):
+    images, net = images_of(10, 30, 80), nn.Identity()
+    fixed = make_normalize(config_of(), net, images, None, Path())
+    assert fixed.preprocessing == Preprocessing((10, 20, 30), (1, 2, 4))
+    measured = make_normalize(config_of("data.mean=channel"), net, images, None, Path())
+    assert measured.preprocessing.mean == (40, 40, 40)
+    assert measured.mean_image is None
+    pixel = make_normalize(config_of("data.mean=pixel", "data.mean_images=2"), net, images, None, Path())
+    assert torch.equal(pixel.mean_image, torch.full((3, 4, 4), 20.0))  # of the first two
+    assert "of 2 images: 20.00, 20.00, 20.00 (RGB)" in capsys.readouterr().out
+    kept = {"preprocessing": MSRA.to_dict(), "mean_image": torch.ones(3, 4, 4)}
+    resumed = make_normalize(config_of("data.mean=channel"), net, images, kept, Path())
+    assert resumed.preprocessing == MSRA
+    assert torch.equal(resumed.mean_image, torch.ones(3, 4, 4))
+
+
+def test_batches_are_a_function_of_the_iteration():
+    """Parts of a step follow each other; what begins at iteration 2 is what others see there; an epoch is a shuffle."""
+    config = config_of("train.accumulate=2")
+    images = images_of(*range(10, 90, 10), labels=[0, 1, 2, 0, 1, 2, 0, 1])
+    whole = list(itertools.islice(train_feed(images, config, AS_IT_IS, CPU, 0), 8))
+    later = list(itertools.islice(train_feed(images, config, AS_IT_IS, CPU, 2), 4))
+    for one, other in zip(whole[4:], later, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.index, other.index)
+    assert [len(batch.labels) for batch in whole] == [2] * 8
+    seen = torch.cat([batch.index for batch in whole])
+    assert sorted(seen[:8].tolist()) == sorted(seen[8:].tolist()) == list(range(8))
+    assert seen[:8].tolist() != seen[8:].tolist()
+    for batch in whole:
+        assert batch.labels.tolist() == images.labels[batch.index].tolist()
+        values = 10.0 * (batch.index + 1)
+        assert torch.equal(batch.images.amax((1, 2, 3)), values)  # a crop of one value, perhaps with a padded border
+
+
+def test_the_training_error_is_counted_since_each_mark():
+    error = TrainingError(CPU)
+    error.add(torch.tensor(3), 4)
+    assert error.take("log") == 0.75
+    error.add(torch.tensor(1), 4)
+    assert error.take("warmup") == 0.5
+    assert error.take("log") == 0.25
+    assert error.take("log") == 0.0
+    again = TrainingError(CPU)
+    again.load_state_dict(error.state_dict())
+    for one in (error, again):
+        one.add(torch.tensor(2), 2)
+        assert one.take("warmup") == 1.0
+    assert again.state_dict() == error.state_dict()
+
+
+def test_recalibrated_statistics_are_those_of_the_sample():
+    """Pixels 10, 20, 30, 40: mean 25, variance of all values 125 (unbiased, over 64 values: 125 * 64 / 63)."""
+    net = nn.Sequential(nn.BatchNorm2d(3))
+    recalibrate_over(images_of(10, 20, 30, 40), config_of(), net, AS_IT_IS, CPU)
+    torch.testing.assert_close(net[0].running_mean, torch.full((3,), 25.0))
+    assert net[0].running_var[0].item() == pytest.approx(125, rel=0.02)

@@ -1,0 +1,82 @@
+"""Which changes of a config go on with a training, and which make it another one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.detection import DetectionConfig
+from configs.errors import UserError
+from configs.loading import parse_config
+from configs.messages import dotted_names
+from tests.detection.made import VALUES
+from tools.runtime.resume import MAY_CHANGE, refuse_another_training
+
+PATH = Path("run/last.pt")
+STORED = parse_config(VALUES, [], DetectionConfig, "made").model_dump(mode="json")
+
+
+def compare(*overrides: str, stored: dict | None = None, before=("a", "b"), now=("a", "b")) -> None:
+    config = parse_config(VALUES, list(overrides), DetectionConfig, "made")
+    refuse_another_training(PATH, STORED if stored is None else stored, config, list(before), list(now))
+
+
+def test_the_same_config_is_silent(capsys):
+    compare()
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("schedule.iterations=9", "resumed with schedule.iterations 9 (before: 4)"),
+        ("optim.lr=0.5", "resumed with optim.lr 0.5 (before: 0.002)"),
+        ("data.num_workers=1", "resumed with data.num_workers 1 (before: 4)"),
+        ("test.score_thresh=0.5", "resumed with test.score_thresh 0.5 (before: 0.05)"),
+        ("train.best_metric=loss", "resumed with train.best_metric loss (before: voc12.mAP)"),
+        ("data.val=[{format: voc, root: y}]", "resumed with data.val [{"),
+    ],
+)
+def test_what_may_change_is_said(override, said, capsys):
+    compare(override)
+    shown = capsys.readouterr().out
+    assert shown.startswith(said)
+    assert shown.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.batch_size=4", "was trained with train.batch_size 2, the config now says 4: set it back to resume"),
+        ("seed=1", "was trained with seed 0, the config now says 1"),
+        ("model.box.pool_size=4", "model.box.pool_size 2, the config now says 4"),
+        ("optim.momentum=0.8", "optim.momentum 0.9"),
+        ("data.min_size=50", "data.min_size 48"),
+        ("model.anchors.sizes=[16]", r"model.anchors.sizes \[16, 32\]"),
+        ("train.alternating={}", "train.alternating None, the config now says a section"),
+    ],
+)
+def test_what_makes_another_training_is_refused(override, words):
+    with pytest.raises(UserError, match=rf"^run/last\.pt: .*{words}.*") as error:
+        compare(override)
+    assert "start a new run with --init-from" in str(error.value)
+
+
+def test_options_of_another_version_are_no_change(capsys):
+    train = {key: value for key, value in STORED["train"].items() if key != "patience"}
+    compare(stored={**STORED, "train": {**train, "gone": 3}})
+    assert capsys.readouterr().out == ""
+
+
+def test_other_classes_are_named():
+    with pytest.raises(UserError, match=r"trained on other classes than the data's \(b, c differ\)"):
+        compare(now=("a", "c"))
+    with pytest.raises(UserError, match=r"\(their order differ\)"):
+        compare(now=("b", "a"))
+
+
+@pytest.mark.parametrize("name", MAY_CHANGE)
+def test_every_option_that_may_change_is_there(name):
+    names = set(dotted_names(DetectionConfig))
+    assert name in names

@@ -1,0 +1,88 @@
+"""The report of benchmark.py: the machine that it is of, its rows for people, and two reports side by side."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from configs.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(device: Any, stand_ins: list[str]) -> dict[str, Any]:
+    """Versions, device and commit: what a figure means nothing without."""
+    import numpy
+    import torch
+    import torchvision
+
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True).stdout.strip()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {
+        "versions": {**versions, "numpy": numpy.__version__, "cuda": torch.version.cuda},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "threads": torch.get_num_threads(),
+        "commit": (commit + (" with changes" if changed else "")) or None,
+        "stand_ins": stand_ins,
+    }
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """A JSON file.
+
+    Raises:
+        UserError: it is missing or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, float]:
+    """Nested figures by dotted path."""
+    if isinstance(value, dict):
+        return {
+            k: v for key, part in value.items() for k, v in flatten(part, f"{prefix}.{key}" if prefix else key).items()
+        }
+    return {prefix: value} if isinstance(value, int | float) and not isinstance(value, bool) else {}
+
+
+def print_result(name: str, result: dict[str, Any]) -> None:
+    """One row for people: quartiles in one line."""
+    print(f"\n{name}")
+    if isinstance(result.get("seconds"), dict):
+        for contestant, figures in result["seconds"].items():
+            shown = [f"{unit} {v['median']:.4g} ({v['q1']:.4g} to {v['q3']:.4g})" for unit, v in figures.items()]
+            print(f"  {contestant:<14}{', '.join(shown)}")
+    for key, value in flatten({k: v for k, v in result.items() if k != "seconds"}).items():
+        print(f"  {key:<48} {value:,}" if isinstance(value, int) else f"  {key:<48} {value:.4g}")
+    for key, value in result.items():
+        if isinstance(value, str | bool):
+            print(f"  {key:<48} {value}")
+
+
+def print_comparison(new: dict[str, Any], old: dict[str, Any]) -> None:
+    """Medians and counts of both reports that differ by more than two in a hundred."""
+    print("\nagainst the old report (new / old)")
+    for row in new:
+        before, after = flatten(old.get(row) or {}), flatten(new[row] or {})
+        for key in after:
+            if key in before and before[key] and not key.endswith((".q1", ".q3")):
+                ratio = after[key] / before[key]
+                if abs(ratio - 1) > 0.02:
+                    print(f"  {row}: {key} {before[key]:.4g} -> {after[key]:.4g} ({ratio:.3f})")
