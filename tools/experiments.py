@@ -113,12 +113,12 @@ def measure(command: str, path: Path) -> None:
 
 def train_and_test(args: argparse.Namespace, experiment: ExperimentConfig) -> None:
     """Train what is not finished, test, and write the JSON file after each step."""
-    from tools import benchmark
+    from tools.benchmarks.report import environment as describe
     from tools.runtime.experiment_runs import carry_out, carry_out_test
     from tools.runtime.experiments import Machine, figures_of, plan, write_results
 
     device = cli.select_device(args.device)
-    environment = benchmark.environment(device)
+    environment = describe(device, [])
     trainings = plan(experiment, args.experiments.parent, args.out / args.name)
     path = args.results / f"{args.name}.json"
     tests = read_results(path).get("tests", []) if path.is_file() else []

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from configs.experiments import ClaimConfig, ColumnConfig, TestedConfig, TrainedConfig
 from tools import experiments as script
 from tools.runtime import cli, experiment_runs
 from tools.runtime.checkpoint import load_checkpoint
-from tools.runtime.results_page import Page, cell, judge, read_results, redrawn
+from tools.runtime.results_page import Page, read_results, redrawn
 
 ROOT = Path(__file__).resolve().parents[2]
 MARKERS = "by hand\n<!-- drawn: experiments -->\nold\n<!-- end: experiments -->\nby hand, too\n"
@@ -134,62 +132,11 @@ def test_list_says_how_far_each_has_come(capsys):
         assert path.stem in printed
 
 
-# ---------------------------------------------------------------------------------------------- arithmetic
-
-
-def entries(**values: list[float]) -> list[dict]:
-    return [{"name": name, "error": value} for name, each in values.items() for value in each]
-
-
-def test_a_claim_is_judged_by_means():
-    claim = ClaimConfig(claim="b is higher", metric="error", pairs=[("a", "b")], margin=0.1)
-    assert judge(claim, entries(a=[0.1, 0.3], b=[0.25, 0.4])) == "holds (smallest difference 0.1250)"
-    assert judge(claim, entries(a=[0.1, 0.3], b=[0.2, 0.35])) == "does not hold (smallest difference 0.0750)"
-    assert judge(claim, entries(a=[0.1])) == "", "b was not run"
-    limit = ClaimConfig(claim="low", metric="error", of=["a"], at_most=0.2)
-    assert judge(limit, entries(a=[0.1, 0.3])) == "holds (0.2000)"
-    assert judge(limit, entries(a=[0.2, 0.3])) == "does not hold (0.2500)"
-
-
-def test_a_cell():
-    column = ColumnConfig(title="x", metric="x", digits=2)
-    assert cell([], column) == ""
-    assert cell([0.5], column) == "0.50"
-    assert cell([1.0, 2.0, 3.0], column) == "2.00 ± 1.00"
-
-
 # ---------------------------------------------------------------------------------------------- tests of detectors
 
 
-def test_changes_are_chosen_on_val_by_the_mean_over_the_seeds(monkeypatch):
-    on_val = {("a", 0): 0.3, ("a", 1): 0.5, ("b", 0): 0.45, ("b", 1): 0.36, ("", 0): 0.1, ("", 1): 0.1}
-    asked = []
-
-    def tested(group, overrides, split, machine):
-        change = overrides[-1] if len(overrides) > 1 else ""
-        asked.append((split, change, [training.seed for training in group]))
-        value = on_val[change, group[0].seed] if split == "val" else 0.9
-        return {"images": 1, "cpu_seconds_an_image": 0.0, "metrics": {"coco": {"AP": value}}}
-
-    monkeypatch.setattr(experiment_runs, "_tested", tested)
-    entry = TrainedConfig(name="net", config="x")
-    trainings = [SimpleNamespace(entry=entry, seed=seed) for seed in (0, 1)]
-    test = TestedConfig(name="t", run="net", overrides=["first"], among=[[], ["b"], ["a"]])
-    entries = experiment_runs.carry_out_test(test, trainings, None)
-    assert [each["overrides"] for each in entries] == [["first", "b"], ["first", "b"]]
-    assert entries[0]["on_val"] == {"none": 0.1, "b": pytest.approx(0.405), "a": 0.4}
-    assert [each for each in asked if each[0] == "test"] == [("test", "b", [0]), ("test", "b", [1])], "only the chosen"
-    assert [(each["seed"], each["metrics"]["coco"]["AP"]) for each in entries] == [(0, 0.9), (1, 0.9)]
-
-    asked.clear()
-    together = TestedConfig(name="e", run="net", ensemble=True)
-    (only,) = experiment_runs.carry_out_test(together, trainings, None)
-    assert only["seeds"] == [0, 1]
-    assert asked == [("test", "", [0, 1])]
-
-
 @pytest.mark.slow
-def test_detectors_of_both_kinds_with_tests_and_a_start(tmp_path, tiny_config):
+def test_detectors_of_both_kinds_and_their_tests(tmp_path, tiny_config):
     """All that an experiment can ask of detectors, on the tiny set."""
     values = yaml.safe_load(tiny_config.read_text())
     values["schedule"]["iterations"] = 2
@@ -207,7 +154,6 @@ def test_detectors_of_both_kinds_with_tests_and_a_start(tmp_path, tiny_config):
         "runs": [
             {"name": "ours", "config": "tiny"},
             {"name": "torchvision", "config": "tiny", "trainer": "torchvision", "seeds": [0]},
-            {"name": "started", "config": "tiny", "starts_from": "ours", "seeds": [1, 2]},
         ],
         "tests": [
             {
@@ -226,11 +172,8 @@ def test_detectors_of_both_kinds_with_tests_and_a_start(tmp_path, tiny_config):
     assert run(*command, "--device", "cpu") == 0
     content = read_results(results / "tiny.json")
     assert [(each["name"], each["seed"]) for each in content["runs"]] == [
-        ("ours", 0), ("ours", 1), ("torchvision", 0), ("started", 1), ("started", 2),
+        ("ours", 0), ("ours", 1), ("torchvision", 0),
     ]  # fmt: skip
-    first = {seed: (tmp_path / f"runs/tiny/started/seed{seed}/config.yaml").read_text() for seed in (1, 2)}
-    assert "ours/seed1/last.pt" in first[1]
-    assert "ours/seed0/last.pt" in first[2], "no such seed: the first one's"
     assert [each["name"] for each in content["tests"]] == ["voting", "voting", "both"]
     assert all("AP" in each["metrics"]["coco"] for each in content["runs"] + content["tests"])
 

@@ -30,6 +30,7 @@ from datasets.class_lists import CLASS_LISTS
 from tools.benchmarks.cases import Case
 from tools.benchmarks.counting import count, make_fake
 from tools.benchmarks.detectors import fake_work
+from tools.benchmarks.report import environment
 from tools.benchmarks.roofline import PEAK_BYTES, PEAK_FLOPS, roofline_seconds
 from tools.runtime import cli
 from tools.runtime.run_folder import write_json
@@ -66,7 +67,8 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(f"- {line}" for line in ASSUMPTIONS))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(args.out, {"assumptions": ASSUMPTIONS, "costs": costs})
+        described = environment(torch.device("cpu"), [])
+        write_json(args.out, {"environment": described, "assumptions": ASSUMPTIONS, "costs": costs})
 
 
 def cost_of(name: str, shares: tuple[float, float], images: int, tflop: float, seconds: float) -> dict[str, Any]:

@@ -83,6 +83,10 @@ def plan(experiment: ExperimentConfig, configs: Path, out: Path) -> list[Trainin
         if entry.trainer != "ours" and schema is not DetectionConfig:
             raise UserError(f"{entry.name}: trainer: {entry.trainer} trains detectors: {cfg} is none")
         earlier = [each for each in trainings if each.entry.name == entry.starts_from]
+        if earlier and not isinstance(earlier[0].config, ClassificationConfig):
+            raise UserError(
+                f"{entry.name}: starts_from: {entry.starts_from} trains no classifier, and all start from one"
+            )
         overrides = [*experiment.overrides, *entry.overrides]
         for seed in entry.seeds or experiment.seeds:
             start = next((each for each in earlier if each.seed == seed), earlier[0] if earlier else None)
