@@ -13,12 +13,14 @@ from pydantic import BaseModel
 
 from configs.classification import ClassificationConfig
 from configs.detection import DetectionConfig
+from configs.experiments import ExperimentConfig
 from configs.localisation import LocalisationConfig
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "detection": DetectionConfig,
     "classification": ClassificationConfig,
     "localisation": LocalisationConfig,
+    "experiment": ExperimentConfig,
 }
 """Name of the JSON schema -> the class at the top of such a config."""
 

@@ -26,6 +26,7 @@ import yaml
 
 from configs.errors import UserError
 from tools.runtime import cli
+from tools.runtime.results_page import look_up
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "tools" / "paper_tables.yaml"
@@ -56,8 +57,8 @@ class Results:
     def values(self, config: str, own: str) -> list[float]:
         """A metric of each run of a config, as in its file: `own` is a file's name and a path in it."""
         name, path = own.split(" ", 1)
-        found = [_look_up(content, path) for content in self._contents(config, name)]
-        found += [_look_up(stored.get(name, {}), path) for owner, stored in self.stored if owner == config]
+        found = [look_up(content, path) for content in self._contents(config, name)]
+        found += [look_up(stored.get(name, {}), path) for owner, stored in self.stored if owner == config]
         return [value for value in found if value is not None]
 
     def _contents(self, config: str, name: str) -> Iterator[Any]:
@@ -88,21 +89,15 @@ def _stored_results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(config, {file's name: its content}) of each entry of `runs` in the folder's JSON files.
 
     An entry is {"config": name, "metrics": what metrics.json holds, "metrics_10crop": ...}; other files have their own
-    form and are passed over.
+    form and are passed over, and so are runs of a config with changes (tools/experiments.py).
     """
     for file in sorted(folder.glob("*.json")):
         content = _read(file)
         entries = content.get("runs") if isinstance(content, dict) else None
         for entry in entries if isinstance(entries, list) else []:
-            if isinstance(entry, dict) and "config" in entry:
+            if isinstance(entry, dict) and "config" in entry and not entry.get("overrides"):
                 named = {f"{key}.json": value for key, value in entry.items() if key.startswith("metrics")}
                 yield str(entry["config"]), named
-
-
-def _look_up(content: Any, path: str) -> float | None:
-    for key in path.split("."):
-        content = content.get(key) if isinstance(content, dict) else None
-    return float(content) if isinstance(content, int | float) and not isinstance(content, bool) else None
 
 
 Table = tuple[str, list[str], list[list[str]]]

@@ -62,16 +62,26 @@ def make_parser(
         parser.add_argument("--cfg", required=True, type=Path, metavar="FILE", help="config, YAML (see configs/)")
         add_set(parser)
     if data_root:
-        parser.add_argument(
-            "--data-root", type=Path, metavar="DIR", help="relative paths start here (default: $DATA_DIR, else data/)"
-        )
+        add_data_root(parser)
     if device:
-        parser.add_argument(
-            "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
-        )
+        add_device(parser)
     if seed:
         parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: the config's)")
     return parser
+
+
+def add_data_root(parser: argparse.ArgumentParser) -> None:
+    """Add `--data-root`."""
+    parser.add_argument(
+        "--data-root", type=Path, metavar="DIR", help="relative paths start here (default: $DATA_DIR, else data/)"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add `--device`."""
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
+    )
 
 
 def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -116,10 +116,24 @@ def write_curves(runs: list[Run], curves: list[Curves], out: Path) -> None:
         for iteration, error in curve
     ]
     write_csv(out / "curves.csv", ("config", "seed", "split", "iteration", "top1_error"), rows)
-    groups = {title: {} for title in ("plain nets", "residual nets")}
+    seeds: dict[str, list[Curves]] = {}
     for run, each in zip(runs, curves, strict=True):
-        title = "plain nets" if run.config.model.plain else "residual nets"
-        groups[title].setdefault(run.name, []).append(each)
+        seeds.setdefault(run.name, []).append(each)
+    draw_curves(seeds, {run.name: run.config.model.plain for run in runs}, out / "curves.png")
+
+
+def draw_curves(curves: Mapping[str, Sequence[Curves]], plain: Mapping[str, bool], path: Path) -> None:
+    """A picture of the means over the seeds: plain nets left, residual nets right.
+
+    Args:
+        curves: name of a config -> its runs' curves.
+        plain: name of a config -> whether it is a net without shortcuts.
+        path: the PNG file.
+    """
+    groups = {
+        title: {name: each for name, each in curves.items() if plain[name] is kind}
+        for title, kind in (("plain nets", True), ("residual nets", False))
+    }
     groups = {title: members for title, members in groups.items() if members}
     figure, axes = plt.subplots(1, len(groups), figsize=(6.4 * len(groups), 4.8), sharey=True, squeeze=False)
     for axis, (title, members) in zip(axes[0], groups.items(), strict=True):
@@ -132,7 +146,7 @@ def write_curves(runs: list[Run], curves: list[Curves], out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(title="bold: test, dashed: training", fontsize="small", title_fontsize="small")
     axes[0][0].set(ylabel="error (%)", ylim=(0, None))
-    save_figure(figure, out / "curves.png")
+    save_figure(figure, path)
 
 
 def _plot(axis: Axes, curve: Curve, colour: str, style: str, width: float, label: str | None) -> None:
@@ -186,22 +200,15 @@ def write_table(runs: list[Run], curves: list[Curves], errors: list[dict[str, fl
 def write_responses(runs: list[Run], data_root: Path, device: torch.device, out: Path) -> None:
     """responses.csv and responses.png of each config's first seed (He et al. 2016, Fig. 7)."""
     responses: dict[str, dict[str, float]] = {}
-    plain: dict[str, bool] = {}
     sets: dict[str, Splits] = {}
-    for run in runs:
-        if run.name in responses:
-            continue
-        member = load_classifier(run.folder / "last.pt", run.config.model)
-        net, normalize = member.net.to(device), member.normalize.to(device)
+    for name in dict.fromkeys(run.name for run in runs):
+        run = next(run for run in runs if run.name == name)
         key = run.config.data.model_dump_json()
         sets[key] = sets.get(key) or build_splits(run.config.data, data_root)
-        batches = centre_batches(spread(sets[key].train, RESPONSE_IMAGES), run.config.data, batch_size=100)
         try:
-            responses[run.name] = layer_responses(net, (normalize(batch.to(device).images) for batch in batches))
+            responses[name] = measure_responses(run, sets[key], device)
         except ValueError as error:
-            print(f"{run.name}: no layer responses ({error})")
-            continue
-        plain[run.name] = run.config.model.plain
+            print(f"{name}: no layer responses ({error})")
     if not responses:
         return
     rows = [
@@ -210,10 +217,27 @@ def write_responses(runs: list[Run], data_root: Path, device: torch.device, out:
         for number, (layer, value) in enumerate(layers.items(), 1)
     ]
     write_csv(out / "responses.csv", ("config", "layer_number", "layer", "standard_deviation"), rows)
+    plain = {run.name: run.config.model.plain for run in runs}
+    draw_responses({name: list(layers.values()) for name, layers in responses.items()}, plain, out / "responses.png")
+
+
+def measure_responses(run: Run, splits: Splits, device: torch.device) -> dict[str, float]:
+    """Layer -> standard deviation of its responses, with the run's last weights.
+
+    Raises:
+        ValueError: the net has no layers to measure.
+    """
+    member = load_classifier(run.folder / "last.pt", run.config.model)
+    net, normalize = member.net.to(device), member.normalize.to(device)
+    batches = centre_batches(spread(splits.train, RESPONSE_IMAGES), run.config.data, batch_size=100)
+    return layer_responses(net, (normalize(batch.to(device).images) for batch in batches))
+
+
+def draw_responses(responses: Mapping[str, Sequence[float]], plain: Mapping[str, bool], path: Path) -> None:
+    """A picture of the responses of each net, layer by layer and sorted."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(8, 7), sharex=True, sharey=True)
-    for number, (name, layers) in enumerate(responses.items()):
+    for number, (name, values) in enumerate(responses.items()):
         style = "--" if plain[name] else "-"
-        values = list(layers.values())
         above.plot(range(1, len(values) + 1), values, style, color=f"C{number}", label=name)
         below.plot(range(1, len(values) + 1), sorted(values, reverse=True), style, color=f"C{number}", label=name)
     above.set(title="layer order", ylabel="standard deviation", ylim=(0, None))
@@ -221,7 +245,7 @@ def write_responses(runs: list[Run], data_root: Path, device: torch.device, out:
     for axis in (above, below):
         axis.grid(alpha=0.3)
     above.legend(title="dashed: plain", fontsize="small", title_fontsize="small")
-    save_figure(figure, out / "responses.png")
+    save_figure(figure, path)
 
 
 # ---------------------------------------------------------------------------------------------- files

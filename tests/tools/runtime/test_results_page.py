@@ -1,0 +1,27 @@
+"""Claims and cells of docs/results.md by hand; the page itself is in tests/tools/test_experiments.py."""
+
+from __future__ import annotations
+
+from configs.experiments import ClaimConfig, ColumnConfig
+from tools.runtime.results_page import cell, judge
+
+
+def entries(**values: list[float]) -> list[dict]:
+    return [{"name": name, "error": value} for name, each in values.items() for value in each]
+
+
+def test_a_claim_is_judged_by_means():
+    claim = ClaimConfig(claim="b is higher", metric="error", pairs=[("a", "b")], margin=0.1)
+    assert judge(claim, entries(a=[0.1, 0.3], b=[0.25, 0.4])) == "holds (smallest difference 0.1250)"
+    assert judge(claim, entries(a=[0.1, 0.3], b=[0.2, 0.35])) == "does not hold (smallest difference 0.0750)"
+    assert judge(claim, entries(a=[0.1])) == "", "b was not run"
+    limit = ClaimConfig(claim="low", metric="error", of=["a"], at_most=0.2)
+    assert judge(limit, entries(a=[0.1, 0.3])) == "holds (0.2000)"
+    assert judge(limit, entries(a=[0.2, 0.3])) == "does not hold (0.2500)"
+
+
+def test_a_cell():
+    column = ColumnConfig(title="x", metric="x", digits=2)
+    assert cell([], column) == ""
+    assert cell([0.5], column) == "0.50"
+    assert cell([1.0, 2.0, 3.0], column) == "2.00 ± 1.00"
