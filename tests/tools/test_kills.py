@@ -22,6 +22,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from forks import Ending, Forks, Order
 
+from tests.tools.made import localisation_values
+
 SEED = int(os.environ.get("SEED", "0"))
 KILLS = int(os.environ.get("KILLS", "20"))
 EACH_STEP = {"log_every": 1, "validate_every": 2, "checkpoint_every": 1, "keep_last": 2, "ema_decay": 0.9}
@@ -75,13 +77,6 @@ def training(request, forks, tmp_path) -> Training:
     assert ending.code == 0, ending.output
     made.seconds, made.events = ending.seconds, ending.events
     return made
-
-
-def localisation_values(tmp_path: Path) -> dict:
-
-    for split, count in {"train": 8, "val": 2}.items():
-        write_set(tmp_path / "data", split, count)
-    return tiny_values(tmp_path / "data")
 
 
 # ---------------------------------------------------------------------------------------------- what must be equal
