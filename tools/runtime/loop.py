@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import torch
@@ -160,10 +160,10 @@ class State:
         if not isinstance(training, Mapping) or "optimizer" not in training:
             raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
         stored: Any = training.get("state")
-        known = {each.name for each in fields(cls)}
-        try:  # as a mapping: what another version of this project keeps besides is passed over
-            values = {name: value for name, value in stored.items() if name in known}
-            return TypeAdapter(cls).validate_python(values, strict=True)
+        types = get_type_hints(cls)
+        try:  # what another version of this project keeps besides is passed over
+            known = {name: value for name, value in stored.items() if name in types}
+            return cls(**{name: TypeAdapter(types[name]).validate_python(known[name], strict=True) for name in known})
         except (AttributeError, ValidationError) as error:
             raise UserError(
                 f"last.pt: training.state is damaged ({first_line(error)}): resume from an older one"
