@@ -65,6 +65,21 @@ ELSEWHERE = {
     },
     # In Triton's interpreter, beside the operators that they take the place of.
     "detection/triton_kernels.py": "tests/detection/test_roi_align.py",
+    "detection/triton_assignment.py": "tests/detection/test_matching.py",
+    "backbones/epilogue.py": "tests/backbones/test_fused.py",
+    "backbones/triton_kernels.py": "tests/backbones/test_fused.py",
+    # A file is made, read and compared in one go.
+    "detection/export_check.py": "tests/detection/test_export.py",
+    "detection/exported.py": "tests/detection/test_export.py",
+    "tools/export.py": "tests/detection/test_export.py",
+    # Through the server, as a visitor meets them.
+    "tools/runtime/serving.py": "tests/tools/test_serve.py",
+    "tools/runtime/serving_schema.py": "tests/tools/test_serve.py",
+    # Stages of one script.
+    "tools/benchmarks/gpu.py": "tests/tools/test_gpu_check.py",
+    "tools/benchmarks/gpu_report.py": "tests/tools/test_gpu_check.py",
+    "tools/benchmarks/kernels.py": "tests/tools/test_gpu_check.py",
+    "tools/benchmarks/report.py": "tests/tools/test_benchmark.py",
 }  # fmt: skip
 """Modules whose tests have another file, and why."""
 
