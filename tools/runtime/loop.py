@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -133,11 +133,11 @@ class Task(Protocol[RecipeType]):
 class State:
     """How far a training has come: what a checkpoint keeps beside the tensors."""
 
-    iteration: int = 0
+    iteration: NonNegativeInt = 0
     """Updates done, in all phases."""
-    phase: int = 1
+    phase: PositiveInt = 1
     """The number of the phase that trains; joint training has one."""
-    phase_start: int = 0
+    phase_start: NonNegativeInt = 0
     """Updates done before it."""
     validated: int = 0
     """The iteration of the newest validation."""
@@ -233,7 +233,7 @@ def make_plan(
             if ema is not None:
                 ema.load_state_dict(training.get("ema", checkpoint["model"]))
             monitor.load_state_dict(training.get("monitor"))
-            run.lines = training.get("log_lines")
+            run.lines = TypeAdapter(NonNegativeInt | None).validate_python(training.get("log_lines"), strict=True)
             task.load(training)
     return Plan(
         run=run,
