@@ -160,7 +160,7 @@ class State:
         if not isinstance(training, Mapping) or "optimizer" not in training:
             raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
         stored: Any = training.get("state")
-        types = get_type_hints(cls)
+        types = get_type_hints(cls, include_extras=True)
         try:  # what another version of this project keeps besides is passed over
             known = {name: value for name, value in stored.items() if name in types}
             return cls(**{name: TypeAdapter(types[name]).validate_python(known[name], strict=True) for name in known})
