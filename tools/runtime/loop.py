@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -133,11 +133,11 @@ class Task(Protocol[RecipeType]):
 class State:
     """How far a training has come: what a checkpoint keeps beside the tensors."""
 
-    iteration: int = 0
+    iteration: NonNegativeInt = 0
     """Updates done, in all phases."""
-    phase: int = 1
+    phase: PositiveInt = 1
     """The number of the phase that trains; joint training has one."""
-    phase_start: int = 0
+    phase_start: NonNegativeInt = 0
     """Updates done before it."""
     validated: int = 0
     """The iteration of the newest validation."""
@@ -160,7 +160,7 @@ class State:
         if not isinstance(training, Mapping) or "optimizer" not in training:
             raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
         stored: Any = training.get("state")
-        types = get_type_hints(cls)
+        types = get_type_hints(cls, include_extras=True)
         try:  # what another version of this project keeps besides is passed over
             known = {name: value for name, value in stored.items() if name in types}
             return cls(**{name: TypeAdapter(types[name]).validate_python(known[name], strict=True) for name in known})
@@ -233,7 +233,7 @@ def make_plan(
             if ema is not None:
                 ema.load_state_dict(training.get("ema", checkpoint["model"]))
             monitor.load_state_dict(training.get("monitor"))
-            run.lines = training.get("log_lines")
+            run.lines = TypeAdapter(NonNegativeInt | None).validate_python(training.get("log_lines"), strict=True)
             task.load(training)
     return Plan(
         run=run,

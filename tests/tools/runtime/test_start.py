@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from backbones.weights import IMAGENET
 from configs.errors import UserError
 from tools.runtime import cli
 from tools.runtime.checkpoint import save_checkpoint
@@ -70,7 +71,7 @@ def test_the_folder_is_locked_meanwhile_and_free_afterwards_whatever_happens(tmp
 def save(path: Path, iteration: int) -> None:
     training_part = {"iteration": iteration}
     content = {"format": 1, "kind": "detector", "config": {}, "class_names": [], "training": training_part}
-    save_checkpoint(path, {**content, "preprocessing": {}, "model": {"w": torch.ones(1)}}, keep=2)
+    save_checkpoint(path, {**content, "preprocessing": IMAGENET.to_dict(), "model": {"w": torch.ones(1)}}, keep=2)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys):
