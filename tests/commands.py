@@ -36,7 +36,10 @@ def parse(command: str) -> argparse.Namespace:
     start = next(index for index, word in enumerate(words) if word.startswith("tools/"))
     script = importlib.import_module(words[start].removesuffix(".py").replace("/", "."))
     made = next(getattr(script, name) for name in PARSERS if getattr(script, name, None) is not None)
-    options = made().parse_intermixed_args(words[start + 1 :])
+    try:
+        options = made().parse_intermixed_args(words[start + 1 :])
+    except TypeError:  # a script with commands of its own, which cannot be intermixed
+        options = made().parse_args(words[start + 1 :])
     for word in words[start:]:
         if word.startswith(("tools/", "configs/")):
             assert (ROOT / word).exists(), word

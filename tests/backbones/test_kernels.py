@@ -9,17 +9,16 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from detection import kernels
+from backbones import kernels
 
+MODULE = "detection.triton_kernels"
 ON_CUDA, ON_CPU = SimpleNamespace(is_cuda=True), torch.zeros(1)
 
 
 @pytest.fixture(autouse=True)
 def _ask_anew(monkeypatch: pytest.MonkeyPatch):
     """A stand-in for the kernels' module, which cannot be imported without Triton; nothing is remembered."""
-    stand_in = ModuleType("detection.triton_kernels")
-    monkeypatch.setitem(sys.modules, "detection.triton_kernels", stand_in)
-    monkeypatch.setattr("detection.triton_kernels", stand_in, raising=False)
+    monkeypatch.setitem(sys.modules, MODULE, ModuleType(MODULE))
     kernels._kernels.cache_clear()
     yield
     kernels._kernels.cache_clear()
@@ -31,6 +30,6 @@ def _ask_anew(monkeypatch: pytest.MonkeyPatch):
 def test_on_cuda_with_triton_alone(monkeypatch, installed, hip, expected):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed and name == "triton" else None)
     monkeypatch.setattr(torch.version, "hip", hip)
-    found = kernels.kernels_for(ON_CUDA)
-    assert found is (sys.modules["detection.triton_kernels"] if expected else None)
-    assert kernels.kernels_for(ON_CPU) is None
+    found = kernels.kernels_for(ON_CUDA, MODULE)
+    assert found is (sys.modules[MODULE] if expected else None)
+    assert kernels.kernels_for(ON_CPU, MODULE) is None

@@ -45,6 +45,8 @@ def fake_detector(config: DetectionConfig, mode: FakeTensorMode, *, dtype: torch
     """In training mode; with `dtype` prepared for inference."""
     detector = build_detector(config.model, NAMES, preprocessing=IMAGENET)
     detector.train().to(memory_format=torch.channels_last)
+    # As after a first batch: tensors without values, which `mode` makes, are not remembered.
+    detector.rpn.anchors([(38, 64)], torch.device("cpu"))
     return make_fake(detector if dtype is None else detector.optimize_for_inference(dtype), mode)
 
 

@@ -27,6 +27,7 @@ from tools.runtime import cli, loop
 from tools.runtime.classification import make_normalize
 from tools.runtime.loop import make_plan
 from tools.runtime.run_folder import RunFolder
+from tools.runtime.tasks import classification as task_module
 from tools.runtime.tasks.classification import ClassificationTask
 from tools.runtime.training import NonFiniteLoss
 
@@ -200,17 +201,18 @@ def test_interrupted_and_resumed_equals_uninterrupted(classifier_config, tmp_pat
 
 def test_events_survive_a_resumption(classifier_config, tmp_path, monkeypatch):
     """The warm-up's end comes in the window that the interruption cuts; the plateau's steps lie on both sides."""
-    monkeypatch.setattr(pretrain, "WARMUP_WINDOW", 8)
+    monkeypatch.setattr(task_module, "WARMUP_WINDOW", 8)
     settings = [
         "schedule.iterations=40", "schedule.policy=plateau", "schedule.milestones=[]", "schedule.plateau_patience=3",
         "schedule.plateau_threshold=0.9", "schedule.warmup_until_error=0.4", "train.log_every=1",
     ]  # fmt: skip
     whole, parts = run_and_resume(classifier_config, tmp_path, monkeypatch, ["--set", *settings], 13)
     assert_same(load(whole / "last.pt"), load(parts / "last.pt"))
-    state = load(whole / "last.pt")["training"]["state"]
-    assert state["warmup_event"] == 16, "the window from 8 to 16, in whose midst the run was interrupted"
+    training = load(whole / "last.pt")["training"]
+    state, events = training["state"], training["events"]
+    assert events["warmup_event"] == 16, "the window from 8 to 16, in whose midst the run was interrupted"
     # No error is lower by 0.9 than the first: a step after every third validation from the second on.
-    assert state["plateau"]["events"] == [8, 14, 20]
+    assert events["plateau"]["events"] == [8, 14, 20]
     assert state["iteration"] == 26, "the plateau after the third step is the end"
     rates = {line["iteration"]: line["rate"] for line in lines(parts) if line["split"] == "train"}
     assert sorted(rates) == list(range(1, 27))

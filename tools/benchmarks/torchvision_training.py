@@ -26,6 +26,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from backbones.weights import IMAGENET
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
@@ -142,7 +143,12 @@ class TorchvisionTask(DetectionTask):
     def checkpoint(self) -> dict[str, Any]:
         """What tells it from a detector of ours."""
         classes = list(self.train_set.class_names)
-        return {"kind": KIND, "config": self.recipe.model_dump(mode="json"), "class_names": classes}
+        return {
+            "kind": KIND,
+            "config": self.recipe.model_dump(mode="json"),
+            "class_names": classes,
+            "preprocessing": IMAGENET.to_dict(),  # what torchvision's transform does
+        }
 
 
 def unpadded(batch: Batch) -> list[Tensor]:

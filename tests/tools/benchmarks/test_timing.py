@@ -13,7 +13,7 @@ def test_order_rotates_and_ratios_are_of_one_repetition(monkeypatch):
     calls = []
     clock = iter([3.0, 1.0, 2.0, 8.0, 9.0, 3.0])  # a 3, b 1 | b 2, a 8 | a 9, b 3
 
-    def measure(work, device):
+    def measure(work, device, calls):
         work()
         return {"cpu": next(clock)}
 

@@ -26,7 +26,14 @@ def arguments(tmp_path: Path, *more: str) -> argparse.Namespace:
 def save_run(path: Path, kind: str = "detector") -> None:
     path.mkdir()
     (path / "config.yaml").write_text("seed: 0\n")
-    content = {"kind": kind, "config": {}, "class_names": [], "preprocessing": {}, "model": {}, "training": {}}
+    content = {
+        "kind": kind,
+        "config": {},
+        "class_names": [],
+        "preprocessing": IMAGENET.to_dict(),
+        "model": {},
+        "training": {},
+    }
     save_checkpoint(path / "last.pt", {"format": 1, **content})
 
 
