@@ -87,6 +87,7 @@ class RoiHeads(nn.Module):
             pixels = features[0].shape[0] * features[0].shape[2] * features[0].shape[3]
             # An exported graph serves all sizes, and pools all bins: runtimes' RoIAlign knows no step.
             any_size = torch.compiler.is_exporting()
+            # The split runs them on every pixel of the map in place of the bins that the stride reads, one in four.
             if not any_size and pixels < rois.shape[0] * rois.shape[1] * (config.pool_size // 2) ** 2:
                 maps = head.before_pooling(features[0])
                 parts = (pool([m], rois, step) for m, step in zip(maps, head.strides, strict=True))
@@ -134,7 +135,8 @@ class RoiHeads(nn.Module):
         rois = gather_boxes(candidates, chosen.index)
         object_index = matches.index.gather(1, chosen.index)
         roi_labels = torch.where(chosen.positive, labels.gather(1, object_index), 0)
-        # Background answers to itself: its deltas are finite zeros, and weigh nothing. So does a box without extent.
+        # Background answers to itself: its deltas are finite zeros, and weigh nothing. An empty place gets the box
+        # (1, 2, 3, 4): any with an extent would do, or its deltas would be infinite and its gradient no number.
         rois = torch.where(chosen.valid[..., None], rois, torch.ones_like(rois).cumsum(-1))
         objects = torch.where(chosen.positive[..., None], gather_boxes(boxes, object_index), rois)
         return TrainingRois(

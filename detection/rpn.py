@@ -137,7 +137,7 @@ class Rpn(nn.Module):
         """Objectness and box losses, scalars.
 
         Args:
-            output: of `forward`.
+            output: of `predict`.
             image_sizes: (B, 2).
             boxes, valid: (B, G, 4) and (B, G) ground truth.
             image_index: (B,) int64; with `seed` and `iteration` it decides the sample.

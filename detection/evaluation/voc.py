@@ -127,7 +127,7 @@ def outcomes(matches: VocMatches, threshold: float = 0.5) -> np.ndarray:
     return outcome
 
 
-def precision_recall(outcome: np.ndarray, positives: int) -> tuple[np.ndarray, np.ndarray]:
+def recall_precision(outcome: np.ndarray, positives: int) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision after each detection of one class.
 
     Args:
@@ -158,11 +158,11 @@ def average_precision_12(recall: np.ndarray, precision: np.ndarray) -> float:
 
 
 def class_curves(matches: VocMatches, outcome: np.ndarray) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    """Recall and precision of each class (see `precision_recall`); None for a class with nothing to be found."""
+    """Recall and precision of each class (see `recall_precision`); None for a class with nothing to be found."""
     curves: list[tuple[np.ndarray, np.ndarray] | None] = []
     for index, positives in enumerate(matches.positives):
         mine = matches.order[matches.starts[index] : matches.starts[index + 1]]
-        curves.append(precision_recall(outcome[mine], int(positives)) if positives else None)
+        curves.append(recall_precision(outcome[mine], int(positives)) if positives else None)
     return curves
 
 

@@ -264,6 +264,18 @@ def test_fine_tuning_takes_the_weights_own_input(classifier_config, tmp_path):
     assert second["preprocessing"] == first["preprocessing"]
 
 
+def test_a_new_run_starts_from_given_weights(classifier_config, tmp_path):
+    """--init-from, a path from the present folder on, whatever the data root."""
+    short = ["--set", "schedule.iterations=1", "schedule.milestones=[]", "train.recalibrate=false"]
+    train(classifier_config, tmp_path / "first", *short)
+    weights = tmp_path / "first/last.pt"
+    more = ["--init-from", str(weights), "--data-root", str(tmp_path)]
+    train(classifier_config, tmp_path / "second", *more, *short, "optim.lr=1e-12", "seed=5")
+    first, second = load(weights), load(tmp_path / "second/last.pt")
+    assert torch.allclose(first["model"]["layer1.0.conv1.weight"], second["model"]["layer1.0.conv1.weight"], atol=1e-9)
+    assert second["config"]["model"]["weights"] == str(weights)
+
+
 def test_a_non_finite_loss_is_named_and_not_saved(classifier_config, tmp_path):
     with pytest.raises(NonFiniteLoss, match=r"iteration \d+: .*rate 1e\+30"):
         train(classifier_config, tmp_path / "run", "--set", "optim.lr=1e30")

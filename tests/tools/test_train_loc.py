@@ -244,3 +244,20 @@ def test_another_stages_checkpoint_is_refused(config, rpn, rcnn, tmp_path, capsy
         cli.run(train_loc.main, train_loc.make_parser(), arguments(config, rpn))
     assert ending.value.code == 2
     assert "holds a run already" in capsys.readouterr().err
+
+
+def test_a_new_run_starts_from_a_localisers_weights(config, rpn, tmp_path, capsys):
+    """The same classes keep their layers; of other ones those are left out that belong to single classes."""
+    short = ["--init-from", str(rpn / "last.pt"), "--set", "schedule.iterations=1", "optim.lr=1e-12"]
+    train(config, tmp_path / "same", *short)
+    given, same_classes = (load(folder / "last.pt")["model"] for folder in (rpn, tmp_path / "same"))
+    for name in ("siblings.cls_logits.weight", "siblings.shared_logits.weight", "conv.0.weight"):
+        assert torch.allclose(same_classes[name], given[name], atol=1e-6), name
+    renamed = load(rpn / "last.pt")
+    torch.save({**renamed, "class_names": ["n07", "n08"]}, tmp_path / "other.pt")
+    capsys.readouterr()
+    train(config, tmp_path / "other", "--init-from", str(tmp_path / "other.pt"), *short[2:])
+    other = load(tmp_path / "other/last.pt")["model"]
+    assert torch.allclose(other["conv.0.weight"], given["conv.0.weight"], atol=1e-6)
+    assert not torch.allclose(other["siblings.cls_logits.weight"], given["siblings.cls_logits.weight"], atol=1e-3)
+    assert "from scratch: " in capsys.readouterr().out

@@ -1,9 +1,9 @@
 """Checkpoints: written whole or not at all, readable without running code from the file.
 
-A checkpoint is a dictionary `{"format": 1, "kind": "detector" or "classifier", "config": {...}, "class_names": [...],
-"preprocessing": {...}, "model": state dict of what evaluates (the EMA where there is one), "training": {...}}`.
-`training` is what `--resume` needs: iteration, optimiser, the raw weights beside an EMA, the best metric. best.pt does
-without it.
+A checkpoint is a dictionary `{"format": 1, "kind": "detector", "classifier" or "localiser", "config": {...},
+"class_names": [...], "preprocessing": {...}, "model": state dict of what evaluates (the EMA where there is one),
+"training": {...}}`. `training` is what `--resume` needs: the loop's state, optimiser, the raw weights beside an EMA,
+the losses since the last line of the log. best.pt does without it.
 """
 
 from __future__ import annotations
