@@ -87,7 +87,9 @@ def save_checkpoint(path: Path, kind: str) -> Path:
 # ---------------------------------------------------------------------------------------------- whole detectors
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("fpn", 1), ("vgg", 1)])
+@pytest.mark.parametrize(
+    ("kind", "batch"), [pytest.param("fpn", 1, marks=pytest.mark.slow), ("vgg", 1)]
+)  # a pyramid takes half a minute to trace
 def test_files_say_what_pytorch_says(kind: str, batch: int, tmp_path: Path) -> None:
     detector, config = make_detector(kind)
     metadata = describe(detector, config, batch)
