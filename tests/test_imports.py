@@ -93,7 +93,22 @@ def test_only_transforms_imports_albumentations():
                 assert not any(name.split(".")[0] == "albumentations" for name in imported_modules(path)), path
 
 
-@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "tools").glob("[!_]*.py")))
+SCRIPTS = sorted(path.name for path in (ROOT / "tools").glob("[!_]*.py"))
+STARTED = ("eval_det.py", "init_data.py", "predict.py", "train_det.py")
+"""Started in every run of the tests; the others, which begin in the same way, in the slow ones."""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_put_the_checkout_first_before_they_import_ours(script):
+    lines = (ROOT / "tools" / script).read_text().splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("sys.path.insert(0, "))
+    ours = tuple(f"{word} {name}" for word in ("import", "from") for name in OURS)
+    assert not [line for line in lines[:first] if line.startswith(ours)]
+
+
+@pytest.mark.parametrize(
+    "script", [name if name in STARTED else pytest.param(name, marks=pytest.mark.slow) for name in SCRIPTS]
+)
 def test_scripts_find_our_packages_before_others_of_the_name(script, tmp_path):
     """`python tools/x.py` must not take an installed package named `datasets` for ours."""
     for name in OURS:

@@ -56,7 +56,18 @@ def test_header_says_command_hardware_time_and_expectation(name):
         assert word in text, word
 
 
-@pytest.mark.parametrize("name", sorted(MODELS.values()))
+OF_101 = ("frcnn_r101_voc12.yaml", "frcnn_r101_fpn_coco_modern.yaml", "frcnn_r101_voc_paper.yaml")
+"""Of the models on ResNet-101, which take a quarter of a minute each, those that are built in every run."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in OF_101 or load_config(CONFIGS / name).model.backbone != "resnet101"
+        else pytest.param(name, marks=pytest.mark.slow)
+        for name in sorted(MODELS.values())
+    ],
+)  # fmt: skip
 def test_builds_and_trains_one_step(name):
     # No ImageNet weights here, so batch norm trains; few RoIs and narrow fc layers keep the step short.
     overrides = [
