@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 PEAK_FLOPS = 788e12
-"""bf16 matrix product, H200, measured; FLOP/s."""
+"""bf16 matrix product, H200, measured by others; FLOP/s."""
 PEAK_BYTES = 4.3e12
-"""Copy from device to device, reading and writing counted, H200, measured; bytes/s."""
+"""Copy from device to device, reading and writing counted, H200, measured by others; bytes/s."""
 
 
 class _Roofline(TorchDispatchMode):
