@@ -46,7 +46,8 @@ the roofline leaves out."""
 SCALING = {1: 1.0, 8: 0.95, 16: 0.90}
 """GPUs -> the share of their time that is not spent in waiting for each other."""
 ASSUMPTIONS = [
-    f"GPUs with {PEAK_FLOPS / 1e12:.0f} TFLOP/s in bf16 and {PEAK_BYTES / 1e12:.1f} TB/s (an H200; measured by others); "
+    f"GPUs with {PEAK_FLOPS / 1e12:.0f} TFLOP/s in bf16 and {PEAK_BYTES / 1e12:.1f} TB/s "
+    "(an H200; measured by others); "
     "bf16 throughout.",
     f"{SHARE['detector'][0]:.0%} to {SHARE['detector'][1]:.0%} of the roofline is reached by detectors, "
     f"{SHARE['classifier'][0]:.0%} to {SHARE['classifier'][1]:.0%} by classifiers, which train their batch norm too: "
