@@ -2,7 +2,7 @@
 
     python tools/experiments.py list
     python tools/experiments.py run residual_learning
-    python tools/experiments.py run detection_bccd --only torchvision
+    python tools/experiments.py run detection_bccd --only torchvision --seeds 0
     python tools/experiments.py table
 
 `run` goes on where it was stopped: what is finished stays, and the same command can be given again. After each run it
@@ -120,12 +120,16 @@ def train_and_test(args: argparse.Namespace, experiment: ExperimentConfig) -> No
     device = cli.select_device(args.device)
     environment = describe(device, [])
     trainings = plan(experiment, args.experiments.parent, args.out / args.name)
+    there = sorted({training.seed for training in trainings})
+    if not set(args.seeds or ()) <= set(there):
+        raise UserError(f"--seeds: the seeds of {args.name} are {', '.join(map(str, there))}")
     path = args.results / f"{args.name}.json"
     tests = read_results(path).get("tests", []) if path.is_file() else []
     content = {"experiment": args.name, "environment": environment, "runs": [], "tests": tests}
     listed = [training for training in trainings if training.entry.listed]
     first = {training.entry.name: training.seed for training in reversed(listed)}
     known: dict[Path, dict[str, Any]] = {}
+    names = [entry.name for entry in experiment.runs]
 
     def write() -> None:
         for training in (each for each in listed if each.finished and each.folder not in known):
@@ -137,7 +141,7 @@ def train_and_test(args: argparse.Namespace, experiment: ExperimentConfig) -> No
     with cli.StopRequest() as stop:
         machine = Machine(device, cli.find_data_root(args.data_root), stop, environment["commit"])
         for training in trainings:
-            if not args.only or training.entry.name in args.only:
+            if training.entry.name in (args.only or names) and training.seed in (args.seeds or [training.seed]):
                 carry_out(training, machine)
                 write()
         if all(training.finished for training in trainings):
@@ -161,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
             continue
         command.add_argument("name", metavar="NAME", help="an experiment: a file of --experiments")
         command.add_argument("--only", nargs="+", metavar="RUN", help="train these entries of `runs` (default: all)")
+        command.add_argument("--seeds", nargs="+", type=int, metavar="N", help="train these seeds (default: all)")
         command.add_argument("--out", type=Path, default=Path("runs/experiments"), metavar="DIR", help="run folders")
         cli.add_data_root(command)
         cli.add_device(command)

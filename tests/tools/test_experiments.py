@@ -68,6 +68,8 @@ def test_runs_over_seeds_go_on_after_a_stop_and_the_page_is_drawn_from_them(stud
     assert "plain/seed5: the same command goes on" in capsys.readouterr().err
     path = study["--results"] / "tiny.json"
     assert [entry["seed"] for entry in read_results(path)["runs"]] == [3], "what is finished is in the file"
+    assert run(*command, "--only", "plain", "--seeds", 5) == 0
+    assert [(entry["name"], entry["seed"]) for entry in read_results(path)["runs"]] == [("plain", 3), ("plain", 5)]
     assert run(*command) == 0
     assert [folder for folder, _ in calls] == [f"tiny/{each}" for each in (
         "plain/seed3", "plain/seed5", "plain/seed5", "residual/seed3", "residual/seed5")]  # fmt: skip
@@ -231,6 +233,8 @@ def test_names_and_files_that_are_not_there(study, tmp_path, capsys):
     assert "did you mean tiny?" in capsys.readouterr().err
     assert run("run", "tiny", "--only", "pain", *options(study, "--experiments")) == cli.USER_ERROR
     assert "the runs of tiny are plain, residual" in capsys.readouterr().err
+    assert run("run", "tiny", "--seeds", "3", "4", *options(study, "--experiments", "--out")) == cli.USER_ERROR
+    assert "the seeds of tiny are 3, 5" in capsys.readouterr().err
     assert run("list", "--experiments", tmp_path / "empty") == cli.USER_ERROR
     for text, message in (
         ("no markers\n", "exactly one"),
