@@ -49,6 +49,16 @@ def test_codes_do_not_depend_on_the_padding():
     assert [by_code[code] for code in small.tolist()] == small_anchors.tolist()
 
 
+def test_codes_by_hand():
+    """Level, row, column and anchor, each in bits of its own."""
+    make = AnchorGenerator(AnchorConfig(sizes=[[32], [64]], aspect_ratios=[0.5, 1.0]), [16, 32])
+    codes = make([(2, 3), (1, 2)], CPU)[1]
+    assert codes.dtype == torch.int64
+    row, column, anchor = 1, 2, 1
+    assert codes[(row * 3 + column) * 2 + anchor] == row * 2**18 + column * 2**6 + anchor
+    assert codes[2 * 3 * 2 + 3] == 2**30 + 2**6 + 1, "level 1, row 0, column 1, anchor 1"
+
+
 def test_remembers():
     make = AnchorGenerator(AnchorConfig(), [16])
     assert make([(2, 3)], CPU)[0] is make([(2, 3)], CPU)[0]

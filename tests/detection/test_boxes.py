@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import pytest
 import torch
 import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from torchvision.models.detection._utils import BoxCoder
 
-from detection.boxes import clip_boxes, decode_boxes, encode_boxes, gather_boxes, large_enough, pairwise_iou
+from detection.boxes import (
+    clip_boxes,
+    decode_boxes,
+    decode_clipped,
+    encode_boxes,
+    gather_boxes,
+    large_enough,
+    pairwise_iou,
+)
 
 
 def random_boxes(generator: torch.Generator, *shape: int, size: float = 200.0) -> torch.Tensor:
@@ -70,3 +79,17 @@ def test_gather_boxes_takes_from_the_own_image():
     boxes = torch.arange(24.0).view(2, 3, 4)
     taken = gather_boxes(boxes, torch.tensor([[2], [0]]))
     assert taken.tolist() == [[[8, 9, 10, 11]], [[12, 13, 14, 15]]]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_decode_clipped_takes_each_box_s_own_reference(shared):
+    """Deltas of zero: the references themselves, cut to the image of 20 x 30 (H, W)."""
+    first = [[0.0, 0, 8, 8], [10, 10, 40, 18], [2, 2, 3, 12]]
+    second = first if shared else [[1.0, 1, 5, 25], [4, 4, 9, 9], [0, 0, 6, 6]]
+    references = torch.tensor([first] if shared else [first, second])
+    rows, places = torch.tensor([[0, 1], [1, 0]]), torch.tensor([[1, 2], [0, 1]])
+    sizes = torch.tensor([[20, 30], [20, 30]])
+    boxes, large = decode_clipped(torch.zeros(2, 2, 4), rows, references, places, None, sizes, 2.0)
+    cut = [[min(x1, 30), min(y1, 20), min(x2, 30), min(y2, 20)] for x1, y1, x2, y2 in second]
+    assert boxes.tolist() == [[[10, 10, 30, 18], [2, 2, 3, 12]], [cut[0], cut[1]]]
+    assert large.tolist() == [[True, False], [True, True]]

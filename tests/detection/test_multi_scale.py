@@ -42,6 +42,20 @@ def test_equally_near_pairs_give_the_larger():
     assert choose_pairs(torch.zeros(2, 5, 2), 224).tolist() == [[0] * 5] * 2  # two sizes are one pair
 
 
+def test_areas_are_those_of_the_scaled_rois():
+    """At 300, 600 and 1800 of 600 pixels both pairs meet at the fourth root of 0.5 * 1 * 1 * 3, 1.107 sides."""
+    heads = Heads()
+    detector = SimpleNamespace(
+        roi_heads=heads, roi_maps=lambda features: features, features=lambda batch: [batch.images], class_names=["a"]
+    )
+    batch = scaled_batch(largest=3)
+    scorer = MultiScaleScorer(detector, detector.features(batch), batch, 224)
+    side = torch.tensor([201.0, 204.0])  # 224 / 1.107 = 202.4
+    rois = torch.stack((0 * side, 0 * side, side, side), dim=-1)[None].repeat(2, 1, 1)
+    hidden = scorer.hidden(rois, torch.ones(2, 2, dtype=torch.bool))
+    assert hidden[0].tolist() == [[7, -5, 603], [5, -3, 204]]
+
+
 class Heads:
     """An RoI's features: the value of its image's map, its negative, and the RoI's width there."""
 
@@ -56,8 +70,11 @@ class Heads:
         return torch.stack((value, -value, rois[..., 2] - rois[..., 0]), dim=-1)
 
 
-def scaled_batch() -> Batch:
-    """Two images of 600 x 600 and 600 x 300 (H, W) at 300, 600 and 1200; the maps are one value an image and size."""
+def scaled_batch(largest: int = 2) -> Batch:
+    """Two images of 600 x 600 and 600 x 300 (H, W) at 300, 600 and `largest` times 600.
+
+    The maps are one value an image and size.
+    """
     sizes = torch.tensor([[600, 600], [600, 300]])
 
     def part(values: list[float], factor: float) -> ScaledImages:
@@ -66,7 +83,7 @@ def scaled_batch() -> Batch:
     return Batch(
         images=torch.tensor([[5.0], [6.0]]), image_sizes=sizes, original_sizes=sizes, boxes=torch.zeros(2, 0, 4),
         labels=torch.zeros(2, 0), valid=torch.zeros(2, 0, dtype=torch.bool), index=torch.arange(2),
-        scaled=(part([3, 9], 0.5), None, part([7, 2], 2)),
+        scaled=(part([3, 9], 0.5), None, part([7, 2], largest)),
     )  # fmt: skip
 
 

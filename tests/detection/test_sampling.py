@@ -71,3 +71,12 @@ def test_the_sample_does_not_depend_on_padding():
     pad = torch.zeros(1, 30, dtype=torch.bool)
     long = sample(torch.cat((positive, pad), 1), torch.cat((negative, pad), 1), keys_of([1], more), 10, 0.5)
     assert torch.equal(short.index, long.index)
+
+
+def test_the_smallest_key_is_as_good_as_any():
+    """A key of 0 is a candidate's; what is neither positive nor negative is no candidate, whatever its key."""
+    positive, negative = torch.tensor([[True, False, False]]), torch.tensor([[False, True, False]])
+    sampled = sample(positive, negative, torch.zeros(1, 3, dtype=torch.int64), 3, 0.5)
+    assert sampled.index[0, :2].tolist() == [0, 1]
+    assert sampled.positive.tolist() == [[True, False, False]]
+    assert sampled.valid.tolist() == [[True, True, False]]
