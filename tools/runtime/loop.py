@@ -286,6 +286,9 @@ def fit(task: Task, plan: Plan) -> State:
     run.open(plan.header, from_iteration=state.iteration)
     checkpoint_every = train.checkpoint_every or train.validate_every
     batches = Timed(task.batches(state.iteration))
+    if state.iteration - task.start >= schedule.iterations:
+        done = f"all {schedule.iterations} iterations of the {plan.what}"
+        say(f"complete   {done} were made before: nothing is left to train, but a longer schedule would go on")
     with (
         plan.stop.deferred(),
         Progress(schedule.iterations, plan.what, initial=state.iteration - task.start) as progress,
