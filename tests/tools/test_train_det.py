@@ -90,7 +90,13 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypat
     pictures = ["pictures/overview.png", "pictures/image_6.png", "report/index.html", "curves.png"]
     for name in ["config.yaml", "metrics.jsonl", "last.pt", "best.pt", *results, *pictures]:
         assert (out / name).is_file(), name
-    assert list((out / "tensorboard").glob("events*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {"val_classes/voc12.red", "val_classes/coco.blue"} <= set(events.Tags()["scalars"])
+    assert {"val_classes/red", "val_classes/blue"} <= set(events.Tags()["tensors"])
+    assert [event.step for event in events.Tensors("val_classes/red")] == [2, 4]
 
     config = load_config(tiny_config, settings)
     assert load_config(out / "config.yaml") == config

@@ -49,6 +49,8 @@ class Validation(NamedTuple):
     """The figures for people."""
     picture: np.ndarray | None = None
     """(H, W, 3) uint8 RGB."""
+    curves: Mapping[str, np.ndarray] = {}
+    """Name of a class -> (3, T) true and false detections and missed objects at T thresholds evenly over [0, 1]."""
 
 
 class Indexed(Protocol):
@@ -425,6 +427,7 @@ def _validate(task: Task, plan: Plan) -> None:
         run.log(state.iteration, values, prefix=name)
     if found.picture is not None:
         run.log_picture(state.iteration, "val/detections", found.picture)
+    run.log_curves(state.iteration, "val_classes", found.curves)
     sign = -1.0 if found.lower_is_better else 1.0
     is_best = found.value is not None and (state.best is None or sign * found.value > sign * state.best)
     state.best = found.value if is_best else state.best
