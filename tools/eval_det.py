@@ -2,11 +2,14 @@
 
   python tools/eval_det.py --format voc --gt VOCdevkit/VOC2007 --dt results/ --out metrics.json --report report/
   python tools/eval_det.py --format coco --gt instances_val2017.json --dt detections.json
+  python tools/eval_det.py --cfg my_photos.yaml --split val --dt runs/my_photos/detections.json
 
 VOC: --gt holds Annotations/ and ImageSets/Main/NAME.txt; --dt is a folder of comp4_det_test_<class>.txt or a JSON list
 of {"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"} in VOC's 1-based inclusive pixels.
 COCO: the standard annotation and results files; predict.py's list is taken too, joined by file and class names.
 ImageNet DET: --gt is the folder ILSVRC, --image-set val2 or another list; --dt as for VOC.
+--cfg: a part of a config's data, of any format and also where `split` makes the part; --dt as train_det.py, test_det.py
+and predict.py write it.
 docs/evaluation.md tells what the numbers mean.
 """
 
@@ -34,13 +37,17 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = cli.make_parser(__doc__)
     add = options.add_argument
+    add("--format", choices=("voc", "coco", "imagenet_det"), help="of the ground truth and the detections")
+    add("--gt", type=Path, help="ground truth: VOC or ILSVRC folder, or COCO annotation file")
     add(
-        "--format",
-        required=True,
-        choices=("voc", "coco", "imagenet_det"),
-        help="of the ground truth and the detections",
+        "--cfg",
+        type=Path,
+        metavar="FILE",
+        help="in place of --format and --gt: a config whose data is the ground truth",
     )
-    add("--gt", required=True, type=Path, help="ground truth: VOC or ILSVRC folder, or COCO annotation file")
+    add("--split", choices=("train", "val", "test"), help="of --cfg (default: test, where the config has it, else val)")
+    cli.add_data_root(options)
+    cli.add_set(options)
     add("--dt", required=True, type=Path, help="detections: comp4 folder, VOC list or COCO results")
     add(
         "--image-set",
@@ -64,7 +71,7 @@ def main(args: argparse.Namespace) -> None:
     if args.compare and not args.report:
         raise UserError("--compare shows another run in the report: give --report DIR too")
     for output in filter(None, (args.out, args.report)):
-        refuse_overwriting(output, [args.gt, args.dt, *filter(None, (args.compare,))])
+        refuse_overwriting(output, list(filter(None, (args.gt, args.cfg, args.dt, args.compare))))
     truth = read_ground_truth(args)
     detections = read_detections(args.dt, truth, args.image_set)
     protocols = PROTOCOLS if args.format == "imagenet_det" else USUAL
@@ -94,12 +101,35 @@ def run_names(this: Path, other: Path | None) -> tuple[str, str]:
 
 
 def read_ground_truth(args: argparse.Namespace) -> GroundTruth:
-    """The ground truth that --format, --gt and --image-set name."""
+    """The ground truth that --format, --gt and --image-set name, or --cfg and --split.
+
+    Raises:
+        UserError: neither is given, or both are.
+    """
+    if (args.cfg is None) == (args.format is None and args.gt is None):
+        raise UserError("give --format and --gt, or --cfg: one of the two says what the ground truth is")
+    if args.cfg is not None:
+        return read_part(args)
+    if args.format is None or args.gt is None:
+        raise UserError("--format and --gt belong together: the kind of ground truth, and where it lies")
     if args.format == "coco":
         return read_coco_ground_truth(args.gt)
     if args.format == "imagenet_det":
         return GroundTruth.from_records(read_imagenet_det(args.gt, args.image_set).with_classes(IMAGENET_DET))
     return read_voc_ground_truth(args.gt, args.image_set, zero_based=args.zero_based)
+
+
+def read_part(args: argparse.Namespace) -> GroundTruth:
+    """The ground truth of a part of --cfg's data, as the training reads it."""
+    from configs.loading import load_config
+    from datasets.build import build_records
+
+    data = load_config(args.cfg, args.overrides).data
+    split = args.split or ("test" if data.test else "val")
+    records = build_records(data, split, cli.find_data_root(args.data_root))
+    if not records.annotated:
+        raise UserError(f"{args.cfg}: data.{split} has no annotations: there is nothing to compare with")
+    return GroundTruth.from_records(records)
 
 
 if __name__ == "__main__":

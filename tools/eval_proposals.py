@@ -48,8 +48,10 @@ def main(args: argparse.Namespace) -> None:
     if args.weights is not None:
         truth, found = of_checkpoint(args, counts[-1])
     elif args.proposals is not None and args.gt is not None and args.format is not None:
-        is_voc = args.format == "voc"
-        truth = read_voc_ground_truth(args.gt, args.image_set) if is_voc else read_coco_ground_truth(args.gt)
+        if args.format == "voc":
+            truth = read_voc_ground_truth(args.gt, args.image_set, zero_based=args.zero_based)
+        else:
+            truth = read_coco_ground_truth(args.gt)
         found = read_proposals(args.proposals, truth)
     else:
         raise UserError("give --cfg and --weights, or --format, --gt and --proposals")
@@ -171,6 +173,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("voc", "coco"), help="of saved proposals and their ground truth")
     parser.add_argument("--gt", type=Path, help="VOC folder or COCO annotation file")
     parser.add_argument("--image-set", default="test", metavar="NAME", help="VOC: ImageSets/Main/NAME.txt")
+    parser.add_argument("--zero-based", action="store_true", help="VOC: the XML counts pixels from 0")
     parser.add_argument("--proposals", type=Path, metavar="FILE", help="saved proposals")
     parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), metavar="N", help="best N an image")
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the proposals here")

@@ -38,6 +38,7 @@ from detection.model import Detector, build_detector
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
+from tools.runtime.guards import why_zero
 from tools.runtime.pictures import write_pictures
 from tools.runtime.training import place
 
@@ -70,6 +71,8 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if metrics is not None:
         say(f"{split} set, {len(dataset)} images, {', '.join(str(path) for path in args.weights)}:\n")
         say(format_table(metrics))
+        if reason := why_zero(metrics, outcome.detections.scores, config.test.score_thresh):
+            say(f"\nwarning: {reason}")
     folder = args.out or default_folder(args.weights)
     files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
     write_pictures(folder / "pictures", dataset.records, outcome.detections)

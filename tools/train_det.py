@@ -34,7 +34,7 @@ from tools.runtime import cli, distributed
 from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
-from tools.runtime.guards import before_training
+from tools.runtime.guards import before_training, why_zero
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
 from tools.runtime.pictures import write_pictures
 from tools.runtime.resume import refuse_another_training
@@ -163,13 +163,17 @@ def finish(
     if metrics is not None:
         say(f"\n{what} set, {len(final_set)} images, last weights (iteration {state.iteration}):\n")
         say(format_table(metrics))
+        if reason := why_zero(metrics, outcome.detections.scores, config.test.score_thresh, state.iteration):
+            say(f"\nwarning: {reason}")
     with run.noting():
         files = write_results(run.path, final_set.records, outcome.detections, metrics, curves=curves)
         write_pictures(run.pictures, final_set.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {run.pictures} (all on one: {run.pictures / 'overview.png'})")
     say(f"curves    {run.path / 'curves.png'}")
-    say(f"weights   {run.last}")
+    if run.best.exists():  # not where no validation could be measured
+        say(f"weights   {run.best}: {'the best by the validation set' if val_set is not None else 'the last'}, to use")
+    say(f"          {run.last}: the last, which the table is of and --resume goes on from")
 
 
 def make_parser() -> argparse.ArgumentParser:

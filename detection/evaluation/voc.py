@@ -166,6 +166,27 @@ def class_curves(matches: VocMatches, outcome: np.ndarray) -> list[tuple[np.ndar
     return curves
 
 
+def counts_over_scores(matches: VocMatches, outcome: np.ndarray, thresholds: np.ndarray) -> dict[str, np.ndarray]:
+    """True detections, false detections and missed objects of each class at each of some score thresholds.
+
+    Args:
+        matches: of a whole set.
+        outcome: (D,) of `outcomes`.
+        thresholds: (T,) scores; a detection counts from its own score on down.
+
+    Returns:
+        Name -> (3, T) int64, without the classes that have nothing to be found.
+    """
+    counts = {}
+    for index, positives in enumerate(matches.positives):
+        mine = matches.order[matches.starts[index] : matches.starts[index + 1]]
+        shown = np.searchsorted(-matches.scores[mine], -thresholds, side="right")
+        true, false = (np.append(0, np.cumsum(outcome[mine] == kind))[shown] for kind in (TRUE, FALSE))
+        if positives:
+            counts[matches.class_names[index]] = np.stack([true, false, positives - true])
+    return counts
+
+
 def average_precisions(matches: VocMatches, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """(K,) float64 AP of each class by the 11 points and by the area; NaN for a class with nothing to be found."""
     curves = class_curves(matches, outcomes(matches, threshold))

@@ -7,11 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from detection.evaluation.data import GroundTruth
+from configs.errors import UserError
+from configs.loading import load_config
+from datasets.build import build_records
+from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import evaluate
 from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
+from detection.prediction import ImageDetections
+from tools import eval_det as script
 from tools.benchmarks.synthetic import make_set, write_coco_annotations
 
 
@@ -167,3 +173,36 @@ def test_two_runs_are_told_apart_in_the_report(root: Path, voc: tuple[Path, dict
     page = (folder / "compared" / "index.html").read_text()
     assert f"{folder.name}/detections" in page
     assert "other/detections" in page
+
+
+def test_a_part_of_a_configs_data(tiny_voc: Path, tiny_config: Path, tmp_path: Path) -> None:
+    """The validation part that `split` makes: its own objects as detections are perfect, and no other image counts."""
+    source = f'[{{"format": "voc", "root": "{tiny_voc}", "image_set": "train", "split": 0.5}}]'
+    overrides = [f"data.train={source}", f"data.val={source}", "data.test=[]"]
+    config = load_config(tiny_config, overrides)
+    parts = {part: build_records(config.data, part, tmp_path) for part in ("train", "val")}
+    assert 0 < len(parts["val"]) < 6
+    for part, records in parts.items():
+        truth = GroundTruth.from_records(records)
+        targets = [records.target(index) for index in range(len(records))]
+        found = Detections.from_images(
+            truth.image_ids,
+            [ImageDetections(each.boxes, np.ones(len(each.labels), np.float32), each.labels) for each in targets],
+            truth.class_names,
+            frame=truth.frame,
+        )
+        write_detections_json(tmp_path / f"{part}.json", found)
+        words = ["--cfg", tiny_config, "--dt", tmp_path / f"{part}.json", "--out", tmp_path / "m.json"]
+        args = script.parser().parse_args([str(word) for word in [*words, "--set", *overrides]])
+        if part == "val":
+            script.main(args)
+            assert json.loads((tmp_path / "m.json").read_text())["voc12"]["mAP"] == 1.0
+        else:
+            with pytest.raises(UserError, match="image_"):
+                script.main(args)
+
+
+@pytest.mark.parametrize("words", [[], ["--cfg", "a.yaml", "--gt", "b"], ["--format", "voc"]])
+def test_the_ground_truth_is_named_once(words: list[str]) -> None:
+    with pytest.raises(UserError, match="--format and --gt"):
+        script.main(script.parser().parse_args([*words, "--dt", "d.json"]))

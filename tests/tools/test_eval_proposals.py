@@ -45,6 +45,21 @@ def test_saved_proposals_of_coco(tmp_path):
     assert again == [proposals[1], proposals[0]]
 
 
+def test_pixels_of_voc_files_that_count_from_zero(tmp_path):
+    """The edges 0 and 10 are the pixels 1 to 10 in VOC's count: the proposal is the object."""
+    for folder in ("Annotations", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/test.txt").write_text("a\n")
+    sides = "<xmin>0</xmin><ymin>0</ymin><xmax>10</xmax><ymax>10</ymax>"
+    objects = f"<object><name>x</name><bndbox>{sides}</bndbox></object>"
+    (tmp_path / "Annotations/a.xml").write_text(f"<annotation>{objects}</annotation>")
+    (tmp_path / "p.json").write_text(json.dumps([{"image_id": "a", "bbox": [1, 1, 10, 10], "score": 0.9}]))
+    words = ("--format", "voc", "--gt", tmp_path, "--proposals", tmp_path / "p.json", "--out", tmp_path / "r.json")
+    for more, recall in (("--zero-based",), 1.0), ((), 0.7):  # 100 of 121 pixels: .5 to .8, IoU .826
+        run(*words, *more)
+        assert json.loads((tmp_path / "r.json").read_text())["AR@100"]["all"] == pytest.approx(recall)
+
+
 def test_a_checkpoints_rpn(tmp_path, tiny_voc, tiny_config, capsys):
     config = load_config(tiny_config, [], DetectionConfig)
     torch.manual_seed(0)

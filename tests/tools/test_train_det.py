@@ -90,7 +90,13 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypat
     pictures = ["pictures/overview.png", "pictures/image_6.png", "report/index.html", "curves.png"]
     for name in ["config.yaml", "metrics.jsonl", "last.pt", "best.pt", *results, *pictures]:
         assert (out / name).is_file(), name
-    assert list((out / "tensorboard").glob("events*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert {"val_classes/voc12.red", "val_classes/coco.blue"} <= set(events.Tags()["scalars"])
+    assert {"val_classes/red", "val_classes/blue"} <= set(events.Tags()["tensors"])
+    assert [event.step for event in events.Tensors("val_classes/red")] == [2, 4]
 
     config = load_config(tiny_config, settings)
     assert load_config(out / "config.yaml") == config
@@ -121,6 +127,9 @@ def test_run_leaves_what_the_interface_promises(tiny_config, tmp_path, monkeypat
     assert "data.val and data.test have 2 images in common" in printed
     assert "VOC12 AP" in printed
     assert str(out / "pictures") in printed
+    assert f"{out / 'best.pt'}: the best by the validation set, to use" in printed
+    assert f"{out / 'last.pt'}: the last, which the table is of" in printed
+    assert "4 steps are too few to learn from: raise schedule.epochs" in printed.partition("VOC12 AP")[2]
 
     evaluate = test_det.make_parser().parse_args(
         ["--cfg", str(tiny_config), "--weights", str(out / "last.pt"), "--out", str(tmp_path / "again")]
@@ -334,7 +343,11 @@ def test_a_longer_schedule_goes_on(tiny_config, tmp_path, capsys):
     train(tiny_config, out, "--set", "schedule.iterations=1")
     train(tiny_config, out, "--resume", "--set", "schedule.iterations=2")
     assert load(out / "last.pt")["training"]["iteration"] == 2
-    assert "resumed with schedule.iterations 2 (before: 1)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "resumed with schedule.iterations 2 (before: 1)" in printed
+    assert "nothing is left to train" not in printed
+    train(tiny_config, out, "--resume", "--set", "schedule.iterations=2")
+    assert "all 2 iterations of the training were made before: nothing is left to train" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["frcnn_r101_voc.yaml", "frcnn_r101_coco.yaml"])

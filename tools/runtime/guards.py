@@ -1,11 +1,12 @@
-"""What makes a training on few images come to nothing, said before it begins; and why nothing was found.
+"""What makes a training on few images come to nothing, said before it begins; and why nothing was found or learned.
 
 Each function gives sentences for `say("warning: ...")`; none stops anything.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,13 @@ from configs.common import ScheduleConfig
 from configs.detection import DetectionConfig, SourceConfig
 from datasets.records import Records
 from datasets.survey import FEW, class_counts, counts_from_zero, rare_classes
+from detection.evaluation.evaluate import PROTOCOLS
 from tools.runtime.schedule import make_schedule
 
 FEW_STEPS = 200
 """Updates. Random weights, or a new head on old ones, have learned next to nothing after fewer."""
+NEARLY_ZERO = 0.005
+"""Mean AP. A detector below it has learned nothing that counts."""
 _NAMED = 5
 
 
@@ -118,6 +122,43 @@ def zero_based_warnings(sources: Sequence[SourceConfig], records: Records) -> li
     if seen:
         return [f"{records.source}: objects at the border begin at 0, so its XML counts from 0: set zero_based: true"]
     return [f"{records.source}: objects at the border begin at 1, so its XML counts from 1: set zero_based: false"]
+
+
+def why_zero(
+    metrics: Mapping[str, Any], scores: np.ndarray, threshold: float, iterations: int | None = None
+) -> str | None:
+    """The likely cause of a mean AP of (nearly) 0, and what to do; None: it is more, or nothing was measured.
+
+    Args:
+        metrics: of `detection.evaluation.evaluate`.
+        scores: of all detections.
+        threshold: `test.score_thresh`, which they reached.
+        iterations: updates of the training; None: not known.
+    """
+    measured = [metrics[name] for name in PROTOCOLS if name in metrics]
+    values = [protocol.get("mAP", protocol.get("AP")) for protocol in measured]
+    known = [value for value in values if value is not None]
+    if not known or max(known) >= NEARLY_ZERO:
+        return None
+    seen = (
+        f"there are {len(scores)} detections, the best of score {float(scores.max()):.2g}"
+        if len(scores)
+        else f"no detection reaches test.score_thresh {threshold:g}"
+    )
+    if iterations is not None and iterations < FEW_STEPS:
+        cause = (
+            f"{iterations} steps are too few to learn from: raise schedule.epochs, or start from a detector of "
+            "docs/zoo.md with --init-from"
+        )
+    elif not len(scores):
+        cause = "test.score_thresh=0.001 shows weaker ones; train longer, or lower optim.lr if the loss does not fall"
+    else:
+        cause = (
+            "look at the pictures whether the annotated boxes (dashed) are where they belong; if so, "
+            "model.anchors.sizes may not fit the objects (init_data.py chooses them), or optim.lr is too high: does "
+            "the loss fall?"
+        )
+    return f"the mean AP is {100 * max(known):.1f} %: {seen}: {cause}"
 
 
 def nothing_found(scores: np.ndarray | Sequence[float], threshold: float) -> str | None:

@@ -49,6 +49,8 @@ class Validation(NamedTuple):
     """The figures for people."""
     picture: np.ndarray | None = None
     """(H, W, 3) uint8 RGB."""
+    curves: Mapping[str, np.ndarray] = {}
+    """Name of a class -> (3, T) true and false detections and missed objects at T thresholds evenly over [0, 1]."""
 
 
 class Indexed(Protocol):
@@ -286,6 +288,9 @@ def fit(task: Task, plan: Plan) -> State:
     run.open(plan.header, from_iteration=state.iteration)
     checkpoint_every = train.checkpoint_every or train.validate_every
     batches = Timed(task.batches(state.iteration))
+    if state.iteration - task.start >= schedule.iterations:
+        done = f"all {schedule.iterations} iterations of the {plan.what}"
+        say(f"complete   {done} were made before: nothing is left to train, but a longer schedule would go on")
     with (
         plan.stop.deferred(),
         Progress(schedule.iterations, plan.what, initial=state.iteration - task.start) as progress,
@@ -422,6 +427,7 @@ def _validate(task: Task, plan: Plan) -> None:
         run.log(state.iteration, values, prefix=name)
     if found.picture is not None:
         run.log_picture(state.iteration, "val/detections", found.picture)
+    run.log_curves(state.iteration, "val_classes", found.curves)
     sign = -1.0 if found.lower_is_better else 1.0
     is_best = found.value is not None and (state.best is None or sign * found.value > sign * state.best)
     state.best = found.value if is_best else state.best

@@ -226,6 +226,24 @@ class RunFolder:
             with self._telling("tensorboard"):
                 self._tensorboard.add_image(name, picture, iteration, dataformats="HWC")
 
+    def log_curves(self, iteration: int, prefix: str, curves: Mapping[str, np.ndarray]) -> None:
+        """Show precision over recall in TensorBoard.
+
+        Args:
+            iteration: iterations done.
+            prefix: the curves' group.
+            curves: name -> (3, T) true, false and missed at T thresholds evenly over [0, 1].
+        """
+        if self._tensorboard is None:
+            return
+        with self._telling("tensorboard"):
+            for name, (true, false, missed) in curves.items():
+                precision, recall = true / np.maximum(true + false, 1), true / np.maximum(true + missed, 1)
+                nothing = np.zeros_like(true)  # what is rightly not detected cannot be counted
+                self._tensorboard.add_pr_curve_raw(
+                    f"{prefix}/{name}", true, false, nothing, missed, precision, recall, iteration, len(true)
+                )
+
     def see_that_it_is_there(self) -> None:
         """Refuse to make a folder anew that somebody removed while the run wrote into it.
 

@@ -152,9 +152,10 @@ def describe(
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     model = config.model
+    net = model.backbone if isinstance(model.backbone, str) else "a net of one's own"
     say(f"data       {', '.join(sizes)}")
     say(f"classes    {len(names)}: {shown}")
-    say(f"model      {model.backbone}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
+    say(f"model      {net}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
         f"{trained:,} parameters train, {frozen:,} are frozen")  # fmt: skip
     say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
     say(f"run        {run.path}")

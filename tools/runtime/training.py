@@ -144,8 +144,8 @@ class LossMonitor:
         shown = [name for texts in all_images for name in texts]
         raise NonFiniteLoss(
             f"iteration {iteration}: {', '.join(broken)} at rate {rate(iteration):.6g}, images {', '.join(shown)}: "
-            "the weights have not seen it, and last.pt is of before: look at the boxes of these images, "
-            "lower optim.lr, lengthen schedule.warmup_iterations, or set optim.clip_norm"
+            "the weights have not seen it, and last.pt is of before: look at these images and "
+            "what is annotated on them, lower optim.lr, lengthen schedule.warmup_iterations, or set optim.clip_norm"
         )
 
     def read(self, image_name: Callable[[int], str], rate: Callable[[int], float]) -> dict[str, float]:

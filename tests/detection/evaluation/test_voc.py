@@ -17,6 +17,7 @@ from detection.evaluation.voc import (
     average_precision_07,
     average_precision_12,
     average_precisions,
+    counts_over_scores,
     match,
     outcomes,
     voc_overlap,
@@ -135,6 +136,17 @@ def test_a_crowd_region_of_coco_counts_as_difficult() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- average precision
+
+
+def test_counts_over_scores_by_hand() -> None:
+    """Two objects and a difficult one; hits at .9 and .5, a false one at .5, the difficult object's at .7."""
+    objects = [(0, 1, BOX, False), (1, 1, BOX, False), (2, 1, BOX, True), (0, 2, BOX, True)]
+    found = [(0, 1, BOX, 0.9), (2, 1, BOX, 0.7), (1, 1, BOX, 0.5), (0, 1, FAR, 0.5), (0, 2, BOX, 0.9)]
+    matches = match(align(*make(objects, found)))
+    counts = counts_over_scores(matches, outcomes(matches), np.array([0.0, 0.5, 0.6, 0.9, 1.0]))
+    assert {name: value.tolist() for name, value in counts.items()} == {
+        "class1": [[2, 2, 1, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 2]]  # class2 has nothing that must be found
+    }
 
 
 def test_ap_by_hand() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.common import ScheduleConfig
@@ -16,6 +17,7 @@ from tools.runtime.guards import (
     data_warnings,
     nothing_found,
     schedule_warnings,
+    why_zero,
     zero_based_warnings,
 )
 
@@ -100,3 +102,25 @@ def test_the_best_score_is_named() -> None:
     assert text == "nothing reaches the threshold 0.5: the best score was 0.26: --threshold 0.25 shows it"
     assert nothing_found([0.1, 0.5], 0.5) is None
     assert "at any score" in (nothing_found([], 0.5) or "")
+
+
+@pytest.mark.parametrize(
+    ("ap", "scores", "iterations", "said"),
+    [
+        (0.0, [], 50, ["AP is 0.0 %", "no detection reaches test.score_thresh 0.05", "50 steps are too few"]),
+        (0.0, [], 5000, ["no detection reaches", "test.score_thresh=0.001 shows weaker ones"]),
+        (0.004, [0.11, 0.25], 5000, ["AP is 0.4 %", "2 detections, the best of score 0.25", "model.anchors.sizes"]),
+        (0.0, [0.25], None, ["1 detections", "model.anchors.sizes"]),
+        (0.01, [0.25], 5, []),
+        (None, [], 5, []),
+    ],
+)
+def test_why_the_mean_ap_is_zero(
+    ap: float | None, scores: list[float], iterations: int | None, said: list[str]
+) -> None:
+    metrics = {"voc12": {"mAP": ap}, "voc_by_iou": {"mAP": {"0.50": 0.0}}, "coco_backend": "x"}
+    found = why_zero(metrics, np.array(scores), 0.05, iterations)
+    assert all(text in (found or "") for text in said)
+    assert bool(found) == bool(said)
+    if found is not None:  # the best of the protocols counts
+        assert why_zero({**metrics, "coco": {"AP": 0.5}}, np.array(scores), 0.05, iterations) is None

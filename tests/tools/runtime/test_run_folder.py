@@ -23,6 +23,7 @@ def test_folder_logs_lines_and_scalars(tmp_path):
         run.open("seed: 0\n")
         run.log(5, {"loss": 0.5, "part": math.nan, "coco": {"AP": np.float64(0.25), "per": None}}, prefix="val")
         run.log_picture(5, "val/x", np.zeros((4, 5, 3), np.uint8))
+        run.log_curves(5, "val_classes", {"cat": np.array([[3, 1, 0], [1, 0, 0], [1, 3, 4]])})
     assert (run.path / "config.yaml").read_text() == "seed: 0\n"
     line = json.loads((run.path / "metrics.jsonl").read_text())
     assert line == {"iteration": 5, "split": "val", "loss": 0.5, "part": None, "coco": {"AP": 0.25, "per": None}}
@@ -33,6 +34,11 @@ def test_folder_logs_lines_and_scalars(tmp_path):
     assert set(events.Tags()["scalars"]) == {"val/loss", "val/coco.AP"}
     assert events.Scalars("val/coco.AP")[0].value == 0.25
     assert events.Tags()["images"] == ["val/x"]
+    from tensorboard.util.tensor_util import make_ndarray
+
+    curve = make_ndarray(events.Tensors("val_classes/cat")[0].tensor_proto)  # in the order of TensorBoard's plugin
+    assert curve.tolist() == [[3, 1, 0], [1, 0, 0], [0, 0, 0], [1, 3, 4], [0.75, 1, 0], [0.75, 0.25, 0]]
+    assert events.SummaryMetadata("val_classes/cat").plugin_data.plugin_name == "pr_curves"
 
 
 def test_resumed_folder_drops_lines_that_come_again(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +13,11 @@ from configs.detection import DetectionConfig
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
 from datasets.loader import epoch_orders, prefetch, train_loader
+from datasets.records import Records
 from detection.alternating import PhaseModel
 from detection.drawing import sheet
+from detection.evaluation import voc
+from detection.evaluation.data import Detections, GroundTruth, align
 from detection.evaluation.evaluate import headline
 from detection.model import Detector
 from tools.runtime import distributed
@@ -23,6 +27,9 @@ from tools.runtime.optimizer import scaled_rate
 from tools.runtime.pictures import choose_images, draw_image
 from tools.runtime.schedule import make_schedule
 from tools.runtime.training import autocast
+
+THRESHOLDS = 101
+"""Of the curves in TensorBoard."""
 
 
 class DetectionTask(Task[DetectionConfig]):
@@ -92,8 +99,9 @@ class DetectionTask(Task[DetectionConfig]):
         protocol, _, name = config.train.best_metric.partition(".")
         value = outcome.losses["loss"] if protocol == "loss" else metrics[protocol][name]
         figures = ", ".join(f"{name} {_words(headline(metrics[name]))}" for name in config.metrics)
-        picture = None
+        picture, curves = None, {}
         if distributed.is_main():
+            curves = _curves(val_set.records, outcome.detections)
             chosen = choose_images(val_set.records, 8)
             picture = sheet([draw_image(val_set.records, outcome.detections, index) for index in chosen])
         by_class = {name: metrics[name]["per_class"] for name in config.metrics if metrics[name]["per_class"]}
@@ -107,6 +115,7 @@ class DetectionTask(Task[DetectionConfig]):
             lower_is_better=protocol == "loss",
             words=f"validation loss {outcome.losses['loss']:.4f}, {figures}",
             picture=picture,
+            curves=curves,
         )
 
     def checkpoint(self) -> dict[str, Any]:
@@ -122,6 +131,12 @@ class DetectionTask(Task[DetectionConfig]):
     def image_name(self, index: int) -> str:
         """See `Task`."""
         return str(self.train_set.records.image_ids[index])
+
+
+def _curves(records: Records, detections: Detections) -> dict[str, np.ndarray]:
+    """See `Validation.curves`, by VOC's rule at an overlap of .5."""
+    matches = voc.match(align(GroundTruth.from_records(records), detections))
+    return voc.counts_over_scores(matches, voc.outcomes(matches), np.linspace(0, 1, THRESHOLDS))
 
 
 def _words(value: float | None) -> str:
