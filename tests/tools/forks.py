@@ -2,17 +2,20 @@
 
 `python tests/tools/forks.py` reads one JSON object a line, `Order`'s fields, and answers each with `Ending`'s. The
 class `Forks` is the other side. A run starts within milliseconds in place of the seconds that importing torch takes.
+Under torchrun it is torchrun's own agent that runs, and starts its processes, in forks too.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,10 @@ class Order:
     limit: float = 120.0
     patch: str = ""
     """Code to run in the fork before the script."""
+    launch: list[str] = field(default_factory=list)
+    """Options of torchrun, whose processes run the script; `after` and `number` are for torchrun itself."""
+    moments: list[dict[str, Any]] = field(default_factory=list)
+    """For each start of torchrun's processes `rank`, and the fields above that say when this one is to be ended."""
 
 
 @dataclass
@@ -75,6 +82,7 @@ class Forks:
     def __call__(self, order: Order) -> Ending:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        Path(order.log).write_bytes(b"")  # it may be killed before it opens it
         print(json.dumps(asdict(order)), file=self._process.stdin, flush=True)
         ending = Ending(**json.loads(self._process.stdout.readline()))
         ending.output = Path(order.log).read_text(errors="replace")
@@ -92,6 +100,8 @@ def serve() -> None:
         order = Order(**json.loads(line))
         counter = Path(f"{order.log}.events")
         counter.unlink(missing_ok=True)
+        ranks = Path(f"{order.log}.ranks")
+        ranks.unlink(missing_ok=True)
         start = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -99,7 +109,9 @@ def serve() -> None:
         code = _wait(child, order, start)
         seconds = time.monotonic() - start
         events = counter.stat().st_size if counter.exists() else 0
-        print(json.dumps(asdict(Ending(code, seconds, events, left=_living(child)))), flush=True)
+        groups = [child, *map(int, ranks.read_text().split() if ranks.exists() else [])]
+        left = [pid for group in groups for pid in _living(group)]
+        print(json.dumps(asdict(Ending(code, seconds, events, left=left))), flush=True)
 
 
 def _wait(child: int, order: Order, start: float) -> int:
@@ -145,23 +157,20 @@ def _living(group: int) -> list[int]:
 
 
 def _become(module: Any, order: Order, counter: Path) -> None:
-    """In the fork: be the script."""
-    from tools.runtime import cli
-
+    """In the fork: be the script, or the torchrun that starts it."""
     os.setpgid(0, 0)
-    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.argv = [module.__file__, *order.argv]
-    if order.folder:
-        _watch_files(order, counter)
-    if order.at is not None:
-        _watch_calls(order)
+    _exit_with(lambda: _launch(module, order, counter) if order.launch else _run(module, order, counter))
+
+
+def _exit_with(action: Any) -> None:
     code = 70
     try:
-        exec(order.patch, {})
-        cli.run(module.main, module.make_parser(), order.argv)
+        action()
+        code = 0
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 1
     except BaseException:
@@ -175,6 +184,57 @@ def _become(module: Any, order: Order, counter: Path) -> None:
 
         multiprocessing.util._exit_function()  # as at the end of an interpreter: workers are joined
         os._exit(code)
+
+
+def _run(module: Any, order: Order, counter: Path) -> None:
+    from tools.runtime import cli
+
+    sys.argv = [module.__file__, *order.argv]
+    if order.folder:
+        _watch_files(order, counter)
+    if order.at is not None:
+        _watch_calls(order)
+    exec(order.patch, {})
+    cli.run(module.main, module.make_parser(), order.argv)
+
+
+def _launch(module: Any, order: Order, counter: Path) -> None:
+    """Be torchrun, but start its processes as forks."""
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    def popen(self: Any, args: tuple, env: dict[str, str]) -> subprocess.Popen:
+        def start() -> None:
+            os.closerange(3, 4096)  # as for a new program; Popen waits for the end of one of these
+            os.environ.update(env)
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):  # torchrun's own
+                signal.signal(number, signal.SIG_DFL)
+            gc.enable()  # off within preexec_fn
+            _exit_with(lambda: _be_rank(module, order, counter))
+
+        return subprocess.Popen(args, env=env, start_new_session=True, preexec_fn=start)
+
+    subprocess_handler.SubprocessHandler._popen = popen  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        run.main([*order.launch, module.__file__, *order.argv])
+    except Exception as error:  # torchrun's own are many; it prints them with a traceback
+        print(f"torchrun: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _be_rank(module: Any, order: Order, counter: Path) -> None:
+    with Path(f"{order.log}.ranks").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    start = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if start < len(order.moments):
+        moment = dict(order.moments[start])
+        if moment.pop("rank") == int(os.environ["RANK"]):
+            order = replace(order, **moment)
+            if "after" in moment:
+                timer = threading.Timer(moment["after"], _send, (os.getpid(), order))
+                timer.daemon = True
+                timer.start()
+    _run(module, order, counter)
 
 
 def _watch_files(order: Order, counter: Path) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import logging
 import os
+import signal
+import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
@@ -13,6 +18,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from configs.errors import UserError
 
@@ -31,16 +38,14 @@ def processes(device: torch.device, hang_limit: float = 1800.0) -> Iterator[None
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, timeout=timedelta(seconds=hang_limit), device_id=device if device.type == "cuda" else None
-    )
-    if not is_main():
-        logging.disable(logging.WARNING)  # process 0 has said it
+    _end_with_parent()
     try:
+        _join(device, timedelta(seconds=hang_limit))
+        if not is_main():
+            logging.disable(logging.WARNING)  # process 0 has said it
         yield
     except RuntimeError as error:
-        if "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
             raise
         raise UserError(
             f"another process has ended, or has not answered for {hang_limit:g} seconds (--hang-limit): its own "
@@ -48,6 +53,51 @@ def processes(device: torch.device, hang_limit: float = 1800.0) -> Iterator[None
         ) from error
     gc.collect()  # a wrapped model is a cycle; if it outlives its group, the threads of the group end by abort at exit
     dist.destroy_process_group()  # not after an error, for the others may be waiting elsewhere: torchrun ends them
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process when torchrun ends, however that does: it would train on, beside its successor."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    """Make the process group."""
+    store, number, count = next(rendezvous("env://", timeout=timeout))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(_agreed_prefix(store, number, count, timeout), store),
+        rank=number,
+        world_size=count,
+        timeout=timeout,
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def _agreed_prefix(store: Store, number: int, count: int, timeout: timedelta) -> str:
+    """A word that just these processes share: a text that none of the earlier ones knew.
+
+    torchrun hands the same store to the processes that it starts anew, in which the addresses of the earlier ones still
+    are, and its number of the start may differ between machines. So process 0 invents a word, each of the others
+    answers to it with one of its own, and who finds its own among those that process 0 repeats knows the word as new.
+
+    Raises:
+        DistStoreError: some process did not answer in time.
+    """
+    mine, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
+    if number == 0:
+        store.set("word", mine)
+        answers = [store.get(f"{mine}/{other}").decode() for other in range(1, count)]
+        store.set(f"{mine}/all", " ".join(answers))
+        return mine
+    while time.monotonic() < end:
+        word = store.get("word").decode()
+        store.set(f"{word}/{number}", mine)
+        if store.check([f"{word}/all"]) and mine in store.get(f"{word}/all").decode().split():
+            return word
+        time.sleep(0.05)
+    raise dist.DistStoreError("process 0 did not answer")
 
 
 def rank() -> int:

@@ -116,7 +116,10 @@ class RunFolder:
                 )
 
     def _take_lock(self) -> None:
-        """Hold RUN/.lock until `close`; the system lets go of it when the process ends, however it does."""
+        """Hold RUN/.lock until `close`; the system lets go of it when the process ends, however it does.
+
+        A loader's workers, which live on for seconds when their process is killed, do not hold it.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -133,6 +136,13 @@ class RunFolder:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
         self._lock = descriptor
+        os.register_at_fork(after_in_child=self._close_lock)
+
+    def _close_lock(self) -> None:
+        """Close this process's access to the lock; the system gives it free once no process has any."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _own_files(self) -> list[Path]:
         """What an earlier run wrote here."""
@@ -274,8 +284,7 @@ class RunFolder:
                 (self.path / _LOCK).unlink(missing_ok=True)
                 if not any(self.path.iterdir()):
                     self.path.rmdir()
-            os.close(self._lock)
-            self._lock = None
+            self._close_lock()
 
     def __enter__(self) -> RunFolder:
         return self

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
+from torch.distributed import DistStoreError, HashStore  # pyright: ignore[reportPrivateImportUsage]
 
 from tools.runtime import distributed
 
@@ -25,6 +30,29 @@ def test_helpers_in_a_single_process():
     distributed.reduce_max(tensor)
     distributed.reduce_sum(tensor)
     assert tensor.item() == 2.0
+
+
+def test_processes_that_start_anew_agree_on_a_word_that_the_earlier_ones_left_no_trace_of():
+    """The store is the same at each start, and each time another process comes late."""
+    store, minute = HashStore(), timedelta(minutes=1)
+
+    def agree(number: int, delay: float = 0.0) -> str:
+        time.sleep(delay)
+        return distributed._agreed_prefix(store, number, 3, minute)
+
+    with ThreadPoolExecutor(6) as threads:
+        words = []
+        for late in range(4):
+            words.append({*threads.map(agree, range(3), [0.2 * (number == late) for number in range(3)])})
+    assert [len(word) for word in words] == [1] * 4
+    assert len(set.union(*words)) == 4
+
+
+def test_a_process_that_does_not_answer_is_told():
+    store = HashStore()
+    store.set("word", "of before")
+    with pytest.raises(DistStoreError, match="process 0 did not answer"):
+        distributed._agreed_prefix(store, 1, 2, timedelta(seconds=0.2))
 
 
 _TWO_PROCESSES = """

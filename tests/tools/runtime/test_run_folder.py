@@ -7,6 +7,8 @@ import math
 import os
 import resource
 import shutil
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -159,6 +161,26 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
                 prepare(tmp_path / "run", **options)
         first.open("")
     assert not (tmp_path / "run/.lock").exists()
+
+
+def test_the_workers_of_a_killed_run_do_not_hold_its_lock(tmp_path):
+    reader, writer = os.pipe()
+    run = os.fork()
+    if run == 0:
+        RunFolder(tmp_path / "run").prepare()
+        worker = os.fork()
+        if worker == 0:
+            os.write(writer, f"{os.getpid()}".encode())
+            time.sleep(60)
+        signal.pause()
+    worker = int(os.read(reader, 20))
+    os.kill(run, signal.SIGKILL)
+    os.waitpid(run, 0)
+    try:
+        with RunFolder(tmp_path / "run") as folder:
+            assert not folder.prepare(resume="auto")
+    finally:
+        os.kill(worker, signal.SIGKILL)
     assert prepare(tmp_path / "run", overwrite=True) is False
 
 

@@ -1,0 +1,108 @@
+"""Trainings under torchrun that lose a process or an agent at any moment: they start anew and end bit for bit alike.
+
+KILLS=20 SEED=1 pytest -m "" tests/tools/test_restarts.py   # so many kills of each training, at other moments
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tools.disturbed import Forks, Training, assert_equal_runs, make_training
+
+SEED = int(os.environ.get("SEED", "0"))
+KILLS = int(os.environ.get("KILLS", "10"))
+TWO = ["--standalone", "--nproc-per-node", "2"]
+RESTARTS = 3
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    with Forks() as server:
+        yield server
+
+
+@pytest.fixture(params=["classification", "detection", "localisation"])
+def training(request, forks, tmp_path) -> Training:
+    """On two processes."""
+    whole = str(tmp_path / "whole")
+    return make_training(request, forks, tmp_path, launch=TWO, moments=[{"rank": 0, "folder": whole}])
+
+
+def a_moment(training: Training, run: Path, rng: random.Random) -> dict[str, Any]:
+    """When to kill which process."""
+    if rng.random() < 0.4:
+        return {"rank": 0, "file_event": rng.randrange(training.events), "folder": str(run)}
+    return {"rank": rng.randrange(2), "after": rng.uniform(0.0, 0.7 * training.seconds)}
+
+
+def lose_processes(training: Training, folder: Path, kills: int, rng: random.Random) -> None:
+    """Runs of torchrun each of which loses up to three processes and starts anew as often."""
+    number = runs = 0
+    while number < kills:
+        run = folder / f"{runs}"
+        moments = [a_moment(training, run, rng) for _ in range(min(RESTARTS, kills - number))]
+        launch = [*TWO, "--max-restarts", str(RESTARTS)]
+        workers = f"data.num_workers={2 * (runs % 2)}"
+        ending = training(run, "--resume", "auto", "--set", workers, launch=launch, moments=moments)
+        assert ending.code == 0, (moments, ending.output)
+        assert ending.left == []
+        assert_equal_runs(training.whole, run)
+        number += ending.output.count("exitcode: -9")
+        runs += 1
+        print(moments, ending.seconds, number)
+
+
+@pytest.mark.slow
+def test_killed_processes_start_anew(training, tmp_path):
+    (tmp_path / "runs").mkdir()
+    lose_processes(training, tmp_path / "runs", KILLS, random.Random(f"{SEED} restarts {training.script}"))
+
+
+def a_free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def keep_up(training: Training, run: Path, port: int, node: int, moments: list[float]) -> int:
+    """Start an agent again and again, as a cluster does, until its part is done; the number of kills it suffered."""
+    launch = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", str(RESTARTS), "--rdzv-backend", "c10d",
+              "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "two"]  # fmt: skip
+    kills = 0
+    for start in range(20):
+        log = f"{run}_{node}_{start}.log"
+        after = moments.pop() if moments else None
+        ending = training(run, "--resume", "auto", log=log, launch=launch, after=after, limit=300)
+        print(node, start, after, ending.code, ending.seconds)
+        assert ending.left == []
+        assert ending.code in (0, 1, -9), ending.output
+        kills += ending.code == -9
+        if ending.code == 0:
+            return kills
+    raise AssertionError("twenty starts were not enough")
+
+
+@pytest.mark.slow
+def test_killed_agents_start_anew(training, tmp_path):
+    """Two agents, as on two machines; each kill takes an agent, the system its process."""
+    rng = random.Random(f"{SEED} agents {training.script}")
+    number = runs = 0
+    with Forks() as other, ThreadPoolExecutor(2) as threads:
+        nodes = training, replace(training, forks=other)
+        while number < KILLS:
+            run, port = tmp_path / f"run_{runs}", a_free_port()
+            moments = [rng.uniform(0.0, training.seconds) for _ in range(min(3, KILLS - number))]
+            parts = moments[::2], moments[1::2]
+            done = [threads.submit(keep_up, nodes[node], run, port, node, parts[node]) for node in range(2)]
+            number += sum(each.result() for each in done)
+            assert_equal_runs(training.whole, run)
+            runs += 1
