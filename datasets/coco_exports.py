@@ -19,11 +19,11 @@ def without_placeholder(records: Records, annotations: Path) -> Records:
 
     It has no object. A category 0 that is meant stays: the others do not name it as their super-category.
     """
-    if len(records.class_names) < 2 or int(records.category_ids[0]) != 0 or (records.labels == 1).any():
+    if len(records.class_names) < 2 or records.category_ids[0] not in (0, "0") or (records.labels == 1).any():
         return records
     categories = read_json(annotations, "annotation file").get("categories") or []
-    above = {item.get("supercategory") for item in categories if item.get("id") != 0}
-    if above != {records.class_names[0]}:
+    others = [item for item in categories if item.get("id") not in (0, "0")]
+    if any(item.get("supercategory") != records.class_names[0] for item in others):
         return records
     return replace(
         records,
@@ -56,8 +56,8 @@ def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) 
             "no object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
         )
     if np.issubdtype(records.image_ids.dtype, np.number):
-        first = int(records.image_ids.max()) + 1 if len(records) else 1
-        ids = np.arange(first, first + len(others))
+        free = np.setdiff1d(np.arange(1, len(records) + len(others) + 1), records.image_ids)
+        ids = free[: len(others)]
     else:
         ids = np.array(image_ids(others, folder), np.str_)
     last = records.offsets[-1]
