@@ -22,6 +22,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from configs.errors import UserError
+from configs.inputs import note, note_place
 
 TEXT_LIMIT = 1 << 28
 """Bytes. A text file that is larger is not one that a person or a labelling tool wrote."""
@@ -51,6 +52,7 @@ def read_bytes(path: str | Path, what: str) -> bytes:
         UserError: there is no such file (names the folder's others of its kind), or it cannot be read.
     """
     path = Path(path)
+    note(path)
     try:
         return path.read_bytes()
     except FileNotFoundError:
@@ -63,10 +65,17 @@ def read_bytes(path: str | Path, what: str) -> bytes:
 
 def is_file(path: Path) -> bool:
     """Whether there is such a file; False too for names from data that no file can have (too long, a zero byte)."""
+    note_place(path)
     try:
         return path.is_file()
     except (OSError, ValueError):
         return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder."""
+    note(path)
+    return path.is_dir()
 
 
 def read_text(path: str | Path, what: str = "text file") -> str:

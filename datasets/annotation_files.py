@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.errors import UserError
-from configs.files import read_json, read_lines
+from configs.files import is_file, read_json, read_lines
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
 from datasets.images import image_file_size, list_files
 from datasets.records import Records, logger
@@ -265,7 +265,7 @@ def _read_supervisely(image: Path, file: Path, content: Any) -> Item:
 def _supervisely_names(root: Path) -> list[str] | None:
     """The project's classes in the order of its meta.json; None where there is none."""
     for folder in (root, *root.parents[:2]):
-        if (folder / "meta.json").is_file():
+        if is_file(folder / "meta.json"):
             content = read_json(folder / "meta.json", "project file")
             return [str(item["title"]) for item in content.get("classes", [])]
     return None

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.errors import PrintableFilter, UserError
-from configs.files import is_file, read_json
+from configs.files import is_file
 from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
+from datasets.json_lists import JsonLists, read_lists
 from datasets.records import Records, make_records
 
 logger = logging.getLogger(__name__)
@@ -40,8 +43,6 @@ class CocoFile:
     """K ids in sorted order, all int or all str."""
     class_names: list[str]
     """K names, all different: categories of the same name are told apart by their id."""
-    annotations: Rows
-    """M records, for messages."""
     image_index: np.ndarray
     """(M,) int64: position in `image_ids`; -1: the file lists no such image."""
     labels: np.ndarray
@@ -50,10 +51,14 @@ class CocoFile:
     """(M, 4) float64: x, y, width, height."""
     area: np.ndarray
     """(M,) float64: width x height where the file has none."""
+    lacks_area: bool
+    """Whether some annotation has none."""
     iscrowd: np.ndarray
     """(M,) bool."""
-    annotation_ids: list[Any]
-    """M ids as they are; None where there is none."""
+    annotation_ids: np.ndarray | list[Any]
+    """(M,) int64; or, where some are no such numbers, M ids as they are; None where there is none."""
+    unknown: UserError | None
+    """About the first annotation of an image, or else a category, that the file does not list."""
     annotated: bool
     """False: the file has no list of annotations (COCO's image_info_test-dev2017.json)."""
 
@@ -65,22 +70,17 @@ def read_coco_file(path: Path, what: str = "annotation file") -> CocoFile:
         UserError: no such file, no JSON, or a value is missing or of the wrong type; names record, id and key.
     """
     with no_garbage_collection():
-        content = read_json(path, what)
-        if not isinstance(content, dict):
-            raise UserError(f"{path}: is not a COCO annotation file (an object with images, annotations, categories)")
-        lists = {key: _list_of(content, key, path) for key in ("images", "categories", "annotations")}
-        if lists["images"] is None:
+        lists = read_lists(path, what, tuple(_WANTED))
+        if "images" not in lists:
             raise UserError(f"{path}: not a COCO annotation file: it has no list of images: is it a results file?")
-        images = _each_once(Rows(path, lists["images"], "image number", is_whole_file=False))
-        categories = _each_once(Rows(path, lists["categories"] or [], "category number", is_whole_file=False))
-        annotations = Rows(path, lists["annotations"] or [], "annotation number", is_whole_file=False)
+        images = _each_once(_all_rows(lists, "images", "image number"))
+        categories = _each_once(_all_rows(lists, "categories", "category number"))
         image_ids, category_ids = images.ids("id"), categories.ids("id")
         names = dict(zip(category_ids, categories.texts("name", "give the category a name"), strict=True))
         category_ids = sorted(category_ids)
         class_names, twice = distinct_names([names[identity] for identity in category_ids], category_ids)
         if twice:
             logger.warning("%s: categories of the same name are told apart by id: %s", path, ", ".join(twice[:5]))
-        boxes = annotations.boxes("x, y, width, height")
         file = CocoFile(
             path=path,
             image_ids=image_ids,
@@ -88,14 +88,8 @@ def read_coco_file(path: Path, what: str = "annotation file") -> CocoFile:
             sizes=np.stack([images.sides("height"), images.sides("width")], axis=1),
             category_ids=category_ids,
             class_names=class_names,
-            annotations=annotations,
-            image_index=annotations.lookup("image_id", _positions(image_ids, 0), missing=-1, owner="images'"),
-            labels=annotations.lookup("category_id", _positions(category_ids, 1), missing=0, owner="categories'"),
-            boxes=boxes,
-            area=_areas(annotations, boxes),
-            iscrowd=annotations.flags("iscrowd"),
-            annotation_ids=annotations.optional("id"),
-            annotated=lists["annotations"] is not None,
+            annotated="annotations" in lists,
+            **_annotations(lists, image_ids, category_ids),
         )
     _warn(file)
     return file
@@ -118,18 +112,11 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
     file = read_coco_file(annotations)
     if not file.image_ids:
         raise UserError(f"{annotations}: lists no image")
-    for column, key, owner in (
-        (file.image_index < 0, "image_id", "images"),
-        (file.labels < 1, "category_id", f"categories {short(file.category_ids)}"),
-    ):
-        if column.any():
-            bad = int(np.argmax(column))
-            value = short(file.annotations.items[bad][key])
-            raise file.annotations.error(bad, f"{key} {value} is not among the {owner}")
+    if file.unknown is not None:
+        raise file.unknown
     order = np.argsort(file.image_index, kind="stable")
     x, y, width, height = file.boxes[order].T
-    ids = [identity for identity in file.annotation_ids if type(identity) is int]
-    usable_ids = len(ids) == len(order) and all(abs(identity) < 2**63 for identity in ids)
+    ids = file.annotation_ids
     return make_records(
         images=_images(file, images),
         boxes=np.stack([x, y, x + width, y + height], axis=1),
@@ -140,7 +127,7 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
         annotation_file=f"{annotations} image {{}}",
         area=file.area[order],
         iscrowd=file.iscrowd[order],
-        annotation_ids=np.array(ids, np.int64)[order] if usable_ids else _numbered(file.annotation_ids)[order],
+        annotation_ids=(ids if isinstance(ids, np.ndarray) else _numbered(ids))[order],
         category_ids=file.category_ids,
         annotated=file.annotated,
         form="coco",
@@ -163,13 +150,70 @@ def _check_places(annotations: Path, images: Path) -> None:
         raise UserError(f"{path}: there is no such {kind}{fix}")
 
 
-def _list_of(content: dict[str, Any], key: str, path: Path) -> list[Any] | None:
-    """The list under a key; None where the file lacks it."""
-    if key not in content:
-        return None
-    if not isinstance(content[key], list):
-        raise UserError(f"{path}: {key} is {short(content[key])}, not a list [{{...}}, ...]")
-    return content[key]
+_WANTED = {
+    "images": ("id", "file_name", "height", "width"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+}
+"""The lists of an annotation file that are read, and the keys of their records."""
+
+
+def _rows(lists: JsonLists, key: str, what: str) -> Iterator[Rows]:
+    """The records under a key, some at a time; none where the file lacks it."""
+    if key not in lists:
+        return
+    if lists.content is not None and not isinstance(lists.content[key], list):
+        raise UserError(f"{lists.path}: {key} is {short(lists.content[key])}, not a list [{{...}}, ...]")
+    first = 0
+    for part in lists.parts(key, _WANTED[key]):
+        yield Rows(lists.path, part, what, is_whole_file=False, first=first)
+        first += len(part)
+
+
+def _all_rows(lists: JsonLists, key: str, what: str) -> Rows:
+    items = list(chain.from_iterable(rows.items for rows in _rows(lists, key, what)))
+    return Rows(lists.path, items, what, is_whole_file=False)
+
+
+def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]) -> dict[str, Any]:
+    """What `CocoFile` says about the annotations, by its fields' names."""
+    columns: dict[str, list[np.ndarray]] = {
+        "boxes": [np.zeros((0, 4))], "area": [np.zeros(0)], "iscrowd": [np.zeros(0, bool)],
+        "image_index": [np.zeros(0, np.int64)], "labels": [np.zeros(0, np.int64)],
+    }  # fmt: skip
+    ids: list[np.ndarray | list[Any]] = [np.zeros(0, np.int64)]
+    position_of, label_of = _positions(image_ids, 0), _positions(category_ids, 1)
+    lacks_area, unknown = False, {}
+    for rows in _rows(lists, "annotations", "annotation number"):
+        boxes = rows.boxes("x, y, width, height")
+        images = rows.lookup("image_id", position_of, missing=-1, owner="images'")
+        labels = rows.lookup("category_id", label_of, missing=0, owner="categories'")
+        area = rows.optional("area")
+        lacks_area |= None in area
+        found = {"boxes": boxes, "image_index": images, "labels": labels}
+        found |= {"area": _areas(rows, area, boxes), "iscrowd": rows.flags("iscrowd")}
+        for name, column in found.items():
+            columns[name].append(column)
+        ids.append(_whole_numbers(rows.optional("id")))
+        for key, bad in (("image_id", images < 0), ("category_id", labels < 1)):
+            if key not in unknown and bad.any():
+                m = int(np.argmax(bad))
+                owner = "images" if key == "image_id" else f"categories {short(category_ids)}"
+                unknown[key] = rows.error(m, f"{key} {short(rows.items[m][key])} is not among the {owner}")
+    all_numbers = all(isinstance(part, np.ndarray) for part in ids)
+    return {
+        **{name: np.concatenate(parts) for name, parts in columns.items()},
+        "lacks_area": lacks_area,
+        "annotation_ids": np.concatenate(ids) if all_numbers else [identity for part in ids for identity in part],
+        "unknown": unknown.get("image_id") or unknown.get("category_id"),
+    }
+
+
+def _whole_numbers(ids: list[Any]) -> np.ndarray | list[Any]:
+    """The ids as (M,) int64 where all are such numbers, else as they are."""
+    if set(map(type, ids)) <= {int} and -(2**63) < min(ids, default=0) <= max(ids, default=0) < 2**63:
+        return np.array(ids, np.int64)
+    return ids
 
 
 def _each_once(rows: Rows) -> Rows:
@@ -207,9 +251,8 @@ def _positions(ids: list[Any], first: int) -> dict[Any, int]:
     return {identity: position for position, identity in enumerate(ids, first)}
 
 
-def _areas(annotations: Rows, boxes: np.ndarray) -> np.ndarray:
+def _areas(annotations: Rows, values: list[Any], boxes: np.ndarray) -> np.ndarray:
     """(M,) float64; width x height for annotations without an area, as for `area: null`."""
-    values = annotations.optional("area")
     if None in values:
         extents = (boxes[:, 2] * boxes[:, 3]).tolist()
         values = [extent if value is None else value for value, extent in zip(values, extents, strict=True)]
@@ -257,14 +300,16 @@ def find_image(folder: Path, name: str) -> Path | None:
 
 def _warn(file: CocoFile) -> None:
     """Log what is likely a mistake, though every value is of its type."""
-    ids = [comparable(identity) for identity in file.annotation_ids]
+    ids = file.annotation_ids
+    if not isinstance(ids, np.ndarray):
+        ids = [comparable(identity) for identity in ids]
     if 0 in ids:
         logger.warning(
             "%s: annotation id 0: it is scored like any other (pycocotools itself would lose its match, so its numbers "
             "can be lower)", file.path,
         )  # fmt: skip
-    different = len(set(ids))
-    if different < len(ids) and None not in ids:
+    different = len(np.unique(ids)) if isinstance(ids, np.ndarray) else len(set(ids))
+    if different < len(ids) and (isinstance(ids, np.ndarray) or None not in ids):
         logger.warning(
             "%s: %d annotation ids occur more than once: training takes each annotation; in scoring pycocotools reads "
             "the last of them each time, and so does this; give each annotation its own id",

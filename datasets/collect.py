@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from configs.errors import UserError
-from configs.files import is_file
+from configs.files import is_file, is_folder
+from configs.inputs import note
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden
 from datasets.records import Records, make_records
 
@@ -44,6 +45,7 @@ def walk(folder: Path) -> list[Path]:
     """All files below a folder, sorted; hidden ones and masks are passed over."""
     files = []
     for place, folders, names in os.walk(folder):
+        note(place)
         folders[:] = [name for name in folders if not is_hidden(name) and name.lower() not in MASKS]
         files += [Path(place, name) for name in names if not is_hidden(name)]
     return sorted(files)
@@ -55,7 +57,7 @@ def images_below(folder: Path, pattern: str | None = None) -> list[Path]:
     Raises:
         UserError: there is no such folder, or no image in it.
     """
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{folder}: there is no such folder")
     found = [path for path in walk(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
     if pattern is not None:

@@ -29,14 +29,15 @@ _MAX_ID = 2**63 - 1
 class Rows:
     """The records of a JSON list, read column by column with checks; an error names the record and its line."""
 
-    def __init__(self, path: Path, items: list[Any], what: str, *, is_whole_file: bool = True) -> None:
+    def __init__(self, path: Path, items: list[Any], what: str, *, is_whole_file: bool = True, first: int = 0) -> None:
         """Args:
         path: the file, for messages.
         items: dictionaries.
         what: what messages call a record, for example detection.
         is_whole_file: the list is the file's outermost value, so that its items' lines can be told.
+        first: the first item's number in the file's list, of which these may be a part.
         """
-        self.path, self.items, self.what = path, items, what
+        self.path, self.items, self.what, self.first = path, items, what, first
         self._is_whole_file = is_whole_file
         if set(map(type, items)) - {dict}:
             bad = next(index for index, item in enumerate(items) if type(item) is not dict)
@@ -49,7 +50,7 @@ class Rows:
             place = f" (line {line_of_item(self.path, index)})"
         else:
             place = f" (id {short(item['id'])})" if isinstance(item, dict) and item.get("id") is not None else ""
-        return UserError(f"{self.path}: {self.what} {index}{place}: {message}")
+        return UserError(f"{self.path}: {self.what} {self.first + index}{place}: {message}")
 
     def column(self, key: str, fix: str) -> list[Any]:
         """The values of a key that all records must have."""
@@ -190,6 +191,9 @@ def distinct_names(names: Sequence[str], ids: Sequence[Any]) -> tuple[list[str],
 
 def last_of_equal_ids(annotation_ids: list[Any] | np.ndarray) -> np.ndarray:
     """(M,) int64: for each annotation the one that pycocotools reads in its place, the last of its id."""
+    if isinstance(annotation_ids, np.ndarray):
+        _, backwards, which = np.unique(annotation_ids[::-1], return_index=True, return_inverse=True)
+        return len(annotation_ids) - 1 - backwards[which[::-1]]
     last = {comparable(identity): index for index, identity in enumerate(annotation_ids)}
     if len(last) == len(annotation_ids) or None in last:
         return np.arange(len(annotation_ids))

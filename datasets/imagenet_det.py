@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from configs.errors import UserError, did_you_mean
-from configs.files import read_lines
+from configs.files import is_file, read_lines
+from configs.inputs import note
 from datasets.class_lists import IMAGENET_DET_WNIDS
 from datasets.images import image_file_size
 from datasets.records import Records, logger, make_records
@@ -52,11 +53,11 @@ def read_imagenet_det(root: str | Path, image_set: str, *, images_per_class: int
     for folder in (root, lists, root / "Data" / "DET"):
         if not folder.is_dir():
             raise UserError(f"{folder}: there is no such folder: python tools/prepare_data.py imagenet_det says how")
-    if image_set == "train" and not (lists / "train.txt").is_file():
+    if image_set == "train" and not is_file(lists / "train.txt"):
         return _read(root, _positive_images(lists, images_per_class), image_set)
     if images_per_class is not None:
         raise UserError(f"{root}: images_per_class is for image_set train, whose images have lists by class")
-    if image_set in ("val1", "val2") and not (lists / f"{image_set}.txt").is_file():
+    if image_set in ("val1", "val2") and not is_file(lists / f"{image_set}.txt"):
         return _half(_read(root, _read_list(lists, "val"), "val"), image_set)
     return _read(root, _read_list(lists, image_set), image_set)
 
@@ -186,5 +187,6 @@ class _Listing:
     def has(self, path: Path) -> bool:
         folder = str(path.parent)
         if folder not in self._folders:
+            note(folder)
             self._folders[folder] = frozenset(os.listdir(folder)) if path.parent.is_dir() else frozenset()
         return path.name in self._folders[folder]

@@ -24,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from configs.errors import PrintableFilter, UserError
+from configs.inputs import note
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
@@ -65,7 +66,9 @@ def list_images(folder: Path, *, recursive: bool = True) -> list[Path]:
 def list_files(folder: Path, suffixes: Sequence[str], *, recursive: bool = True) -> list[Path]:
     """The files with one of the suffixes (lower case, matched in any case), as `list_images`."""
     found: list[Path] = []
+    note(folder)
     for directory, folders, names in os.walk(folder):
+        note(directory)
         folders[:] = [name for name in folders if recursive and not is_hidden(name)]
         found += [
             Path(directory, name) for name in names if not is_hidden(name) and name.lower().endswith(tuple(suffixes))
@@ -120,6 +123,7 @@ def image_file_size(path: str | Path, declared_size: tuple[int, int] | None = No
     Raises:
         UserError: the file is missing, too large or no image.
     """
+    note(path)
     try:
         with open(path, "rb") as file:
             header = _header(file, path)

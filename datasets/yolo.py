@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.errors import PrintableFilter, UserError, did_you_mean
-from configs.files import read_lines, read_text
+from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import short
 from datasets.images import image_file_size, list_files, list_images
@@ -80,7 +80,7 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
         class_names=class_names,
         source=f"{root}/{image_set}",
         annotation_file=str(labels_folder / "{}.txt"),
-        annotated=labels_folder.is_dir(),
+        annotated=is_folder(labels_folder),
     )
 
 
@@ -91,7 +91,7 @@ def read_class_names(root: Path, image_set: str) -> list[str] | None:
         return checked_names(content["names"], file)
     labels = root / "labels"
     for file in (root / "classes.txt", root / "obj.names", labels / "classes.txt", labels / image_set / "classes.txt"):
-        if file.is_file():
+        if is_file(file):
             lines = [line.strip() for line in read_lines(file, "list of classes")]
             while lines and not lines[-1]:
                 lines.pop()
@@ -132,7 +132,7 @@ def checked_names(names: Any, file: Path) -> list[str]:
 def _data_yaml(root: Path) -> tuple[Path | None, dict[str, Any]]:
     """data.yaml and its content; (None, {}) where there is none."""
     for file in (root / "data.yaml", root / "data.yml"):
-        if file.is_file():
+        if is_file(file):
             content = parse_yaml(read_text(file, "list of classes"), str(file))
             if content is not None and not isinstance(content, dict):
                 raise UserError(f"{file}: is {short(content)}, not a mapping with names")
@@ -162,7 +162,7 @@ def _folders(root: Path, image_set: str) -> tuple[Path, Path]:
         (root / image_set / "images", root / image_set / "labels"),
     ]
     for images, labels in pairs:
-        if images.is_dir():
+        if is_folder(images):
             return images, labels
     there = (
         sorted(path.name for path in (root / "images").iterdir() if path.is_dir()) if (root / "images").is_dir() else []

@@ -105,7 +105,7 @@ def read_coco_ground_truth(path: Path) -> GroundTruth:
         raise UserError(f"{path}: has no list of annotations: a test set without them cannot be scored")
     if not file.category_ids:
         raise UserError(f"{path}: has no list of categories: is it a results file?")
-    if None in file.annotations.optional("area"):
+    if file.lacks_area:
         logger.warning("%s: annotations without an area (pycocotools refuses them): width * height is taken", path)
     last = last_of_equal_ids(file.annotation_ids)
     known = (file.image_index >= 0) & (file.labels > 0)
