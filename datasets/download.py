@@ -1,6 +1,6 @@
 """Downloads of public data sets: resumed after a cut, verified by checksum, unpacked without leaving the folder.
 
-Imports neither torch nor the rest of the project but its error class.
+Which sets there are says `datasets.public_sets`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
@@ -23,121 +23,88 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from configs.errors import UserError
+from datasets.public_sets import Archive, PublicSet
 
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
+_MOST = 1 << 30
+"""Bytes that are taken of an archive whose size is not published."""
 
 
-@dataclass(frozen=True)
-class Archive:
-    """One published file."""
-
-    url: str
-    size: int
-    """Bytes."""
-    md5: str
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.url.rsplit("/", 1)[1]
-
-
-@dataclass(frozen=True)
-class PublicSet:
-    """A data set that can be had without an account."""
-
-    archives: tuple[Archive, ...]
-    folder: str
-    """Where the archives are unpacked, relative to the data root."""
-    result: str
-    """What is there afterwards, relative to the data root."""
-
-
-_VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
-_COCO = "http://images.cocodataset.org"
-
-PUBLIC_SETS = {
-    "voc2007": PublicSet(
-        (
-            Archive(f"{_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar", 460032000, "c52e279531787c972589f7e41ab4ae64"),
-            Archive(f"{_VOC}/voc2007/VOCtest_06-Nov-2007.tar", 451020800, "b6e924de25625d8de591ea690078ad9f"),
-        ),
-        folder=".",
-        result="VOCdevkit/VOC2007",
-    ),
-    "voc2012": PublicSet(
-        (Archive(f"{_VOC}/voc2012/VOCtrainval_11-May-2012.tar", 1999639040, "6cd6e144f989b92b3379bac3b3de84fd"),),
-        folder=".",
-        result="VOCdevkit/VOC2012",
-    ),
-    "coco2014": PublicSet(
-        (
-            Archive(f"{_COCO}/annotations/annotations_trainval2014.zip", 252872794, "0a379cfc70b0e71301e0f377548639bd"),
-            Archive(f"{_COCO}/zips/val2014.zip", 6645013297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
-            Archive(f"{_COCO}/zips/train2014.zip", 13510573713, "0da8c0bd3d6becc4dcb32757491aca88"),
-        ),
-        folder="coco",
-        result="coco/train2014, coco/val2014, coco/annotations",
-    ),
-    "coco2017": PublicSet(
-        (
-            Archive(f"{_COCO}/annotations/annotations_trainval2017.zip", 252907541, "f4bbac642086de4f52a3fdda2de5fa2c"),
-            Archive(f"{_COCO}/zips/val2017.zip", 815585330, "442b8da7639aecaf257c1dceb8ba8c80"),
-            Archive(f"{_COCO}/zips/train2017.zip", 19336861798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
-        ),
-        folder="coco",
-        result="coco/train2017, coco/val2017, coco/annotations",
-    ),
-}
-
-
-def prepare(public_set: PublicSet, data_root: Path, *, mirror: str | None = None, keep_archives: bool = False) -> None:
+def prepare(
+    public_set: PublicSet,
+    data_root: Path,
+    *,
+    mirror: str | None = None,
+    archives: Path | None = None,
+    keep_archives: bool = False,
+) -> None:
     """Download, verify and unpack what is not there yet; may be interrupted and called again at any time.
 
     Args:
         public_set: which.
         data_root: the folder of all data.
         mirror: a URL under which the archives lie by their bare names, in place of the official one.
-        keep_archives: do not remove an archive after it is unpacked.
+        archives: a folder that holds the archives already: nothing is downloaded, and they stay there.
+        keep_archives: do not remove a downloaded archive after it is unpacked.
 
     Raises:
-        UserError: no connection, too little disk space, a wrong checksum, or an archive that would write elsewhere.
+        UserError: no connection, too little disk space, a wrong checksum, an archive that would write elsewhere, or a
+            part of a set asked for where the whole is.
     """
     folder = data_root / public_set.folder
-    todo = [archive for archive in public_set.archives if not is_unpacked(archive, folder)]
+    todo = [archive for archive in public_set.archives if not is_unpacked(archive, folder, public_set.part)]
+    if public_set.part and todo and (data_root / public_set.result).exists():
+        raise UserError(
+            f"{data_root / public_set.result}: is there already, and is not known to be the {public_set.part} asked "
+            "for: remove it, or choose another --data-root"
+        )
     check_space(folder, todo)
     folder.mkdir(parents=True, exist_ok=True)
     for archive in todo:
-        path = folder / archive.name
-        download(archive, path, mirror=mirror)
-        unpack(path, folder)
-        _marker(archive, folder).touch()
-        if not keep_archives:
+        path = (archives or folder) / archive.name
+        if archives is None:
+            download(archive, path, mirror=mirror)
+        else:
+            _check_given(path, archive)
+        try:
+            unpack(path, folder, keep=public_set.keep, finish=public_set.finish)
+        except UserError:
+            if archives is None and archive.md5 is None:  # the archive was not verified before: it may be damaged
+                path.unlink()
+            raise
+        _marker(archive, folder).write_text(public_set.part)
+        if archives is None and not keep_archives:
             path.unlink()
 
 
-def plan(public_set: PublicSet, data_root: Path, *, mirror: str | None = None) -> list[str]:
+def plan(
+    public_set: PublicSet, data_root: Path, *, mirror: str | None = None, archives: Path | None = None
+) -> list[str]:
     """What `prepare` would do, a line for each step; writes nothing."""
     folder = data_root / public_set.folder
     lines = []
+    todo = [archive for archive in public_set.archives if not is_unpacked(archive, folder, public_set.part)]
     for archive in public_set.archives:
-        if is_unpacked(archive, folder):
+        if archive not in todo:
             lines.append(f"{archive.name}: is unpacked already")
             continue
+        size = "some MB" if archive.size is None else _gigabytes(archive.size)
         have = _bytes_there(folder / archive.name)
         part = f" ({_gigabytes(have)} of it are there)" if have else ""
-        lines.append(f"{archive.name}: download {_gigabytes(archive.size)}{part} from {_url(archive, mirror)}")
-        lines.append(f"{archive.name}: verify md5 {archive.md5}, unpack into {folder}")
-    todo = [archive for archive in public_set.archives if not is_unpacked(archive, folder)]
+        source = f"take it from {archives}" if archives else f"download {size}{part} from {_url(archive, mirror)}"
+        check = f"md5 {archive.md5}" if archive.md5 else "the files, for no checksum of the archive is published"
+        lines.append(f"{archive.name}: {source}")
+        lines.append(f"{archive.name}: verify {check}, unpack into {folder}")
     free = shutil.disk_usage(_existing_parent(folder)).free
     lines.append(f"disk space: needs about {_gigabytes(_space_needed(folder, todo))}, {_gigabytes(free)} are free")
     return lines
 
 
-def is_unpacked(archive: Archive, folder: Path) -> bool:
-    """Whether an earlier call has finished with this archive."""
-    return _marker(archive, folder).exists()
+def is_unpacked(archive: Archive, folder: Path, part: str = "") -> bool:
+    """Whether an earlier call has finished with this archive, and took the same part of it ("": all)."""
+    marker = _marker(archive, folder)
+    return marker.is_file() and marker.read_text() == part
 
 
 def check_space(folder: Path, archives: list[Archive]) -> None:
@@ -171,7 +138,8 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
         return
     part = path.with_name(path.name + ".part")
     url, failures = _url(archive, mirror), 0
-    while (done := _bytes_there(path)) < archive.size:
+    while archive.size is None or _bytes_there(path) < archive.size:
+        done = _bytes_there(path)
         try:
             _fetch(url, part, done, archive)
         except HTTPError as error:
@@ -181,16 +149,17 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
         except _TooLong:
             part.unlink()
             raise UserError(
-                f"{url}: sends more than the {archive.size} bytes of {archive.name}: another file: try --mirror URL"
+                f"{url}: sends more than the {archive.size or _MOST} bytes of {archive.name}: another file: "
+                "try --mirror URL"
             ) from None
         except (URLError, HTTPException, OSError) as error:
             if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
                 raise UserError(f"{part}: cannot be written: {error.strerror}") from error
             reason = getattr(error, "reason", None) or error
         else:
+            if archive.size is None or _bytes_there(path) >= archive.size:
+                break
             reason = "the connection was closed early"
-        if _bytes_there(path) >= archive.size:
-            break
         failures = 0 if _bytes_there(path) > done else failures + 1
         if failures >= attempts:
             raise UserError(f"{url}: cannot be downloaded: {reason}: call again to continue, or try --mirror URL")
@@ -219,16 +188,15 @@ def _fetch(url: str, part: Path, done: int, archive: Archive) -> None:
         ):
             while chunk := response.read(_CHUNK):
                 start += len(chunk)
-                if start > archive.size:
+                if start > (archive.size or _MOST):
                     raise _TooLong
                 file.write(chunk)
                 bar.update(len(chunk))
 
 
 def _check_md5(path: Path, archive: Archive) -> None:
-    """Compare a file with its published checksum; remove it where it differs."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    """Compare a file with its published checksum, if there is one; remove it where it differs."""
+    found = archive.md5 and _md5(path)
     if found != archive.md5:
         path.unlink()
         raise UserError(
@@ -236,11 +204,37 @@ def _check_md5(path: Path, archive: Archive) -> None:
         )
 
 
+def _check_given(path: Path, archive: Archive) -> None:
+    """The same of a file of the user's, which stays."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file: --archives is the folder that holds {archive.name}")
+    found = archive.md5 and _md5(path)
+    if found != archive.md5:
+        raise UserError(f"{path}: its md5 is {found}, but {archive.name} has {archive.md5}: fetch it again")
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
 # ------------------------------------------------------------------------------------------------ unpacking
 
 
-def unpack(path: Path, folder: Path) -> None:
+def unpack(
+    path: Path,
+    folder: Path,
+    *,
+    keep: Callable[[str], str | None] | None = None,
+    finish: Callable[[Path], None] | None = None,
+) -> None:
     """Unpack a tar or zip archive into a folder, after a look at all of its names; files appear when all are unpacked.
+
+    Args:
+        path: the archive.
+        folder: where to.
+        keep: the place of a member in the folder, or None for what is left out; default: all as they are.
+        finish: called with the folder of what is unpacked, before it appears.
 
     Raises:
         UserError: a member would be written outside the folder, or is a link out of it or no ordinary file; nothing is
@@ -249,11 +243,13 @@ def unpack(path: Path, folder: Path) -> None:
     staging = Path(tempfile.mkdtemp(dir=folder, prefix=".unpacking-"))
     try:
         if zipfile.is_zipfile(path):
-            _unpack_zip(path, staging)
+            _unpack_zip(path, staging, keep)
         elif tarfile.is_tarfile(path):
-            _unpack_tar(path, staging)
+            _unpack_tar(path, staging, keep)
         else:
             raise UserError(f"{path}: is neither a tar nor a zip archive")
+        if finish is not None:
+            finish(staging)
         _merge(staging, folder)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         raise UserError(f"{path}: cannot be unpacked: {error}") from error
@@ -261,7 +257,7 @@ def unpack(path: Path, folder: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _unpack_tar(path: Path, folder: Path) -> None:
+def _unpack_tar(path: Path, folder: Path, keep: Callable[[str], str | None] | None) -> None:
     with tarfile.open(path) as archive:
         members = archive.getmembers()
         for member in members:
@@ -269,13 +265,17 @@ def _unpack_tar(path: Path, folder: Path) -> None:
             if not (member.isfile() or member.isdir()):
                 raise UserError(f"{path}: {member.name} is no ordinary file: the archive is not what was published")
         for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
+            name = member.name if keep is None else keep(member.name)
+            if name is None:
+                continue
+            member.name = name
             if hasattr(tarfile, "data_filter"):  # from 3.11.4; a second lock on the door
                 archive.extract(member, folder, filter="data")
             else:
                 archive.extract(member, folder)
 
 
-def _unpack_zip(path: Path, folder: Path) -> None:
+def _unpack_zip(path: Path, folder: Path, keep: Callable[[str], str | None] | None) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         for member in members:
@@ -283,6 +283,10 @@ def _unpack_zip(path: Path, folder: Path) -> None:
             if stat.S_ISLNK(member.external_attr >> 16):
                 raise UserError(f"{path}: {member.filename} is a link: the archive is not what was published")
         for member in tqdm(members, desc=f"unpacking {path.name}", unit="file", disable=None):
+            name = member.filename if keep is None else keep(member.filename)
+            if name is None:
+                continue
+            member.filename = name
             archive.extract(member, folder)
 
 
@@ -310,7 +314,7 @@ def _url(archive: Archive, mirror: str | None) -> str:
 
 
 def _marker(archive: Archive, folder: Path) -> Path:
-    """An empty file that says that the archive is unpacked."""
+    """A file that says that the archive is unpacked, and of which part of the set it holds the name."""
     return folder / f".{archive.name}.unpacked"
 
 
@@ -324,7 +328,8 @@ def _bytes_there(path: Path) -> int:
 
 def _space_needed(folder: Path, archives: list[Archive]) -> int:
     """Bytes: the rest of the downloads, and as much again for the files, which compress by next to nothing."""
-    return sum(2 * archive.size - min(archive.size, _bytes_there(folder / archive.name)) for archive in archives)
+    sizes = [(archive.size or 0, _bytes_there(folder / archive.name)) for archive in archives]
+    return sum(2 * size - min(size, there) for size, there in sizes)
 
 
 def _existing_parent(folder: Path) -> Path:

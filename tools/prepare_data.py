@@ -1,10 +1,10 @@
-"""Download, verify and unpack a public data set: voc2007, voc2012, coco2014, coco2017.
-
-For imagenet and imagenet_det, which need an account, say what to fetch by hand and where to put it.
+"""Download, verify and unpack a public data set where the configs look for it.
 
     python tools/prepare_data.py voc2007 --data-root data
 
-An interrupted download is continued by the same command.
+voc2007, voc2012, coco2014, coco2017; cifar10, cifar10_5k (its first 4,000 and 1,000 images as PNG), tiny_imagenet,
+tiny_imagenet_20 (the 20 classes of this project's figures), bccd. For imagenet and imagenet_det, which need an
+account, it says what to fetch by hand and where to put it. An interrupted download is continued by the same command.
 """
 
 import sys
@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import argparse
 
-from datasets.download import PUBLIC_SETS, plan, prepare
+from datasets.download import plan, prepare
+from datasets.public_sets import PUBLIC_SETS
 from tools.runtime import cli
 
 IMAGENET = """\
@@ -78,7 +79,9 @@ def parser() -> argparse.ArgumentParser:
         "name", choices=[*PUBLIC_SETS, "imagenet", "imagenet_det"], metavar="NAME", help="which data set"
     )
     options.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing")
-    options.add_argument("--mirror", metavar="URL", help="the archives lie under this URL by their bare names")
+    source = options.add_mutually_exclusive_group()
+    source.add_argument("--mirror", metavar="URL", help="the archives lie under this URL by their bare names")
+    source.add_argument("--archives", type=Path, metavar="DIR", help="the archives lie in this folder already")
     options.add_argument("--keep-archives", action="store_true", help="do not remove the archives after unpacking")
     return options
 
@@ -93,11 +96,11 @@ def main(args: argparse.Namespace) -> None:
         print(IMAGENET_DET.format(data_root=root))
         return
     public_set = PUBLIC_SETS[args.name]
-    for line in plan(public_set, root, mirror=args.mirror):
+    for line in plan(public_set, root, mirror=args.mirror, archives=args.archives):
         print(line)
     if args.dry_run:
         return
-    prepare(public_set, root, mirror=args.mirror, keep_archives=args.keep_archives)
+    prepare(public_set, root, mirror=args.mirror, archives=args.archives, keep_archives=args.keep_archives)
     print(f"{args.name} is in {', '.join(str(root / part) for part in public_set.result.split(', '))}")
     if args.name == "voc2012":
         print(f"Its test set needs an account at http://host.robots.ox.ac.uk:8080: unpack it into {root}")

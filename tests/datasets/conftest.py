@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from datasets.records import Records, make_records
+from tests.datasets.serving import Server, serving
 
 Objects = list[tuple]
 """(name, (xmin, ymin, xmax, ymax)[, flags]) of each object; flags: a set of words such as difficult."""
@@ -101,3 +102,9 @@ def random_records(tmp_path: Path) -> Callable[..., Records]:
         )
 
     return make
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running

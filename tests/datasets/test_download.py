@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tarfile
-import threading
-import zipfile
-from collections.abc import Iterator
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,59 +12,9 @@ import pytest
 
 from configs.errors import UserError
 from datasets import download as module
-from datasets.download import PUBLIC_SETS, Archive, PublicSet, download, is_unpacked, plan, prepare, unpack
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files`; `cut` bytes a request at most, `status` in place of an answer, ranges if `ranges`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.requests: list[tuple[str, str | None]] = []
-        self.cut: int | None = None
-        self.failures = 0
-        self.status = 0
-        self.ranges = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/sets"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.requests.append((self.path, wanted))
-        data = self.server.files.get(self.path.removeprefix("/sets/"))
-        if self.server.failures > 0:
-            self.server.failures -= 1
-            self.send_error(self.server.status or 503)
-            return
-        if data is None:
-            self.send_error(404)
-            return
-        start = int(wanted[6:-1]) if wanted and self.server.ranges else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        self.wfile.write(data[start : start + self.server.cut] if self.server.cut else data[start:])
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.shutdown()
-
+from datasets.download import download, is_unpacked, plan, prepare, unpack
+from datasets.public_sets import Archive, PublicSet
+from tests.datasets.serving import Server, tar_of, zip_of
 
 DATA = np.random.default_rng(0).bytes(100_000)
 
@@ -147,30 +91,6 @@ def test_missing_file_and_dead_server(server: Server, tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------ archives
-
-
-def tar_of(files: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as file:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            file.addfile(info, io.BytesIO(data))
-        for member in members:
-            file.addfile(member)
-    return buffer.getvalue()
-
-
-def zip_of(files: dict[str, bytes], link: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as file:
-        for name, data in files.items():
-            file.writestr(name, data)
-        if link:
-            info = zipfile.ZipInfo(link)
-            info.external_attr = 0o120777 << 16
-            file.writestr(info, "/etc/passwd")
-    return buffer.getvalue()
 
 
 def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
@@ -283,19 +203,6 @@ def test_too_small_a_disk_is_known_before_anything_is_fetched(
         prepare(public_set, tmp_path, mirror=server.url)
     assert not server.requests
     assert not list(tmp_path.iterdir())
-
-
-def test_published_sets() -> None:
-    assert set(PUBLIC_SETS) == {"voc2007", "voc2012", "coco2014", "coco2017"}
-    archives = [item for public_set in PUBLIC_SETS.values() for item in public_set.archives]
-    assert {item.name: item.md5 for item in archives if "VOC" in item.name} == {
-        "VOCtrainval_06-Nov-2007.tar": "c52e279531787c972589f7e41ab4ae64",
-        "VOCtest_06-Nov-2007.tar": "b6e924de25625d8de591ea690078ad9f",
-        "VOCtrainval_11-May-2012.tar": "6cd6e144f989b92b3379bac3b3de84fd",
-    }
-    assert len({item.md5 for item in archives}) == len(archives) == 9
-    assert all(len(item.md5) == 32 and item.size % 512 == 0 for item in archives if item.name.endswith(".tar"))
-    assert replace(archives[0], size=1).name == "VOCtrainval_06-Nov-2007.tar"
 
 
 def test_a_server_that_sends_without_end_is_left(tmp_path: Path, server: Server) -> None:

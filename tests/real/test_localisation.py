@@ -11,6 +11,7 @@ import pytest
 
 from configs.localisation import LocalisationSourceConfig
 from datasets.localisation import image_labels, read_localisation
+from datasets.public_sets import TINY_IMAGENET_20
 from tools.runtime.localisation import mean_boxes, trivial_figures
 
 
@@ -21,6 +22,12 @@ def tiny(data_dir, tmp_path_factory) -> Path:
     with zipfile.ZipFile(data_dir / "tiny_imagenet_20.zip") as archive:
         archive.extractall(root)
     return root
+
+
+def test_the_twenty_classes_are_those_of_the_figures(tiny):
+    wnids = (tiny / "wnids.txt").read_text().split()
+    names = dict(line.split("\t") for line in (tiny / "words.txt").read_text().splitlines())
+    assert {wnid: names[wnid].split(",")[0] for wnid in wnids} == TINY_IMAGENET_20
 
 
 def test_the_trivial_predictors_reach_their_published_figures(tiny, caplog):

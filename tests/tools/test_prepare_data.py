@@ -65,7 +65,7 @@ def test_download_through_the_script(tmp_path: Path, monkeypatch, capsys) -> Non
     import io
     import tarfile
 
-    from datasets.download import PUBLIC_SETS, Archive, PublicSet
+    from datasets.public_sets import PUBLIC_SETS, Archive, PublicSet
     from tools import prepare_data
     from tools.runtime import cli
 
