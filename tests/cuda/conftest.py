@@ -69,12 +69,17 @@ def build_driver(site: Path, compiler: str, library: Path) -> None:
     subprocess.run([compiler, "-O1", "-w", "-fPIC", "-shared", str(source), "-o", str(library), name], check=True)
 
 
-@pytest.fixture(scope="session")
-def results(runtime: Path) -> dict[str, dict[str, Any]]:
-    """Case -> what it gave."""
+def run_cases(runtime: Path, worker: str, *cases: str, **variables: str) -> dict[str, dict[str, Any]]:
+    """Case -> what it gave, of a process on the runtime."""
     libraries = f"{runtime.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    env = dict(os.environ, LD_PRELOAD=str(runtime), LD_LIBRARY_PATH=libraries, OMP_NUM_THREADS="1")
-    done = subprocess.run([sys.executable, str(HERE / "worker.py")], env=env, capture_output=True, text=True)
+    env = dict(os.environ, LD_PRELOAD=str(runtime), LD_LIBRARY_PATH=libraries, OMP_NUM_THREADS="1", **variables)
+    done = subprocess.run([sys.executable, str(HERE / worker), *cases], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {row.pop("case"): row for row in rows}
+
+
+@pytest.fixture(scope="session")
+def results(runtime: Path) -> dict[str, dict[str, Any]]:
+    """What the cases of `worker.py` gave."""
+    return run_cases(runtime, "worker.py")

@@ -47,11 +47,10 @@ def tiny_voc(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture
-def tiny_config(tmp_path: Path, tiny_voc: Path) -> Path:
-    """A YAML config that trains a ResNet-18-C4 on the tiny set for 4 iterations, and tests it."""
-    source = {"format": "voc", "root": str(tiny_voc)}
-    config = {
+def detector_values(root: Path) -> dict:
+    """The values of a config that trains a ResNet-18-C4 on the tiny set at `root` for 4 iterations, and tests it."""
+    source = {"format": "voc", "root": str(root)}
+    return {
         "data": {
             "train": [{**source, "image_set": "train"}],
             "test": [{**source, "image_set": "test"}],
@@ -70,8 +69,13 @@ def tiny_config(tmp_path: Path, tiny_voc: Path) -> Path:
         "train": {"batch_size": 2, "log_every": 2},
         "test": {"score_thresh": 0.0},
     }  # fmt: skip
+
+
+@pytest.fixture
+def tiny_config(tmp_path: Path, tiny_voc: Path) -> Path:
+    """The same as a file."""
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(detector_values(tiny_voc)))
     return path
 
 
@@ -92,10 +96,8 @@ def write_tiny_images(root: Path, count: int = 8, side: int = 12) -> None:
                 cv2.imwrite(str(folder / f"{number}.png"), image[:, :, ::-1])
 
 
-@pytest.fixture
-def classifier_values(tmp_path: Path) -> dict:
+def tiny_classifier_values(root: Path) -> dict:
     """The values of a config that trains a net of two units on the tiny images, in memory, for 6 iterations."""
-    root = tmp_path / "images"
     write_tiny_images(root)
     return {
         "data": {
@@ -114,6 +116,12 @@ def classifier_values(tmp_path: Path) -> dict:
         "schedule": {"iterations": 6, "milestones": [4]},
         "train": {"batch_size": 8, "log_every": 2, "validate_every": 2},
     }  # fmt: skip
+
+
+@pytest.fixture
+def classifier_values(tmp_path: Path) -> dict:
+    """The values of a config over tiny images that are written here."""
+    return tiny_classifier_values(tmp_path / "images")
 
 
 @pytest.fixture
