@@ -38,9 +38,9 @@ class Training:
     events: int
     forks: Forks
 
-    def __call__(self, out: Path, *more: str, log: str = "", **moment: Any) -> Ending:
+    def __call__(self, out: Path, *more: str, log: str = "", patch: str = "", **moment: Any) -> Ending:
         argv = ["--cfg", str(self.config), "--out", str(out), "--device", "cpu", *more]
-        return self.forks(Order(self.script, argv, log or f"{out}.log", patch=UNDRAWN, **moment))
+        return self.forks(Order(self.script, argv, log or f"{out}.log", patch=UNDRAWN + patch, **moment))
 
 
 def make_training(request: pytest.FixtureRequest, forks: Forks, folder: Path, **moment: Any) -> Training:

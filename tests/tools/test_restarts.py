@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -106,3 +107,25 @@ def test_killed_agents_start_anew(training, tmp_path):
             number += sum(each.result() for each in done)
             assert_equal_runs(training.whole, run)
             runs += 1
+
+
+HANGS = """
+import os, time
+from tools.runtime import loop
+real = loop._update
+def falls_asleep(task, plan, parts):
+    if plan.state.iteration == 2 and os.environ["RANK"] == "1":
+        time.sleep(3600)
+    real(task, plan, parts)
+loop._update = falls_asleep
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_says_where_and_the_other_ends(training, tmp_path):
+    ending = training(tmp_path / "run", "--hang-limit", "6", launch=TWO, patch=HANGS)
+    assert ending.code == 1
+    assert ending.left == []
+    assert re.search(r'File ".*", line \d+ in falls_asleep', ending.output), ending.output
+    assert "another process has ended, or has not answered for 6 seconds (--hang-limit)" in ending.output
+    assert "Traceback" not in ending.output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import logging
 import os
@@ -24,11 +25,15 @@ from torch.distributed.rendezvous import rendezvous
 from configs.errors import UserError
 
 Value = TypeVar("Value")
+_hang_limit = 0.0
+"""Of the process group; 0: there is none."""
 
 
 @contextmanager
 def processes(device: torch.device, hang_limit: float = 1800.0) -> Iterator[None]:
     """Joins the processes that torchrun started: tensors on a GPU go through NCCL, those of the host through gloo.
+
+    A process that stays away from the others for so long prints the stack of its threads: there it hangs.
 
     Args:
         device: this process's.
@@ -38,9 +43,11 @@ def processes(device: torch.device, hang_limit: float = 1800.0) -> Iterator[None
     if "WORLD_SIZE" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
+    global _hang_limit
     _end_with_parent()
     try:
         _join(device, timedelta(seconds=hang_limit))
+        _hang_limit = hang_limit
         if not is_main():
             logging.disable(logging.WARNING)  # process 0 has said it
         yield
@@ -51,6 +58,9 @@ def processes(device: torch.device, hang_limit: float = 1800.0) -> Iterator[None
             f"another process has ended, or has not answered for {hang_limit:g} seconds (--hang-limit): its own "
             f"message says why ({' '.join(str(error).split())[:200]})"
         ) from error
+    finally:
+        _hang_limit = 0.0
+        faulthandler.cancel_dump_traceback_later()
     gc.collect()  # a wrapped model is a cycle; if it outlives its group, the threads of the group end by abort at exit
     dist.destroy_process_group()  # not after an error, for the others may be waiting elsewhere: torchrun ends them
 
@@ -63,7 +73,10 @@ def _end_with_parent() -> None:
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
-    """Make the process group."""
+    """Make the process group; on GPUs NCCL notes what a collective that nobody ends was waiting for."""
+    if device.type == "cuda":
+        os.environ.setdefault("TORCH_NCCL_TRACE_BUFFER_SIZE", "2000")  # its flight recorder
+        os.environ.setdefault("TORCH_NCCL_DUMP_ON_TIMEOUT", "1")
     store, number, count = next(rendezvous("env://", timeout=timeout))
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -100,6 +113,15 @@ def _agreed_prefix(store: Store, number: int, count: int, timeout: timedelta) ->
     raise dist.DistStoreError("process 0 did not answer")
 
 
+@contextmanager
+def _meeting() -> Iterator[None]:
+    """Within this context the process waits for the others; after it, they wait for this one."""
+    faulthandler.cancel_dump_traceback_later()
+    yield
+    if _hang_limit:
+        faulthandler.dump_traceback_later(_hang_limit)
+
+
 def rank() -> int:
     """Number of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
@@ -126,7 +148,8 @@ def all_gather(value: Value) -> list[Value]:
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    with _meeting():
+        dist.all_gather_object(gathered, value)
     return gathered
 
 
@@ -135,7 +158,8 @@ def any_process(flag: bool) -> bool:
     if world_size() == 1:
         return flag
     tensor = torch.tensor(int(flag))
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    with _meeting():
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
     return bool(tensor.item())
 
 
@@ -167,7 +191,8 @@ def on_main(action: Callable[[], Value]) -> Value:
         except Exception as error:
             outcome[2] = error
     shared = [outcome[0], outcome[1], repr(outcome[2]) if outcome[2] is not None else None]
-    dist.broadcast_object_list(shared, src=0)
+    with _meeting():
+        dist.broadcast_object_list(shared, src=0)
     if shared[1] is not None:
         raise UserError(shared[1])
     if outcome[2] is not None:
