@@ -18,6 +18,7 @@ from yaml.composer import ComposerError
 
 from configs.detection import DetectionConfig
 from configs.errors import UserError, nearest
+from configs.files import read_text
 from configs.messages import describe, one_line
 from configs.moved import new_name, say_moved, with_new_names
 
@@ -36,13 +37,9 @@ def load_config(path: Path | str, overrides: Sequence[str] = (), schema: type[Sc
         UserError: the file is missing, is not YAML, or does not fit the schema.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such config file{_nearest_file(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    return parse_config(parse_yaml(text, str(path)), overrides, schema, str(path))
+    if not path.exists():
+        raise UserError(f"{path}: no such config file{_nearest_file(path)}")
+    return parse_config(parse_yaml(read_text(path, "config file"), str(path)), overrides, schema, str(path))
 
 
 def parse_config(

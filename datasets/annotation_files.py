@@ -9,19 +9,21 @@ count from 0. Imports no torch.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from configs.files import is_file, read_json, read_lines
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
+from datasets.columns import LARGEST, short
 from datasets.images import image_file_size, list_files
 from datasets.records import Records, logger
 from datasets.voc import read_annotation, read_image_set
 from datasets.yolo import LabelReader, keypoint_numbers, read_class_names
 
 FileFormat = Literal["voc", "yolo", "labelme", "supervisely"]
+Value = TypeVar("Value")
 
 SUFFIXES: dict[str, str] = {"voc": ".xml", "yolo": ".txt", "labelme": ".json", "supervisely": ".json"}
 
@@ -80,9 +82,9 @@ def read_folder(
         items = [_read_yolo(image, files.get(image), labels, names) for image in chosen]
         labels.report(source)
     else:
-        items = [_read_item(image, files.get(image), file_format, zero_based) for image in chosen]
-    if file_format == "supervisely":
-        class_names = _supervisely_names(root)
+        known = _supervisely_names(root) if file_format == "supervisely" else None
+        items = [_read_item(image, files.get(image), file_format, zero_based, known) for image in chosen]
+        class_names = known
     pattern = _common_pattern([image for image in chosen if image in files], files, SUFFIXES[file_format], root)
     return records_of(
         items,
@@ -191,13 +193,17 @@ def _common_pattern(images: list[Path], files: dict[Path, Path], suffix: str, ro
 # ---------------------------------------------------------------------------------------------- one file
 
 
-def _read_item(image: Path, file: Path | None, file_format: str, zero_based: bool) -> Item:
+def _read_item(image: Path, file: Path | None, file_format: str, zero_based: bool, known: Sequence[str] | None) -> Item:
     if file is None:
         return Item(image, None)
     if file_format == "voc":
         return _read_voc(image, file, zero_based)
     content = read_json(file, "annotation file")
-    return (_read_labelme if file_format == "labelme" else _read_supervisely)(image, file, content)
+    return (
+        _read_labelme(image, file, content)
+        if file_format == "labelme"
+        else _read_supervisely(image, file, content, known)
+    )
 
 
 def _read_yolo(image: Path, file: Path | None, labels: LabelReader, names: Sequence[str]) -> Item:
@@ -219,15 +225,11 @@ def _read_voc(image: Path, file: Path, zero_based: bool) -> Item:
 
 def _read_labelme(image: Path, file: Path, content: Any) -> Item:
     """Rectangles whichever corners were clicked; circles and outlines as boxes around them; points are no objects."""
-    shapes = content.get("shapes") if isinstance(content, dict) else None
-    if not isinstance(shapes, list):
-        raise UserError(f"{file}: not a labelme file: it has no list of shapes")
     objects, passed_over = [], Counter()
-    for number, shape in enumerate(shapes):
+    for number, shape in enumerate(typed(content, "shapes", list, f"{file}: not a labelme file")):
         where = f"{file} object {number}"
-        if not isinstance(shape, dict) or not str(shape.get("label") or "").strip():
-            raise UserError(f"{where}: has no label")
-        kind = shape.get("shape_type") or "polygon"
+        name = class_in(typed(shape, "label", object, where), f"{where}: has no label")
+        kind = typed(shape, "shape_type", str, where, default="polygon")
         if kind in ("point", "points", "line", "linestrip"):
             passed_over[kind] += 1
             continue
@@ -236,29 +238,26 @@ def _read_labelme(image: Path, file: Path, content: Any) -> Item:
             (x, y), (edge_x, edge_y) = points
             radius = ((edge_x - x) ** 2 + (edge_y - y) ** 2) ** 0.5
             points = [(x - radius, y - radius), (x + radius, y + radius)]
-        objects.append(Object(str(shape["label"]).strip(), box_around(points, where)))
+        objects.append(Object(name, box_around(points, where)))
     if passed_over:
         logger.warning("%s: %d points and lines have no box and are passed over", file, sum(passed_over.values()))
     return Item(image, objects, declared_size(content.get("imageHeight"), content.get("imageWidth")))
 
 
-def _read_supervisely(image: Path, file: Path, content: Any) -> Item:
+def _read_supervisely(image: Path, file: Path, content: Any, known: Sequence[str] | None) -> Item:
     """Any figure with an outer outline as the box around it; bitmaps by their place are refused."""
-    things = content.get("objects") if isinstance(content, dict) else None
-    if not isinstance(things, list):
-        raise UserError(f"{file}: not a Supervisely annotation: it has no list of objects")
     objects = []
-    for number, thing in enumerate(things):
+    for number, thing in enumerate(typed(content, "objects", list, f"{file}: not a Supervisely annotation")):
         where = f"{file} object {number}"
-        name = thing.get("classTitle") if isinstance(thing, dict) else None
-        if not name:
-            raise UserError(f"{where}: has no classTitle")
-        outline = (thing.get("points") or {}).get("exterior")
+        name = class_in(typed(thing, "classTitle", object, where), f"{where}: has no classTitle")
+        if known is not None and name not in known:
+            raise UserError(f"{where}: class {name} is not among the classes of meta.json{did_you_mean(name, known)}")
+        outline = typed(typed(thing, "points", dict, where, default={}), "exterior", list, where, default=[])
         if not outline:
-            kind = thing.get("geometryType", "figure")
+            kind = typed(thing, "geometryType", str, where, default="figure")
             raise UserError(f"{where}: is a {kind} without outline: only rectangles and polygons are read")
-        objects.append(Object(str(name), box_around(points_of(outline, where), where)))
-    size = content.get("size") or {}
+        objects.append(Object(name, box_around(points_of(outline, where), where)))
+    size = typed(content, "size", dict, str(file), default={})
     return Item(image, objects, declared_size(size.get("height"), size.get("width")))
 
 
@@ -266,8 +265,10 @@ def _supervisely_names(root: Path) -> list[str] | None:
     """The project's classes in the order of its meta.json; None where there is none."""
     for folder in (root, *root.parents[:2]):
         if is_file(folder / "meta.json"):
-            content = read_json(folder / "meta.json", "project file")
-            return [str(item["title"]) for item in content.get("classes", [])]
+            file = folder / "meta.json"
+            classes = typed(read_json(file, "project file"), "classes", list, str(file), default=[])
+            places = [f"{file} class {number}" for number in range(len(classes))]
+            return [typed(item, "title", str, place) for item, place in zip(classes, places, strict=True)]
     return None
 
 
@@ -281,9 +282,48 @@ def points_of(values: Any, where: str) -> list[tuple[float, float]]:
         UserError: they are none.
     """
     try:
-        return [(float(x), float(y)) for x, y in values]
+        return [(x, y) for x, y in map(numbers_in, values)]
     except (TypeError, ValueError):
-        raise UserError(f"{where}: points {str(values)[:60]} are not pairs of numbers") from None
+        raise UserError(f"{where}: points {short(values)} are not pairs of numbers") from None
+
+
+def numbers_in(values: Iterable[Any]) -> list[float]:
+    """Values of JSON that are finite numbers no larger than an image may be; ValueError: another value."""
+    numbers = list(values)
+    if any(type(value) not in (int, float) or not abs(value) <= LARGEST for value in numbers):
+        raise ValueError(f"{short(numbers)} are not numbers of pixels")
+    return list(map(float, numbers))
+
+
+def typed(content: Any, key: str, kind: type[Value], where: str, default: Value | None = None) -> Value:
+    """The value of a key of a JSON object.
+
+    Args:
+        content: the object.
+        key: its key.
+        kind: what the value must be; of bool and int each is taken for itself only.
+        where: for messages: the file and the place in it.
+        default: in place of a missing key and of null; None: these are mistakes.
+
+    Raises:
+        UserError: `content` is no object, or its value another one.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: is {short(content)}, not an object {{...}}")
+    value = content.get(key)
+    if value is None and default is not None:
+        return default
+    if value is None or not isinstance(value, kind):
+        what = {str: "a text", dict: "an object {...}", list: "a list [...]"}.get(kind, "a value")
+        raise UserError(f"{where}: {key} is {short(value) if key in content else 'missing'}: give {what}")
+    return value
+
+
+def class_in(value: Any, fault: str) -> str:
+    """The class that a value of JSON names: a text or a whole number; `fault` is the message where it is none."""
+    if type(value) not in (str, int) or not str(value).strip():
+        raise UserError(fault)
+    return str(value).strip()
 
 
 def box_around(points: Sequence[tuple[float, float]], where: str) -> tuple[float, float, float, float]:
@@ -298,9 +338,9 @@ def declared_size(height: Any, width: Any) -> tuple[int, int] | None:
     """(H, W) as a file declares it; None where it does not."""
     try:
         size = int(float(height)), int(float(width))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
-    return size if min(size) > 0 else None
+    return size if min(size) > 0 and max(size) <= LARGEST else None
 
 
 def _four(box: Sequence[float]) -> tuple[float, float, float, float]:

@@ -14,8 +14,9 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.files import read_json, read_text
-from datasets.annotation_files import box_around, declared_size, points_of
+from datasets.annotation_files import box_around, class_in, declared_size, numbers_in, points_of, typed
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
+from datasets.columns import number_in, short
 from datasets.records import Records, logger
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -66,7 +67,7 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
         if not label:
             raise UserError(f"{where}: has a box without a class")
         try:
-            x1, y1, x2, y2 = map(float, values)
+            x1, y1, x2, y2 = map(number_in, values)
         except ValueError:
             raise UserError(f"{where}: {', '.join(values)} are not four numbers") from None
         mine.append(Object(label, (x1, y1, x2, y2)))
@@ -178,12 +179,19 @@ def _via_regions(path: Path) -> Iterator[tuple[str, str, Any, dict | None]]:
         if entries is None:
             raise UserError(f"{path}: not an export of the VGG Image Annotator: it has no regions")
         for entry in entries:
-            regions = entry.get("regions") or []
+            name = typed(entry, "filename", str, str(path))
+            here = f"{path} image {name}"
+            regions = entry["regions"] or []
+            if isinstance(regions, dict):  # of version 1
+                regions = list(regions.values())
+            if not isinstance(regions, list):
+                raise UserError(f"{here}: regions is {short(regions)}, not a list of regions")
             if not regions:
-                yield f"{path} image {entry['filename']}", entry["filename"], None, None
-            for number, region in enumerate(regions.values() if isinstance(regions, dict) else regions):
-                where = f"{path} image {entry['filename']} object {number}"
-                yield where, entry["filename"], region.get("shape_attributes"), region.get("region_attributes") or {}
+                yield here, name, None, None
+            for number, region in enumerate(regions):
+                where = f"{here} object {number}"
+                shape = typed(region, "shape_attributes", dict, where)
+                yield where, name, shape, typed(region, "region_attributes", dict, where, default={})
         return
     for number, row in table_rows(path):
         where = f"{path} line {number}"
@@ -193,6 +201,8 @@ def _via_regions(path: Path) -> Iterator[tuple[str, str, Any, dict | None]]:
             shape, attributes = (json.loads(row[name] or "{}") for name in VIA_COLUMNS[1:])
         except ValueError as error:
             raise UserError(f"{where}: not valid JSON: {error}") from None
+        if not isinstance(shape, dict) or not isinstance(attributes, dict):
+            raise UserError(f"{where}: {' and '.join(VIA_COLUMNS[1:])} must be JSON objects {{...}}")
         yield where, row["filename"].strip(), shape or None, attributes if shape else None
 
 
@@ -227,9 +237,7 @@ def _via_class(value: Any, attribute: str, where: str) -> str:
     if isinstance(value, dict):
         ticked = [name for name, on in value.items() if on]
         value = ticked[0] if len(ticked) == 1 else None
-    if not isinstance(value, (str, int)) or not str(value).strip():
-        raise UserError(f"{where}: its attribute {attribute} names no class, or several")
-    return str(value).strip()
+    return class_in(value, f"{where}: its attribute {attribute} names no class, or several")
 
 
 def _via_box(shape: Any, where: str) -> tuple[float, float, float, float] | None:
@@ -237,17 +245,17 @@ def _via_box(shape: Any, where: str) -> tuple[float, float, float, float] | None
     kind = shape.get("name") if isinstance(shape, dict) else None
     try:
         if kind == "rect":
-            x, y, width, height = (float(shape[key]) for key in ("x", "y", "width", "height"))
+            x, y, width, height = numbers_in([shape[key] for key in ("x", "y", "width", "height")])
             return x, y, x + width, y + height
         if kind in ("circle", "ellipse"):
-            x, y = float(shape["cx"]), float(shape["cy"])
-            rx, ry = (float(shape[key]) for key in (("r", "r") if kind == "circle" else ("rx", "ry")))
+            radii = ("r", "r") if kind == "circle" else ("rx", "ry")
+            x, y, rx, ry = numbers_in([shape[key] for key in ("cx", "cy", *radii)])
             return x - rx, y - ry, x + rx, y + ry
         if kind == "polygon":
             points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
             return box_around(points_of(points, where), where)
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{where}: the {kind} {str(shape)[:80]} lacks a number") from None
+        raise UserError(f"{where}: the {kind} {short(shape)} lacks a number") from None
     if kind in ("point", "polyline"):
         return None
-    raise UserError(f"{where}: a region of the unknown shape {kind}")
+    raise UserError(f"{where}: a region of the unknown shape {short(kind)}")

@@ -58,6 +58,8 @@ def read_cifar10(root: Path, split: str, class_names: Sequence[str] | None = Non
     """
     if zipfile.is_zipfile(root):
         return _read_zip(root, split, class_names)
+    if root.is_file():
+        raise UserError(f"{root}: is no zip file, or a damaged one: fetch it again, or unpack it and name the folder")
     for folder in (root, root / "cifar-10-batches-py", root / "cifar-10-batches-bin"):
         for suffix, read in (("", _read_python_batch), (".bin", _read_binary_batch)):
             paths = [folder / f"{name}{suffix}" for name in _BATCHES[split]]

@@ -170,6 +170,17 @@ class Rows:
         return boxes
 
 
+def number_in(text: str) -> float:
+    """The number that a text holds, NaN and infinity too.
+
+    Raises:
+        ValueError: none, or one of Python's own forms (1_000), which no file of data means.
+    """
+    if "_" in text:
+        raise ValueError(f"{text!r} is not a number")
+    return float(text)
+
+
 def line_of_item(path: Path, index: int) -> int:
     """Line, from 1, on which item `index` of a JSON list begins. Slow: for error messages."""
     text = read_text(path, "file")

@@ -49,7 +49,7 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageF
     Raises:
         UserError: no folder, a class folder without images, or a folder that is none of `class_names`.
     """
-    folders = sorted(entry.name for entry in list_folder(root) if entry.is_dir() and not entry.name.startswith("."))
+    folders = sorted(entry.name for entry in list_folder(root) if entry.is_dir() and not is_hidden(entry.name))
     if not folders:
         raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
     class_names = list(class_names) if class_names is not None else folders
@@ -165,7 +165,10 @@ def _lines(path: Path) -> list[str]:
 
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
     """(image id, wnid of the first object) of a LOC_val_solution.csv."""
-    rows = list(csv.reader(_lines(path)))
+    try:
+        rows = list(csv.reader(_lines(path)))
+    except csv.Error as error:
+        raise UserError(f"{path}: not a table of comma-separated values: {error}") from None
     return [(row[0], row[1].split()[0]) for row in rows[1:] if len(row) >= 2 and row[1].split()]
 
 

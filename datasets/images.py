@@ -192,9 +192,12 @@ def _png_header(file: BinaryIO, start: bytes) -> _Header:
     """The header of a PNG. Pillow would decode the whole image to look for EXIF behind the pixels."""
     width, height, depth = *struct.unpack(">II", start[16:24]), start[24]
     found: dict[bytes, bytes] = {}
+    end = file.seek(0, os.SEEK_END)
     file.seek(8)
     while len(chunk := file.read(8)) == 8 and chunk[4:] != b"IEND":
         length = int.from_bytes(chunk[:4], "big")
+        if length > end - file.tell():  # OpenCV would take so much memory before it looks
+            raise ValueError("a part of it ends beyond the file: it is truncated or damaged")
         if chunk[4:] in (b"eXIf", b"iTXt") and length <= _MAX_METADATA:
             found.setdefault(chunk[4:], file.read(length))
             file.seek(4, os.SEEK_CUR)

@@ -21,8 +21,9 @@ from PIL import Image
 from configs.errors import UserError, did_you_mean
 from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
+from datasets.columns import number_in
 from datasets.folders import find_class, list_folder
-from datasets.images import image_file_size
+from datasets.images import image_file_size, is_hidden, list_files
 from datasets.records import Records, logger, make_records
 from datasets.voc import read_annotation
 
@@ -93,7 +94,7 @@ def _folder(given: str | None, usual: Path, data_root: Path) -> Path:
 
 def _read_xml(annotations: Path, images: Path) -> Iterator[_Found]:
     """ImageNet: an XML file for each image, in a folder for each class (train) or in one folder (val)."""
-    files = sorted(path for path in annotations.rglob("*.xml"))
+    files = list_files(annotations, (".xml",))
     if not files:
         list_folder(annotations)  # says so where it is missing
         raise UserError(f"{annotations}: has no XML files: unpack the bounding boxes there")
@@ -137,7 +138,7 @@ def _tiny_files(root: Path, split: str) -> Iterator[tuple[Path, Path, str | None
     if listed.is_file():
         yield listed, root / split / "images", None
         return
-    wnids = sorted(entry.name for entry in list_folder(root / split) if entry.is_dir())
+    wnids = sorted(entry.name for entry in list_folder(root / split) if entry.is_dir() and not is_hidden(entry.name))
     if not wnids:
         raise UserError(f"{root / split}: has neither class folders nor val_annotations.txt")
     for wnid in wnids:
@@ -146,7 +147,7 @@ def _tiny_files(root: Path, split: str) -> Iterator[tuple[Path, Path, str | None
 
 def _tiny_box(fields: list[str], where: str) -> tuple[float, float, float, float]:
     try:
-        x1, y1, x2, y2 = map(float, fields)
+        x1, y1, x2, y2 = map(number_in, fields)
     except ValueError:
         raise UserError(
             f"{where}: {' '.join(fields) or 'nothing'} is not a box: four numbers x0 y0 x1 y1 are needed"

@@ -18,7 +18,7 @@ from defusedxml import DefusedXmlException, ElementTree
 
 from configs.errors import UserError, did_you_mean
 from configs.files import decode_xml, is_file, read_bytes, read_lines
-from datasets.columns import LARGEST
+from datasets.columns import LARGEST, number_in
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images
 from datasets.records import Records, logger, make_records, report
 
@@ -88,11 +88,9 @@ def _number(node: Any, tag: str, where: str | Path, default: float | None = None
             raise UserError(f"{where}: has no {brackets}")
         return default
     try:
-        value = float(text)
+        value = number_in(text)
     except ValueError:
-        value = None
-    if value is None or "_" in text:  # Python takes 1_000 for a number
-        raise UserError(f"{where}: {brackets} is {text.strip()!r}, not a number")
+        raise UserError(f"{where}: {brackets} is {text.strip()!r}, not a number") from None
     if not abs(value) <= LARGEST:
         raise UserError(f"{where}: {brackets} is {text.strip()}: give a finite number of pixels")
     return value

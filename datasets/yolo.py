@@ -17,7 +17,7 @@ from typing import Any
 from configs.errors import PrintableFilter, UserError, did_you_mean
 from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
-from datasets.columns import short
+from datasets.columns import number_in, short
 from datasets.images import image_file_size, list_files, list_images
 from datasets.records import Records, make_records
 
@@ -202,11 +202,9 @@ class LabelReader:
 
     def _read_line(self, line: str, where: str, size: tuple[int, int]) -> tuple[int, tuple[float, ...]]:
         try:
-            category, *numbers = (float(text) for text in line.split())
+            category, *numbers = map(number_in, line.split())
         except ValueError:
-            category, numbers = 0.0, None
-        if numbers is None or "_" in line:  # Python takes 1_0 for a number
-            raise UserError(f"{where}: {short(line.strip())} has something that is not a number")
+            raise UserError(f"{where}: {short(line.strip())} has something that is not a number") from None
         if category not in range(self.num_classes):
             raise UserError(f"{where}: class {category:g} is not one of 0 to {self.num_classes - 1}")
         if not all(abs(number) < 1e6 for number in numbers):

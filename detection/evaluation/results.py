@@ -16,7 +16,7 @@ import numpy as np
 
 from configs.errors import PrintableFilter, UserError, did_you_mean
 from configs.files import read_json, read_lines
-from datasets.columns import Rows, no_garbage_collection, short
+from datasets.columns import Rows, no_garbage_collection, number_in, short
 from detection.evaluation.boxes import voc_to_coco
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.messages import examples
@@ -139,7 +139,7 @@ def _read_comp_file(path: Path, position: dict[Any, int]) -> tuple[list[int], np
     images, numbers = list[int](), np.zeros((0, 5))
     try:
         images = [position[row[0]] for _, row in rows]
-        numbers = np.array([list(map(float, row[1:])) for _, row in rows], dtype=np.float64).reshape(-1, 5)
+        numbers = np.array([list(map(number_in, row[1:])) for _, row in rows], dtype=np.float64).reshape(-1, 5)
         sound = len(images) == len(numbers) and not np.isnan(numbers).any() and np.isfinite(numbers[:, 1:]).all()
     except (KeyError, ValueError):
         sound = False
@@ -170,7 +170,7 @@ def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> No
         raise UserError(f"{where}: image {row[0]!r} is not in the image set{alike}: check --image-set")
     for name, text in zip(("score", "xmin", "ymin", "xmax", "ymax"), row[1:], strict=True):
         try:
-            value = float(text)
+            value = number_in(text)
         except ValueError:
             raise UserError(f"{where}: {name} is {text!r}, not a number: {_COMP_LINE}") from None
         if np.isnan(value) or (np.isinf(value) and name != "score"):

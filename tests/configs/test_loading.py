@@ -141,8 +141,15 @@ def test_missing_file_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match="no such config file"):
         load_config(Path("nowhere/x.yaml"))
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"binary\.yaml: line 1 is not text in UTF-16"):
         load_config(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_config_with_a_byte_order_mark(tmp_path, encoding):
+    (tmp_path / "plain.yaml").write_text(VALID)
+    (tmp_path / "marked.yaml").write_text(VALID, encoding=encoding)
+    assert load_config(tmp_path / "marked.yaml") == load_config(tmp_path / "plain.yaml")
 
 
 def bomb(levels: int) -> str:

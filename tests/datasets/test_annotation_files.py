@@ -126,12 +126,17 @@ def test_labelme_shapes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[]", "has no list of shapes"),
+        ("[]", "not a labelme file: is [], not an object"),
         ("{", "not valid JSON"),
-        (labelme([{"points": [[1, 2], [3, 4]]}]), "object 0: has no label"),
+        (labelme([{"points": [[1, 2], [3, 4]]}]), "object 0: label is missing"),
         (labelme([{"label": "a", "points": [[1, 2]]}]), "object 0: has 1 points"),
         (labelme([{"label": "a", "points": [["x", 2], [3, 4]]}]), "are not pairs of numbers"),
         (labelme([{"label": "a"}]), "are not pairs of numbers"),
+        (labelme([{"label": ["a"], "points": [[1, 2], [3, 4]]}]), "object 0: has no label"),
+        (labelme([{"label": "a", "points": [["1", 2], [3, 4]]}]), "are not pairs of numbers"),
+        (labelme([{"label": "a", "points": [[1, 2], [3, 1e400]]}]), "are not pairs of numbers"),
+        ('{"shapes": null}', "shapes is null: give a list"),
+        ('{"shapes": [null]}', "object 0: is null, not an object"),
     ],
 )
 def test_broken_labelme_files_are_named(tmp_path: Path, text: str, said: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,5 +128,25 @@ def test_via_json(folder: Path, project: bool) -> None:
 def test_via_without_a_class(folder: Path, attributes: dict, said: str) -> None:
     (folder / "via.json").write_text(json.dumps(via_json(attributes)))
     with pytest.raises(UserError) as error:
+        read_via(folder / "via.json", folder)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("regions", "said"),
+    [
+        (5, "regions is 5, not a list"),
+        ([None], "object 0: is null, not an object"),
+        ([{"shape_attributes": []}], "object 0: shape_attributes is []: give an object {...}"),
+        ([{"shape_attributes": {"name": "rect", "x": "1", "y": 2, "width": 3, "height": 4}}], "lacks a number"),
+        ([{"shape_attributes": {"name": "circle", "cx": 1e400, "cy": 2, "r": 3}}], "lacks a number"),
+    ],
+)
+def test_via_with_values_of_another_type(folder: Path, regions: Any, said: str) -> None:
+    for region in regions if isinstance(regions, list) else ():
+        if region:
+            region["region_attributes"] = {"class": "cat"}
+    (folder / "via.json").write_text(json.dumps({"a.jpg1": {"filename": "a.jpg", "regions": regions}}))
+    with pytest.raises(UserError, match=r"via\.json image a\.jpg") as error:
         read_via(folder / "via.json", folder)
     assert said in str(error.value)

@@ -26,6 +26,7 @@ def test_a_folder_for_each_class_at_any_depth(tmp_path):
         touch(tmp_path / name)
     (tmp_path / "n01/notes.txt").write_text("no image")
     touch(tmp_path / ".hidden/y.png")
+    touch(tmp_path / "__MACOSX/n02/z.png")
     touch(tmp_path / "n02/._b.png")
     files = read_folders(tmp_path)
     assert files.class_names == ["n01", "n02", "n10"]

@@ -86,6 +86,17 @@ def test_truncated_image_is_named(tmp_path: Path, suffix: str, keep: float) -> N
     assert "\n" not in str(error.value)
 
 
+def test_a_png_whose_parts_end_beyond_the_file_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (64, 48)).save(path)
+    data = path.read_bytes()
+    start = data.index(b"IDAT") - 4
+    path.write_bytes(data[:start] + (2**31 - 2).to_bytes(4, "big") + data[start + 4 :])
+    for read in (read_image, image_file_size):
+        with pytest.raises(UserError, match=r"a\.png: cannot be read as an image: a part of it ends beyond the file"):
+            read(path)
+
+
 def test_truncation_shows_behind_an_embedded_thumbnail(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     small, path = tmp_path / "thumbnail.jpg", tmp_path / "image.jpg"

@@ -122,6 +122,7 @@ def imagenet(tmp_path: Path) -> Path:
         path.write_text(text)
         write(root / "Data/CLS-LOC" / f"{name}.JPEG", (40, 60))
     write(root / "Data/CLS-LOC/train/n01/n01_9.JPEG", (40, 60))  # most of ImageNet's images have no box
+    (root / "Annotations/CLS-LOC/train/n01/._n01_3.xml").write_bytes(b"\0\5\x16\7")  # macOS' note about a file
     return tmp_path
 
 

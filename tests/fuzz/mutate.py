@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,9 @@ WORDS = [
     "True", "yes", "null", "~", "*a", "&a", "!!int", "{", "[", ":", "#", "<", "&amp;", "&#0;", "<!-- c -->", "\ufeff",
 ]  # fmt: skip
 """What replaces a word of a text."""
+
+_TOKEN = re.compile(r"(?<![^\s>,:;\"'{}\[\]=])[^\s<>,:;\"'{}\[\]=/]+")
+"""A value of any format: what stands between its marks; no tag of XML."""
 
 
 def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -65,7 +69,10 @@ def mutate_text(text: str, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 2, 4))):
         what = rng.random()
         lines = text.split("\n")
-        if what < 0.7:
+        if what < 0.5:
+            start, end = rng.choice([match.span() for match in _TOKEN.finditer(text)] or [(0, 0)])
+            text = text[:start] + rng.choice(WORDS) + text[end:]
+        elif what < 0.7:
             separators = rng.choice((" ", ">", "<", ",", ": "))
             words = text.split(separators)
             words[rng.randrange(len(words))] = rng.choice(WORDS)

@@ -214,7 +214,7 @@ def test_a_deeper_net_starts_from_a_trained_one(study):
         ({"claims": [{"claim": "c", "metric": "m", "of": ["plain"]}]}, "of goes with at_least or at_most"),
         ({"seeds": []}, "seeds"),
         ({"seed": [1]}, "did you mean seeds?"),
-        ({"runs": [{"name": "a", "config": "nowhere"}], "claims": []}, "nowhere.yaml: cannot be read"),
+        ({"runs": [{"name": "a", "config": "nowhere"}], "claims": []}, "nowhere.yaml: there is no such config file"),
         ({"runs": [{"name": "plain", "config": "tiny_net", "trainer": "torchvision"}], "claims": []}, "trains detect"),
         ({"tests": [{"name": "t", "run": "plain"}]}, "trains no detector of this project"),
     ],

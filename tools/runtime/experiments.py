@@ -20,7 +20,7 @@ from configs.classification import ClassificationConfig
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.experiments import ExperimentConfig, TrainedConfig
-from configs.files import write_text
+from configs.files import read_text, write_text
 from configs.loading import load_config, parse_yaml
 from configs.localisation import LocalisationConfig
 from datasets.classification import build_splits
@@ -110,10 +110,7 @@ def schema_of(cfg: Path) -> type[BaseModel]:
     Raises:
         UserError: there is no such file.
     """
-    try:
-        values = parse_yaml(cfg.read_text(encoding="utf-8"), str(cfg))
-    except OSError as error:
-        raise UserError(f"{cfg}: cannot be read ({error.strerror}): give the name of a file of configs/") from None
+    values = parse_yaml(read_text(cfg, "config file"), str(cfg))
     model = values.get("model") if isinstance(values, dict) else None
     keys = model.keys() if isinstance(model, dict) else ()
     return DetectionConfig if "box" in keys else LocalisationConfig if "stage" in keys else ClassificationConfig
