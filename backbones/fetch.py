@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from configs.errors import UserError
+from configs.files import home
 
 BASES = {
     "torchvision": ("RESIDUAL_DETECTION_TORCHVISION_URL", "https://download.pytorch.org/models"),
@@ -62,11 +63,6 @@ class Remote(NamedTuple):
 def is_name(weights: Path | str) -> bool:
     """Whether this is a file's name in the sense of this module and not a path. (`Path` makes one slash of two.)"""
     return _NAME.fullmatch(os.fspath(weights)) is not None
-
-
-def home() -> Path:
-    """The folder that downloaded files are kept in."""
-    return Path(os.environ.get("RESIDUAL_DETECTION_HOME") or Path.home() / ".cache" / "residual-detection").expanduser()
 
 
 def locate(name: Path | str) -> Remote:

@@ -180,6 +180,9 @@ class DataConfig(Section):
     """Training batches hold images of similar aspect ratio, out of this many groups, to save padding; 0: mixed."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
+    cache: bool = True
+    """Annotations of large sets, once read, are kept under `~/.cache/residual-detection` (or
+    `$RESIDUAL_DETECTION_HOME`) until one of the files changes; all processes share them in memory."""
 
     @field_validator("min_size")
     @classmethod

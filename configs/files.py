@@ -41,6 +41,11 @@ _DECLARATION = re.compile(r"^\s*<\?xml[^>]*?\bencoding\s*=\s*[\"']([^\"']*)[\"']
 _LEGACY = {"gb18030": "GBK", "shift_jis": "Shift-JIS", "big5": "Big5", "euc_kr": "EUC-KR", "cp1252": "Latin-1"}
 
 
+def home() -> Path:
+    """The folder that downloaded files, and annotations that were read once, are kept in."""
+    return Path(os.environ.get("RESIDUAL_DETECTION_HOME") or Path.home() / ".cache" / "residual-detection").expanduser()
+
+
 def read_bytes(path: str | Path, what: str) -> bytes:
     """The content of a file.
 

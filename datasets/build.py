@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from configs.detection import DataConfig, SourceConfig
 from configs.errors import UserError, did_you_mean
 from datasets.annotation_files import read_folder, unlisted_images
 from datasets.annotation_tables import read_csv, read_via
+from datasets.cache import kept_records
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
 from datasets.coco_exports import add_unlisted, without_placeholder
@@ -46,12 +48,34 @@ def build_dataset(
     Raises:
         UserError: files are missing or broken, classes unknown, or nothing is left to train on.
     """
-    records = build_records(data, split, Path(data_root), class_names=class_names)
+
+    def read() -> Records:
+        records = build_records(data, split, Path(data_root), class_names=class_names)
+        return _for_training(records, data) if split == "train" else records
+
+    records = kept_records(_question(data, split, data_root, class_names), read) if data.cache else read()
     if split != "train":
         return DetectionDataset(records, min_sizes=[data.test_min_size], max_size=data.test_max_size, seed=seed)
-    records = _for_training(records, data)
     min_sizes = data.min_size if isinstance(data.min_size, list) else [data.min_size]
     return DetectionDataset(records, min_sizes=min_sizes, max_size=data.max_size, augment=data.augment, seed=seed)
+
+
+_NOT_READ = {
+    "train", "val", "test", "repeat_threshold", "min_size", "max_size", "test_min_size", "test_max_size",
+    "size_divisor", "augment", "aspect_groups", "num_workers", "cache",
+}  # fmt: skip
+"""Keys of the data section that do not decide what the records of a split are."""
+
+
+def _question(data: DataConfig, split: Split, data_root: Path | str, class_names: list[str] | None) -> dict[str, Any]:
+    """All that decides what the records of a split are, besides files."""
+    section = data.model_dump(mode="json")
+    sources = {split: section[split]}
+    if data.classes == "auto" and class_names is None:
+        sources["train"] = section["train"]
+    options = {key: value for key, value in section.items() if key not in _NOT_READ}
+    return {"split": split, "sources": sources, "options": options, "classes": class_names,
+            "root": [str(data_root), os.getcwd()]}  # fmt: skip
 
 
 def build_records(data: DataConfig, split: Split, data_root: Path, *, class_names: list[str] | None = None) -> Records:

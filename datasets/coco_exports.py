@@ -11,6 +11,7 @@ from configs.errors import UserError
 from configs.files import read_json
 from datasets.collect import Unlabelled, image_ids, images_below
 from datasets.images import image_file_size
+from datasets.names import Names
 from datasets.records import Records
 
 
@@ -63,7 +64,7 @@ def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) 
     last = records.offsets[-1]
     return replace(
         records,
-        image_paths=np.concatenate([records.image_paths, np.array([str(path) for path in others], np.str_)]),
+        image_paths=Names.join([records.image_paths, Names.of(map(str, others))]),
         image_ids=np.concatenate([records.image_ids, ids]),
         sizes=np.concatenate([records.sizes, np.array([image_file_size(path) for path in others], np.int64)]),
         offsets=np.concatenate([records.offsets, np.full(len(others), last, np.int64)]),

@@ -16,6 +16,7 @@ import numpy as np
 
 from configs.errors import PrintableFilter, UserError, did_you_mean
 from datasets.images import image_file_size
+from datasets.names import Names
 from datasets.resize import clip_boxes
 from datasets.target import Target
 
@@ -27,6 +28,7 @@ MIN_EXTENT = 1.0
 learned from it, and its logarithms ruin the loss. In VOC's inclusive pixels it is a box with xmax <= xmin."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_IMAGES = 1 << 16  # that are looked at together
 _EPSILON = 1e-6  # x2 - x1 of a box that was stored as x, y, w, h is off by rounding
 
 
@@ -38,8 +40,8 @@ class Records:
     `target` gives what can be trained on.
     """
 
-    image_paths: np.ndarray
-    """(N,) str"""
+    image_paths: Names
+    """N paths; what else is given as texts becomes `Names`."""
     image_ids: np.ndarray
     """(N,) str or int64: the set's own names of the images."""
     sizes: np.ndarray
@@ -74,6 +76,14 @@ class Records:
     form: Literal["voc", "coco"] | None = None
     """Whose files detections are written as; None: COCO's where the image ids are numbers, else VOC's."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.image_paths, Names):
+            object.__setattr__(self, "image_paths", Names.of(self.image_paths))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Records that are mapped from a file are pickled as its name, for a worker process to map it too."""
+        return self.__dict__.get("reopen") or super().__reduce_ex__(protocol)
+
     def __len__(self) -> int:
         return len(self.image_paths)
 
@@ -107,10 +117,26 @@ class Records:
         """(M,) int64: the image of each object."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    def classes_of_images(self, which: np.ndarray | None = None) -> np.ndarray:
+        """(P, 2) int64: each image and each label of its objects, once, sorted.
+
+        Args:
+            which: (M,) bool, the objects that count; default: all.
+        """
+        factor = len(self.class_names) + 1  # pairs as one number: a sort of rows takes minutes for millions
+        pairs = np.repeat(np.arange(len(self)) * factor, np.diff(self.offsets))
+        pairs += self.labels
+        return np.stack(np.divmod(np.unique(pairs if which is None else pairs[which]), factor), axis=1)
+
     def trainable(self, *, train_difficult: bool = True) -> np.ndarray:
         """(M,) bool: objects that can take part in training: no crowd, inside the image, with an extent."""
-        limits = self.sizes[self.image_of_object()][:, [1, 0, 1, 0]]
-        usable = has_extent(np.clip(self.boxes, 0, limits)) & ~self.iscrowd
+        usable = ~self.iscrowd
+        for start in range(0, len(self), _IMAGES):  # not all at once: of 25 million boxes each column takes 200 MB
+            images = slice(start, start + _IMAGES)
+            objects = slice(int(self.offsets[start]), int(self.offsets[min(start + _IMAGES, len(self))]))
+            counts = np.diff(self.offsets[start : start + _IMAGES + 1])
+            limits = np.repeat(self.sizes[images][:, [1, 0, 1, 0]], counts, axis=0)
+            usable[objects] &= has_extent(np.clip(self.boxes[objects], 0, limits))
         return usable if train_difficult else usable & ~self.difficult
 
     def describe(self, m: int) -> str:
@@ -199,10 +225,11 @@ def join(parts: Sequence[Records]) -> Records:
         form = None
     same_categories = all(np.array_equal(part.category_ids, parts[0].category_ids) for part in parts)
     shifts = np.cumsum([0] + [len(part.labels) for part in parts])
-    names = ("image_paths", "sizes", "boxes", "labels", "area", "iscrowd", "difficult", "truncated")
+    names = ("sizes", "boxes", "labels", "area", "iscrowd", "difficult", "truncated")
     return replace(
         parts[0],
         **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+        image_paths=Names.join([part.image_paths for part in parts]),
         image_ids=np.concatenate(ids),
         offsets=np.concatenate([[0], *(p.offsets[1:] + s for p, s in zip(parts, shifts[:-1], strict=True))]),
         annotation_ids=np.arange(1, shifts[-1] + 1),
@@ -251,7 +278,7 @@ def make_records(
         area = np.clip(corners[:, 2:] - corners[:, :2], 0, None).prod(axis=1)
     ids = [image_id for _, image_id, _ in images]
     records = Records(
-        image_paths=np.array([path for path, _, _ in images], np.str_),
+        image_paths=Names.of(path for path, _, _ in images),
         image_ids=_id_array(ids),
         sizes=np.array([size for _, _, size in images], np.int64).reshape(-1, 2),
         offsets=_offsets(np.array(counts, np.int64)),

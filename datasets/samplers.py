@@ -50,8 +50,7 @@ def repeat_factors(records: Records, threshold: float, *, train_difficult: bool 
         (N,) float64, at least 1.
     """
     usable = records.trainable(train_difficult=train_difficult)
-    image = records.image_of_object()[usable]
-    pairs = np.unique(np.stack([image, records.labels[usable]], axis=1), axis=0)
+    pairs = records.classes_of_images(usable)
     share = np.bincount(pairs[:, 1], minlength=len(records.class_names) + 1) / max(1, len(records))
     with np.errstate(divide="ignore"):
         of_class = np.maximum(1.0, np.sqrt(threshold / share))
@@ -86,11 +85,13 @@ class EpochOrders:
         tail = (self.epoch_length - head) % self.batch_size
         batches, leftovers = self._batches(self.groups[images])
         while len(leftovers) < head + tail:  # a whole batch is broken up for the seams between epochs
-            leftovers = np.concatenate([leftovers, batches.pop(int(rng.integers(len(batches))))])
+            broken = int(rng.integers(len(batches)))
+            leftovers = np.concatenate([leftovers, batches[broken]])
+            batches = np.delete(batches, broken, axis=0)
         middle = leftovers[head : len(leftovers) - tail]
-        batches += list(middle.reshape(-1, self.batch_size)) if len(middle) else []
-        batches = [batches[i] for i in rng.permutation(len(batches))]
-        positions = np.concatenate([leftovers[:head], *batches, leftovers[len(leftovers) - tail :]]).astype(np.int64)
+        batches = np.concatenate([batches, middle.reshape(-1, self.batch_size)])
+        batches = batches[rng.permutation(len(batches))]
+        positions = np.concatenate([leftovers[:head], batches.ravel(), leftovers[len(leftovers) - tail :]])
         return images[positions], repeats[positions]
 
     def _shuffled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -108,15 +109,15 @@ class EpochOrders:
         again = rng.permutation(self.epoch_length)  # one image must not be shown twice in a row
         return images[again], repeats[again]
 
-    def _batches(self, groups: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Positions cut into batches of one group each, and the leftovers in the order of their groups."""
-        batches, leftovers = [], [np.zeros(0, np.int64)]
+    def _batches(self, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions cut into batches of one group each, (n, batch_size); the leftovers in the order of their groups."""
+        batches, leftovers = [np.zeros((0, self.batch_size), np.int64)], [np.zeros(0, np.int64)]
         for group in np.unique(groups):
             members = np.flatnonzero(groups == group)
             whole = len(members) // self.batch_size * self.batch_size
-            batches += list(members[:whole].reshape(-1, self.batch_size))
+            batches.append(members[:whole].reshape(-1, self.batch_size))
             leftovers.append(members[whole:])
-        return batches, np.concatenate(leftovers)
+        return np.concatenate(batches), np.concatenate(leftovers)
 
 
 class TrainSampler:

@@ -71,12 +71,13 @@ def _our_batches(paths: list[str]) -> Callable[[], list[Tensor]]:
     from configs.detection import AugmentConfig
     from datasets.detection import DetectionDataset
     from datasets.loader import Collate
+    from datasets.names import Names
     from datasets.records import Records
     from datasets.target import SampleKey
 
     count = len(paths)
     records = Records(
-        image_paths=np.array(paths), image_ids=np.arange(count), sizes=np.tile((375, 500), (count, 1)),
+        image_paths=Names.of(paths), image_ids=np.arange(count), sizes=np.tile((375, 500), (count, 1)),
         offsets=np.arange(count + 1), boxes=np.tile((50.0, 60.0, 250.0, 260.0), (count, 1)),
         labels=np.ones(count, np.int64), area=np.full(count, 40_000.0), iscrowd=np.zeros(count, bool),
         difficult=np.zeros(count, bool), truncated=np.zeros(count, bool), annotation_ids=np.arange(count) + 1,

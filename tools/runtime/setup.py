@@ -63,7 +63,9 @@ def check_validation(
     }
     for (a, b), consequence in consequences.items():
         if sets[a] is not None and sets[b] is not None:
-            common = len(set(sets[a].records.image_paths.tolist()) & set(sets[b].records.image_paths.tolist()))
+            few, many = sorted((sets[a].records.image_paths, sets[b].records.image_paths), key=len)
+            listed = set(few)
+            common = len({path for path in many if path in listed})
             if common:
                 say(f"warning: data.{a} and data.{b} have {common} images in common: {consequence}")
 
