@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from backbones.compilation import Graphs, with_fallback
 from datasets.batch import Batch, map_tensors, tensors_of
-from detection.inference import Inference
 from detection.model import Detector
 from detection.postprocess import BatchDetections
+
+if TYPE_CHECKING:  # it reads configs, which a machine with torch alone (tools/gpu_check.py) cannot
+    from detection.inference import Inference
 
 
 def compile_regions(detector: Detector) -> Detector:
