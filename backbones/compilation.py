@@ -1,11 +1,13 @@
-"""torch.compile that goes on without it where it cannot be had: no C++ or Triton compiler, an operator it lacks."""
+"""torch.compile and CUDA graphs that go on without themselves where they cannot be had."""
 
 from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,38 +17,149 @@ logger = logging.getLogger(__name__)
 
 SHAPES = 64
 """Shapes of the inputs that a function is compiled for; at further ones it runs as it is. Padded sizes are dozens."""
+GRAPHS = 32
+"""Shapes of the inputs that `Graphs` remembers, the last used ones."""
 
 
-def with_fallback(function: Callable[..., Any], name: str, *, graphs: bool = False) -> Callable[..., Any]:
-    """The function, compiled anew for each shape of its inputs; from the first failure of the compiler, or of a graph's
-    capture, on as it is, after a warning of one line.
+def with_fallback(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """The function, compiled anew for each shape of its inputs; from the first failure of the compiler on as it is,
+    after a warning of one line.
 
     Args:
         function: of tensors, without side effects; often a module's `forward`.
         name: what the warning calls it.
-        graphs: on CUDA, for inference: each shape is a CUDA graph, launched as a whole. The outputs are copied out of
-            the graph's memory, so that they may be kept.
     """
     from torch._dynamo.exc import TorchDynamoException
 
-    # Capture fails as whatever CUDA or torch's graph trees raise: RuntimeError (CUDA's, out of memory among them)
-    # or AssertionError. An error of the function itself comes again where it runs as it is.
-    failures = (TorchDynamoException, *((RuntimeError, AssertionError) if graphs else ()))
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
-    fast: Callable[..., Any] | None = torch.compile(function, dynamic=False, mode="reduce-overhead" if graphs else None)
+    fast: Callable[..., Any] | None = torch.compile(function, dynamic=False)
 
     @functools.wraps(function)
     def call(*inputs: Any, **options: Any) -> Any:
         nonlocal fast
         if fast is not None:
             try:
-                result = fast(*inputs, **options)
-            except failures as error:
+                return fast(*inputs, **options)
+            except TorchDynamoException as error:
                 fast = None
-                reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                logger.warning("%s is not compiled, and runs as it is: %s", name, reason.strip())
-            else:
-                return tree_map_only(Tensor, Tensor.clone, result) if graphs else result
+                logger.warning("%s is not compiled, and runs as it is: %s", name, _first_line(error))
         return function(*inputs, **options)
 
     return call
+
+
+class _Graph(NamedTuple):
+    """A captured call."""
+
+    inputs: list[Tensor]
+    """Where the graph reads."""
+    outputs: Any
+    """Where it writes; in a pool that all graphs share."""
+    replay: Callable[[], None]
+
+
+class Graphs:
+    """Calls on CUDA as CUDA graphs, one for each shape of the inputs: the host launches one thing in place of hundreds.
+
+    A shape runs as it is when it comes for the first time, which also tunes and compiles what it calls; when it comes
+    again it is captured, and from then on replayed. Graphs share their memory, so that many need hardly more of it than
+    the largest; outputs are copied out of it, and may be kept. From the first failure of a capture on, and on
+    the CPU, everything runs as it is, after a warning of one line.
+
+    Args:
+        name: what the warning calls the function.
+        remembered: shapes that are remembered, the last used ones. One that comes back later begins anew.
+    """
+
+    def __init__(self, name: str, remembered: int = GRAPHS) -> None:
+        self.name, self.remembered = name, remembered
+        self.known: OrderedDict[Hashable, _Graph | None] = OrderedDict()
+        """What identifies a call -> its graph; None: it came once."""
+        self.gave_up = False
+        self._pool: Any = None
+
+    def __call__(self, function: Callable[..., Any], inputs: Sequence[Tensor], key: Hashable = ()) -> Any:
+        """What `function(*inputs)` gives.
+
+        Args:
+            function: of tensors of the inputs' shapes; waits for nothing, and whatever else decides what it does is
+                in `key`. Other tensors that it reads or writes stay where they are in memory.
+            inputs: all on one device.
+            key: hashable.
+        """
+        if not self.gave_up and not _capturable(inputs):
+            self._give_up("its inputs are not on a GPU")
+        if self.gave_up:
+            return function(*inputs)
+        call = (key, *((x.shape, x.stride(), x.dtype) for x in inputs))
+        if call not in self.known:
+            self._remember(call, None)
+            return function(*inputs)
+        graph = self.known.pop(call) or self._captured(function, inputs)
+        if graph is None:
+            return function(*inputs)
+        self._remember(call, graph)
+        with torch.no_grad():
+            for place, given in zip(graph.inputs, inputs, strict=True):
+                place.copy_(given)
+        graph.replay()
+        return tree_map_only(Tensor, Tensor.clone, graph.outputs)
+
+    def _remember(self, call: Hashable, graph: _Graph | None) -> None:
+        self.known[call] = graph  # the last used one comes last
+        if len(self.known) > self.remembered:
+            self.known.popitem(last=False)
+
+    def _captured(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> _Graph | None:
+        """The call as a graph, which has not run yet; None: that failed, and is not tried again."""
+        with torch.inference_mode(False), torch.no_grad():  # else they could be written in inference mode only
+            places = [torch.empty_like(x).copy_(x) for x in inputs]
+        try:
+            replay, outputs = _capture(lambda: function(*places), self._shared_pool())
+        # Whatever CUDA or torch raises; an error of the function itself comes again where it runs as it is.
+        except (RuntimeError, AssertionError) as error:
+            self._give_up(_first_line(error))
+            return None
+        return _Graph(places, outputs, replay)
+
+    def _give_up(self, reason: str) -> None:
+        self.gave_up = True
+        self.known.clear()
+        logger.warning("%s is no CUDA graph, and runs as it is: %s", self.name, reason)
+
+    def _shared_pool(self) -> Any:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+
+def _capturable(inputs: Sequence[Tensor]) -> bool:
+    return all(x.is_cuda for x in inputs)
+
+
+def _capture(function: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
+    """What launches all that the function does on the current stream's device, and the outputs that this writes."""
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    failure: Exception | None = None
+    outputs = None
+    torch.clear_autocast_cache()  # what autocast remembers would be the graph's, or vanish while the graph reads it
+    try:
+        # Only this thread is watched for what a capture forbids: a loader's goes on allocating pinned memory.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            try:
+                outputs = function()
+            except Exception as error:
+                failure = error  # says more than the end of the capture, which may then fail too
+    except RuntimeError as error:
+        failure = failure or error
+        torch.cuda.set_stream(stream)  # where torch cannot end a capture, its stream and pool stay in use
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(stream.device_index, pool)
+    torch.clear_autocast_cache()
+    if failure is not None:
+        raise failure
+    return graph.replay, outputs
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

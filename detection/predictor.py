@@ -24,7 +24,7 @@ from datasets.loader import Collate
 from datasets.resize import resize_image, resized_size, scaled_sizes
 from datasets.samplers import padded_size
 from datasets.target import Sample, Target
-from detection.compilation import compile_regions
+from detection.compilation import compile_regions, graph_detections
 from detection.ensemble import load_ensemble
 from detection.inference import Inference
 from detection.inputs import ImageInput, image_inputs, is_address, is_video, open_video
@@ -53,7 +53,8 @@ class Predictor:
         threshold: least score of a detection.
         class_thresholds: class name -> least score, for classes that need another one.
         overrides: `key.path=value` changes of the stored config: `["test.refine_rounds=1", "data.test_min_size=600"]`.
-        compile: torch.compile the network (CUDA graphs on a GPU): worth it for many images.
+        compile: torch.compile the network: worth it for many images.
+        graphs: on CUDA, launch the detections of a batch as one CUDA graph for each padded size and number of images.
 
     Attributes:
         class_names: K names: label k is class_names[k - 1].
@@ -72,6 +73,7 @@ class Predictor:
         *,
         class_thresholds: Mapping[str, float] | None = None,
         compile: bool = False,
+        graphs: bool = False,
     ) -> None:
         paths = [weights] if isinstance(weights, str | Path) else list(weights)
         if not paths:
@@ -96,8 +98,9 @@ class Predictor:
         for detector in detectors:
             detector.optimize_for_inference(torch.bfloat16 if amp else torch.float32)
             if compile:
-                compile_regions(detector, graphs=self.device.type == "cuda")
+                compile_regions(detector)
         self._inference = Inference(detectors, self.config.test).eval()
+        self._detections = graph_detections(self._inference) if graphs else self._inference
         self._amp = amp
 
     def __call__(self, images: Any, batch_size: int = 8) -> list[ImageDetections]:
@@ -236,7 +239,7 @@ class Predictor:
 
     def _infer(self, batch: Batch) -> BatchDetections:
         with torch.no_grad(), torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._amp):
-            return self._inference(batch.to(self.device))
+            return self._detections(batch.to(self.device))
 
     def _read_out(self, group: list[Loaded], detections: BatchDetections) -> tuple[list[int], list[ImageDetections]]:
         results = []

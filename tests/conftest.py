@@ -33,3 +33,21 @@ def data_dir() -> Path:
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture
+def graphs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """`Graphs` record and replay on the CPU; the list has an item for each capture."""
+    from backbones import compilation
+    from tests.replay import record
+
+    captures: list[object] = []
+
+    def capture(function, pool):
+        captures.append(function)
+        return record(function, pool)
+
+    monkeypatch.setattr(compilation, "_capture", capture)
+    monkeypatch.setattr(compilation, "_capturable", lambda inputs: True)
+    monkeypatch.setattr(compilation.Graphs, "_shared_pool", lambda self: None)
+    return captures

@@ -44,6 +44,7 @@ GPU_ROWS = (
     f"train --case r101_fpn_coco --batch-size 16 {_FAST}",
     f"train --case vgg16_voc --batch-size 16 {_FAST}",
     f"train --case r101_c4_voc --batch-size 16 --contestants ours_compiled,torchvision {_FAST}",
+    f"infer --case r101_c4_voc --batch-size 1 --contestants ours_graphs,torchvision {_FAST}",
     f"infer --case r101_c4_voc --batch-size 1 --contestants ours_compiled,torchvision {_FAST}",
     f"imagenet --net resnet101 --batch-size 256 {_FAST}",
     "cifar --net cifar_resnet20 --batch-size 128 --amp bf16 --repetitions 100 --warmup 3",

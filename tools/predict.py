@@ -44,8 +44,9 @@ def main(args: argparse.Namespace) -> None:
     pictures = picture_paths(args.out, files)
     threshold, by_class = split_thresholds(args.threshold)
     predictor = Predictor(
-        args.weights, args.device, threshold, args.overrides, class_thresholds=by_class, compile=args.compile
-    )
+        args.weights, args.device, threshold, args.overrides,
+        class_thresholds=by_class, compile=args.compile, graphs=args.graphs,
+    )  # fmt: skip
     torch.manual_seed(predictor.config.seed if args.seed is None else args.seed)
     cv2.setNumThreads(0)  # the pools' threads are the parallelism
     drawing = None if args.no_pictures else Drawing(not args.no_names, args.thickness)
@@ -131,7 +132,8 @@ def make_parser() -> argparse.ArgumentParser:
         help="least score (default: 0.5); CLASS=P for one class, given several times for several",
     )  # fmt: skip
     add("--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: 8)")
-    add("--compile", action="store_true", help="torch.compile and CUDA graphs: worth it for many images")
+    add("--compile", action="store_true", help="torch.compile: worth it for many images")
+    add("--graphs", action="store_true", help="on a GPU, launch a batch as one CUDA graph for each padded size")
     add("--coco", action="store_true", help="write detections_coco.json too, COCO results")
     add("--csv", action="store_true", help="write detections.csv too, a table")
     add("--no-pictures", action="store_true", help="write no pictures and no video")

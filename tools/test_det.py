@@ -62,9 +62,9 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
         if device.type == "cuda":  # on the CPU the numbers are those of the end of the training, digit for digit
             detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
         if args.compile:
-            compile_regions(detector, graphs=device.type == "cuda")
+            compile_regions(detector)
 
-    outcome = run_detector(detectors, dataset, config, device, what=split, test=config.test)
+    outcome = run_detector(detectors, dataset, config, device, what=split, test=config.test, graphs=args.graphs)
     metrics = score(dataset.records, outcome.detections, config.metrics) if dataset.records.annotated else None
     if not distributed.is_main():
         return
@@ -134,7 +134,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights, or in runs/)",
     )
-    parser.add_argument("--compile", action="store_true", help="torch.compile and CUDA graphs for the static regions")
+    parser.add_argument("--compile", action="store_true", help="torch.compile for the static regions")
+    parser.add_argument(
+        "--graphs", action="store_true", help="on a GPU, launch a batch as one CUDA graph for each padded size"
+    )
     parser.add_argument("--no-report", action="store_true", help="do without report/index.html")
     return parser
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch._inductor import config as inductor_config
 
-from backbones.compilation import with_fallback
+from backbones import compilation
+from backbones.compilation import Graphs, with_fallback
 
 
 def test_without_a_compiler_one_line_is_said_and_the_result_is_the_same(caplog, tmp_path: Path):
@@ -40,20 +41,101 @@ def test_errors_of_the_function_itself_are_not_hidden():
         call(torch.randn(2, 3))
 
 
-@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when stream is capturing"), AssertionError()])
-def test_a_failed_capture_of_a_graph_falls_back_too(caplog, monkeypatch, error):
-    calls = []
+# ---------------------------------------------------------------------------------------------- CUDA graphs
 
-    def fails(*inputs: torch.Tensor) -> None:
-        calls.append(inputs)
+
+def test_a_graph_computes_the_same_of_other_values(graphs_on_the_cpu):
+    """Once as it is, once captured, then replayed; outputs are the caller's to keep."""
+    graphs, calls = Graphs("a function"), []
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return {"sum": x + y, "place": y.argmax(-1)}
+
+    kept = []
+    for k in range(5):
+        x, y = torch.full((2, 3), float(k)), torch.eye(3)[k % 3].expand(2, 3)
+        found = graphs(function, [x, y])
+        assert torch.equal(found["sum"], x + y)
+        assert found["place"].tolist() == [k % 3] * 2
+        kept.append((found["sum"], x + y))
+    assert all(torch.equal(found, expected) for found, expected in kept)
+    assert (len(calls), len(graphs_on_the_cpu)) == (2, 1)
+
+
+def test_shapes_and_keys_have_graphs_of_their_own_and_only_the_last_used_ones_are_kept(graphs_on_the_cpu):
+    graphs = Graphs("a square", remembered=2)
+    square = lambda x: x * x  # noqa: E731
+
+    def run(size: int, key: str = "") -> None:
+        x = torch.arange(float(size))
+        assert torch.equal(graphs(square, [x], key), x * x)
+
+    for size in (3, 4, 3, 4, 3):
+        run(size)
+    assert len(graphs_on_the_cpu) == 2
+    run(3, "another")  # 4 was used longest ago
+    run(3)
+    assert len(graphs_on_the_cpu) == 2
+    run(4)  # begins anew
+    assert len(graphs.known) == 2
+    assert len(graphs_on_the_cpu) == 2
+    run(4)
+    assert len(graphs_on_the_cpu) == 3
+
+
+@pytest.mark.parametrize("error", [RuntimeError("operation not permitted when\nstream is capturing"), AssertionError()])
+def test_from_a_failed_capture_on_everything_runs_as_it_is(caplog, monkeypatch, graphs_on_the_cpu, error):
+    attempts = []
+
+    def fails(function, pool):
+        attempts.append(function)
         raise error
 
-    monkeypatch.setattr(torch, "compile", lambda function, **options: fails)
-    call = with_fallback(torch.sqrt, "sqrt", graphs=True)
-    x = torch.tensor([4.0])
+    monkeypatch.setattr(compilation, "_capture", fails)
+    graphs, x = Graphs("a root"), torch.tensor([4.0])
     with caplog.at_level(logging.WARNING):
-        assert call(x) == call(x) == 2
-    assert len(calls) == 1
-    assert [record.getMessage().startswith("sqrt is not compiled") for record in caplog.records] == [True]
-    with pytest.raises(type(error)):  # without graphs there is no capture: an error of the function itself
-        with_fallback(torch.sqrt, "sqrt")(x)
+        assert [graphs(torch.sqrt, [x]).item() for _ in range(4)] == [2] * 4
+    assert len(attempts) == 1
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("a root is no CUDA graph, and runs as it is: ")
+    assert "\n" not in line
+
+
+def test_errors_of_a_captured_function_are_not_hidden(graphs_on_the_cpu):
+    graphs, x = Graphs("a product"), torch.ones(2, 3)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"mat1 and mat2|size mismatch"):
+            graphs(torch.mm, [x, x])
+
+
+def test_without_a_gpu_one_line_is_said(caplog):
+    graphs, x = Graphs("a root"), torch.tensor([4.0])
+    with caplog.at_level(logging.WARNING):
+        assert [graphs(torch.sqrt, [x]).item() for _ in range(3)] == [2] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "a root is no CUDA graph, and runs as it is: its inputs are not on a GPU"
+    ]
+
+
+@pytest.mark.gpu
+def test_graphs_on_a_gpu(caplog):
+    """Many shapes share a pool; a capture that fails leaves the stream as it was, and others succeed."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).cuda().requires_grad_(False)
+    graphs, expected, found = Graphs("a net", remembered=4), [], []
+    for k in range(24):
+        x = torch.randn(2, 3, 8 + k % 3, 8 + k % 5, device="cuda")
+        expected.append(net(x))
+        found.append(graphs(net, [x]))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+    waits = Graphs("waiting")
+    with caplog.at_level(logging.WARNING):
+        assert [waits(lambda x: x.sum().item(), [torch.ones(3, device="cuda")]) for _ in range(3)] == [3] * 3
+    assert len(caplog.records) == 1
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    again = Graphs("a net")
+    for _ in range(3):
+        torch.testing.assert_close(again(net, [x]), expected[-1])
+    assert not again.gave_up

@@ -15,6 +15,16 @@ enum { LAUNCHES, COPIES, FILLS, WAITS, GRAPHS, KINDS };
 static long counted[KINDS];
 EXPORT long counted_calls(int kind) { return counted[kind]; }
 
+/* A wait for the stream that is captured is an error, which spoils the capture. */
+static int capturing, spoiled;
+static cudaStream_t captured;
+static cudaError_t waited(int for_captured) {
+  counted[WAITS]++;
+  if (!capturing || !for_captured) return cudaSuccess;
+  spoiled = 1;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
 static const size_t CAPACITY = (size_t)80 << 30;
 
 /* ---- memory: anonymous pages that cost nothing until they are touched */
@@ -73,7 +83,7 @@ cudaError_t cudaFree(void *p) { return release(p); }
 cudaError_t cudaHostAlloc(void **p, size_t n, unsigned flags) { return reserve(p, n, 1); }
 cudaError_t cudaFreeHost(void *p) { return release(p); }
 cudaError_t cudaMemGetInfo(size_t *free, size_t *total) { *total = CAPACITY; *free = CAPACITY - held; return cudaSuccess; }
-cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) { counted[WAITS]++; return copy(to, from, n); }
+cudaError_t cudaMemcpy(void *to, const void *from, size_t n, enum cudaMemcpyKind kind) { cudaError_t e = waited(1); return e ? e : copy(to, from, n); }
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t n, enum cudaMemcpyKind kind, cudaStream_t s) { return copy(to, from, n); }
 cudaError_t cudaMemset(void *p, int value, size_t n) { counted[FILLS]++; return cudaSuccess; }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t n, cudaStream_t s) { counted[FILLS]++; return cudaSuccess; }
@@ -136,18 +146,17 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *n, const
 
 static long last_name = 4096;
 #define FRESH(kind) ((kind)(last_name += 16))
-static int capturing;
 static unsigned long long captures;
 
 cudaError_t cudaStreamCreate(cudaStream_t *s) { *s = FRESH(cudaStream_t); return cudaSuccess; }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *s, unsigned flags, int priority) { return cudaStreamCreate(s); }
 cudaError_t cudaStreamGetPriority(cudaStream_t s, int *priority) { *priority = 0; return cudaSuccess; }
 cudaError_t cudaStreamQuery(cudaStream_t s) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t s) { counted[WAITS]++; return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize(void) { counted[WAITS]++; return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) { return waited(s == captured); }
+cudaError_t cudaDeviceSynchronize(void) { return waited(1); }
 cudaError_t cudaEventCreate(cudaEvent_t *e) { *e = FRESH(cudaEvent_t); return cudaSuccess; }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) { return cudaEventCreate(e); }
-cudaError_t cudaEventSynchronize(cudaEvent_t e) { counted[WAITS]++; return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t e) { return waited(0); }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms = 1; return cudaSuccess; }
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *status) {
   *status = capturing ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
@@ -161,8 +170,13 @@ cudaError_t cudaStreamGetCaptureInfo(cudaStream_t s, enum cudaStreamCaptureStatu
   if (count) *count = 0;
   return cudaStreamIsCapturing(s, status);
 }
-cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) { capturing = 1; captures++; return cudaSuccess; }
-cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) { capturing = 0; *graph = FRESH(cudaGraph_t); return cudaSuccess; }
+cudaError_t cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode) { capturing = 1; captured = s; captures++; return cudaSuccess; }
+cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *graph) {
+  capturing = 0; *graph = FRESH(cudaGraph_t);
+  if (!spoiled) return cudaSuccess;
+  spoiled = 0;
+  return cudaErrorStreamCaptureInvalidated;
+}
 cudaError_t cudaGraphInstantiateWithFlags(cudaGraphExec_t *ready, cudaGraph_t graph, unsigned long long flags) { *ready = FRESH(cudaGraphExec_t); return cudaSuccess; }
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count) { *count = 1; return cudaSuccess; }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t s) { counted[GRAPHS]++; return cudaSuccess; }

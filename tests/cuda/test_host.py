@@ -17,7 +17,8 @@ BUDGETS = {
     "c4": 890,
     "fpn": 1300,
     "infer": 325,
-    "graph": 1,
+    "graph": 8,
+    "graph_of_all_that_a_test_can_do": 10,
 }
 """Launches: a bf16 training step of 16 images, ResNet-101 C4 at 600x1000 and FPN at 800x1333; bf16 inference of one."""
 
@@ -34,6 +35,21 @@ def test_runs_without_a_wait(results, name):
 def test_launches(results, name):
     """Within the budget, and not so few that something cannot have run."""
     assert BUDGETS[name] // 2 <= results[name]["all"] <= BUDGETS[name], results[name]
+
+
+@pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("graph")])
+def test_a_graph_is_one_launch(results, name):
+    """Inputs are copied in and outputs out, and nothing else is called."""
+    assert (results[name]["graphs"], results[name]["libraries"]) == (1, 0)
+    assert results[name]["waits_to_numpy"] == 1
+
+
+def test_a_capture_that_fails_says_so_once_and_everything_runs_as_it_is(results):
+    found = results["graph_that_fails"]
+    (line,) = found["said"]
+    assert line.startswith("waiting is no CUDA graph, and runs as it is: ")
+    assert "\n" not in line
+    assert (found["results"], found["graphs"]) == (3, 1)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("infer")])

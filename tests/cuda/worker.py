@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ import standins
 
 standins.install()
 
+from backbones import compilation
 from backbones.classification import build_classifier, classification_loss
 from backbones.preprocess import Normalize
 from backbones.weights import IMAGENET
@@ -37,6 +39,7 @@ from configs.localisation import LocalisationConfig
 from datasets.batch import Batch, ScaledImages
 from datasets.loader import prefetch
 from detection.alternating import PHASES, Alternating
+from detection.compilation import graph_detections
 from detection.inference import Inference
 from detection.model import Detector, build_detector
 from detection.prediction import to_numpy
@@ -420,19 +423,54 @@ def new_sizes() -> dict[str, Any]:
     return found
 
 
+def graphed(test: TestConfig, config: DetectionConfig) -> tuple[list[str], dict[str, Any]]:
+    """What was logged, and a third batch of detections as one CUDA graph; other boxes and images make no new one."""
+    inference = Inference([make_detector(config).eval().optimize_for_inference(torch.bfloat16).to(CUDA)], test).eval()
+    detect, batch = graph_detections(inference), make_batch(1, scales=inference.scales).to(CUDA)
+    more = replace(batch, boxes=batch.boxes.repeat(1, 2, 1), index=batch.index + 1)
+    said: list[str] = []
+    compilation.logger.warning = lambda text, *values: said.append(text % values)
+    with torch.inference_mode():
+        first = detect(batch)
+        detect(batch)
+        with standins.no_waits() if not said else nullcontext({}) as found:
+            last = detect(more)
+        before = standins.counts()["waits"]
+        to_numpy(last)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert [x.shape for x in first] == [x.shape for x in last]
+    return said, {**found, "waits_to_numpy": standins.counts()["waits"] - before}
+
+
 @case
 def graph() -> dict[str, Any]:
-    """A whole detection as one CUDA graph."""
-    detector = make_detector(config_of(VOC, *R50)).eval().optimize_for_inference(torch.bfloat16).to(CUDA)
-    batch = make_batch(1).to(CUDA)
-    with torch.inference_mode():
-        detector(batch)
-        captured = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(captured):
-            detector(batch)
-        with standins.no_waits() as found:
-            captured.replay()
+    """A whole detection as one CUDA graph: beside it three inputs are copied in and four outputs out."""
+    said, found = graphed(TestConfig(), config_of(VOC, *R50))
+    assert not said
     return found
+
+
+@case
+def graph_of_all_that_a_test_can_do() -> dict[str, Any]:
+    said, found = graphed(TestConfig(scales=[400, 600], refine_rounds=1, vote_iou=0.5), config_of(VOC, *R50))
+    assert not said
+    return found
+
+
+@case
+def graph_that_fails() -> dict[str, Any]:
+    """A function that waits: that spoils the capture, from then on it runs as it is, and other captures succeed."""
+    said: list[str] = []
+    compilation.logger.warning = lambda text, *values: said.append(text % values)
+    waiting, simple = compilation.Graphs("waiting"), compilation.Graphs("simple")
+    x = torch.ones(3, device=CUDA)
+    results = [waiting(lambda x: (x + 1).sum().item(), [x]) for _ in range(3)]
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    for _ in range(2):
+        simple(torch.sqrt, [x])
+    with standins.no_waits() as found:
+        simple(torch.sqrt, [x])
+    return {"said": said, "results": len(results), "graphs": found["graphs"]}
 
 
 # ---------------------------------------------------------------------------------------------- loading

@@ -160,7 +160,7 @@ def test_the_copy_that_proposes_is_one_where_regions_are_compiled(monkeypatch):
     """Compiled regions are functions on the modules that call the original's forward; the copy must not call them."""
     detector, batch = make_detector(), make_batch()
     plain = detector.eval().rpn(detector.features(batch), batch.image_sizes, training=False)[0]
-    monkeypatch.setattr(detector_compilation, "with_fallback", lambda function, name, graphs: lambda *a: function(*a))
+    monkeypatch.setattr(detector_compilation, "with_fallback", lambda function, name: lambda *a: function(*a))
     detector_compilation.compile_regions(detector)
     proposer = Proposer(detector)
     with torch.no_grad():

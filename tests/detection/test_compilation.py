@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from backbones.batch_norm import FrozenBatchNorm2d
 from backbones.weights import IMAGENET
 from configs.detection import ModelConfig, TestConfig
-from datasets.batch import Batch
-from detection.compilation import compile_regions
+from datasets.batch import Batch, ScaledImages
+from detection.compilation import compile_regions, graph_detections
+from detection.inference import Inference
 from detection.model import Detector, build_detector
+from detection.postprocess import BatchDetections
 
 
-def tiny_detector() -> Detector:
-    """ResNet-50, whose conv5 takes both ways, with weights that keep activations in range."""
+def tiny_detector(backbone: str = "resnet50") -> Detector:
+    """With ResNet-50, whose conv5 takes both ways, and weights that keep activations in range."""
     config = {
-        "backbone": "resnet50", "weights": "unused", "norm": "frozen", "frozen_stages": 2,
+        "backbone": backbone, "weights": "unused", "norm": "frozen", "frozen_stages": 2,
         "anchors": {"sizes": [32, 64]}, "rpn": {"hidden_channels": 16, "post_nms_top_n_test": 10},
         "box": {"batch_size_per_image": 10},
     }  # fmt: skip
@@ -30,9 +34,9 @@ def tiny_detector() -> Detector:
     return detector
 
 
-def tiny_batch(height: int = 64, width: int = 96) -> Batch:
+def tiny_batch(height: int = 64, width: int = 96, seed: int = 1) -> Batch:
     sizes = torch.tensor([[height, width]])
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     return Batch(
         images=torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator),
         image_sizes=sizes, original_sizes=sizes, boxes=torch.tensor([[[8.0, 8.0, 50.0, 60.0]]]),
@@ -62,7 +66,7 @@ def test_training_computes_the_same():
 @pytest.mark.slow
 def test_detection_computes_the_same_at_every_padded_size():
     eager = tiny_detector().optimize_for_inference()
-    fast = compile_regions(tiny_detector().optimize_for_inference(), graphs=True)
+    fast = compile_regions(tiny_detector().optimize_for_inference())
     with torch.inference_mode():
         for size in ((64, 96), (96, 64)):
             expected, found = eager(tiny_batch(*size)), fast(tiny_batch(*size))
@@ -85,3 +89,46 @@ def test_regions_are_those_whose_shapes_are_few():
         (head, "before_pooling"), (head, "after_pooling"),
     ):  # fmt: skip
         assert getattr(module, name).__wrapped__ == getattr(type(module), name).__get__(module)
+
+
+def assert_equal_detections(found: BatchDetections, expected: BatchDetections, tolerance: float = 0.0) -> None:
+    assert expected.valid.any()
+    for name, a, b in zip(expected._fields, found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=name)
+
+
+WAYS = {
+    "plain": {},
+    "all": {"refine_rounds": 1, "vote_iou": 0.5, "tta": {"hflip": True}},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_graph_of_a_detection_finds_the_same(graphs_on_the_cpu, way):
+    """On other images than those that were captured, of another size within the same padding, with other objects."""
+    test = TestConfig.model_validate({"score_thresh": 0.01, **WAYS[way]})
+    inference = Inference([tiny_detector("resnet18").optimize_for_inference()], test).eval()
+    detect = graph_detections(inference)
+    with torch.no_grad():
+        for k in range(3):
+            batch = tiny_batch(seed=k)
+            sizes = batch.image_sizes - 7 * k
+            more = replace(batch, image_sizes=sizes, original_sizes=2 * sizes, boxes=batch.boxes.repeat(1, 1 + k, 1))
+            assert_equal_detections(detect(more), inference(more))
+    assert len(graphs_on_the_cpu) == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("way", [*WAYS, "scales"])
+def test_a_graph_of_a_detection_finds_the_same_on_a_gpu(caplog, way):
+    values = WAYS.get(way, {"scales": [64, 96]})
+    test = TestConfig.model_validate({"score_thresh": 0.01, **values})
+    inference = Inference([tiny_detector().optimize_for_inference().cuda()] * 2, test).eval()
+    detect = graph_detections(inference)
+    with torch.no_grad():
+        for k in range(6):
+            batch = tiny_batch(*((64, 96), (96, 64))[k % 2], seed=k)
+            scaled = (None, ScaledImages(batch.images.repeat_interleave(2, 2), batch.image_sizes * 2))
+            batch = replace(batch, scaled=scaled if way == "scales" else ()).to("cuda")
+            assert_equal_detections(detect(batch), inference(batch), 1e-4)
+    assert not caplog.records

@@ -48,13 +48,19 @@ def weights(tiny_config, tmp_path) -> Path:
 
 @pytest.mark.parametrize("options", [[], ["--compile"]])
 def test_compiles_where_asked_to(tiny_voc, weights, tmp_path, monkeypatch, options):
-    """After folding, without CUDA graphs on the CPU."""
+    """After folding."""
     calls = []
-    monkeypatch.setattr(predictor, "compile_regions", lambda detector, graphs: calls.append((detector, graphs)))
+    monkeypatch.setattr(predictor, "compile_regions", calls.append)
     run(weights, tmp_path / "out", tiny_voc / "JPEGImages", *options)
-    assert [(isinstance(detector.backbone.body.bn1, torch.nn.Identity), graphs) for detector, graphs in calls] == [
-        (True, False)
-    ] * len(options)
+    assert [isinstance(detector.backbone.body.bn1, torch.nn.Identity) for detector in calls] == [True] * len(options)
+
+
+def test_detections_are_graphs_where_asked_to(tiny_voc, weights, tmp_path, graphs_on_the_cpu):
+    """One for each padded size, and nothing else is found."""
+    images = tiny_voc / "JPEGImages"
+    plain = run(weights, tmp_path / "plain", images, "--batch-size", 1)
+    assert run(weights, tmp_path / "graphs", images, "--batch-size", 1, "--graphs") == plain
+    assert len(graphs_on_the_cpu) == 1
 
 
 def run(weights: Path, out: Path, *inputs: object, threshold: str = "0.3") -> list[dict]:

@@ -1,4 +1,4 @@
-"""Who takes part: `ours`, `ours_compiled`, `torchvision`, and plug-ins.
+"""Who takes part: `ours`, `ours_compiled`, `ours_graphs`, `torchvision`, and plug-ins.
 
 A plug-in is a Python file that defines a class `Contestant`, for example around another framework (see
 `plugins/detectron2_c4.py`). It is named after its file, and may inherit from the class of that name here:
@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from backbones.weights import IMAGENET
 from configs.detection import ModelConfig
 from configs.errors import UserError
 from datasets.batch import Batch
-from detection.compilation import compile_regions
+from detection.compilation import compile_regions, graph_detections
 from detection.model import Detector, build_detector
 from detection.prediction import to_numpy
 from tools.benchmarks.cases import Case, Inputs, spread_weights
@@ -101,6 +102,7 @@ class Ours(Contestant):
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
         self.prepared: tuple[Inputs, Batch] | None = None
+        self.detections: Callable[[Batch], Any] = self.model
         if training:
             place(self.model, device, channels_last=True)
             self.optimizer = plain_sgd(self.model, fused=True)
@@ -127,7 +129,7 @@ class Ours(Contestant):
 
     @torch.inference_mode()
     def detect(self, inputs: Inputs) -> Detected:
-        images = to_numpy(self.model(self.batch(inputs)))
+        images = to_numpy(self.detections(self.batch(inputs)))
         return [
             (torch.from_numpy(image.boxes), torch.from_numpy(image.scores), torch.from_numpy(image.labels))
             for image in images
@@ -137,12 +139,21 @@ class Ours(Contestant):
         return self.model(self.batch(inputs), seed=0, iteration=0)
 
 
-class OursCompiled(Ours):
-    """The same with its static regions compiled; on CUDA, to detect, as CUDA graphs."""
+class OursAsGraphs(Ours):
+    """The same, on CUDA each detection launched as one CUDA graph."""
 
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
-        compile_regions(self.detector, graphs=device.type == "cuda" and not training)
+        if device.type == "cuda" and not training:
+            self.detections = graph_detections(self.detector)
+
+
+class OursCompiled(OursAsGraphs):
+    """The same again, with its static regions compiled."""
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
+        super().__init__(case, weights, device, amp, training)
+        compile_regions(self.detector)
 
 
 class Torchvision(Contestant):
@@ -225,5 +236,6 @@ def load_plugin(path: Path) -> Callable[..., Contestant]:
 CONTESTANTS: dict[str, Callable[..., Contestant]] = {
     "ours": Ours,
     "ours_compiled": OursCompiled,
+    "ours_graphs": OursAsGraphs,
     "torchvision": Torchvision,
 }

@@ -13,6 +13,7 @@ from configs.errors import UserError
 from datasets.detection import DetectionDataset
 from datasets.loader import eval_loader, prefetch
 from datasets.records import Records
+from detection.compilation import graph_detections
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import Metrics, ProtocolName, evaluate, write_metrics
 from detection.evaluation.report import Run, write_report
@@ -46,6 +47,7 @@ def run_detector(
     what: str,
     test: TestConfig | None = None,
     losses: bool = False,
+    graphs: bool = False,
 ) -> Outcome:
     """Detections for each image of a data set, shared out over the processes.
 
@@ -58,6 +60,7 @@ def run_detector(
         what: a word for the progress bar.
         test: thresholds, refinement, sizes and the like; None: the plain test, with the thresholds of `config.test`.
         losses: compute the training losses of the (first) detector too, without dropout and with fixed samples.
+        graphs: on CUDA, launch a batch as one CUDA graph for each padded size (`detection.compilation`).
     """
     members: list[Tested] = list(detectors) if isinstance(detectors, Sequence) else [detectors]
     inference = Inference(members, test or config.test.plain)
@@ -71,11 +74,12 @@ def run_detector(
     sums = _LossSums()
     were_training = [detector.training for detector in members]
     inference.eval()
+    detect = graph_detections(inference) if graphs else inference
     # no_grad, not inference_mode: what modules cache here (anchors) is used in training later
     with torch.no_grad(), Progress(-(-len(dataset) // world_size), what, unit="image") as progress:
         for batch in prefetch(loader, device):
             with autocast(device, config.train.amp):
-                found = inference(batch)
+                found = detect(batch)
                 parts = members[0](batch, seed=config.seed, iteration=_LOSS_ITERATION) if losses else {}
             per_image.update(zip(batch.index.tolist(), to_numpy(found), strict=True))
             sums.add(parts, len(batch.index))
