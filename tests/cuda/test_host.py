@@ -14,9 +14,9 @@ import pytest
 
 NAMES = re.findall(r"^@case\ndef (\w+)", (Path(__file__).parent / "worker.py").read_text(), re.MULTILINE)
 BUDGETS = {
-    "c4": 890,
-    "fpn": 1300,
-    "infer": 325,
+    "c4": 820,
+    "fpn": 1090,
+    "infer": 320,
     "graph": 1,
 }
 """Launches: a bf16 training step of 16 images, ResNet-101 C4 at 600x1000 and FPN at 800x1333; bf16 inference of one."""
