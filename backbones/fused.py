@@ -229,11 +229,12 @@ class _Run(torch.autograd.Function):
     ) -> Tensor:
         ctx.chain = chain
         ctx.folded = chain.fold(dtype)
-        ctx.versions = [weight._version for weight in weights]
         kept: list[Tensor] = []
         output = _forward(chain, x, shortcut, ctx.folded, kept)
-        ctx.save_for_backward(kept[0], output)
-        ctx.kept = kept[1:-1]
+        ctx.save_for_backward(kept[0])
+        # Not the output itself, which would keep this, which would keep it.
+        ctx.kept = [*kept[1:-1], output.detach()]
+        ctx.versions = [tensor._version for tensor in (ctx.kept[-1], *weights)]
         return output
 
     @staticmethod
@@ -242,13 +243,11 @@ class _Run(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         chain: Chain = ctx.chain
-        first, output = ctx.saved_tensors
-        if ctx.kept is None or ctx.versions != [weight._version for weight in chain.weights()]:
-            raise RuntimeError(
-                "a stage's gradient is asked for a second time, or after its weights were changed: run the forward "
-                "pass again before each backward pass"
-            )
-        kept, ctx.kept = [first, *ctx.kept, output], None
+        if ctx.kept is None:
+            raise RuntimeError("a stage's gradient is asked for a second time: run the forward pass again")
+        kept, ctx.kept = [*ctx.saved_tensors, *ctx.kept], None
+        if ctx.versions != [tensor._version for tensor in (kept[-1], *chain.weights())]:
+            raise RuntimeError("a stage's output or a weight was changed in place before the stage's gradient was made")
         wanted = ctx.needs_input_grad[2], ctx.needs_input_grad[4:]
         of_x, of_shortcut, of_folded = _backward(chain, gradient, kept, ctx.folded, *wanted)
         unfolded = chain.scaled.unfold(of_folded) if chain.scaled is not None else of_folded
@@ -274,13 +273,17 @@ def _backward(
     for number in reversed(range(len(chain.units))):
         unit = chain.units[number]
         output = kept.pop()
-        masked = relu_backward(first, output) if second is None else sum_relu_backward(first, second, output)
+        own = number < len(chain.units) - 1  # the gradient of the last unit's output is somebody else's
+        masked = (
+            relu_backward(first, output, inplace=own) if second is None else sum_relu_backward(first, second, output)
+        )
+        del output
         needs_input = number > 0 or wanted_x or chain.entered
         first, second = masked, None
         for place in reversed(range(1, len(unit.main))):
             k, x = unit.main[place], kept.pop()
             first, of_folded[k] = chain.convolve_backward(k, first, x, folded, (True, trains[k]))
-            first = relu_backward(first, x)
+            first = relu_backward(first, x, inplace=True)
         x = kept[-1]  # the unit's input, which the unit before masks with
         if unit.shortcut is not None:
             second, of_folded[unit.shortcut] = chain.convolve_backward(
@@ -295,7 +298,7 @@ def _backward(
     if not wanted_x:
         return None, of_shortcut, of_folded
     if chain.entry_bias is not None:
-        first = relu_backward(first, kept[0])
+        first = relu_backward(first, kept[0], inplace=True)
     elif second is not None:
         first = first + second
     return first, of_shortcut, of_folded

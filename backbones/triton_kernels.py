@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -91,12 +90,10 @@ def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None, output: Tensor) 
     )  # fmt: skip
 
 
-def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
-    """`backbones.epilogue.sum_relu_backward`; all of one dense layout."""
-    gradient = torch.empty_like(output)
+def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor, gradient: Tensor) -> None:
+    """`backbones.epilogue.sum_relu_backward` into `gradient`; all of one dense layout."""
     total = output.numel()
     if total:
         _sum_relu_backward_kernel[(triton.cdiv(total, BLOCK),)](
             first, second, output, gradient, total, BLOCK=BLOCK, num_warps=4
         )
-    return gradient

@@ -95,8 +95,12 @@ def test_the_backward_pass_is_for_the_weights_of_the_forward_pass():
     output = fused.run(Chain(list(stage)), torch.randn(1, 64, 5, 5)).sum()
     with torch.no_grad():
         stage[0].conv1.weight.mul_(1.1)
-    with pytest.raises(RuntimeError, match="weights were changed"):
+    with pytest.raises(RuntimeError, match="was changed"):
         output.backward()
+    output = fused.run(Chain(list(stage)), torch.randn(1, 64, 5, 5))
+    output.add_(1.0)
+    with pytest.raises(RuntimeError, match="was changed"):
+        output.sum().backward()
 
 
 def test_a_change_is_noticed():
@@ -144,8 +148,12 @@ def test_bias_relu_and_its_gradient_are_torchs():
     y = x.clone()
     assert bias_relu(y, bias, inplace=True) is y
     assert torch.equal(y, torch.relu(x + bias[:, None, None]))
-    assert torch.equal(relu_backward(residual, expected), residual * (expected > 0))
-    assert torch.equal(sum_relu_backward(residual, x, expected), (residual + x) * (expected > 0))
+    masked, summed = residual * (expected > 0), (residual + x) * (expected > 0)
+    assert torch.equal(relu_backward(residual, expected), masked)
+    assert torch.equal(sum_relu_backward(residual.clone(), x, expected), summed)
+    given = residual.clone()
+    assert relu_backward(given, expected, inplace=True) is given
+    assert torch.equal(given, masked)
 
 
 KERNELS = """
@@ -166,8 +174,9 @@ for shape, layout, dtype in itertools.product(shapes, formats, dtypes):
         triton_kernels.bias_relu(x, bias, other, output)
         torch.testing.assert_close(output, bias_relu(x, bias, other), equal_nan=True, **tolerance)
         assert output.isnan().sum() == x.isnan().sum()
-    got = triton_kernels.sum_relu_backward(residual, residual.flip(0).contiguous(memory_format=layout), output)
-    expected = sum_relu_backward(residual, residual.flip(0).contiguous(memory_format=layout), output)
+    got, other = torch.empty_like(output), residual.flip(0).contiguous(memory_format=layout)
+    triton_kernels.sum_relu_backward(residual, other, output, got)
+    expected = sum_relu_backward(residual, other, output)
     torch.testing.assert_close(got, expected, equal_nan=True, **tolerance)
 
 from backbones.scaling import ScaledWeights, _addresses

@@ -36,6 +36,12 @@ def test_launches(results, name):
     assert BUDGETS[name] // 2 <= results[name]["all"] <= BUDGETS[name], results[name]
 
 
+def test_memory(results):
+    """Of the step of 16 images: no map is kept that the backward pass can do without."""
+    assert 6.0 < results["c4"]["memory_gib"] <= 7.5
+    assert 10.0 < results["fpn"]["memory_gib"] <= 12.0
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("infer")])
 def test_one_wait_a_batch(results, name):
     assert results[name]["waits_to_numpy"] == 1
