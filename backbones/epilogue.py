@@ -37,17 +37,21 @@ def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None = None, *, inplac
     return output.relu_()
 
 
-def relu_backward(gradient: Tensor, output: Tensor) -> Tensor:
-    """The gradient of relu's input from that of its output, the map `output` itself."""
-    return torch.ops.aten.threshold_backward.default(_laid_out_as(gradient, output), output, 0)
+def relu_backward(gradient: Tensor, output: Tensor, *, inplace: bool = False) -> Tensor:
+    """The gradient of relu's input from that of its output, the map `output` itself; `inplace`: over `gradient`."""
+    laid = _laid_out_as(gradient, output)
+    if inplace or laid is not gradient:
+        return torch.ops.aten.threshold_backward.grad_input(laid, output, 0, grad_input=laid)
+    return torch.ops.aten.threshold_backward.default(laid, output, 0)
 
 
 def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
-    """The same from a gradient that comes along two ways: `first` + `second`."""
+    """The same from a gradient that comes along two ways: `first` + `second`; over `first`."""
     first, second = _laid_out_as(first, output), _laid_out_as(second, output)
     if kernels := kernels_for(output, "backbones.triton_kernels"):
-        return kernels.sum_relu_backward(first, second, output)
-    return relu_backward(first + second, output)
+        kernels.sum_relu_backward(first, second, output, first)
+        return first
+    return relu_backward(first.add_(second), output, inplace=True)
 
 
 def _laid_out_as(x: Tensor, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from backbones.batch_norm import FrozenBatchNorm2d
 from backbones.epilogue import bias_relu, relu_backward, sum_relu_backward
 from backbones.kernels import kernels_for
+from backbones.scaling import ScaledWeights
 
 Pair = tuple[nn.Conv2d, nn.Module]
 """A convolution and its batch norm, constant or (Identity) folded into it already."""
@@ -77,8 +78,8 @@ class Chain:
         self.entered = entered
         self.units: list[_Layers] = []
         self.pairs: list[Pair] = []
-        self.scales: list[Tensor] | None = None
-        """Each weight's scale, as large as the weight; None where all are folded."""
+        self.scaled: ScaledWeights | None = None
+        """The weights with their scales; None where all are folded."""
         self.biases: list[Tensor] = []
         """What is added behind each pair, (C,) float32; a projection's is in its unit's last one."""
         self.entry_bias: Tensor | None = None
@@ -95,10 +96,19 @@ class Chain:
                 self.pairs.append(projection)
             self.units.append(_Layers(main, None if projection is None else len(self.pairs) - 1, unit.plain))
         every = [*self.pairs, *(entry or ())]
-        self._watched = _watched(units, [module for pair in every for module in pair])
+        modules = [module for pair in every for module in pair]
+        self._watched = _watched(units, modules)
+        tensors = [tensor for module in modules for tensor in module.buffers(recurse=False)]
+        self._parameters = [tensor for module in modules for tensor in module.parameters(recurse=False)]
+        biases = [conv.bias for conv, _ in every if conv.bias is not None]
+        # Inference tensors carry no version, and nothing but inference mode can write to them.
+        self._constants = [tensor for tensor in (*tensors, *biases) if not tensor.is_inference()]
+        self._state = self._now()
         self.folded = all(_is_identity(bn) for _, bn in every)
         self.constant = fits and (
-            self.folded or all(isinstance(bn, FrozenBatchNorm2d) and conv.bias is None for conv, bn in every)
+            self.folded
+            # Triton's kernel reads 16 bytes at a time; a weight that is a part of something may lie elsewhere.
+            or all(isinstance(bn, FrozenBatchNorm2d) and conv.bias is None and _fits(conv.weight) for conv, bn in every)
         )
         """Whether the chain can compute what the units do."""
         if self.constant:
@@ -110,10 +120,7 @@ class Chain:
         """Scales and biases."""
         if not self.folded:
             scales = [bn.constants(torch.float32)[0] for _, bn in self.pairs if isinstance(bn, FrozenBatchNorm2d)]
-            self.scales = [
-                torch.empty_like(weight, dtype=torch.float32).copy_(scale[:, None, None, None])
-                for weight, scale in zip(self.weights(), scales, strict=True)
-            ]
+            self.scaled = ScaledWeights(self.weights(), scales)
         biases = [_bias(*pair) for pair in self.pairs]
         self.biases = list(biases)
         for unit in self.units:
@@ -128,45 +135,23 @@ class Chain:
 
     def is_current(self) -> bool:
         """Whether modules and constants are still those that this was made from."""
-        for holder, name, kept, state in self._watched:
-            found = holder[name]
-            if found is not kept or (state is not None and _state(found) != state):
-                return False
-        return self.scales is None or all(
-            weight.stride() == scale.stride() and weight.dtype == scale.dtype
-            for weight, scale in zip(self.weights(), self.scales, strict=True)
-        )
+        return all(holder[name] is kept for holder, name, kept in self._watched) and self._state == self._now()
+
+    def _now(self) -> tuple[list[int], list[tuple[Any, ...]]]:
+        """What differs after a constant was written to, or a parameter moved or cast in place; not after a step."""
+        places = [(tensor.data_ptr(), tensor.stride(), tensor.dtype) for tensor in self._parameters]
+        return [tensor._version for tensor in self._constants], places
 
     def weights(self) -> list[Tensor]:
         """Of the convolutions."""
         # Without nn.Module's slow look-up; a convolution has a weight.
         return [conv._parameters["weight"] for conv, _ in self.pairs]  # pyright: ignore[reportReturnType]
 
-    def fold(self, weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    def fold(self, dtype: torch.dtype) -> list[Tensor]:
         """The weights times their scales, in `dtype`."""
-        if self.scales is None:
-            return [weight.to(dtype) for weight in weights]
-        scaled = torch._foreach_mul(list(weights), self.scales)  # pyright: ignore[reportPrivateImportUsage]  # no public name
-        if scaled[0].dtype == dtype:
-            return list(scaled)
-        folded = [torch.empty_like(weight, dtype=dtype) for weight in scaled]
-        torch._foreach_copy_(folded, scaled)  # pyright: ignore[reportPrivateImportUsage]  # no public name
-        return folded
-
-    def unfold(self, gradients: Sequence[Tensor | None], weights: Sequence[Tensor]) -> list[Tensor | None]:
-        """The gradients of the weights themselves, from those of the folded ones, laid out as the weights."""
-        assert self.scales is not None
-        wanted = [k for k, gradient in enumerate(gradients) if gradient is not None]
-        given = [_restrided(gradient, weights[k]) for k, gradient in enumerate(gradients) if gradient is not None]
-        exact = [torch.empty_like(weights[k], dtype=self.scales[k].dtype) for k in wanted]
-        if wanted:
-            torch._foreach_copy_(exact, given)  # pyright: ignore[reportPrivateImportUsage]  # no public name
-            scales = [self.scales[k] for k in wanted]
-            torch._foreach_mul_(exact, scales)  # pyright: ignore[reportPrivateImportUsage]  # no public name
-        result: list[Tensor | None] = [None] * len(gradients)
-        for k, gradient in zip(wanted, exact, strict=True):
-            result[k] = gradient
-        return result
+        if self.scaled is None:
+            return [weight.to(dtype) for weight in self.weights()]
+        return self.scaled.fold(dtype)
 
     def convolve(self, number: int, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """One layer's convolution, without its bias."""
@@ -205,7 +190,7 @@ def run(chain: Chain, x: Tensor, shortcut: Tensor | None = None) -> Tensor:
     with torch.autocast(kind, enabled=False):
         if torch.is_grad_enabled():
             return _Run.apply(chain, dtype, x, shortcut, *weights)
-        return _forward(chain, x, shortcut, chain.fold(weights, dtype), None)
+        return _forward(chain, x, shortcut, chain.fold(dtype), None)
 
 
 def _forward(
@@ -232,17 +217,24 @@ def _forward(
 
 
 class _Run(torch.autograd.Function):
-    """`run` with its gradient."""
+    """`run` with its gradient.
+
+    Of the maps between the layers nobody else knows: they are kept here, not by autograd, and each is given up as soon
+    as the backward pass has used it.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, chain: Chain, dtype: torch.dtype, x: Tensor, shortcut: Tensor | None, *weights: Tensor
     ) -> Tensor:
-        folded = chain.fold(weights, dtype)
-        kept: list[Tensor] = []
-        output = _forward(chain, x, shortcut, folded, kept)
         ctx.chain = chain
-        ctx.save_for_backward(*kept, *folded, *weights)
+        ctx.folded = chain.fold(dtype)
+        kept: list[Tensor] = []
+        output = _forward(chain, x, shortcut, ctx.folded, kept)
+        ctx.save_for_backward(kept[0])
+        # Not the output itself, which would keep this, which would keep it.
+        ctx.kept = [*kept[1:-1], output.detach()]
+        ctx.versions = [tensor._version for tensor in (ctx.kept[-1], *weights)]
         return output
 
     @staticmethod
@@ -251,60 +243,77 @@ class _Run(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         chain: Chain = ctx.chain
-        count = len(chain.pairs)
-        saved = ctx.saved_tensors
-        kept, folded, weights = saved[: -2 * count], saved[-2 * count : -count], saved[-count:]
-        trains = ctx.needs_input_grad[4:]
-        wanted_x = ctx.needs_input_grad[2]
-        of_folded: list[Tensor | None] = [None] * count
-        of_shortcut: Tensor | None = None
-        first: Any = gradient  # None where the input needs none
-        second: Tensor | None = None
-        end = len(kept) - 1
-        for number in reversed(range(len(chain.units))):
-            unit = chain.units[number]
-            masked = relu_backward(first, kept[end]) if second is None else sum_relu_backward(first, second, kept[end])
-            start = end - len(unit.main)
-            needs_input = number > 0 or wanted_x or chain.entered
-            first = masked
-            for place in reversed(range(len(unit.main))):
-                k = unit.main[place]
-                first, of_folded[k] = chain.convolve_backward(
-                    k, first, kept[start + place], folded, (place > 0 or needs_input, trains[k])
-                )
-                if place > 0:
-                    first = relu_backward(first, kept[start + place])
-            second = None
-            if unit.shortcut is not None:
-                second, of_folded[unit.shortcut] = chain.convolve_backward(
-                    unit.shortcut, masked, kept[start], folded, (needs_input, trains[unit.shortcut])
-                )
-            elif chain.entered and number == 0:
-                of_shortcut = masked
-            elif not unit.plain:
-                second = masked
-            end = start
-        if wanted_x and chain.entry_bias is not None:
-            first = relu_backward(first, kept[0])
-        elif wanted_x and second is not None:
-            first = first + second
-        return (None, None, first if wanted_x else None, of_shortcut, *chain.unfold(of_folded, weights))
+        if ctx.kept is None:
+            raise RuntimeError("a stage's gradient is asked for a second time: run the forward pass again")
+        kept, ctx.kept = [*ctx.saved_tensors, *ctx.kept], None
+        if ctx.versions != [tensor._version for tensor in (kept[-1], *chain.weights())]:
+            raise RuntimeError("a stage's output or a weight was changed in place before the stage's gradient was made")
+        wanted = ctx.needs_input_grad[2], ctx.needs_input_grad[4:]
+        of_x, of_shortcut, of_folded = _backward(chain, gradient, kept, ctx.folded, *wanted)
+        unfolded = chain.scaled.unfold(of_folded) if chain.scaled is not None else of_folded
+        return None, None, of_x, of_shortcut, *unfolded
 
 
-def _watched(units: Sequence[Unit], modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], str, Any, Any]]:
-    """(dict, key, what lies there, its state): the layers, which folding replaces, and the constants they hold."""
-    found: list[tuple[dict[str, Any], str, Any, Any]] = []
+def _backward(
+    chain: Chain, gradient: Tensor, kept: list[Tensor], folded: Sequence[Tensor], wanted_x: bool, trains: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """The gradients of input, shortcut and folded weights, where they are wanted.
+
+    Args:
+        chain: what ran.
+        gradient: of the last output.
+        kept: by `_forward`; is emptied on the way.
+        folded: the weights.
+        wanted_x, trains: whether input and weights want theirs.
+    """
+    of_folded: list[Tensor | None] = [None] * len(folded)
+    of_shortcut: Tensor | None = None
+    first: Any = gradient  # None where the input needs none
+    second: Tensor | None = None
+    for number in reversed(range(len(chain.units))):
+        unit = chain.units[number]
+        output = kept.pop()
+        own = number < len(chain.units) - 1  # the gradient of the last unit's output is somebody else's
+        masked = (
+            relu_backward(first, output, inplace=own) if second is None else sum_relu_backward(first, second, output)
+        )
+        del output
+        needs_input = number > 0 or wanted_x or chain.entered
+        first, second = masked, None
+        for place in reversed(range(1, len(unit.main))):
+            k, x = unit.main[place], kept.pop()
+            first, of_folded[k] = chain.convolve_backward(k, first, x, folded, (True, trains[k]))
+            first = relu_backward(first, x, inplace=True)
+        x = kept[-1]  # the unit's input, which the unit before masks with
+        if unit.shortcut is not None:
+            second, of_folded[unit.shortcut] = chain.convolve_backward(
+                unit.shortcut, masked, x, folded, (needs_input, trains[unit.shortcut])
+            )
+        elif chain.entered and number == 0:
+            of_shortcut = masked
+        elif not unit.plain:
+            second = masked
+        k = unit.main[0]
+        first, of_folded[k] = chain.convolve_backward(k, first, x, folded, (needs_input, trains[k]))
+    if not wanted_x:
+        return None, of_shortcut, of_folded
+    if chain.entry_bias is not None:
+        first = relu_backward(first, kept[0], inplace=True)
+    elif second is not None:
+        first = first + second
+    return first, of_shortcut, of_folded
+
+
+def _watched(units: Sequence[Unit], modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], str, Any]]:
+    """(dict, key, what lies there): the layers, which folding replaces, and the constants they hold."""
+    found: list[tuple[dict[str, Any], str, Any]] = []
     for unit in units:
         for parent in unit.modules():
-            for name, child in parent._modules.items():
-                if any(child is module for module in modules):
-                    found.append((parent._modules, name, child, None))
+            layers = [name for name, child in parent._modules.items() if any(child is module for module in modules)]
+            found += [(parent._modules, name, parent._modules[name]) for name in layers]
     for module in modules:
-        for name, buffer in module._buffers.items():
-            found.append((module._buffers, name, buffer, None if buffer is None else _state(buffer)))
-        for name, parameter in module._parameters.items():
-            state = _state(parameter) if name == "bias" and parameter is not None else None
-            found.append((module._parameters, name, parameter, state))
+        for kind in (module._buffers, module._parameters):
+            found += [(kind, name, kept) for name, kept in kind.items()]
     return found
 
 
@@ -312,10 +321,10 @@ def _is_identity(module: object) -> bool:
     return isinstance(module, nn.Identity)
 
 
-def _state(tensor: Tensor) -> tuple[int, int]:
-    """What differs after the tensor was written to, moved or cast in place."""
-    # Inference tensors carry no version, and nothing but inference mode can write to them.
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+def _fits(weight: Tensor) -> bool:
+    """Whether the weight begins at a multiple of 16 bytes and is dense, its output channels outermost."""
+    dense = weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+    return dense and weight.data_ptr() % 16 == 0
 
 
 def _bias(conv: nn.Conv2d, bn: nn.Module) -> Tensor:
@@ -323,11 +332,3 @@ def _bias(conv: nn.Conv2d, bn: nn.Module) -> Tensor:
     if isinstance(bn, FrozenBatchNorm2d):
         return bn.constants(torch.float32)[1]
     return conv.weight.new_zeros(len(conv.weight), dtype=torch.float32) if conv.bias is None else conv.bias.float()
-
-
-def _restrided(gradient: Tensor, weight: Tensor) -> Tensor:
-    """A gradient under the weight's strides, without a copy where they differ along sides of length 1 only."""
-    differs = any(
-        a != b for size, a, b in zip(weight.shape, gradient.stride(), weight.stride(), strict=True) if size > 1
-    )
-    return gradient if differs else gradient.as_strided(weight.shape, weight.stride())

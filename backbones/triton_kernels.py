@@ -8,13 +8,25 @@ torch's operators, with which the tests compare the kernels in Triton's interpre
 # pyright: reportCallIssue=false
 from __future__ import annotations
 
-import torch
+from typing import Protocol
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 BLOCK = 2048
 """Elements of a program: 16 a thread, two loads of 16 bytes each in bf16."""
+
+
+class Plan(Protocol):
+    """`backbones.scaling`'s."""
+
+    rows: Tensor
+    scales: Tensor
+
+    def owners(self, block: int) -> Tensor:
+        """See there."""
+        ...
 
 
 @triton.jit
@@ -42,6 +54,31 @@ def _sum_relu_backward_kernel(first, second, output, gradient, total, BLOCK: tl.
     tl.store(gradient + at, tl.where(passes, 0.0, value).to(gradient.dtype.element_ty), mask=mask)
 
 
+@triton.jit
+def _scale_kernel(sources, rows, owners, scales, output, like, BLOCK: tl.constexpr):
+    """A run of a weight: output[offset + i] = source[i] * scales[first + i // inner]; `like` has the sources' dtype."""
+    owner = tl.load(owners + tl.program_id(0) * 2).to(tl.int64)
+    at = tl.load(owners + tl.program_id(0) * 2 + 1) * BLOCK + tl.arange(0, BLOCK)
+    source = tl.multiple_of(tl.load(sources + owner).to(like.dtype), 16)
+    rows += owner * 4
+    mask = at < tl.load(rows + 1).to(tl.int32)
+    inner = tl.load(rows + 2).to(tl.int32)
+    value = tl.load(source + at, mask=mask, other=0.0).to(tl.float32)
+    value *= tl.load(scales + tl.load(rows + 3) + at // inner, mask=mask, other=0.0)
+    tl.store(output + tl.load(rows) + at, value.to(output.dtype.element_ty), mask=mask)
+
+
+def scale(sources: Tensor, like: Tensor, plan: Plan, output: Tensor) -> None:
+    """Each source times its scales into its place of the memory that `output` begins (`backbones.scaling`).
+
+    Args:
+        sources: (T,) int64 addresses on the device, multiples of 16.
+        like: one of them.
+    """
+    owners = plan.owners(BLOCK)
+    _scale_kernel[(len(owners),)](sources, plan.rows, owners, plan.scales, output, like, BLOCK=BLOCK, num_warps=4)
+
+
 def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None, output: Tensor) -> None:
     """`backbones.epilogue.bias_relu` into `output`; all maps (B, C, H, W) of one dense layout."""
     total = x.numel()
@@ -53,12 +90,10 @@ def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None, output: Tensor) 
     )  # fmt: skip
 
 
-def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor) -> Tensor:
-    """`backbones.epilogue.sum_relu_backward`; all of one dense layout."""
-    gradient = torch.empty_like(output)
+def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor, gradient: Tensor) -> None:
+    """`backbones.epilogue.sum_relu_backward` into `gradient`; all of one dense layout."""
     total = output.numel()
     if total:
         _sum_relu_backward_kernel[(triton.cdiv(total, BLOCK),)](
             first, second, output, gradient, total, BLOCK=BLOCK, num_warps=4
         )
-    return gradient

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
+from backbones.kernels import constant, kernels_for
 from configs.detection import BoxConfig
 from detection.roi_align import roi_align
 
@@ -89,8 +90,8 @@ BORDER = 3
 
 
 class _Canvas(torch.autograd.Function):
-    """The same on CUDA, where padding by repetition leaves channels_last and drags all gradients along: copies of
-    slices, and sums of slices backward."""
+    """The same on CUDA, where padding by repetition leaves channels_last and drags all gradients along: a copy of each
+    level with its border, and sums backward."""
 
     @staticmethod
     def forward(ctx: Any, size: tuple[int, int], origins: list[tuple[int, int]], *features: Tensor) -> Tensor:
@@ -98,7 +99,11 @@ class _Canvas(torch.autograd.Function):
         ctx.places = [(*origin, *level.shape[2:]) for origin, level in zip(origins, features, strict=True)]
         shape = (*first.shape[:2], *size)
         canvas = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last).zero_()
+        kernels = kernels_for(first, "detection.triton_canvas")
         for (x, y, height, width), level in zip(ctx.places, features, strict=True):
+            if kernels is not None:
+                kernels.fill(canvas, level, x, y)
+                continue
             part = canvas[:, :, y - 1 : y + height + 2, x - 1 : x + width + 2]
             part[:, :, 1:-2, 1:-2] = level
             part[:, :, 1:-2, :1] = part[:, :, 1:-2, 1:2]
@@ -109,17 +114,24 @@ class _Canvas(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = []
-        for x, y, height, width in ctx.places:
-            part = gradients[0][:, :, y - 1 : y + height + 2, x - 1 : x + width + 2]
-            rows = part[:, :, 1:-2].clone(memory_format=torch.channels_last)
-            rows[:, :, :1] += part[:, :, :1]
-            rows[:, :, -1:] += part[:, :, -2:].sum(2, keepdim=True)
-            inner = rows[:, :, :, 1:-2].clone(memory_format=torch.channels_last)
-            inner[..., :1] += rows[..., :1]
-            inner[..., -1:] += rows[..., -2:].sum(3, keepdim=True)
-            found.append(inner)
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        if kernels := kernels_for(gradient, "detection.triton_canvas"):
+            found = [kernels.gather(gradient, (height, width), x, y) for x, y, height, width in ctx.places]
+        else:
+            found = [_without_border(gradient, *place) for place in ctx.places]
         return None, None, *found
+
+
+def _without_border(gradient: Tensor, x: int, y: int, height: int, width: int) -> Tensor:
+    """The gradient (B, C, height, width) of a level at (x, y) of the canvas, from the canvas's."""
+    part = gradient[:, :, y - 1 : y + height + 2, x - 1 : x + width + 2]
+    rows = part[:, :, 1:-2].clone(memory_format=torch.channels_last)
+    rows[:, :, :1] += part[:, :, :1]
+    rows[:, :, -1:] += part[:, :, -2:].sum(2, keepdim=True)
+    inner = rows[:, :, :, 1:-2].clone(memory_format=torch.channels_last)
+    inner[..., :1] += rows[..., :1]
+    inner[..., -1:] += rows[..., -2:].sum(3, keepdim=True)
+    return inner
 
 
 def roi_levels(rois: Tensor) -> Tensor:
@@ -135,6 +147,10 @@ def place_on_canvas(
 ) -> Tensor:
     """RoIs (..., 4) in pixels of the image -> in pixels of the canvas, each on its level, (...,) or `roi_levels`'s."""
     levels = roi_levels(rois) if levels is None else levels
+    if rois.is_cuda and not torch.compiler.is_compiling():
+        rows = tuple((1.0 / stride, x, y, x, y) for stride, (x, y) in zip(strides, origins, strict=True))
+        table = constant(rows, rois.dtype, rois.device)[levels]
+        return rois * table[..., :1] + table[..., 1:]
     scale, offset = torch.zeros_like(rois[..., :1]), torch.zeros_like(rois)
     for level, (stride, (x, y)) in enumerate(zip(strides, origins, strict=True)):
         here = (levels == level)[..., None]

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from backbones.kernels import kernels_for
 from configs.detection import RpnConfig
 from detection.anchors import AnchorGenerator
 from detection.boxes import decode_clipped, encode_boxes, gather_boxes
@@ -92,7 +93,8 @@ class Rpn(nn.Module):
         logits, deltas = self.head(features)
         map_sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         anchors, codes = self.anchors(map_sizes, features[0].device)
-        return RpnOutput(logits, deltas, anchors, codes)
+        sizes = [level.shape[1] for level in logits]
+        return RpnOutput(_joined(logits), _joined(deltas), sizes, anchors, codes)
 
     @torch.no_grad()
     def propose(self, output: RpnOutput, image_sizes: Tensor, *, training: bool) -> Proposals:
@@ -100,24 +102,14 @@ class Rpn(nn.Module):
         config = self.config
         before = config.pre_nms_top_n_train if training else config.pre_nms_top_n_test
         after = config.post_nms_top_n_train if training else config.post_nms_top_n_test
-        boxes, usable, scores, levels = [], [], [], []
-        level_anchors = output.anchors.split([logits.shape[1] for logits in output.logits])
-        for level, (logits, deltas, anchors) in enumerate(
-            zip(output.logits, output.deltas, level_anchors, strict=True)
-        ):
-            # `sym_min` because an exported graph's sizes are symbols; of numbers it is `min`.
-            best, index = _best(logits, cast(int, torch.sym_min(before, logits.shape[1])))
-            moved, large = decode_clipped(deltas, index, anchors[None], index, None, image_sizes, config.min_size)
-            boxes.append(moved)
-            usable.append(large)
-            scores.append(best)
-            levels.append(torch.full_like(index, level))
-        candidates, logits = torch.cat(boxes, 1), torch.cat(scores, 1)
+        logits, index, levels = best_of_levels(output.logits, output.sizes, before)
+        candidates, usable = decode_clipped(
+            output.deltas, index, output.anchors[None], index, None, image_sizes, config.min_size
+        )
         # An exported graph has a fixed number of proposals at every size of its images.
         count = after if torch.compiler.is_exporting() else min(after, logits.shape[1])
         kept = nms(
-            candidates, logits, torch.cat(usable, 1), torch.cat(levels, 1), config.nms_thresh, count,
-            is_sorted=len(levels) == 1,
+            candidates, logits, usable, levels, config.nms_thresh, count, is_sorted=len(output.sizes) == 1,
         )  # fmt: skip
         valid = kept >= 0
         kept = kept.clamp(min=0)
@@ -143,7 +135,6 @@ class Rpn(nn.Module):
             image_index: (B,) int64; with `seed` and `iteration` it decides the sample.
         """
         config = self.config
-        logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
         anchors = output.anchors
         usable = inside_image(anchors, image_sizes) if config.cross_boundary == "drop" else None
         matches = match(boxes, valid, anchors[None], usable)
@@ -160,10 +151,44 @@ class Rpn(nn.Module):
         # Where there is no object an anchor answers to itself: the deltas are finite zeros, and weigh nothing.
         targets = encode_boxes(torch.where(chosen.positive[..., None], objects, chosen_anchors), chosen_anchors)
         return {
-            "loss_objectness": objectness_loss(logits.gather(1, chosen.index), chosen.positive, chosen.valid, count),
+            "loss_objectness": objectness_loss(
+                output.logits.gather(1, chosen.index), chosen.positive, chosen.valid, count
+            ),
             "loss_rpn_box_reg": config.box_loss_weight
-            * box_loss(gather_boxes(deltas, chosen.index), targets, chosen.positive, count, config.smooth_l1_beta),
+            * box_loss(
+                gather_boxes(output.deltas, chosen.index), targets, chosen.positive, count, config.smooth_l1_beta
+            ),
         }
+
+
+def best_of_levels(logits: Tensor, sizes: list[int], count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best anchors of each level.
+
+    Args:
+        logits: (B, N) of all levels.
+        sizes: N_l, how many are of each level.
+        count: so many of each level, or all where there are fewer; M in all.
+
+    Returns:
+        (B, M) logits, those of a single level in descending order; (B, M) int64 which of the N they are; (B, M) int64
+        the number of their level.
+    """
+    if len(sizes) > 1 and (kernels := kernels_for(logits, "detection.triton_selection")):
+        return kernels.best_of_levels(logits, sizes, count)
+    values, places, levels, first = [], [], [], 0
+    for number, level in enumerate(logits.split(sizes, 1)):
+        # `sym_min` because an exported graph's sizes are symbols; of numbers it is `min`.
+        best, place = _best(level, cast(int, torch.sym_min(count, sizes[number])))
+        values.append(best)
+        places.append(place + first if number else place)
+        levels.append(torch.full_like(place, number))
+        first += sizes[number]
+    return _joined(values), _joined(places), _joined(levels)
+
+
+def _joined(levels: list[Tensor]) -> Tensor:
+    """(B, N, ..): what each level has, (B, N_l, ..), in a row."""
+    return torch.cat(levels, 1) if len(levels) > 1 else levels[0]
 
 
 def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -177,10 +202,12 @@ def _best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 class RpnOutput(NamedTuple):
     """What the head says of each anchor, level by level."""
 
-    logits: list[Tensor]
-    """L x (B, N_l) float32."""
-    deltas: list[Tensor]
-    """L x (B, N_l, 4) float32."""
+    logits: Tensor
+    """(B, N) float32."""
+    deltas: Tensor
+    """(B, N, 4) float32."""
+    sizes: list[int]
+    """N_l: how many anchors each level has."""
     anchors: Tensor
     """(N, 4) float32."""
     codes: Tensor

@@ -61,7 +61,7 @@ def random_keys(seed: int, iteration: int, purpose: int, image_index: Tensor, co
         return kernels.random_keys(step, image_index, codes)
     image = _mix32((image_index & _MASK32) ^ step)
     hashed = _mix32(_mix32((codes ^ (codes >> 32)) & _MASK32)[None] ^ image[:, None])
-    # The position in the low bits tells apart the few that share a hash.
+    # The position in the low bits tells apart the few that share a hash; `sample` on CUDA reads it there.
     return (hashed << 20) | torch.arange(len(codes), device=codes.device)
 
 
@@ -76,6 +76,8 @@ def sample(positive: Tensor, negative: Tensor, keys: Tensor, size: int, positive
     """
     size = min(size, keys.shape[1])
     max_positives = min(int(size * positive_fraction), size)
+    if kernels := kernels_for(keys, "detection.triton_selection"):
+        return Sampled(*kernels.sample(positive, negative, keys, size, max_positives))
     # Both kinds at once, best keys first; then the positives and, behind them, negatives up to `size`.
     best = torch.stack((positive, negative), 1) * (keys[:, None] + 1) - 1
     values, index = best.topk(size, dim=2)

@@ -31,6 +31,19 @@ GATHERED_CHANNELS = 128
 
 
 @triton.jit
+def _exceeds(overlap, union, MIDDLE: tl.constexpr, ODD: tl.constexpr):
+    """Whether float32(overlap / union) > threshold, without a division; see `_middle`.
+
+    `MIDDLE` lies between the last float32 that is not above the threshold and the next one, and its product with a
+    float32 is exact in float64. A quotient right at the middle is rounded to the even neighbour, the upper one if the
+    lower is odd.
+    """
+    exact = overlap.to(tl.float64)
+    bound = union.to(tl.float64) * MIDDLE  # a constant, for arguments are float32
+    return ((exact > bound) | ((exact == bound) & ODD)) & (union > 0)
+
+
+@triton.jit
 def _overlaps_kernel(
     boxes, groups, valid, order, output, survivors, fallen, words,
     num_boxes, order_stride, start, chunk, max_output,
@@ -78,20 +91,12 @@ def _overlaps_kernel(
     bits = tl.zeros((ROWS,), tl.int64)
     for j in range(limit):
         other = tl.load(others + j)
-        a1 = tl.load(boxes + other * 4)
-        b1 = tl.load(boxes + other * 4 + 1)
-        a2 = tl.load(boxes + other * 4 + 2)
-        b2 = tl.load(boxes + other * 4 + 3)
+        a1, b1 = tl.load(boxes + other * 4), tl.load(boxes + other * 4 + 1)
+        a2, b2 = tl.load(boxes + other * 4 + 2), tl.load(boxes + other * 4 + 3)
         width = tl.maximum(tl.minimum(x2, a2) - tl.maximum(x1, a1), 0.0)
         height = tl.maximum(tl.minimum(y2, b2) - tl.maximum(y1, b1), 0.0)
         overlap = width * height
-        union = area + (a2 - a1) * (b2 - b1) - overlap
-        # float32(overlap / union) > threshold without a division: `MIDDLE` lies between the last float32 that is not
-        # above the threshold and the next one, and its product with a float32 is exact in float64. A quotient right
-        # at the middle is rounded to the even neighbour, the upper one if the lower is odd.
-        exact = overlap.to(tl.float64)
-        bound = union.to(tl.float64) * MIDDLE  # a constant, for arguments are float32
-        over = ((exact > bound) | ((exact == bound) & ODD)) & (union > 0)
+        over = _exceeds(overlap, area + (a2 - a1) * (b2 - b1) - overlap, MIDDLE, ODD)
         over = over & (tl.load(groups + other) == group)
         over = over & ((word * 64 + j > row) | (word >= NUM_WORDS))
         bits |= over.to(tl.int64) << j

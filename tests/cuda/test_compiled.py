@@ -22,12 +22,15 @@ from triton.compiler import ASTSource
 
 from backbones import triton_kernels as epilogue
 from detection import triton_assignment as assignment
+from detection import triton_canvas as canvas
 from detection import triton_kernels as kernels
+from detection import triton_selection as selection
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LONG, INT, FLOAT, BYTE, BF16, EXACT = "*i64", "i32", "fp32", "*u8", "*bf16", "*fp32"
 ROI = {"num_rois": INT, "channels": INT, "height": INT, "width": INT, "scale": FLOAT}
 C4 = {"SIZE": 14, "SIDE": 14, "STEP": 1, "RATIO": 0, "ALIGNED": True}
+CANVAS = dict.fromkeys(("height", "width", "channels", "canvas_height", "canvas_width", "left", "top"), INT)
 MIDDLE, ODD = kernels._middle(0.7)
 NMS = {"num_boxes": INT, "order_stride": INT, "start": INT, "chunk": INT, "max_output": INT}
 CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
@@ -60,6 +63,33 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         assignment._keys_kernel,
         {"image_index": LONG, "codes": LONG, "keys": LONG, "count": INT, "step": INT, "mask": "i64"},
         {"BLOCK": assignment.BLOCK}, 4,
+    ),
+    "decode": (
+        assignment._decode_kernel,
+        {"deltas": EXACT, "rows": LONG, "references": EXACT, "places": LONG, "weights": EXACT, "image_sizes": LONG,
+         "boxes": EXACT, "usable": BYTE, "count": INT, "delta_stride": INT, "reference_stride": INT,
+         "min_size": FLOAT, "limit": FLOAT},
+        {"WEIGHTED": True, "BLOCK": assignment.BLOCK}, 4,
+    ),
+    "best_of_levels": (
+        selection._best_kernel,
+        {"logits": EXACT, "plan": "*i32", "index": LONG, "scores": EXACT, "levels": LONG, "num_candidates": INT,
+         "num_taken": INT},
+        {"FLOATS": True, "BLOCK": selection.BLOCK}, selection.WARPS,
+    ),
+    "sample": (
+        selection._sample_kernel,
+        {"keys": LONG, "positive": BYTE, "negative": BYTE, "index": LONG, "is_positive": BYTE, "is_valid": BYTE,
+         "count": INT, "size": INT, "most_positive": INT},
+        {"FLOATS": False, "PLACES": 512, "BLOCK": selection.BLOCK}, selection.WARPS,
+    ),
+    "canvas": (
+        canvas._fill_kernel, {"level": BF16, "canvas": BF16, **CANVAS},
+        {"BEFORE": 1, "BEHIND": 2, "PIXELS": canvas.PIXELS, "CHANNELS": canvas.CHANNELS}, 4,
+    ),
+    "canvas_backward": (
+        canvas._gather_kernel, {"canvas": BF16, "level": BF16, **CANVAS},
+        {"BEFORE": 1, "BEHIND": 2, "PIXELS": canvas.PIXELS, "CHANNELS": canvas.CHANNELS}, 4,
     ),
     "bias_relu": (
         epilogue._bias_relu_kernel,

@@ -110,9 +110,11 @@ class Training:
     def measured(self, **options: Any) -> dict[str, Any]:
         """A second step without a wait, and where gradients lie otherwise in memory than their parameters."""
         self.step(0, **options)
+        torch.cuda.reset_peak_memory_stats()
         with standins.no_waits() as found:
             self.step(1, **options)
-        return {**found, "misplaced": self.misplaced()}
+        memory = torch.cuda.max_memory_allocated() / 2**30
+        return {**found, "memory_gib": round(memory, 2), "misplaced": self.misplaced()}
 
     def misplaced(self) -> list[str]:
         """Parameters whose gradients lie otherwise in memory, or are missing."""

@@ -116,6 +116,36 @@ images, codes = torch.tensor([0, 7, 123456789012]), torch.randint(0, 1 << 40, (7
 for seed, iteration, purpose in ((0, 0, 0), (3, 90000, 1), (1 << 40, 5, 2), (11, 12, 0)):
     step = _mix_int(_mix_int(seed) << 40 | iteration << 8 | purpose)
     assert torch.equal(kernels.random_keys(step, images, codes), random_keys(seed, iteration, purpose, images, codes))
+
+from detection import triton_selection as selection
+from detection.sampling import sample
+selection.BLOCK = 64
+logits = torch.randn(2, 300, generator=generator)
+logits[0, 10:60] = 0.25  # ties beyond a block
+logits[1, 100:] = -1.5
+logits[1, 5], logits[1, 7], logits[0, 0] = float("nan"), float("inf"), float("-inf")
+for sizes, count in (((200, 70, 30), 40), ((129, 171), 150)):
+    scores, index, levels = selection.best_of_levels(logits, sizes, count)
+    place = first = 0
+    for level, size in enumerate(sizes):
+        here = slice(place, place + min(count, size))
+        order = logits[:, first : first + size].sort(dim=1, descending=True, stable=True).indices[:, :count]
+        assert torch.equal(index[:, here], order.sort(1).values + first), (sizes, count, level)
+        assert (levels[:, here] == level).all()
+        place, first = here.stop, first + size
+    assert torch.equal(scores.nan_to_num(9.0), logits.gather(1, index).nan_to_num(9.0))
+cases = (200, 16, 0.5, 0.02), (9, 16, 0.25, 0.5), (70, 64, 1.0, 1.0), (130, 130, 0.0, 0.3)
+for count, size, fraction, share in cases:
+    keys = (torch.randint(0, 1 << 32, (3, count), generator=generator) << 20) | torch.arange(count)
+    keys[2] = (7 << 40) | torch.arange(count)  # the place alone tells them apart
+    positive = torch.rand(3, count, generator=generator) < share
+    negative = (torch.rand(3, count, generator=generator) < 0.8) & ~positive
+    negative[1, 3:] = False
+    expected = sample(positive, negative, keys, size, fraction)
+    size = min(size, count)
+    index, taken, some = selection.sample(positive, negative, keys, size, int(size * fraction))
+    assert torch.equal(taken, expected.positive) and torch.equal(some, expected.valid)
+    assert torch.equal(index, expected.index * expected.valid), (count, size, fraction, share)
 """
 
 

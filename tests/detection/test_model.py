@@ -170,9 +170,10 @@ def test_features_logits_proposals_and_detections_equal_torchvisions():
 
     logits, deltas = theirs.rpn.head(list(expected.values()))
     proposals, output = ours.rpn(features, batch.image_sizes, training=False)
-    for level in range(5):
-        close(output.logits[level], logits[level].permute(0, 2, 3, 1).flatten(1))
-        close(output.deltas[level], deltas[level].permute(0, 2, 3, 1).reshape(3, -1, 4))
+    parts = zip(output.logits.split(output.sizes, 1), output.deltas.split(output.sizes, 1), strict=True)
+    for level, (our_logits, our_deltas) in enumerate(parts):
+        close(our_logits, logits[level].permute(0, 2, 3, 1).flatten(1))
+        close(our_deltas, deltas[level].permute(0, 2, 3, 1).reshape(3, -1, 4))
     expected_proposals, _ = theirs.rpn(images, expected)
     for image in range(3):
         close_rows(proposals.boxes[image][proposals.valid[image]], expected_proposals[image])
@@ -344,5 +345,5 @@ def test_bf16_autocast_keeps_geometry_in_float32():
         proposals, output = detector.rpn(features, batch.image_sizes, training=False)
         losses = detector(batch, seed=0, iteration=0)
     assert features[0].dtype == torch.bfloat16
-    assert {output.anchors.dtype, proposals.boxes.dtype, output.deltas[0].dtype} == {torch.float32}
+    assert {output.anchors.dtype, proposals.boxes.dtype, output.deltas.dtype} == {torch.float32}
     assert all(loss.dtype == torch.float32 for loss in losses.values())

@@ -105,6 +105,24 @@ for kind in kinds[:4] if sys.argv[1] == "all" else ((2, 1, 2, True),):
     check(("no extent", kind), feature, torch.tensor([[[0.0, 0, 0, 0], [33, 20, 33, 40]]] * 2), 1 / 16, *kind)
     check(("all, and more", kind), feature, torch.tensor([[[0.0, 0, 96, 64], [-40, -30, 140, 90]]] * 2), 1 / 16, *kind)
     check(("inside out", kind), feature, torch.tensor([[[60.0, 50, 20, 20], [60, 20, 20, 60]]] * 2), 1 / 16, *kind)
+
+from detection import triton_canvas
+from detection.roi_features import pack_pyramid
+triton_canvas.PIXELS, triton_canvas.CHANNELS = 4, 4
+for dtype in (torch.float32, torch.bfloat16):
+    sizes = (5, 9), (3, 4), (2, 2), (1, 1)
+    maps = [torch.randn(2, 6, *size, generator=generator).to(dtype).float().requires_grad_() for size in sizes]
+    expected, origins = pack_pyramid(maps)
+    canvas = torch.zeros_like(expected, dtype=dtype, memory_format=torch.channels_last)
+    gradient = torch.randn(expected.shape, generator=generator).to(dtype)
+    theirs = torch.autograd.grad(expected, maps, gradient.float())
+    gradient = gradient.contiguous(memory_format=torch.channels_last)
+    for level, origin, size, its in zip(maps, origins, sizes, theirs):
+        triton_canvas.fill(canvas, level.detach().to(dtype), *origin)
+        ours = triton_canvas.gather(gradient, size, *origin)
+        assert ours.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(ours.float(), its, rtol=1e-6 if dtype == torch.float32 else 0.008, atol=1e-6)
+    assert torch.equal(canvas.float(), expected)
 check("one pixel", torch.randn(1, 4, 1, 1, generator=generator), random_rois(1, 3), 1 / 16, 3, 1, 0, True)
 """
 

@@ -28,9 +28,9 @@ def said(
 ) -> RpnOutput:
     """An output of one image with the given logits for each level; no deltas: zeros."""
     anchors, codes = rpn.anchors(map_sizes, torch.device("cpu"))
-    levels = [torch.tensor([level]) for level in logits]
     moves = torch.zeros(1, len(anchors), 4) if deltas is None else deltas
-    return RpnOutput(levels, list(moves.split([level.shape[1] for level in levels], dim=1)), anchors, codes)
+    values = torch.tensor([[value for level in logits for value in level]])
+    return RpnOutput(values, moves, [len(level) for level in logits], anchors, codes)
 
 
 @pytest.mark.parametrize("num_convs", [1, 2])
@@ -70,12 +70,12 @@ def test_each_answer_belongs_to_its_anchor():
     feature = torch.zeros(1, 3, 3, 5)
     feature[0, 0, 2, 4] = 1.0  # row 2, column 4: centre (18, 10)
     output = rpn.predict([feature])
-    index = int(output.logits[0].argmax())
-    assert output.logits[0][0, index] == 5
-    assert output.logits[0].count_nonzero() == 1
+    index = int(output.logits.argmax())
+    assert output.logits[0, index] == 5
+    assert output.logits.count_nonzero() == 1
     assert output.anchors[index].tolist() == [10, 2, 26, 18]
-    assert output.deltas[0].nonzero().tolist() == [[0, index, 0]]
-    assert output.deltas[0][0, index, 0] == 2
+    assert output.deltas.nonzero().tolist() == [[0, index, 0]]
+    assert output.deltas[0, index, 0] == 2
 
 
 def test_proposals_by_hand():
