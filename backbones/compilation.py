@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +53,10 @@ class _Graph(NamedTuple):
 
     inputs: list[Tensor]
     """Where the graph reads."""
-    outputs: Any
+    outputs: list[Tensor]
     """Where it writes; in a pool that all graphs share."""
+    structure: TreeSpec
+    """What the outputs are the leaves of."""
     replay: Callable[[], None]
 
 
@@ -82,8 +84,9 @@ class Graphs:
         """What `function(*inputs)` gives.
 
         Args:
-            function: of tensors of the inputs' shapes; waits for nothing, and whatever else decides what it does is
-                in `key`. Other tensors that it reads or writes stay where they are in memory.
+            function: of tensors of the inputs' shapes; gives tensors, or tuples and the like of them. It waits for
+                nothing, and whatever else decides what it does is in `key`. Other tensors that it reads or writes stay
+                where they are in memory.
             inputs: all on one device.
             key: hashable.
         """
@@ -103,7 +106,7 @@ class Graphs:
             for place, given in zip(graph.inputs, inputs, strict=True):
                 place.copy_(given)
         graph.replay()
-        return tree_map_only(Tensor, Tensor.clone, graph.outputs)
+        return tree_unflatten([x.clone() for x in graph.outputs], graph.structure)
 
     def _remember(self, call: Hashable, graph: _Graph | None) -> None:
         self.known[call] = graph  # the last used one comes last
@@ -120,7 +123,8 @@ class Graphs:
         except (RuntimeError, AssertionError) as error:
             self._give_up(_first_line(error))
             return None
-        return _Graph(places, outputs, replay)
+        leaves, structure = tree_flatten(outputs)
+        return _Graph(places, leaves, structure, replay)
 
     def _give_up(self, reason: str) -> None:
         self.gave_up = True

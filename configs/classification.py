@@ -221,6 +221,9 @@ class ClassificationTrainConfig(TrainConfig):
 
     compile: bool = False
     """torch.compile; falls back with a warning."""
+    graphs: bool = False
+    """On CUDA, the forward and backward pass of a step as one CUDA graph: for small nets, whose launches take the host
+    longer than the GPU takes to compute (CIFAR). Falls back with a warning."""
     best_metric: Literal["top1_error", "top5_error", "loss"] = "top1_error"
     """Figure of the validation set whose lowest value chooses best.pt."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -253,6 +256,13 @@ class ClassificationConfig(Section):
         batch_size, parts = self.train.batch_size, self.train.accumulate
         if batch_size % parts:
             raise ValueError(f"train.batch_size {batch_size} is not a multiple of train.accumulate {parts}")
+        changing = {
+            "train.accumulate": parts > 1,
+            "data.augment.mixup": self.data.augment.mixup > 0,
+            "data.augment.cutmix": self.data.augment.cutmix > 0,
+        }
+        for name in (name for name, is_on in changing.items() if is_on and self.train.graphs):
+            raise ValueError(f"train.graphs needs steps that are all the same: not with {name}")
         watching = {
             "schedule.policy plateau": self.schedule.policy == "plateau",
             "train.patience": self.train.patience is not None,

@@ -196,9 +196,9 @@ class TrainStream:
         places = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
         epochs, offsets = places // self.count, places % self.count
         indices = np.empty_like(places)
-        for epoch in np.unique(epochs):
+        for epoch in range(epochs[0], epochs[-1] + 1):
             chosen = epochs == epoch
-            indices[chosen] = self._order(int(epoch))[offsets[chosen]]
+            indices[chosen] = self._order(epoch)[offsets[chosen]]
         return epochs, indices
 
 

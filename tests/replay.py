@@ -18,17 +18,32 @@ class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple, dict, list[Tensor]]] = []
+        self.own: set[int] = set()
+        """Storages that were made while recording."""
+        self.before: dict[int, tuple[Tensor, torch.UntypedStorage]] = {}
+        """Storage of others -> a tensor in it, and the values that it had."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
-        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        given = set()
+        for x in tree_leaves((args, kwargs)):
+            if isinstance(x, Tensor):
+                given.add(place := x.untyped_storage().data_ptr())
+                if place not in self.own and place not in self.before:
+                    self.before[place] = (x, x.untyped_storage().clone())
         result = function(*args, **kwargs)
         written = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
         fresh = [x for x in written if x.untyped_storage().data_ptr() not in given]
+        self.own.update(x.untyped_storage().data_ptr() for x in fresh)
         self.calls.append((function, args, kwargs, fresh))
         return result
+
+    def undo(self) -> None:
+        """A capture runs nothing: what it would have written is as before."""
+        for x, values in self.before.values():
+            x.untyped_storage().copy_(values)
 
     def replay(self) -> None:
         with torch.no_grad():
@@ -41,9 +56,12 @@ class _Recorder(TorchDispatchMode):
 
 
 def record(function: Callable[[], Any], pool: Any) -> tuple[Callable[[], None], Any]:
-    """In the place of `backbones.compilation._capture`. What it computes is thrown away: a capture runs nothing."""
+    """In the place of `backbones.compilation._capture`."""
+    random = torch.get_rng_state()
     with _Recorder() as recorder:
         outputs = function()
+    recorder.undo()
+    torch.set_rng_state(random)
     for x in tree_leaves(outputs):
         if isinstance(x, Tensor):
             x.detach().zero_()

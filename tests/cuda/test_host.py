@@ -18,7 +18,8 @@ BUDGETS = {
     "fpn": 1090,
     "infer": 320,
     "graph": 8,
-    "graph_of_all_that_a_test_can_do": 10,
+    "graph_of_all_that_a_test_can_do": 12,
+    "cifar_as_graph": 55,
 }
 """Launches: a bf16 training step of 16 images, ResNet-101 C4 at 600x1000 and FPN at 800x1333; bf16 inference of one."""
 
@@ -35,6 +36,11 @@ def test_runs_without_a_wait(results, name):
 def test_launches(results, name):
     """Within the budget, and not so few that something cannot have run."""
     assert BUDGETS[name] // 2 <= results[name]["all"] <= BUDGETS[name], results[name]
+
+
+def test_a_step_as_a_graph_is_one_launch_beside_those_of_its_guard_and_update(results):
+    assert (results["cifar_as_graph"]["graphs"], results["cifar_as_graph"]["libraries"]) == (1, 0)
+    assert results["cifar_as_graph"]["all"] < results["cifar"]["all"] / 5
 
 
 @pytest.mark.parametrize("name", [name for name in BUDGETS if name.startswith("graph")])

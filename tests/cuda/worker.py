@@ -318,6 +318,40 @@ def cifar() -> dict[str, Any]:
     return Training(net, config.optim, losses).measured()
 
 
+def cifar_updates(name: str, *overrides: str) -> Callable[[], None]:
+    """What makes a whole update of a published config, from drawing the crops to the averages."""
+    import numpy as np
+
+    from datasets.cifar import ImageArrays
+    from datasets.classification import Splits
+    from tools.runtime.loop import _update, make_plan
+    from tools.runtime.tasks.classification import ClassificationTask
+
+    config = load_config(ROOT / "configs" / f"{name}.yaml", list(overrides), ClassificationConfig)
+    net = build_classifier(config.model, 10).to(CUDA, memory_format=torch.channels_last)
+    images = ImageArrays(np.zeros((256, 32, 32, 3), np.uint8), np.zeros(256, np.int64), [str(k) for k in range(10)])
+    task = ClassificationTask(config, net, Normalize(IMAGENET).to(CUDA), Splits(images, None, None), CUDA)
+    plan: Any = make_plan(task, None, CUDA)
+    batches = task.batches(0)
+
+    def update() -> None:
+        _update(task, plan, [next(batches)])
+        plan.state.iteration += 1
+
+    return update
+
+
+@case
+def cifar_as_graph() -> dict[str, Any]:
+    """The forward and backward pass of ResNet-20 as one launch; crops, guard, update and averages beside it."""
+    update = cifar_updates("cifar_resnet20", "train.graphs=true", "train.ema_decay=0.99")
+    for _ in range(3):
+        update()
+    with standins.no_waits() as found:
+        update()
+    return found
+
+
 def localise(name: str, *overrides: str) -> dict[str, Any]:
     from detection.localisation.checkpoint import build_localiser
     from detection.localisation.merging import propose, suppress

@@ -71,6 +71,38 @@ def assert_same(a: object, b: object, where: str = "") -> None:
 # ---------------------------------------------------------------------------------------------- a whole run
 
 
+@pytest.mark.parametrize("more", [[], ["train.amp=bf16", *FILES]])
+def test_steps_as_graphs_give_the_same_weights(classifier_config, tmp_path, graphs_on_the_cpu, more):
+    """Captured once, replayed with other images, rates and averages; dropout, clipping and resumption included."""
+    settings = ["train.ema_decay=0.9", "model.dropout=0.3", "optim.clip_norm=0.5", *more]
+    for graphs in ("false", "true"):
+        train(classifier_config, tmp_path / graphs, "--set", *settings, f"train.graphs={graphs}")
+    assert len(graphs_on_the_cpu) == 1
+    a, b = (load(tmp_path / graphs / "last.pt") for graphs in ("false", "true"))
+    assert a["config"]["train"].pop("graphs") is not b["config"]["train"].pop("graphs")
+    assert_same(a, b)
+    logged = [[line.get("cross_entropy") for line in lines(tmp_path / graphs)] for graphs in ("false", "true")]
+    assert logged[0] == logged[1]
+
+
+@pytest.mark.gpu
+def test_steps_as_graphs_give_the_same_weights_on_a_gpu(classifier_config, tmp_path, caplog):
+    runs = {}
+    for graphs in ("false", "true"):
+        settings = ["train.ema_decay=0.9", "model.dropout=0.3", f"train.graphs={graphs}"]
+        train(classifier_config, tmp_path / graphs, "--device", "cuda", "--set", *settings)
+        runs[graphs] = load(tmp_path / graphs / "last.pt")
+    assert not [record for record in caplog.records if record.name == "backbones.compilation"]
+    for name, value in runs["false"]["model"].items():
+        torch.testing.assert_close(runs["true"]["model"][name], value, rtol=1e-3, atol=1e-3)
+
+
+def test_steps_as_graphs_are_all_the_same(classifier_config, tmp_path):
+    for setting in ("train.accumulate=2", "data.augment.mixup=0.2", "data.augment.cutmix=1"):
+        with pytest.raises(UserError, match=f"not with {setting.partition('=')[0]}"):
+            load_config(classifier_config, ["train.graphs=true", setting], ClassificationConfig)
+
+
 def test_a_run_learns_and_leaves_what_the_interface_promises(classifier_config, tmp_path, capsys):
     out = tmp_path / "run"
     settings = ["schedule.iterations=30", "schedule.milestones=[20]", "train.validate_every=10", "train.log_every=10"]

@@ -100,6 +100,12 @@ class Task(Protocol[RecipeType]):
         """Name -> () loss of a batch."""
         ...
 
+    def gradients(self, batch: Any, iteration: int, parts: int) -> Mapping[str, Tensor]:
+        """The losses of a batch, one of `parts` of a step, whose gradients are added to the parameters'."""
+        losses = self.losses(batch, iteration)
+        (total(losses) / parts).backward()
+        return losses
+
     def validate(self, iteration: int) -> Validation:
         """The figures of the net as it is now."""
         ...
@@ -366,13 +372,13 @@ def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
     recipe, iteration, model = task.recipe, plan.state.iteration, task.model
     seed_step(recipe.seed, iteration)
     set_rate(plan.optimizer, task.rate(iteration))
-    plan.optimizer.zero_grad(set_to_none=True)
+    for parameter in plan.parameters:  # as the optimiser's zero_grad, without its hooks and profiling
+        parameter.grad = None
     for part, batch in enumerate(parts, 1):
         last = part == len(parts)
         with nullcontext() if last else without_sync(model):
             try:
-                losses = task.losses(batch, iteration)
-                (total(losses) / len(parts)).backward()
+                losses = task.gradients(batch, iteration, len(parts))
             except torch.OutOfMemoryError as error:
                 raise _out_of_memory(task, batch, iteration, error) from error
         plan.monitor.add(losses, batch.index)

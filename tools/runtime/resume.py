@@ -14,8 +14,8 @@ from tools.runtime.distributed import say
 
 MAY_CHANGE = (
     "data.train", "data.val", "data.test", "data.num_workers", "metrics", "schedule", "optim.lr", "test",
-    "train.accumulate", "train.compile", "train.log_every", "train.validate_every", "train.checkpoint_every",
-    "train.keep_last", "train.transfer_classes",
+    "train.accumulate", "train.compile", "train.graphs", "train.log_every", "train.validate_every",
+    "train.checkpoint_every", "train.keep_last", "train.transfer_classes",
     "train.best_metric", "train.patience", "train.alternating.rpn.schedule", "train.alternating.detector.schedule",
 )  # fmt: skip
 """What a resumed run may have otherwise: where data lies, how often something is done, how long it goes on and how

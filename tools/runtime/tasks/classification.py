@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.augmentation import Mix
 from backbones.classification import (
     Plateau,
     WarmupUntilError,
     classification_loss,
     wrong_answers,
 )
+from backbones.compilation import Graphs
 from backbones.preprocess import Normalize
 from configs.classification import ClassificationConfig
+from configs.errors import UserError
 from datasets.classification import ImageFiles, Splits
 from tools.runtime import distributed
 from tools.runtime.classification import TrainBatch, TrainingError, compiled, format_errors, test_sets, train_feed
@@ -52,6 +55,10 @@ class ClassificationTask(Task[ClassificationConfig]):
         self.warmup = WarmupUntilError(plan.warmup_until_error, plan.warmup_until_factor)
         self.plateau = Plateau(plan.gamma, plan.plateau_patience, plan.plateau_threshold, plan.plateau_steps)
         self.error = TrainingError(device)
+        if config.train.graphs and distributed.world_size() > 1:
+            raise UserError("train.graphs: is for one process: set it to false, or start the script without torchrun")
+        self.graphs = Graphs("the training step", remembered=1) if config.train.graphs else None
+        self._written: list[tuple[nn.Parameter, Tensor | None]] = []
 
     def batches(self, start_iteration: int) -> Iterator[TrainBatch]:
         """See `Task`."""
@@ -59,12 +66,41 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def losses(self, batch: TrainBatch, iteration: int) -> Mapping[str, Tensor]:
         """The cross entropy; wrong answers are counted on the way."""
+        loss, wrong = self._answer(batch.images, batch.labels, batch.mix)
+        self._count(wrong)
+        return {"cross_entropy": loss}
+
+    def gradients(self, batch: TrainBatch, iteration: int, parts: int) -> Mapping[str, Tensor]:
+        """See `Task`; with `train.graphs` launched as one CUDA graph."""
+        if self.graphs is None:
+            return super().gradients(batch, iteration, parts)
+        loss, wrong = self.graphs(self._forward_and_backward, [batch.images, batch.labels])
+        for parameter, gradient in self._written:
+            parameter.grad = gradient
+        self._count(wrong)
+        return {"cross_entropy": loss}
+
+    def _forward_and_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """() loss and () wrong answers of a whole step; what it writes the gradients to is noted."""
+        parameters = [parameter for parameter, _ in self._written] or list(self.net.parameters())
+        for parameter in parameters:
+            parameter.grad = None  # else the gradients would be added to those that a graph finds there
+        loss, wrong = self._answer(images, labels, None)
+        loss.backward()
+        self._written = [(parameter, parameter.grad) for parameter in parameters]
+        return loss.detach(), wrong
+
+    def _answer(self, images: Tensor, labels: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
+        """() loss and () wrong answers."""
         train = self.recipe.train
         with autocast(self.device, train.amp):
-            logits = self.model(batch.images)
-        loss = classification_loss(logits, batch.labels, smoothing=train.label_smoothing, mix=batch.mix)
-        self.error.add(wrong_answers(logits.detach(), batch.labels), train.batch_size // train.accumulate)
-        return {"cross_entropy": loss}
+            logits = self.model(images)
+        loss = classification_loss(logits, labels, smoothing=train.label_smoothing, mix=mix)
+        return loss, wrong_answers(logits.detach(), labels)
+
+    def _count(self, wrong: Tensor) -> None:
+        train = self.recipe.train
+        self.error.add(wrong, train.batch_size // train.accumulate)
 
     def validate(self, iteration: int) -> Validation:
         """The errors of the centre crops of the validation and the test set; best.pt is the validation set's matter."""
