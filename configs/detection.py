@@ -14,6 +14,7 @@ from configs.common import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    OnError,
     OptimConfig,
     PositiveFloat,
     PositiveInt,
@@ -183,6 +184,12 @@ class DataConfig(Section):
     cache: bool = True
     """Annotations of large sets, once read, are kept under `~/.cache/residual-detection` (or
     `$RESIDUAL_DETECTION_HOME`) until one of the files changes; all processes share them in memory."""
+    on_error: OnError = "stop"
+    """When an image cannot be read during the training, or the system ends a loader process. stop: one line, after a
+    checkpoint of the last step. skip: the next image of the set that can be read takes the image's place (which
+    depends on nothing but the step, so workers and resumption change nothing), and they are counted in the log. retry:
+    the image is read again up to three times within 11 seconds. With skip and retry ended processes start again at the
+    same batch. Validation and test never go on without an image: the figures would be others."""
 
     @field_validator("min_size")
     @classmethod

@@ -15,6 +15,7 @@ from configs.common import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
+    OnError,
     OptimConfig,
     PositiveFloat,
     PositiveInt,
@@ -97,6 +98,12 @@ class LocalisationDataConfig(Section):
     """Random views of the training images."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
+    on_error: OnError = "stop"
+    """When an image cannot be read during the training, or the system ends a loader process. stop: one line, after a
+    checkpoint of the last step. skip: the next image of the set that can be read takes the image's place (which
+    depends on nothing but the step, so workers and resumption change nothing), and they are counted in the log. retry:
+    the image is read again up to three times within 11 seconds. With skip and retry ended processes start again at the
+    same batch. Validation and test never go on without an image: the figures would be others."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> LocalisationDataConfig:

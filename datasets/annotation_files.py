@@ -132,7 +132,7 @@ def listed_images(path: Path, root: Path) -> list[Path]:
     finder, found = ImageFinder(root), {}
     for number, line in enumerate(read_lines(path, "image list"), 1):
         if line.strip():
-            image = finder(line.strip())
+            image = finder(line.strip()) or finder(line.strip().strip("\"'"))
             if image is None:
                 raise UserError(f"{path} line {number}: {line.strip()} is not among the images below {root}")
             found[image] = None

@@ -206,8 +206,10 @@ def _for_training(records: Records, data: DataConfig) -> Records:
         raise UserError(f"{records.source}: has no annotations: it cannot be trained on")
     usable = records.trainable(train_difficult=data.train_difficult)
     if not usable.any():
+        difficult = int((records.trainable() & records.difficult).sum())
+        fix = f": all {difficult} are marked difficult: set data.train_difficult=true" if difficult else ""
         raise UserError(
-            f"{records.source}: has no object of the classes {', '.join(records.class_names[:5])} to train on"
+            f"{records.source}: has no object of the classes {', '.join(records.class_names[:5])} to train on{fix}"
         )
     per_class = np.bincount(records.labels[usable], minlength=len(records.class_names) + 1)[1:]
     absent = [name for name, count in zip(records.class_names, per_class, strict=True) if not count]

@@ -193,7 +193,10 @@ def train_batches(
     parts = local_parts(batch_size, accumulate, rank, world_size)
     keys = TrainKeys(len(files), batch_size, seed, parts, start_iteration)
     images = TrainImages(files, TrainTransform(data), seed)
-    return make_loader(images, keys, collate_single, num_workers=data.num_workers, pin_memory=pin_memory)
+    return make_loader(
+        images, keys, collate_single, num_workers=data.num_workers, on_error=data.on_error, images=len(files),
+        pin_memory=pin_memory,
+    )  # fmt: skip
 
 
 def centre_batches(
@@ -216,7 +219,9 @@ def centre_batches(
     if isinstance(images, ImageArrays):
         return _ArrayBatches(images, keys)
     views = ViewImages(images, data, None)
-    return make_loader(views, keys, collate_single, num_workers=data.num_workers, pin_memory=pin_memory)
+    return make_loader(
+        views, keys, collate_single, num_workers=data.num_workers, on_error=data.on_error, pin_memory=pin_memory
+    )
 
 
 @dataclass(frozen=True)
@@ -254,4 +259,6 @@ def scaled_batches(
         sizes = [image_file_size(images.path(index)) for index in range(len(images))]
     keys = batches_of_equal(sizes, batch_size)[rank::world_size]
     views = ViewImages(images, data, scales)
-    return make_loader(views, keys, collate_scales, num_workers=data.num_workers, pin_memory=pin_memory)
+    return make_loader(
+        views, keys, collate_scales, num_workers=data.num_workers, on_error=data.on_error, pin_memory=pin_memory
+    )

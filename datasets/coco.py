@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from configs.errors import PrintableFilter, UserError
 from configs.files import is_file
 from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
-from datasets.images import image_file_size
+from datasets.images import image_file_size, same_name
 from datasets.json_lists import JsonLists, read_lists
 from datasets.records import Records, make_records
 
@@ -285,17 +286,20 @@ def _images(file: CocoFile, folder: Path) -> list[tuple[str, Any, tuple[int, int
 def find_image(folder: Path, name: str) -> Path | None:
     r"""The image that an annotation calls `name`; None where there is none.
 
-    As it stands, with Windows' `\` as `/`, or, of a path that another machine had (`C:\data\a.jpg`, `/home/me/a.jpg`,
-    `../media/a.jpg`), its last part.
+    As it stands, with Windows' `\` as `/`, with `%20` and its like decoded, or, of a path that another machine had
+    (`C:\data\a.jpg`, `/home/me/a.jpg`, `../media/a.jpg`), its last part; else the only file whose name differs in case
+    or in how letters with marks are composed (macOS takes them apart).
     """
     slashes = name.replace("\\", "/")
     candidates = [name, slashes]
     if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
         candidates.append(slashes.rsplit("/", 1)[-1])
+    if "%" in slashes:
+        candidates.append(unquote(candidates[-1]))
     for candidate in candidates:
         if is_file(folder / candidate):
             return folder / candidate
-    return None
+    return next((path for candidate in candidates[1:] if (path := same_name(folder / candidate))), None)
 
 
 def _warn(file: CocoFile) -> None:
@@ -315,6 +319,8 @@ def _warn(file: CocoFile) -> None:
             "the last of them each time, and so does this; give each annotation its own id",
             file.path, len(ids) - different,
         )  # fmt: skip
+    if negative := int((file.area < 0).sum()):
+        logger.warning("%s: %d annotations have an area below 0: they count in no range of sizes", file.path, negative)
     names = [name for name in file.file_names if name]
     if len(set(names)) < len(names):
         seen: set[str] = set()

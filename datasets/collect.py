@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 from configs.errors import UserError
 from configs.files import is_file, is_folder
 from configs.inputs import note
-from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden
+from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, same_name
 from datasets.records import Records, make_records
 
 Unlabelled = Literal["empty", "skip", "error"]
@@ -87,6 +87,9 @@ class ImageFinder:
         for start in range(len(parts)):  # from the whole path to the bare name
             path = self.folder.joinpath(*parts[start:])
             if is_file(path):
+                return path
+        for start in range(len(parts)):
+            if (path := same_name(self.folder.joinpath(*parts[start:]))) is not None:
                 return path
         if self._by_name is None:
             self._by_name = defaultdict(list)

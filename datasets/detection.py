@@ -139,7 +139,8 @@ class DetectionDataset:
             return image, boxes
         self._report(
             "fit",
-            f"{path}: resized to fit into the batch's {_words(key.padded_size)}, because its declared size is wrong",
+            f"{path}: resized to fit into the batch's {_words(key.padded_size)}: its declared size is wrong, or it "
+            "takes the place of an image that cannot be read",
         )
         scale = min(key.padded_size[0] / size[0], key.padded_size[1] / size[1])
         new = (max(1, int(size[0] * scale)), max(1, int(size[1] * scale)))

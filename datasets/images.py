@@ -8,11 +8,13 @@ declared (prediction) it is applied, as every image viewer does.
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import os
 import re
 import struct
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +76,33 @@ def list_files(folder: Path, suffixes: Sequence[str], *, recursive: bool = True)
             Path(directory, name) for name in names if not is_hidden(name) and name.lower().endswith(tuple(suffixes))
         ]
     return sorted(found)
+
+
+def same_name(path: Path) -> Path | None:
+    """The only file of the folder whose name differs from `path`'s in case or in how its letters are composed.
+
+    None: there is none, or several, or a part of the path before the name is not there.
+    """
+    try:
+        stamp = path.parent.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return None
+    found = _by_plain_name(path.parent, stamp).get(_plain(path.name), [])
+    return path.with_name(found[0]) if len(found) == 1 else None
+
+
+@functools.lru_cache(maxsize=4)
+def _by_plain_name(folder: Path, stamp: int) -> dict[str, list[str]]:
+    """A folder's files by `_plain`; `stamp`, the time of its last change, makes a changed folder another one."""
+    files: dict[str, list[str]] = {}
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        if not is_hidden(entry.name) and entry.is_file():
+            files.setdefault(_plain(entry.name), []).append(entry.name)
+    return files
+
+
+def _plain(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_image(path: str | Path, declared_size: tuple[int, int] | None = None) -> np.ndarray:

@@ -141,7 +141,7 @@ def lint_voc_files(root: Path, image_sets: Sequence[str]) -> list[Problem]:
     xmls = {_below(path, root / "Annotations"): path for path in list_files(root / "Annotations", (".xml",))}
     problems = []
     for name in listed:
-        xml = root / "Annotations" / f"{name}.xml"
+        xml = xmls.get(name, root / "Annotations" / f"{name}.xml")
         if name not in images:
             problems.append(Problem("image-missing", str(root / "JPEGImages" / name)))
         if name not in xmls:

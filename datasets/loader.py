@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from configs.common import OnError
 from configs.detection import DataConfig
 from configs.errors import UserError
 from datasets.batch import Batch, ScaledImages, map_tensors, padded_count, stack_images, tensors_of, to_device
 from datasets.detection import DetectionDataset
+from datasets.failures import RESTARTS, HandedKeys, Read, Reading, Tally, WorkerLost, has_ended, logger, worker_lost
 from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
 from datasets.target import Sample
 
@@ -42,13 +45,6 @@ class ReadsItems(Protocol[Item]):
     def __getitem__(self, key: Any, /) -> Item: ...
 
 
-class WorkerLost(UserError, RuntimeError):
-    """A loader's worker process was ended from outside, most often because memory ran out.
-
-    Also a RuntimeError, as torch's own error is: a training loop that was asked to stop catches that.
-    """
-
-
 class Loader(Generic[T]):
     """Batches in the order of their keys, made by worker processes; iterating anew starts anew.
 
@@ -57,25 +53,65 @@ class Loader(Generic[T]):
         WorkerLost: the system ended a worker.
     """
 
-    def __init__(self, batches: DataLoader, keys: Iterable[list[Any]]) -> None:
-        self._batches = batches
-        self._keys = keys
+    def __init__(self, start: Callable[[HandedKeys], DataLoader], keys: Iterable[list[Any]], restarts: int) -> None:
+        """Args:
+        start: makes the loader of torch for some keys.
+        keys: of each batch.
+        restarts: how often workers may be started again for the same batch.
+        """
+        self._start, self._all_keys, self._restarts = start, keys, restarts
+        self._keys = HandedKeys(keys)
+        self._batches = start(self._keys)
 
     def __iter__(self) -> Iterator[T]:
+        self._keys.begin()
+        tally, losses = Tally(), 0
         try:
-            for batch in self._batches:
-                if isinstance(batch, UserError):
+            while True:
+                try:
+                    for batch, faults in self._read():
+                        losses = 0
+                        tally.add(faults)
+                        yield batch
+                    return
+                except WorkerLost as error:
+                    losses += 1
+                    if losses > self._restarts:
+                        raise
+                    logger.warning("%s: they start again at the same batch", error)
+                    self._batches = self._start(self._keys)
+        finally:
+            tally.close()
+
+    def _read(self) -> Iterator[tuple[T, tuple[str, ...]]]:
+        """Batches as long as the workers live, and why images in them were replaced."""
+        # From its first iterator on, torch raises an error about a worker's end anywhere in this process, in the midst
+        # of an update too. It also looks itself, while it waits for a batch.
+        handler = signal.getsignal(signal.SIGCHLD)
+        batches = iter(self._batches)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        try:
+            for loaded in batches:
+                if isinstance(loaded, UserError):
                     try:
-                        raise batch
+                        raise loaded
                     finally:
                         # Error, traceback, this frame, error: such a cycle would be left to the garbage collector,
                         # which closes the workers' queues before their end is announced there: a wait of five seconds.
-                        del batch
-                yield batch
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
+                        del loaded
+                self._keys.arrived()
+                yield loaded
+        except (RuntimeError, OSError, EOFError) as error:
+            # Of a worker that has ended, torch says so, or a batch that it still announced can no longer be fetched.
+            workers = getattr(batches, "_workers", [])
+            if not has_ended(workers):
                 raise
-            raise _worker_lost(error) from error
+            lost = worker_lost(workers)
+            for worker in workers:
+                worker.kill()  # else they would be waited for
+            batches._shutdown_workers()  # type: ignore[attr-defined]  # else new workers, which inherit it, try to
+            raise lost from error
 
     def __len__(self) -> int:
         """The number of batches.
@@ -83,19 +119,9 @@ class Loader(Generic[T]):
         Raises:
             TypeError: they have no end.
         """
-        if not isinstance(self._keys, Sized):
+        if not isinstance(self._all_keys, Sized):
             raise TypeError("training batches have no end")
-        return len(self._keys)
-
-
-def _worker_lost(error: RuntimeError) -> WorkerLost:
-    """What torch says about a worker's end, with the signal where torch knows it, and what may be done."""
-    reason = error.__cause__ if isinstance(error.__cause__, RuntimeError) else error
-    return WorkerLost(
-        f"data.num_workers: a process that reads images was ended by the system: {str(reason).strip()} If memory ran "
-        "out, set fewer workers or a smaller train.batch_size; in a container, raise its shared memory (docker run "
-        "--shm-size)"
-    )
+        return len(self._all_keys)
 
 
 def make_loader(
@@ -104,6 +130,8 @@ def make_loader(
     collate: Callable[[list[Item]], T],
     *,
     num_workers: int,
+    on_error: OnError = "stop",
+    images: int | None = None,
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
 ) -> Loader[T]:
@@ -119,53 +147,54 @@ def make_loader(
         keys: the keys of each batch, in order; may have no end.
         collate: samples -> batch; called in the worker, so it must be possible to pickle it, like the data set.
         num_workers: processes, at most; never more than this process may use CPUs. 0: this process reads the samples.
+        on_error: `data.on_error`.
+        images: of the training set, whose samples may be replaced; None: an evaluation's are not.
         pin_memory: batches lie in page-locked memory (for CUDA).
         multiprocessing_context: fork, spawn or forkserver; None: the platform's.
     """
     workers = min(num_workers, usable_cpus())
-    batches = DataLoader(
-        _Reported(dataset),  # type: ignore[arg-type]
-        batch_sampler=keys,
-        num_workers=workers,
-        collate_fn=_ReportedCollate(collate),
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        persistent_workers=workers > 0,
-        multiprocessing_context=multiprocessing_context if workers else None,
-        generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global state
-    )
-    return Loader(batches, keys)
+
+    def start(handed: HandedKeys) -> DataLoader:
+        return DataLoader(
+            Reading(dataset, on_error, images),  # type: ignore[arg-type]
+            batch_sampler=handed,  # type: ignore[arg-type]
+            num_workers=workers,
+            collate_fn=_Collated(collate),
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            persistent_workers=workers > 0,
+            multiprocessing_context=multiprocessing_context if workers else None,
+            generator=torch.Generator(),  # DataLoader draws a seed for its workers: not from the global state
+        )
+
+    return Loader(start, keys, 0 if on_error == "stop" else RESTARTS)
+
+
+class _Loaded(NamedTuple):
+    """What a worker hands over: a batch, and why images in it were replaced."""
+
+    batch: Any
+    faults: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Reported:
-    """The data set's samples; a UserError takes the place of a sample that cannot be read.
-
-    If the worker raised it, DataLoader would raise it again with the worker's whole traceback as its message. This is
-    the one place where a sample's error is known while the rest of its batch is not lost.
-    """
-
-    dataset: ReadsItems[Any]
-
-    def __getitem__(self, key: Any) -> Any:
-        try:
-            return self.dataset[key]
-        except UserError as error:
-            return error
-
-
-@dataclass(frozen=True)
-class _ReportedCollate:
+class _Collated:
     """The batch of some samples, or the first error among them, which `Loader` raises."""
 
     collate: Callable[[list[Any]], Any]
 
-    def __call__(self, items: list[Any]) -> Any:
+    def __call__(self, items: list[Read | UserError]) -> _Loaded | UserError:
+        read: list[Read] = []
         for item in items:
             if isinstance(item, UserError):
                 return item
-        batch = self.collate(items)
-        return batch if get_worker_info() is None else _shared(batch)
+            read.append(item)
+        batch = self.collate([item.sample for item in read])
+        if get_worker_info() is not None:
+            batch = _shared(batch)
+            if isinstance(batch, UserError):
+                return batch
+        return _Loaded(batch, tuple(fault for item in read for fault in item.faults))
 
 
 def _shared(batch: Any) -> Any:
@@ -321,7 +350,7 @@ def train_loader(
         size_divisor=data.size_divisor,
         start_iteration=start_iteration,
     )
-    return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context)
+    return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context, images=len(dataset))
 
 
 def epoch_orders(dataset: DetectionDataset, data: DataConfig, *, batch_size: int, seed: int = 0) -> EpochOrders:
@@ -366,12 +395,16 @@ def _detection_loader(
     data: DataConfig,
     pin_memory: bool,
     multiprocessing_context: str | None,
+    *,
+    images: int | None = None,
 ) -> Loader[Batch]:
     return make_loader(
         dataset,
         sampler,
         Collate(data.size_divisor, data.train_difficult),
         num_workers=data.num_workers,
+        on_error=data.on_error,
+        images=images,
         pin_memory=pin_memory,
         multiprocessing_context=multiprocessing_context,
     )

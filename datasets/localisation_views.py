@@ -245,7 +245,10 @@ def train_views(
     parts = local_parts(batch_size, accumulate, rank, world_size)
     keys = TrainKeys(len(records), batch_size, seed, parts, start_iteration)
     images = LocalisationImages(records, data, seed=seed)
-    return make_loader(images, keys, collate_crops, num_workers=data.num_workers, pin_memory=pin_memory)
+    return make_loader(
+        images, keys, collate_crops, num_workers=data.num_workers, on_error=data.on_error, images=len(records),
+        pin_memory=pin_memory,
+    )  # fmt: skip
 
 
 def evaluation_views(
@@ -270,4 +273,6 @@ def evaluation_views(
     batches = sorted(batches_of_equal(sizes, batch_size), key=lambda batch: sizes[batch[0]])
     keys = [[(0, index) for index in batch] for batch in batches[rank::world_size]]
     images = LocalisationImages(records, data, scales=scales)
-    return make_loader(images, keys, collate_views, num_workers=data.num_workers, pin_memory=pin_memory)
+    return make_loader(
+        images, keys, collate_views, num_workers=data.num_workers, on_error=data.on_error, pin_memory=pin_memory
+    )

@@ -374,6 +374,11 @@ def _with_true_sizes(records: Records) -> Records:
 def _report_boxes(records: Records) -> None:
     reversed_ = np.any(records.boxes[:, 2:] < records.boxes[:, :2], axis=1)
     report(records, reversed_, _why_reversed(records, reversed_))
+    if looks_like_fractions(records):
+        logger.warning(
+            "%s: no coordinate is above 1.5: the boxes seem to be in fractions of the image, not in pixels: multiply x "
+            "by its width and y by its height", records.source,
+        )  # fmt: skip
     without = ~has_extent(records.boxes) & ~reversed_
     report(
         records,
@@ -387,6 +392,13 @@ def _report_boxes(records: Records) -> None:
     clipped = _leaving(records) & ~reversed_ & ~without & ~outside
     report(records, clipped, "reach out of the image by more than a pixel and are clipped for training")
     report(records, repeated(records), "annotated twice, with the same box and class in the same image")
+
+
+def looks_like_fractions(records: Records) -> bool:
+    """Whether the boxes rather hold fractions of their images: none reaches far beyond the first pixel, and some
+    coordinates are no whole numbers."""
+    boxes = records.boxes
+    return len(boxes) > 0 and bool(boxes.max() <= 1.5) and bool((boxes % 1).any())
 
 
 def _why_reversed(records: Records, reversed_: np.ndarray) -> str:

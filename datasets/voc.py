@@ -19,7 +19,7 @@ from defusedxml import DefusedXmlException, ElementTree
 from configs.errors import UserError, did_you_mean
 from configs.files import decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
-from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images
+from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images, same_name
 from datasets.records import Records, logger, make_records, report
 
 
@@ -51,6 +51,9 @@ def read_annotation(path: str | Path) -> VocAnnotation:
     Raises:
         UserError: the file is missing, not XML, or an object lacks its name or a coordinate; names the object (from 0).
     """
+    path = Path(path)
+    if not is_file(path):
+        path = same_name(path) or path  # a.XML
     text = decode_xml(read_bytes(path, "annotation file"), path)
     try:
         root = ElementTree.fromstring(text)
@@ -175,7 +178,7 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
 def _listed_annotation(root: Path, source: str, image_id: str) -> VocAnnotation:
     """The annotation of an image that `source`.txt lists."""
     xml = root / "Annotations" / f"{image_id}.xml"
-    if not is_file(xml):
+    if not is_file(xml) and same_name(xml) is None:
         raise UserError(
             f"{xml}: there is no such annotation file, though {source}.txt lists {image_id}: if the image shows no "
             "object, write unlabelled: empty; if it is not labelled yet, unlabelled: skip"
@@ -213,7 +216,8 @@ def listed_images(path: Path, root: Path) -> list[str]:
     """
     known = _stems(root / "Annotations") | set(_images_by_stem(root / "JPEGImages"))
     composed = {unicodedata.normalize("NFC", name): name for name in known}
-    listed = [_image_id(line.strip(), known, composed, root) for line in read_lines(path, "image set") if line.strip()]
+    lines = [line for line in read_lines(path, "image set") if line.strip()]
+    listed = [line if line in known else _image_id(line.strip(), known, composed, root) for line in lines]
     for name in listed:
         if name.startswith("/") or ".." in name.split("/"):
             raise UserError(f"{path}: {name} leads out of {root}: an image set lists names of images")

@@ -9,6 +9,7 @@ classes.txt or obj.names beside the folders. An image without a text file has no
 from __future__ import annotations
 
 import logging
+import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,10 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
         path.relative_to(labels_folder).as_posix()[: -len(".txt")]: path
         for path in list_files(labels_folder, (".txt",))
     }
+    composed = {unicodedata.normalize("NFC", name): name for name in set(files) - set(names)}
+    for name in set(names) - set(files):  # macOS takes letters with marks apart
+        if (same := composed.get(unicodedata.normalize("NFC", name))) is not None:
+            files[name] = files.pop(same)
     lines = LabelReader(len(class_names), keypoint_numbers(root))
     images, boxes, labels, counts = [], [], [], []
     appear = Counter(names)
@@ -88,7 +93,10 @@ def read_class_names(root: Path, image_set: str) -> list[str] | None:
     """The folder's own class names in the order of their numbers, or None where it lists none."""
     file, content = _data_yaml(root)
     if file is not None and content.get("names") is not None:
-        return checked_names(content["names"], file)
+        names, count = checked_names(content["names"], file), content.get("nc")
+        if type(count) is int and count != len(names):
+            raise UserError(f"{file}: nc is {count}, but names lists {len(names)}: correct one of them")
+        return names
     labels = root / "labels"
     for file in (root / "classes.txt", root / "obj.names", labels / "classes.txt", labels / image_set / "classes.txt"):
         if is_file(file):
@@ -150,6 +158,7 @@ def keypoint_numbers(root: Path) -> int | None:
         not isinstance(shape, list)
         or len(shape) != 2
         or any(type(n) is not int for n in shape)
+        or shape[0] < 1
         or shape[1] not in (2, 3)
     ):
         raise UserError(f"{file}: kpt_shape is {short(shape)}: give [number of keypoints, 2 or 3]")

@@ -172,6 +172,11 @@ def test_nothing_to_train_on(root: Path) -> None:
     with pytest.raises(UserError, match="has no object of the classes cow to train on"):
         build_dataset(config(classes=["cat", "dog", "cow"], keep_classes=["cow"]), "train", root)
     for path in (root / "two" / "Annotations").iterdir():
+        text = path.read_text()
+        path.write_text(text.replace("<difficult>0<", "<difficult>1<"))
+    with pytest.raises(UserError, match=r"to train on: all \d+ are marked difficult: set data\.train_difficult=true"):
+        build_dataset(config(train=[voc("two")], classes="voc", train_difficult=False), "train", root)
+    for path in (root / "two" / "Annotations").iterdir():
         path.unlink()
     with pytest.raises(UserError, match="has no annotations"):
         build_dataset(config(train=[voc("two")], classes="voc"), "train", root)

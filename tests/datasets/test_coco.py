@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from datasets.coco import read_coco
+from datasets.coco import find_image, read_coco
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.ground_truth import read_coco_ground_truth
+from tests.datasets.conftest import write_image
 
 CONTENT = {
     "images": [
@@ -288,3 +289,28 @@ def test_corners_in_place_of_sides_are_told(write_coco, caplog, with_area: bool)
     path.write_text(json.dumps(content))
     read_coco_ground_truth(path)
     assert "seems to hold" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("e\u0301 1.png", "\u00e9 1.png"),  # macOS takes letters with marks apart
+        ("1.png", "1.PNG"),
+        ("a b.png", "a%20b.png"),
+        ("a.png", "C:\\data\\A.png"),
+    ],
+)
+def test_images_whose_names_are_written_otherwise(tmp_path: Path, file: str, named: str) -> None:
+    write_image(tmp_path / file, (30, 40))
+    assert find_image(tmp_path, named) == tmp_path / file
+    write_image(tmp_path / f"x{file}", (30, 40))
+    write_image(tmp_path / f"X{file}", (30, 40))
+    assert find_image(tmp_path, f"x{file}".upper()) is None  # either could be meant
+
+
+def test_areas_below_zero_and_fractions_are_told(write_coco, caplog) -> None:
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0.25, 0.25, 0.5, 0.5], "area": -1}
+    image = {"id": 1, "file_name": "a.png", "height": 30, "width": 40}
+    read_coco(*write_coco({"images": [image], "categories": [{"id": 1, "name": "c"}], "annotations": [annotation]}))
+    assert "1 annotations have an area below 0" in caplog.text
+    assert "the boxes seem to be in fractions of the image" in caplog.text

@@ -313,3 +313,12 @@ def test_names_that_are_not_utf8_are_one_line() -> None:
             images=[(f"/x/{name}.jpg", name, (3, 4))], boxes=[], labels=[], counts=[0], class_names=[], source="set",
             annotation_file="{}",
         )  # fmt: skip
+
+
+def test_suffixes_in_upper_case_and_names_that_begin_with_a_blank(write_voc) -> None:
+    root = write_voc({name: ((30, 40), [("cat", (5, 5, 20, 20))]) for name in ("a", " b")})
+    (root / "Annotations/a.xml").rename(root / "Annotations/a.XML")
+    (root / "JPEGImages/a.jpg").rename(root / "JPEGImages/a.JPG")
+    records = read_voc(root, "train")
+    assert records.image_ids.tolist() == ["a", " b"]
+    assert len(records.labels) == read_voc_ground_truth(root, "train").labels.size == 2

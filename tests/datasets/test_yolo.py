@@ -131,6 +131,8 @@ def test_missing_things(root: Path, tmp_path: Path) -> None:
         ("data.yaml", "names: [cat]\nnames: [dog]", "the key names"),
         ("data.yaml", "- cat", "not a mapping with names"),
         ("data.yaml", "names: [cat]\nkpt_shape: 17", "kpt_shape is 17"),
+        ("data.yaml", "names: [cat]\nkpt_shape: [-2, 2]", "kpt_shape is"),
+        ("data.yaml", "names: [cat, dog]\nnc: 5", "nc is 5, but names lists 2"),
         ("data.yaml", "names: [cat]\nkpt_shape: [2, 4]", "kpt_shape is"),
         ("classes.txt", "cat\n\ndog", "the name of class 1 is ''"),
     ],
@@ -218,3 +220,11 @@ def test_foreign_and_hidden_files(root: Path, caplog) -> None:
 def test_images_that_share_a_label_file_have_ids_of_their_own(root: Path) -> None:
     Image.new("RGB", (40, 20)).save(root / "images" / "train" / "a.JPG")
     assert read_yolo(root, "train").image_ids.tolist() == ["a.JPG", "a.png", "b", "c"]
+
+
+def test_names_whose_letters_are_composed_differently(root: Path) -> None:
+    (root / "images/train/a.png").rename(root / "images/train/e\u0301.png")  # as macOS writes it
+    (root / "labels/train/a.txt").rename(root / "labels/train/\u00e9.txt")
+    records = read_yolo(root, "train")
+    assert len(records.labels) == 3
+    assert records.offsets[-1] - records.offsets[-2] == 2  # of e, which is sorted last

@@ -13,8 +13,8 @@ from configs.moved import with_new_names
 from tools.runtime.distributed import say
 
 MAY_CHANGE = (
-    "data.train", "data.val", "data.test", "data.num_workers", "metrics", "schedule", "optim.lr", "test",
-    "train.accumulate", "train.compile", "train.graphs", "train.log_every", "train.validate_every",
+    "data.train", "data.val", "data.test", "data.num_workers", "data.cache", "data.on_error", "metrics", "schedule",
+    "optim.lr", "test", "train.accumulate", "train.compile", "train.graphs", "train.log_every", "train.validate_every",
     "train.checkpoint_every", "train.keep_last", "train.transfer_classes",
     "train.best_metric", "train.patience", "train.alternating.rpn.schedule", "train.alternating.detector.schedule",
 )  # fmt: skip
