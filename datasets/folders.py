@@ -23,7 +23,7 @@ class ImageFiles:
     names: np.ndarray
     """(N,) bytes: path of each image below `root`."""
     labels: np.ndarray
-    """(N,) int64, 0..K-1: position in `class_names`."""
+    """(N,) int64, 0..K-1: position in `class_names`; -1 where no labels are published (`read_unlabelled`)."""
     class_names: list[str]
 
     def __len__(self) -> int:
@@ -77,9 +77,7 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
     Raises:
         UserError: a file is missing, or images and ground truth do not belong together.
     """
-    names = sorted(entry.name for entry in list_folder(root) if entry.is_file() and _is_image(entry.name))
-    if not names:
-        raise UserError(f"{root}: has no images")
+    names = _flat_images(root)
     lines = [line.split() for line in _lines(ground_truth)]
     if ground_truth.suffix == ".csv":
         wnids = _wnids_by_name(names, _csv_rows(ground_truth), ground_truth)
@@ -92,6 +90,58 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
     label_of = {wnid: find_class(wnid, class_names, str(ground_truth)) for wnid in sorted(set(wnids))}
     labels = np.array([label_of[wnid] for wnid in wnids], np.int64)
     return ImageFiles(root, np.array([os.fsencode(name) for name in names]), labels, class_names)
+
+
+def read_unlabelled(root: Path, class_names: Sequence[str]) -> ImageFiles:
+    """Images of one flat folder in the order of their names, of which nobody tells the labels (ImageNet's test set).
+
+    Args:
+        root: the folder of ILSVRC2012_test_00000001.JPEG, ...
+        class_names: the classes that they may have.
+
+    Raises:
+        UserError: no folder, or no images in it.
+    """
+    names = _flat_images(root)
+    encoded = np.array([os.fsencode(name) for name in names])
+    return ImageFiles(root, encoded, np.full(len(names), -1, np.int64), list(class_names))
+
+
+def read_synset_numbers(meta: Path) -> dict[str, int]:
+    """wnid -> the number by which ImageNet's ground truth and submissions call the class (ILSVRC2012_ID).
+
+    Args:
+        meta: meta.mat of the development kit of 2012, or meta_clsloc.mat of a later one.
+
+    Raises:
+        UserError: the file is missing or another one.
+    """
+    if not meta.is_file():
+        raise UserError(
+            f"{meta}: missing: the development kit's meta.mat says which wnids the numbers of ground truth and "
+            "submissions mean"
+        )
+    from scipy.io import loadmat  # takes a while, and is needed here only
+
+    try:
+        synsets = loadmat(meta, squeeze_me=True, struct_as_record=True)["synsets"]
+        field = next(name for name in synsets.dtype.names if name.startswith("ILSVRC") and name.endswith("_ID"))
+        return dict(zip(synsets["WNID"].tolist(), map(int, synsets[field].tolist()), strict=True))
+    except Exception as error:  # scipy raises many kinds for damaged files
+        raise UserError(f"{meta}: not the development kit's file ({error})") from None
+
+
+def class_numbers(meta: Path, class_names: Sequence[str]) -> list[int]:
+    """ImageNet's number of each class, 1..1000, in the order of `class_names`.
+
+    Raises:
+        UserError: as `read_synset_numbers`, or a class is no wnid of the kit.
+    """
+    numbers = read_synset_numbers(meta)
+    unknown = next((name for name in class_names if name not in numbers), None)
+    if unknown is not None:
+        raise UserError(f"{meta}: has no class {unknown}: a submission is of ImageNet's classes, by wnid")
+    return [numbers[name] for name in class_names]
 
 
 def read_tiny_imagenet(root: Path, split: str, class_names: Sequence[str] | None = None) -> ImageFiles:
@@ -141,6 +191,18 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
         raise UserError(f"{folder}: {error.strerror}{hint}") from None
 
 
+def _flat_images(root: Path) -> list[str]:
+    """Names of the images in a folder, sorted.
+
+    Raises:
+        UserError: no folder, or no images in it.
+    """
+    names = sorted(entry.name for entry in list_folder(root) if entry.is_file() and _is_image(entry.name))
+    if not names:
+        raise UserError(f"{root}: has no images")
+    return names
+
+
 def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
 
@@ -181,15 +243,7 @@ def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[s
     if len(numbers) != len(names):
         raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: one line is needed for each image")
     meta = path.with_name("meta.mat")
-    if not meta.is_file():
-        raise UserError(f"{meta}: missing: the development kit's meta.mat says which wnid the numbers of {path} mean")
-    from scipy.io import loadmat  # takes a while, and is needed here only
-
-    try:
-        synsets = loadmat(meta, squeeze_me=True, struct_as_record=True)["synsets"]
-        wnid_of = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise UserError(f"{meta}: not the development kit's file ({error})") from None
+    wnid_of = {number: wnid for wnid, number in read_synset_numbers(meta).items()}
     unknown = next((number for number in numbers if number not in wnid_of), None)
     if unknown is not None:
         raise UserError(f"{path}: number {unknown} is not in {meta}")
