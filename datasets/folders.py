@@ -14,6 +14,15 @@ from configs.errors import UserError, nearest
 from configs.files import read_lines
 from datasets.images import IMAGE_SUFFIXES, is_hidden
 
+FETCHED = {
+    "ILSVRC": "imagenet",
+    "cifar-10-batches-py": "cifar10",
+    "cifar10_lossless_5k": "cifar10_5k",
+    "tiny-imagenet-200": "tiny_imagenet",
+    "bccd": "bccd",
+}
+"""Folders of public sets, and what `tools/prepare_data.py` calls them."""
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -179,7 +188,7 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
     """What is in a folder.
 
     Raises:
-        UserError: it is missing; names the nearest one.
+        UserError: it is missing; names the nearest one, or the tool that fetches the set.
     """
     try:
         with os.scandir(folder) as entries:
@@ -187,8 +196,17 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
     except OSError as error:
         parent = folder.parent
         near = nearest(folder.name, os.listdir(parent) if parent.is_dir() else [])
-        hint = f": did you mean {parent / near}?" if near else ""
+        hint = f": did you mean {parent / near}?" if near else how_to_get(folder)
         raise UserError(f"{folder}: {error.strerror}{hint}") from None
+
+
+def how_to_get(path: Path) -> str:
+    """`: get it with: ...` for a path in the folder of a public set that is not there at all; else ""."""
+    for number, part in enumerate(path.parts):
+        if part in FETCHED and not Path(*path.parts[: number + 1]).exists():
+            root = f" --data-root {Path(*path.parts[:number])}" if number else ""
+            return f": get it with: python tools/prepare_data.py {FETCHED[part]}{root}"
+    return ""
 
 
 def _flat_images(root: Path) -> list[str]:
