@@ -422,25 +422,31 @@ class ResNet(nn.Module):
         delattr(self, f"layer{int(name.removeprefix('conv')) - 1}")
         return stage
 
-    def dilate_stage(self, name: str) -> None:
-        """A stage (conv2 or later) no longer strides: its 3x3 convolutions are dilated by what it would have strided.
+    def dilate_stage(self, name: str) -> bool:
+        """A stage (conv2 or later) no longer strides: its convolutions are dilated by what it would have strided.
 
         Of bottlenecks that stride in the 1x1, every such position of the finer map is the coarser map's value: the same
         net, asked at more places. (Dai et al. 2017, Sec. 4.1, for conv5; detectron2 dilates the first unit too.)
+
+        Returns:
+            Whether its units stride; if not, nothing changes.
         """
         stage = self._stage(name)
         units = [unit for unit in stage.modules() if isinstance(unit, Unit)]
         stride = units[0].stride
+        if stride == 1:
+            return False
         for unit in units:
             unit.stride = 1
         for conv in stage.modules():
             if isinstance(conv, nn.Conv2d):
                 conv.stride = (1, 1)
-                if conv.kernel_size == (3, 3):
-                    conv.dilation = conv.padding = (stride, stride)
+                if (kernel := conv.kernel_size[0]) > 1:
+                    conv.dilation, conv.padding = (stride, stride), (stride * (kernel // 2),) * 2
         names = list(self.stage_strides)
         for later in names[names.index(name) :]:
             self.stage_strides[later] //= stride
+        return True
 
     def pop_classifier(self) -> nn.Linear:
         """Takes the classifier out of the net and returns it."""

@@ -110,6 +110,13 @@ def view_scores(net: nn.Module, normalize: Normalize, images: Sequence[Tensor], 
     return total / (2 * len(images))
 
 
+def mean_scores(
+    members: Sequence[tuple[nn.Module, Normalize]], images: Sequence[Tensor], view: str, crop_size: int
+) -> Tensor:
+    """The mean of the members' scores, (B, K) float32; arguments as for `view_scores`."""
+    return torch.stack([view_scores(*member, images, view, crop_size) for member in members]).mean(0)
+
+
 class ErrorCounter:
     """Counts on the device how often the label is not among the first 1 and the first 5 classes."""
 
@@ -149,6 +156,5 @@ def count_errors(
     """
     counter = ErrorCounter(device)
     for images, labels in batches:
-        scores = [view_scores(net, normalize, images, view, crop_size) for net, normalize in members]
-        counter.add(torch.stack(scores).mean(0), labels)
+        counter.add(mean_scores(members, images, view, crop_size), labels)
     return counter

@@ -33,12 +33,14 @@ class ImageSourceConfig(Section):
 
     folders: one folder for each class (ImageNet: by wnid), searched to any depth.
     imagenet_val: the validation images as they come, in one flat folder, with the file that holds their labels.
+    imagenet_test: the test images as they come, which have no labels: `tools/test_cls.py` writes the file that the
+        benchmark's server takes.
     tiny_imagenet: train/<wnid>/images/ and val/ with val_annotations.txt or one folder for each wnid.
     cifar10: the original python or binary batches, or train/<class>/ and test/<class>/.
     For cifar10 the root may be a zip file of such folders.
     """
 
-    format: Literal["folders", "imagenet_val", "tiny_imagenet", "cifar10"]
+    format: Literal["folders", "imagenet_val", "imagenet_test", "tiny_imagenet", "cifar10"]
     """Layout of the files, as above."""
     root: str
     """Folder of the set; cifar10: or a zip file."""
@@ -47,6 +49,8 @@ class ImageSourceConfig(Section):
     ground_truth: str | None = None
     """imagenet_val: ILSVRC2012_validation_ground_truth.txt in its development kit (meta.mat beside it says what the
     numbers mean), LOC_val_solution.csv, or lines of a file name and a wnid."""
+    meta: str | None = None
+    """imagenet_test: meta.mat of the development kit, which says the numbers of the classes in a submission."""
 
     @model_validator(mode="after")
     def _has_what_the_format_needs(self) -> ImageSourceConfig:
@@ -57,6 +61,8 @@ class ImageSourceConfig(Section):
             raise ValueError(f"format {self.format} has no split: name the folder with root")
         if (self.format == "imagenet_val") != (self.ground_truth is not None):
             raise ValueError("ground_truth belongs to format imagenet_val, which needs it")
+        if (self.format == "imagenet_test") != (self.meta is not None):
+            raise ValueError("meta belongs to format imagenet_test, which needs it")
         return self
 
 
@@ -153,6 +159,9 @@ class ImageDataConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ImageDataConfig:
+        for name, source in (("train", self.train), ("val", self.val)):
+            if source is not None and source.format == "imagenet_test":
+                raise ValueError(f"{name}: format imagenet_test has no labels: it is for test")
         if self.hold_out and self.val is not None:
             raise ValueError("give either val or hold_out: both name the validation set")
         if self.test_resize is not None and self.test_resize < self.test_crop:

@@ -331,8 +331,9 @@ class ModelConfig(Section):
     neck: Literal["none", "fpn"] = "none"
     """none: one map of stride 16 (conv4 of a ResNet, conv5_3 of VGG). fpn: P2..P6 (Lin et al. 2017)."""
     dilated_conv5: bool = False
-    """ResNets without neck: the map is conv5's, at stride 16 with dilation 2, and RoIs go through fully connected
-    layers (DC5; Dai et al. 2017, Sec. 4.1); false: conv4's, and conv5 runs on the RoIs (C4)."""
+    """ResNets and plain nets without neck: the map is conv5's (of other nets their last stage's), at stride 16 with
+    dilation 2, and RoIs go through fully connected layers (DC5; Dai et al. 2017, Sec. 4.1); false: conv4's, and conv5
+    runs on the RoIs (C4)."""
     norm: Literal["frozen", "batch", "sync"] = "frozen"
     """Batch norm: a constant scale and offset (He et al. 2016, App. A), trained, or trained across processes."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2

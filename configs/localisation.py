@@ -31,6 +31,7 @@ class LocalisationSourceConfig(Section):
     `DATA_DIR`, else `data/`.
 
     imagenet_loc: Annotations/CLS-LOC/{train/<wnid>/,val/}*.xml and Data/CLS-LOC/ likewise; or the folders named below.
+        Of split test there are the images alone: `tools/test_loc.py` writes the file that the benchmark's server takes.
     tiny_imagenet: train/<wnid>/<wnid>_boxes.txt beside images/; val/val_annotations.txt beside images/.
     """
 
@@ -38,17 +39,24 @@ class LocalisationSourceConfig(Section):
     """Layout of the files, as above."""
     root: str
     """Folder of the set."""
-    split: Literal["train", "val"]
+    split: Literal["train", "val", "test"]
     """Part of the set."""
     annotations: str | None = None
     """imagenet_loc: the split's folder of XML files, where it is not root/Annotations/CLS-LOC/<split>."""
     images: str | None = None
     """imagenet_loc: the split's folder of images, where it is not root/Data/CLS-LOC/<split>."""
+    meta: str | None = None
+    """Split test: the development kit's meta.mat, which says the numbers of the classes in a submission, where it is
+    not root/ILSVRC2012_devkit_t12/data/meta.mat."""
 
     @model_validator(mode="after")
     def _folders_fit(self) -> LocalisationSourceConfig:
         if self.format == "tiny_imagenet" and (self.annotations or self.images):
             raise ValueError("annotations and images belong to format imagenet_loc")
+        if self.split == "test" and (self.format == "tiny_imagenet" or self.annotations):
+            raise ValueError("split test is that of imagenet_loc, and has no annotations")
+        if self.split != "test" and self.meta:
+            raise ValueError("meta belongs to split test, which has no labels")
         return self
 
 
@@ -107,6 +115,9 @@ class LocalisationDataConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> LocalisationDataConfig:
+        for name, source in (("train", self.train), ("val", self.val)):
+            if source is not None and source.split == "test":
+                raise ValueError(f"{name}: split test has no boxes: it is for test")
         if self.test_resize < self.crop_size:
             raise ValueError(f"test_resize {self.test_resize} is smaller than the crop of {self.crop_size}")
         if self.augment.crop == "scale_jitter" and self.augment.scale[0] < self.crop_size:
@@ -167,10 +178,15 @@ class PerClassRcnnConfig(Section):
     """Best proposals of an image in training, from which its sample is drawn (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
     """Of two proposals that overlap by more than this IoU, the better-scored is kept, in training."""
+    sampling: Literal["image", "roi"] = "image"
+    """image: rois_per_image proposals of each image. roi: the RoI-centric way (He et al. 2016, App. C; Girshick 2015,
+    Sec. 2.3): a step's RoIs come from as many images, one of each, as if drawn from all proposals of the set; its
+    share of positives holds over the step. The paper's step is train.batch_size: 256 then."""
     rois_per_image: PositiveInt = 8
-    """Proposals sampled from these for the loss; a step has train.batch_size times as many."""
+    """Proposals sampled from these for the loss; a step has train.batch_size times as many. sampling: roi has 1."""
     positive_fraction: Fraction = 0.5
-    """Share of positives in the sample, at most."""
+    """Share of positives in the sample of an image, at most; sampling: roi: the probability that an image's RoI is a
+    positive one, where the image has both kinds."""
     fg_iou_thresh: Fraction = 0.5
     """Proposals with an IoU of at least this are positive, the others negative."""
     bbox_reg_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] = (10.0, 10.0, 5.0, 5.0)
@@ -184,6 +200,10 @@ class PerClassRcnnConfig(Section):
     def _context_fits(self) -> PerClassRcnnConfig:
         if 2 * self.context >= self.warp_size:
             raise ValueError(f"context {self.context} on each side leaves nothing of warp_size {self.warp_size}")
+        if self.sampling == "roi" and self.rois_per_image != 1:
+            raise ValueError(
+                f"sampling: roi takes one RoI of each image: set rois_per_image: 1, not {self.rois_per_image}"
+            )
         return self
 
 

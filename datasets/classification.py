@@ -18,7 +18,7 @@ from configs.errors import UserError
 from datasets.batch import TensorBatch, stack_images
 from datasets.cifar import ImageArrays, read_cifar10, read_into_memory
 from datasets.classification_transforms import LazyImage, TrainTransform, crop_for_test, resize_shorter
-from datasets.folders import ImageFiles, read_folders, read_imagenet_val, read_tiny_imagenet
+from datasets.folders import ImageFiles, read_folders, read_imagenet_val, read_tiny_imagenet, read_unlabelled
 from datasets.images import image_file_size
 from datasets.loader import Loader, make_loader
 from datasets.samplers import TrainKeys, batches_of_equal, local_parts
@@ -58,6 +58,8 @@ def read_set(source: ImageSourceConfig, data_root: Path, class_names: list[str] 
     root = data_root / source.root
     if source.format == "folders":
         return read_folders(root, class_names)
+    if source.format == "imagenet_test":
+        return read_unlabelled(root, class_names or [])
     if source.format == "imagenet_val":
         assert source.ground_truth is not None, "the config's own check"
         return read_imagenet_val(root, data_root / source.ground_truth, class_names)
@@ -81,6 +83,11 @@ def build_splits(data: ImageDataConfig, data_root: Path) -> Splits:
     Raises:
         UserError: a set cannot be read, or there is nothing left to train on.
     """
+    if data.test is not None and data.test.format == "imagenet_test":
+        raise UserError(
+            "data.test: has no labels, so a training cannot end with its errors: set data.test=null, and give the set "
+            "to tools/test_cls.py"
+        )
     train = read_set(data.train, data_root)
     names = train.class_names
     val = read_set(data.val, data_root, names) if data.val else None

@@ -142,11 +142,12 @@ def _check_places(annotations: Path, images: Path) -> None:
     for path in (images, annotations):
         if path.exists():
             continue
-        year = next((year for year in ("2017", "2014") if year in path.name), None)
-        official = year and ("coco" in str(path).lower() or path.name.startswith("instances_"))
+        named = re.search(r"(test)?(?:-dev)?(2014|2015|2017)", path.name)
+        official = named and ("coco" in str(path).lower() or path.name.startswith("instances_"))
+        name = f"coco{'_test' if named[1] else ''}{named[2]}" if named else ""
         parts = path.parts
         data_root = f" --data-root {Path(*parts[: parts.index('coco')])}" if "coco" in parts else ""
-        fix = f": get it with: python tools/prepare_data.py coco{year}{data_root}" if official else ""
+        fix = f": get it with: python tools/prepare_data.py {name}{data_root}" if official else ""
         kind = "folder" if path == images else "annotation file"
         raise UserError(f"{path}: there is no such {kind}{fix}")
 

@@ -28,7 +28,7 @@ from datasets.public_sets import Archive, PublicSet
 _CHUNK = 1 << 20
 _TIMEOUT = 60.0
 _MOST = 1 << 30
-"""Bytes that are taken of an archive whose size is not published."""
+"""Bytes that are taken of an archive whose size nobody says."""
 
 
 def prepare(
@@ -137,11 +137,11 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
         _check_md5(path, archive)
         return
     part = path.with_name(path.name + ".part")
-    url, failures = _url(archive, mirror), 0
-    while archive.size is None or _bytes_there(path) < archive.size:
+    url, failures, size = _url(archive, mirror), 0, archive.size
+    while size is None or _bytes_there(path) < size:
         done = _bytes_there(path)
         try:
-            _fetch(url, part, done, archive)
+            size = _fetch(url, part, done, archive)
         except HTTPError as error:
             if error.code < 500 and error.code != 429:
                 raise UserError(f"{url}: the server answers {error.code} {error.reason}: try --mirror URL") from error
@@ -157,7 +157,7 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
                 raise UserError(f"{part}: cannot be written: {error.strerror}") from error
             reason = getattr(error, "reason", None) or error
         else:
-            if archive.size is None or _bytes_there(path) >= archive.size:
+            if size is None or _bytes_there(path) >= size:
                 break
             reason = "the connection was closed early"
         failures = 0 if _bytes_there(path) > done else failures + 1
@@ -176,22 +176,30 @@ class _TooLong(Exception):
     """A server sends more than the file has."""
 
 
-def _fetch(url: str, part: Path, done: int, archive: Archive) -> None:
-    """Append to `part` what is missing; begin anew where the server cannot continue."""
+def _fetch(url: str, part: Path, done: int, archive: Archive) -> int | None:
+    """Append to `part` what is missing; begin anew where the server cannot continue.
+
+    Returns:
+        Bytes of the whole archive, as published or as the server says; None: neither says.
+    """
     request = Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     with urlopen(request, timeout=_TIMEOUT) as response:
         continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         start = done if continued else 0
+        size = archive.size
+        if size is None and (length := response.headers.get("Content-Length")):
+            size = start + int(length)
         with (
             part.open("ab" if continued else "wb") as file,
-            tqdm(total=archive.size, initial=start, desc=archive.name, unit="B", unit_scale=True, disable=None) as bar,
+            tqdm(total=size, initial=start, desc=archive.name, unit="B", unit_scale=True, disable=None) as bar,
         ):
             while chunk := response.read(_CHUNK):
                 start += len(chunk)
-                if start > (archive.size or _MOST):
+                if start > (size or _MOST):
                     raise _TooLong
                 file.write(chunk)
                 bar.update(len(chunk))
+    return size
 
 
 def _check_md5(path: Path, archive: Archive) -> None:

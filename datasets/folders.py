@@ -14,6 +14,15 @@ from configs.errors import UserError, nearest
 from configs.files import read_lines
 from datasets.images import IMAGE_SUFFIXES, is_hidden
 
+FETCHED = {
+    "ILSVRC": "imagenet",
+    "cifar-10-batches-py": "cifar10",
+    "cifar10_lossless_5k": "cifar10_5k",
+    "tiny-imagenet-200": "tiny_imagenet",
+    "bccd": "bccd",
+}
+"""Folders of public sets, and what `tools/prepare_data.py` calls them."""
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -23,7 +32,7 @@ class ImageFiles:
     names: np.ndarray
     """(N,) bytes: path of each image below `root`."""
     labels: np.ndarray
-    """(N,) int64, 0..K-1: position in `class_names`."""
+    """(N,) int64, 0..K-1: position in `class_names`; -1 where no labels are published (`read_unlabelled`)."""
     class_names: list[str]
 
     def __len__(self) -> int:
@@ -77,9 +86,7 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
     Raises:
         UserError: a file is missing, or images and ground truth do not belong together.
     """
-    names = sorted(entry.name for entry in list_folder(root) if entry.is_file() and _is_image(entry.name))
-    if not names:
-        raise UserError(f"{root}: has no images")
+    names = _flat_images(root)
     lines = [line.split() for line in _lines(ground_truth)]
     if ground_truth.suffix == ".csv":
         wnids = _wnids_by_name(names, _csv_rows(ground_truth), ground_truth)
@@ -92,6 +99,58 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
     label_of = {wnid: find_class(wnid, class_names, str(ground_truth)) for wnid in sorted(set(wnids))}
     labels = np.array([label_of[wnid] for wnid in wnids], np.int64)
     return ImageFiles(root, np.array([os.fsencode(name) for name in names]), labels, class_names)
+
+
+def read_unlabelled(root: Path, class_names: Sequence[str]) -> ImageFiles:
+    """Images of one flat folder in the order of their names, of which nobody tells the labels (ImageNet's test set).
+
+    Args:
+        root: the folder of ILSVRC2012_test_00000001.JPEG, ...
+        class_names: the classes that they may have.
+
+    Raises:
+        UserError: no folder, or no images in it.
+    """
+    names = _flat_images(root)
+    encoded = np.array([os.fsencode(name) for name in names])
+    return ImageFiles(root, encoded, np.full(len(names), -1, np.int64), list(class_names))
+
+
+def read_synset_numbers(meta: Path) -> dict[str, int]:
+    """wnid -> the number by which ImageNet's ground truth and submissions call the class (ILSVRC2012_ID).
+
+    Args:
+        meta: meta.mat of the development kit of 2012, or meta_clsloc.mat of a later one.
+
+    Raises:
+        UserError: the file is missing or another one.
+    """
+    if not meta.is_file():
+        raise UserError(
+            f"{meta}: missing: the development kit's meta.mat says which wnids the numbers of ground truth and "
+            "submissions mean"
+        )
+    from scipy.io import loadmat  # takes a while, and is needed here only
+
+    try:
+        synsets = loadmat(meta, squeeze_me=True, struct_as_record=True)["synsets"]
+        field = next(name for name in synsets.dtype.names if name.startswith("ILSVRC") and name.endswith("_ID"))
+        return dict(zip(synsets["WNID"].tolist(), map(int, synsets[field].tolist()), strict=True))
+    except Exception as error:  # scipy raises many kinds for damaged files
+        raise UserError(f"{meta}: not the development kit's file ({error})") from None
+
+
+def class_numbers(meta: Path, class_names: Sequence[str]) -> list[int]:
+    """ImageNet's number of each class, 1..1000, in the order of `class_names`.
+
+    Raises:
+        UserError: as `read_synset_numbers`, or a class is no wnid of the kit.
+    """
+    numbers = read_synset_numbers(meta)
+    unknown = next((name for name in class_names if name not in numbers), None)
+    if unknown is not None:
+        raise UserError(f"{meta}: has no class {unknown}: a submission is of ImageNet's classes, by wnid")
+    return [numbers[name] for name in class_names]
 
 
 def read_tiny_imagenet(root: Path, split: str, class_names: Sequence[str] | None = None) -> ImageFiles:
@@ -129,7 +188,7 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
     """What is in a folder.
 
     Raises:
-        UserError: it is missing; names the nearest one.
+        UserError: it is missing; names the nearest one, or the tool that fetches the set.
     """
     try:
         with os.scandir(folder) as entries:
@@ -137,8 +196,29 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
     except OSError as error:
         parent = folder.parent
         near = nearest(folder.name, os.listdir(parent) if parent.is_dir() else [])
-        hint = f": did you mean {parent / near}?" if near else ""
+        hint = f": did you mean {parent / near}?" if near else how_to_get(folder)
         raise UserError(f"{folder}: {error.strerror}{hint}") from None
+
+
+def how_to_get(path: Path) -> str:
+    """`: get it with: ...` for a path in the folder of a public set that is not there at all; else ""."""
+    for number, part in enumerate(path.parts):
+        if part in FETCHED and not Path(*path.parts[: number + 1]).exists():
+            root = f" --data-root {Path(*path.parts[:number])}" if number else ""
+            return f": get it with: python tools/prepare_data.py {FETCHED[part]}{root}"
+    return ""
+
+
+def _flat_images(root: Path) -> list[str]:
+    """Names of the images in a folder, sorted.
+
+    Raises:
+        UserError: no folder, or no images in it.
+    """
+    names = sorted(entry.name for entry in list_folder(root) if entry.is_file() and _is_image(entry.name))
+    if not names:
+        raise UserError(f"{root}: has no images")
+    return names
 
 
 def _is_image(name: str) -> bool:
@@ -184,15 +264,7 @@ def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[s
     if len(numbers) != len(names):
         raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: one line is needed for each image")
     meta = path.with_name("meta.mat")
-    if not meta.is_file():
-        raise UserError(f"{meta}: missing: the development kit's meta.mat says which wnid the numbers of {path} mean")
-    from scipy.io import loadmat  # takes a while, and is needed here only
-
-    try:
-        synsets = loadmat(meta, squeeze_me=True, struct_as_record=True)["synsets"]
-        wnid_of = dict(zip(synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), strict=True))
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise UserError(f"{meta}: not the development kit's file ({error})") from None
+    wnid_of = {number: wnid for wnid, number in read_synset_numbers(meta).items()}
     unknown = next((number for number in numbers if number not in wnid_of), None)
     if unknown is not None:
         raise UserError(f"{path}: number {unknown} is not in {meta}")

@@ -22,7 +22,7 @@ from configs.errors import UserError, did_you_mean
 from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
 from datasets.columns import number_in
-from datasets.folders import find_class, list_folder
+from datasets.folders import find_class, list_folder, read_unlabelled
 from datasets.images import image_file_size, is_hidden, list_files
 from datasets.records import Records, logger, make_records
 from datasets.voc import read_annotation
@@ -40,7 +40,7 @@ class _Found(NamedTuple):
 def read_localisation(
     source: LocalisationSourceConfig, data_root: Path, class_names: list[str] | None = None
 ) -> Records:
-    """The annotated images of a split, in the order of their classes and names.
+    """The annotated images of a split, in the order of their classes and names; of split test all, without boxes.
 
     Args:
         source: layout and place.
@@ -51,6 +51,8 @@ def read_localisation(
         UserError: a file is missing or broken; names the file and the object (from 0).
     """
     root = data_root / source.root
+    if source.split == "test":
+        return _read_test(_folder(source.images, root / "Data/CLS-LOC/test", data_root), class_names or [])
     if source.format == "tiny_imagenet":
         found, annotation_file = list(_read_tiny(root, source.split)), f"{root}/{source.split} {{}}"
     else:
@@ -78,8 +80,26 @@ def read_localisation(
     )
 
 
+def _read_test(folder: Path, class_names: list[str]) -> Records:
+    """The images of a folder in the order of their names."""
+    files = read_unlabelled(folder, class_names)
+    paths = [files.path(index) for index in range(len(files))]
+    return make_records(
+        images=[(str(path), _image_id(path), image_file_size(path)) for path in paths],
+        boxes=[],
+        labels=[],
+        counts=[0] * len(paths),
+        class_names=class_names,
+        source=str(folder),
+        annotation_file=f"{folder}/{{}}",
+        annotated=False,
+    )
+
+
 def image_labels(records: Records) -> np.ndarray:
-    """(N,) int64, 0..K-1: the class of each image, which is that of its first object."""
+    """(N,) int64, 0..K-1: the class of each image, which is that of its first object; 0 where no boxes are known."""
+    if not records.annotated:
+        return np.zeros(len(records), np.int64)
     return records.labels[records.offsets[:-1]] - 1
 
 

@@ -1,8 +1,8 @@
 """The public data sets that can be had without an account: where they lie, how they are checked, what is kept of them.
 
-`datasets.download` fetches and unpacks them. A checksum is one that the set's authors publish, except that of
-Tiny-ImageNet, whose authors state none: it is the one that the library Avalanche checks. GitHub packs BCCD's archive
-anew at each call, so its files are compared with the hash of their tree in git. Imports only the standard library.
+`datasets.download` fetches and unpacks them. A checksum is the authors' own or, where they state none, that of a
+library (COCO: pytorchcocotools; Tiny-ImageNet: Avalanche). GitHub packs BCCD's archive anew at each call, so its files
+are compared with the hash of their tree in git. Imports only the standard library.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Archive:
 
     url: str
     size: int | None
-    """Bytes; None: packed anew at each call."""
+    """Bytes; None: not published."""
     md5: str | None
     """None: there is no published one."""
     saved_as: str | None = None
@@ -223,6 +223,22 @@ PUBLIC_SETS = {
         ),
         folder="coco",
         result="coco/train2017, coco/val2017, coco/annotations",
+    ),
+    "coco_test2015": PublicSet(
+        (
+            Archive(f"{_COCO}/annotations/image_info_test2015.zip", None, "d9616c9742182f530e2e6d8c6ccd916a"),
+            Archive(f"{_COCO}/zips/test2015.zip", None, "65562e58af7d695cc47356951578c041"),
+        ),
+        folder="coco",
+        result="coco/test2015, coco/annotations",
+    ),
+    "coco_test2017": PublicSet(
+        (
+            Archive(f"{_COCO}/annotations/image_info_test2017.zip", None, "85da7065e5e600ebfee8af1edb634eb5"),
+            Archive(f"{_COCO}/zips/test2017.zip", 6646970404, "77ad2c53ac5d0aea611d422c0938fb35"),
+        ),
+        folder="coco",
+        result="coco/test2017, coco/annotations",
     ),
     "cifar10": PublicSet((_CIFAR10,), folder=".", result="cifar-10-batches-py"),
     "cifar10_5k": PublicSet(

@@ -19,6 +19,7 @@ from defusedxml import DefusedXmlException, ElementTree
 from configs.errors import UserError, did_you_mean
 from configs.files import decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
+from datasets.folders import how_to_get
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images, same_name
 from datasets.records import Records, logger, make_records, report
 
@@ -308,6 +309,8 @@ def _check_folders(root: Path) -> None:
             fix = f"get it with: python tools/prepare_data.py voc{year} --data-root {data_root}"
         elif nested:
             fix = f"did you mean root: {nested}?"
+        elif known := how_to_get(root):
+            fix = known.removeprefix(": ")
         else:
             fix = "a VOC folder holds Annotations/, ImageSets/Main/ and JPEGImages/"
         raise UserError(f"{folder}: there is no such folder: {fix}")

@@ -223,10 +223,10 @@ def build_detector(
         raise UserError("model.backbone: this net has no feature maps for a detector: give one with convolutions")
     if config.neck == "fpn":
         backbone, box_head, channels = _fpn_parts(config, net)
-    elif net.head == "fc":
-        backbone, box_head, channels = _vgg_parts(config, net, classifier)
     elif config.dilated_conv5:
         backbone, box_head, channels = _dc5_parts(config, net)
+    elif net.head == "fc":
+        backbone, box_head, channels = _vgg_parts(config, net, classifier)
     else:
         backbone, box_head, channels = _c4_parts(config, net)
     anchors = AnchorGenerator(config.anchors, backbone.strides)
@@ -271,11 +271,15 @@ def _c4_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, Conv5Head,
 
 
 def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, int]:
-    if not isinstance(net, ResNet) or "conv5" not in net.stage_channels:
-        raise UserError("model.dilated_conv5: this net has no conv5 to dilate: give a ResNet, or dilated_conv5: false")
-    net.dilate_stage("conv5")
-    channels = net.stage_channels["conv5"]
-    return Backbone(net, ("conv5",)), _fc_head(config, channels), channels
+    *_, before, last = net.stage_channels  # conv4 and conv5 of the ImageNet nets
+    if not isinstance(net, ResNet):
+        raise UserError("model.dilated_conv5: only residual nets and their plain twins dilate: set it to false")
+    if not net.dilate_stage(last):
+        strides = net.stage_strides
+        reason = "strides by pooling" if strides[last] > strides[before] else "does not stride"
+        raise UserError(f"model.dilated_conv5: {last} of this net {reason}, so nothing is dilated: set it to false")
+    channels = net.stage_channels[last]
+    return Backbone(net, (last,)), _fc_head(config, channels), channels
 
 
 def _vgg_parts(config: ModelConfig, net: StagedNet, classifier: nn.Module) -> tuple[Backbone, FcHead, int]:

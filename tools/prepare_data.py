@@ -2,9 +2,10 @@
 
     python tools/prepare_data.py voc2007 --data-root data
 
-voc2007, voc2012, coco2014, coco2017; cifar10, cifar10_5k (its first 4,000 and 1,000 images as PNG), tiny_imagenet,
-tiny_imagenet_20 (the 20 classes of this project's figures), bccd. For imagenet and imagenet_det, which need an
-account, it says what to fetch by hand and where to put it. An interrupted download is continued by the same command.
+voc2007, voc2012, coco2014, coco2017, coco_test2015, coco_test2017 (with the lists of test-dev); cifar10, cifar10_5k
+(its first 4,000 and 1,000 images as PNG), tiny_imagenet, tiny_imagenet_20 (the 20 classes of this project's figures),
+bccd. For imagenet and imagenet_det, which need an account, it says what to fetch by hand and where to put it. An
+interrupted download is continued by the same command.
 """
 
 import sys
@@ -22,28 +23,33 @@ IMAGENET = """\
 ImageNet (ILSVRC2012, classification and localisation) needs an account: register at
 https://www.image-net.org/download.php and fetch by hand
 
-  file                              bytes            md5
-  ILSVRC2012_img_train.tar          147,897,477,120  1d675b47d978889d74fa0da5fadfb00e
-  ILSVRC2012_img_val.tar            6,744,924,160    29b22e2961454d5413ddabcf34fc5622
-  ILSVRC2012_devkit_t12.tar.gz      2,568,145        fa75699e90414af021442c21a62c3abf
-  ILSVRC2012_bbox_train_v2.tar.gz   boxes of the training images (only for localisation)
-  ILSVRC2012_bbox_val_v3.tgz        boxes of the validation images (only for localisation)
+  file                               about     md5
+  ILSVRC2012_img_train.tar           148 GB    1d675b47d978889d74fa0da5fadfb00e
+  ILSVRC2012_img_val.tar             6.7 GB    29b22e2961454d5413ddabcf34fc5622
+  ILSVRC2012_devkit_t12.tar.gz       2.6 MB    fa75699e90414af021442c21a62c3abf
+  ILSVRC2012_bbox_train_v2.tar.gz    20 MB     9271167e2176350e65cfe4e546f14b17  (only for localisation)
+  ILSVRC2012_bbox_val_v3.tgz         2.2 MB    f4cd18b5ea29fe6bbea62ec9c20d80f0  (only for localisation)
+  ILSVRC2012_img_test_v10102019.tar  13 GB     e1b8681fff3d63731c599df9b4b6fc02  (only for submissions)
 
 Put them into {root} and run there
 
-  md5sum ILSVRC2012_img_*.tar ILSVRC2012_devkit_t12.tar.gz
-  mkdir -p Data/CLS-LOC/train Data/CLS-LOC/val Annotations/CLS-LOC/train Annotations/CLS-LOC/val
+  md5sum ILSVRC2012_*
+  mkdir -p Data/CLS-LOC/train Data/CLS-LOC/val Annotations/CLS-LOC/train
   tar -xf ILSVRC2012_img_val.tar -C Data/CLS-LOC/val
+  tar -xf ILSVRC2012_img_test_v10102019.tar -C Data/CLS-LOC
   tar -xf ILSVRC2012_devkit_t12.tar.gz
+  tar -xf ILSVRC2012_bbox_train_v2.tar.gz -C Annotations/CLS-LOC/train
+  tar -xf ILSVRC2012_bbox_val_v3.tgz -C Annotations/CLS-LOC
   tar -xf ILSVRC2012_img_train.tar -C Data/CLS-LOC/train
   cd Data/CLS-LOC/train && for f in *.tar; do mkdir -p "${{f%.tar}}" && tar -xf "$f" -C "${{f%.tar}}" && rm "$f"; done
 
-and unpack the boxes, so that afterwards there are
+Afterwards there are
   {root}/Data/CLS-LOC/train/<wnid>/*.JPEG        1,281,167 images in 1,000 folders
   {root}/Data/CLS-LOC/val/*.JPEG                 50,000 images
+  {root}/Data/CLS-LOC/test/*.JPEG                100,000 images
   {root}/Annotations/CLS-LOC/train/<wnid>/*.xml  boxes of 544,546 images
   {root}/Annotations/CLS-LOC/val/*.xml           boxes of 50,000 images
-  {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt
+  {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt, meta.mat
 
 Kaggle's archive of the same set has this layout (ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC), but lacks the
 development kit: give its LOC_val_solution.csv as ground_truth."""

@@ -5,7 +5,8 @@
     python tools/test_cls.py --cfg configs/imagenet_resnet50.yaml --weights a.pt b.pt c.pt --views multiscale --out DIR
 
 The config says which images (data.test, else data.val), sizes and scales. What each file says about its net, its input
-and its classes goes before the config. Prints top-1 and top-5 error; writes metrics.json with --out.
+and its classes goes before the config. Prints top-1 and top-5 error; writes metrics.json with --out. Of ImageNet's test
+images, whose labels nobody has (format imagenet_test), it writes submission.txt for the server instead.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from configs.errors import UserError
 from configs.loading import load_config
 from datasets.cifar import read_into_memory
 from datasets.classification import ImageSet, build_splits, read_set
-from datasets.folders import ImageFiles
+from datasets.folders import ImageFiles, class_numbers, read_synset_numbers
+from detection.evaluation.submissions import write_imagenet_cls
 from tools.runtime import cli, distributed
-from tools.runtime.classification import EVALUATION_BATCH, evaluate
+from tools.runtime.classification import EVALUATION_BATCH, evaluate, rank_classes
 from tools.runtime.distributed import say
 from tools.runtime.run_folder import write_json
 from tools.runtime.training import place
@@ -44,13 +46,19 @@ def main(args: argparse.Namespace) -> None:
         members = [load_classifier(weights, config.model, data_root) for weights in args.weights]
         check_members(members, args.weights)
         split = args.split or ("test" if config.data.test is not None else "val")
+        numbers = read_numbers(config, split, data_root, members[0], args)
         images = read_images(config, split, data_root, members[0])
         nets = [(place(member.net, device, channels_last=True), member.normalize.to(device)) for member in members]
-        values = evaluate(
-            nets, images, config.data, device, view=args.views, batch_size=args.batch_size or BATCH[args.views],
-            amp=config.train.amp, what=args.views,
-        )  # fmt: skip
-        report(values, args, split)
+        how = {"view": args.views, "batch_size": args.batch_size or BATCH[args.views], "amp": config.train.amp}
+        if numbers is None:
+            report(evaluate(nets, images, config.data, device, what=args.views, **how), args, split)
+            return
+        classes = rank_classes(nets, images, config.data, device, **how)
+        if distributed.is_main():
+            args.out.mkdir(parents=True, exist_ok=True)
+            write_imagenet_cls(args.out / "submission.txt", classes, numbers)
+            say(f"{len(images):,} images without labels ({split}), {args.views}")
+            say(f"submission {args.out / 'submission.txt'}")
 
 
 def check_members(members: list[Classifier], weights: list[str]) -> None:
@@ -74,6 +82,26 @@ def count_classes(member: Classifier) -> int:
     return last.out_features
 
 
+def read_numbers(
+    config: ClassificationConfig, split: str, data_root: Path, member: Classifier, args: argparse.Namespace
+) -> list[int] | None:
+    """ImageNet's numbers of the net's classes, for a set without labels; None for a set with labels.
+
+    Raises:
+        UserError: no --out for the submission, or the development kit does not know the classes.
+    """
+    source: ImageSourceConfig | None = getattr(config.data, split)
+    if source is None or source.meta is None:
+        return None
+    if args.out is None:
+        raise UserError(f"data.{split}: has no labels: give --out, the folder for submission.txt")
+    meta = data_root / source.meta
+    names = member.class_names or sorted(wnid for wnid, number in read_synset_numbers(meta).items() if number <= 1000)
+    if len(names) != count_classes(member):
+        raise UserError(f"{meta}: has {len(names)} classes, the net {count_classes(member)}, whose file names none")
+    return class_numbers(meta, names)
+
+
 def read_images(config: ClassificationConfig, split: str, data_root: Path, member: Classifier) -> ImageSet:
     """The set that is tested, its labels in the net's order.
 
@@ -88,6 +116,8 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
         source: ImageSourceConfig | None = getattr(data, split)
         if source is None:
             raise UserError(f"data.{split}: the config has no such set: give --split, or the set with --set")
+        if source.format == "imagenet_test":
+            return read_set(source, data_root, member.class_names)
         images = read_set(source, data_root)
         if images.class_names != member.class_names and set(images.class_names) <= set(member.class_names):
             images = read_set(source, data_root, member.class_names)

@@ -8,7 +8,8 @@
 The config says which images (data.test, else data.val), scales and views. Classes are predicted by the classifiers
 (checkpoints of tools/pretrain.py, scores averaged), else by the RPNs that learned to. Several RPNs join their
 proposals; several R-CNNs average the scores and boxes of all proposals. Prints the localisation errors beside those of
-trivial predictors; writes metrics.json and predictions.json with --out.
+trivial predictors; writes metrics.json and predictions.json with --out. Of ImageNet's test images, whose labels nobody
+has (split: test), it writes submission.txt for the server instead of metrics.json.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from torch import nn
 
-from backbones.classification import load_classifier
-from backbones.preprocess import Normalize
+from backbones.classification import Classifier, load_classifier
 from configs.errors import UserError
 from configs.loading import load_config
-from configs.localisation import LocalisationConfig
+from configs.localisation import LocalisationConfig, LocalisationSourceConfig
+from datasets.folders import class_numbers
 from datasets.localisation import read_localisation
+from datasets.records import Records
+from detection.evaluation.submissions import write_imagenet_loc
 from detection.localisation import Localiser, PerClassRpn, load_localiser
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.localisation import (
     Members,
+    Predictions,
     figures,
     predict,
     say_table,
@@ -56,13 +59,19 @@ def main(args: argparse.Namespace) -> None:
         source = getattr(config.data, split)
         if source is None:
             raise UserError(f"data.{split}: the config has no such set: give --split, or the set with --set")
+        numbers = read_numbers(source, data_root, rpns[0].class_names, args) if source.split == "test" else None
         records = read_localisation(source, data_root, rpns[0].class_names)
         members = Members(
             [member.net for member in rpns],
             [member.net for member in rcnns],
             load_classifiers(args.classifier, rpns, config, data_root, device),
         )
+        if numbers is not None and not members.classifiers:
+            raise UserError(f"data.{split}: has no labels: give --classifier, which predicts the classes")
         found = predict(members, records, config, device, view=view, batch_size=args.batch_size)
+        if numbers is not None:
+            write_submission(args.out, found, records, numbers)
+            return
         values = {**figures(found, records), **trivial_figures(np.array(rpns[0].mean_boxes), records)}
         stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
         say_table(values, f"{split}, {values['images']:,} images, {stages}, view {view}")
@@ -72,6 +81,30 @@ def main(args: argparse.Namespace) -> None:
             write_json(args.out / "metrics.json", {**values, "split": split, "view": view, **names})
             write_predictions(args.out / "predictions.json", found, records)
             say(f"results    {args.out / 'metrics.json'}, {args.out / 'predictions.json'}")
+
+
+def read_numbers(
+    source: LocalisationSourceConfig, data_root: Path, class_names: list[str], args: argparse.Namespace
+) -> list[int]:
+    """ImageNet's numbers of the classes, for a set without labels.
+
+    Raises:
+        UserError: no --out for the submission, or the development kit does not know the classes.
+    """
+    if args.out is None:
+        raise UserError("--out: give the folder for submission.txt: the test set has no labels")
+    usual = data_root / source.root / "ILSVRC2012_devkit_t12/data/meta.mat"
+    return class_numbers(usual if source.meta is None else data_root / source.meta, class_names)
+
+
+def write_submission(folder: Path, found: Predictions, records: Records, numbers: list[int]) -> None:
+    """Write what the server of the benchmark takes, and predictions.json."""
+    if not distributed.is_main():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_imagenet_loc(folder / "submission.txt", found.labels[:, 1:], found.boxes[:, 1:], numbers)
+    write_predictions(folder / "predictions.json", found, records)
+    say(f"{len(records):,} images without labels\nsubmission {folder / 'submission.txt'}")
 
 
 def check_classes(members: list[tuple[Path, Localiser]]) -> None:
@@ -93,21 +126,25 @@ def load_classifiers(
     config: LocalisationConfig,
     data_root: Path,
     device: torch.device,
-) -> list[tuple[nn.Module, Normalize]]:
-    """The networks that predict the classes, each with its input.
+) -> list[Classifier]:
+    """The networks that predict the classes.
 
     Raises:
         UserError: a classifier's classes are not the localiser's.
     """
     if not paths:
-        return [(member.net.net, member.net.normalize) for member in rpns if member.net.classifies]
+        return [
+            Classifier(rpn.net.net, rpn.net.normalize, rpn.class_names, rpn.config.data.crop_size)
+            for rpn in rpns
+            if rpn.net.classifies
+        ]
     loaded = []
     for path in paths:
         member = load_classifier(path, config.model, data_root)
         if member.class_names != rpns[0].class_names:
             differing = sorted(set(member.class_names) ^ set(rpns[0].class_names)) or ["their order"]
             raise UserError(f"{path}: other classes than the localiser's ({', '.join(differing[:5])} differ)")
-        loaded.append((member.net.to(device), member.normalize.to(device)))
+        loaded.append(member._replace(net=member.net.to(device), normalize=member.normalize.to(device)))
     return loaded
 
 

@@ -74,7 +74,16 @@ def train(config: LocalisationConfig, job: Job) -> None:
 
 
 def read_sets(config: LocalisationConfig, data_root: Path) -> dict[str, Records]:
-    """train, and val and test where the config has them, with the first one's classes."""
+    """train, and val and test where the config has them, with the first one's classes.
+
+    Raises:
+        UserError: the test set has no labels.
+    """
+    if config.data.test is not None and config.data.test.split == "test":
+        raise UserError(
+            "data.test: has no labels, so a training cannot end with its errors: set data.test=null, and give the set "
+            "to tools/test_loc.py"
+        )
     sets = {"train": read_localisation(config.data.train, data_root)}
     for split in ("val", "test"):
         source = getattr(config.data, split)

@@ -5,6 +5,8 @@
 | VOC 2012 | submission.tar.gz of results/VOC2012/Main/comp4_det_test_<class>.txt |
 | COCO | submission.zip of detections_<set>_frcnn_results.json, with the set of the annotations (test-dev2015) |
 | ImageNet DET | submission.txt: a line for each detection, see `write_imagenet_det` |
+| ImageNet classification | submission.txt: a line for each image, see `write_imagenet_cls` |
+| ImageNet localisation | submission.txt: a line for each image, see `write_imagenet_loc` |
 """
 
 from __future__ import annotations
@@ -15,10 +17,14 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from configs.files import write_text
 from datasets.class_lists import IMAGENET_DET
 from detection.evaluation.data import Detections
 
+_GUESSES = 5
+"""Classes of an image that ImageNet's servers count."""
 COCO_SET = re.compile(r"(test-dev|test|val|train)(20\d\d)")
 
 
@@ -69,6 +75,36 @@ def write_imagenet_det(path: Path, detections: Detections) -> None:
     )  # fmt: skip
     lines = [f"{image + 1} {ids[label]} {score!r} {' '.join(map(repr, box))}\n" for image, label, box, score in rows]
     write_text(path, "".join(lines))
+
+
+def write_imagenet_cls(path: Path, classes: np.ndarray, numbers: Sequence[int]) -> None:
+    """Write a line for each image: the numbers of up to five classes, best first (ILSVRC 2012, task 1).
+
+    Args:
+        path: file to be written.
+        classes: (N, T) int64, 0..K-1, of the images in the order of their names.
+        numbers: ILSVRC2012_ID of each of the K classes, 1..1000, from the development kit's meta.mat.
+    """
+    rows = np.asarray(numbers)[classes[:, :_GUESSES]].tolist()
+    write_text(path, "".join(" ".join(map(str, row)) + "\n" for row in rows))
+
+
+def write_imagenet_loc(path: Path, classes: np.ndarray, boxes: np.ndarray, numbers: Sequence[int]) -> None:
+    """Write a line for each image: up to five times label, xmin, ymin, xmax, ymax, best first (ILSVRC 2012, task 2).
+
+    Pixels count from 0 and both ends are included, as in the annotations.
+
+    Args:
+        path, classes, numbers: see `write_imagenet_cls`.
+        boxes: (N, T, 4) of each class, continuous pixels of the images.
+    """
+    pixels = (boxes[:, :_GUESSES].astype(np.float64) - (0, 0, 1, 1)).round(2).tolist()
+    labels = np.asarray(numbers)[classes[:, :_GUESSES]].tolist()
+    lines = (
+        " ".join(f"{label} {' '.join(map(repr, box))}" for label, box in zip(row, of_row, strict=True))
+        for row, of_row in zip(labels, pixels, strict=True)
+    )
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def coco_name(annotation_file: str) -> str:

@@ -17,10 +17,10 @@ from detection.boxes import gather_boxes
 from detection.localisation.layers import Candidates, PerClassLayers, sample_losses
 from detection.matching import match
 from detection.roi_align import roi_align
-from detection.sampling import random_keys, sample
+from detection.sampling import Sampled, random_keys, sample
 
-ROI_PURPOSE = 3
-"""Tells this sampling's random keys from a detector's and from the RPN's."""
+ROI_PURPOSE, KIND_PURPOSE = 3, 4
+"""Tell the random keys of this sampling, and of an RoI's kind, from a detector's and from the RPN's."""
 
 
 class PerClassRcnn(nn.Module):
@@ -72,12 +72,26 @@ class PerClassRcnn(nn.Module):
         positive = matches.iou >= config.fg_iou_thresh
         codes = torch.arange(rois.shape[1], device=rois.device)
         keys = random_keys(seed, iteration, ROI_PURPOSE, index, codes)
-        chosen = sample(positive, usable & ~positive, keys, config.rois_per_image, config.positive_fraction)
+        negative = usable & ~positive
+        if config.sampling == "image":
+            chosen = sample(positive, negative, keys, config.rois_per_image, config.positive_fraction)
+        else:
+            chosen = self._one_each(positive, negative, keys, seed, iteration, index)
         references = gather_boxes(rois, chosen.index)
         logits, deltas = self.answers(images, references, labels[:, None].expand(-1, references.shape[1]))
         objects = gather_boxes(boxes, matches.index.gather(1, chosen.index))
         own = chosen._replace(index=torch.arange(logits.shape[1], device=rois.device).expand_as(logits))
         return sample_losses(logits, deltas, references, objects, own, config, self.delta_weights)
+
+    def _one_each(
+        self, positive: Tensor, negative: Tensor, keys: Tensor, seed: int, iteration: int, index: Tensor
+    ) -> Sampled:
+        """One RoI of each image, positive with the probability `positive_fraction` where there are both kinds."""
+        one = torch.zeros(1, dtype=torch.int64, device=index.device)
+        hashed = random_keys(seed, iteration, KIND_PURPOSE, index, one) >> 20  # (B, 1), 32 bits
+        share = hashed.double() / 2.0**32
+        wanted = (share < self.config.positive_fraction) | ~negative.any(1, keepdim=True)
+        return sample(positive & wanted, negative, keys, 1, 1.0)
 
     def answers(self, images: Tensor, rois: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, R) and deltas (B, R, 4) of boxes (B, R, 4) in pixels of `images`, each for one class (B, R)."""

@@ -86,6 +86,10 @@ def test_the_recipe_is_the_papers():
         ("test.scales=[]", "give at least one"),
         ("model.backbone=vgg16", "rpn.stage need a residual net"),
         ("model.rcnn.context=112", "leaves nothing of warp_size 224"),
+        ("model.rcnn.sampling=roi", "sampling: roi takes one RoI of each image: set rois_per_image: 1, not 8"),
+        ("data.train={format: imagenet_loc, root: x, split: test}", "train: split test has no boxes"),
+        ("data.test={format: tiny_imagenet, root: x, split: test}", "split test is that of imagenet_loc"),
+        ("data.val={format: imagenet_loc, root: x, split: val, meta: y}", "meta belongs to split test"),
     ],
 )
 def test_what_does_not_fit_is_refused(override, words):

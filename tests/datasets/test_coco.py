@@ -134,6 +134,10 @@ def test_missing_and_broken_files(tmp_path: Path, write_coco) -> None:
         read_coco(tmp_path / "coco" / "annotations" / "instances_val2017.json", folder)
     with pytest.raises(UserError, match=r"coco/train2014: there is no such folder.*prepare_data\.py coco2014"):
         read_coco(path, tmp_path / "coco" / "train2014")
+    with pytest.raises(UserError, match=r"prepare_data\.py coco_test2015 --data-root"):
+        read_coco(tmp_path / "coco" / "annotations" / "image_info_test-dev2015.json", folder)
+    with pytest.raises(UserError, match=r"prepare_data\.py coco_test2017 --data-root"):
+        read_coco(path, tmp_path / "coco" / "test2017")
     (folder / "sub" / "three.jpg").unlink()
     with pytest.raises(UserError, match=r"three\.jpg: there is no such image"):
         read_coco(path, folder)

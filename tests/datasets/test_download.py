@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,14 @@ def test_server_that_cannot_continue_begins_anew(server: Server, tmp_path: Path)
     (tmp_path / "a.tar.part").write_bytes(b"x" * 70_000)
     fetch(server, tmp_path / "a.tar")
     assert (tmp_path / "a.tar").read_bytes() == DATA
+
+
+def test_a_size_that_is_not_published_is_the_servers(server: Server, tmp_path: Path) -> None:
+    """A cut is seen and continued all the same."""
+    server.files["a.tar"], server.cut = DATA, 30_000
+    fetch(server, tmp_path / "a.tar", replace(archive(), size=None))
+    assert (tmp_path / "a.tar").read_bytes() == DATA
+    assert [wanted for _, wanted in server.requests] == [None, "bytes=30000-", "bytes=60000-", "bytes=90000-"]
 
 
 def test_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from configs.loading import load_config
 from datasets import public_sets
 from datasets.classification import read_set
 from datasets.download import plan, prepare
+from datasets.folders import FETCHED
 from datasets.public_sets import (
     BCCD_COMMIT,
     BCCD_TREE,
@@ -55,7 +56,7 @@ def test_checksums() -> None:
     # torchvision's for CIFAR-10, Avalanche's for Tiny-ImageNet
     assert archives["cifar-10-python.tar.gz"].md5 == "c58f30108f718f92721af3b95e74349a"
     assert archives["tiny-imagenet-200.zip"].md5 == "90528d7ca1a48142e341f4ef8d21d0de"
-    assert len({item.md5 for item in archives.values()}) == len(archives) == 12
+    assert len({item.md5 for item in archives.values()}) == len(archives) == 16
     assert all(len(item.md5) == 32 and item.size % 512 == 0 for name, item in archives.items() if name.endswith(".tar"))
     assert [name for name, item in archives.items() if item.md5 is None] == [f"BCCD_Dataset-{BCCD_COMMIT}.zip"]
 
@@ -230,3 +231,32 @@ def test_archives_that_are_here_already(tmp_path: Path) -> None:
     prepare(public_set, tmp_path / "data", archives=folder)
     assert (tmp_path / "data/kit/a.txt").read_bytes() == b"1"
     assert (folder / archive.name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        ("cifar_resnet20", "cifar10"),
+        ("cifar5k_resnet20", "cifar10_5k"),
+        ("tiny_imagenet_resnet18", "tiny_imagenet"),
+        ("imagenet_resnet18", "imagenet"),
+    ],
+)
+def test_a_set_that_is_not_there_names_the_tool(tmp_path: Path, config: str, name: str) -> None:
+    source = load_config(CONFIGS / f"{config}.yaml", [], ClassificationConfig).data.train
+    with pytest.raises(UserError, match=rf"get it with: python tools/prepare_data\.py {name} --data-root {tmp_path}$"):
+        read_set(source, tmp_path)
+
+
+def test_the_folders_that_are_named_are_those_of_the_sets() -> None:
+    assert {folder: name for folder, name in FETCHED.items() if folder != "ILSVRC"} == {
+        PUBLIC_SETS[name].result: name for name in ("cifar10", "cifar10_5k", "tiny_imagenet", "bccd")
+    }
+
+
+def test_bccd_that_is_not_there_names_the_tool(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"get it with: python tools/prepare_data\.py bccd --data-root {tmp_path}$"):
+        read_voc(tmp_path / "bccd", "trainval")
+    (tmp_path / "bccd").mkdir()  # what is there and is not the set is another mistake
+    with pytest.raises(UserError, match="a VOC folder holds"):
+        read_voc(tmp_path / "bccd", "trainval")

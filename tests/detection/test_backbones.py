@@ -96,6 +96,50 @@ def test_pyramids(name):
     check_one_step(small_config(**NETS[name], neck="fpn", fpn_channels=8, anchors={"sizes": sizes}))
 
 
+DC5 = {"dilated_conv5": True, "box": {**SMALL["box"], "pool_size": 7, "fc_width": 16}}
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        {"backbone": {**OWN, "unit": [5, 3]}},  # its last stage strides in its units
+        {"backbone": "cifar_resnet8"},
+        {"backbone": "cifar_resnet8", "plain": True},
+        pytest.param(NETS["34A"], marks=pytest.mark.slow),
+        pytest.param(NETS["plain50 in the 1x1"], marks=pytest.mark.slow),
+    ],
+)
+def test_the_last_stage_of_any_residual_net_dilates(net):
+    before = build_detector(small_config(**net), ["cat"]).backbone.strides[-1]  # of the map of the last but one
+    detector = build_detector(small_config(**net, **DC5), ["cat"])
+    assert detector.backbone.strides == [before]
+    check_one_step(small_config(**net, **DC5))
+
+
+@pytest.mark.parametrize(
+    ("net", "words"),
+    [
+        (NETS["googlenet"], "only residual nets and their plain twins dilate"),
+        (NETS["nin"], "only residual nets and their plain twins dilate"),
+        ({"backbone": {**OWN, "stages": OWN["stages"][:2]}}, "conv3 of this net strides by pooling"),
+        (
+            {"backbone": {**OWN, "stages": [*OWN["stages"], {"units": 1, "width": 8}]}},
+            "conv5 of this net does not stride",
+        ),
+    ],
+)
+def test_dilation_that_a_net_cannot_have_is_said(net, words):
+    with pytest.raises(UserError, match=rf"model\.dilated_conv5: {words}.*: set it to false"):
+        build_detector(small_config(**net, **DC5), ["cat"])
+
+
+def test_a_net_that_its_weights_name_is_not_silently_undilated():
+    """The schema does not see that a checkpoint describes VGG."""
+    config = small_config(backbone="resnet18", **DC5).model_copy(update={"backbone": "vgg16"})
+    with torch.device("meta"), pytest.raises(UserError, match="only residual nets"):
+        build_detector(config, ["cat"])
+
+
 @pytest.mark.parametrize("pool_size", [7, 14])
 def test_the_head_of_a_net_with_pooling_and_padded_shortcuts(pool_size):
     table = {**OWN, "shortcut": "A"}

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import savemat
 
 from backbones.classification import build_classifier
 from configs.classification import ClassificationConfig
+from configs.errors import UserError
 from configs.loading import load_config
 from datasets.classification import build_splits
 from tools import test_cls
@@ -141,3 +145,62 @@ def test_a_set_with_other_classes_is_refused(classifier_config, weights, tmp_pat
     (folder / "red").rename(tmp_path / "red")
     assert evaluate(classifier_config, [weights]) == 2
     assert "has the 2 classes azure, green, ..., the net 3 (blue, green, red, ...)" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ without labels
+
+
+@pytest.fixture
+def unlabelled(classifier_values, tmp_path) -> tuple[str, list[int]]:
+    """--set of the labelled test set's images in one flat folder, in another order; their places in the labelled."""
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    labelled = sorted(Path(classifier_values["data"]["test"]["root"]).rglob("*.png"))
+    places = np.random.default_rng(0).permutation(len(labelled)).tolist()
+    for number, place in enumerate(places, 1):
+        shutil.copy(labelled[place], folder / f"ILSVRC2012_test_{number:08d}.png")
+    numbers = [("red", 7), ("blue", 449), ("green", 12)]
+    savemat(tmp_path / "meta.mat", {"synsets": np.array(numbers, dtype=[("WNID", "O"), ("ILSVRC2012_ID", "O")])})
+    return f"data.test={{format: imagenet_test, root: {folder}, meta: {tmp_path}/meta.mat}}", places
+
+
+@pytest.mark.parametrize("place", ["memory", "files"])
+def test_a_set_without_labels_ends_with_a_submission(classifier_config, weights, tmp_path, unlabelled, place, capsys):
+    """The averaged scores' classes, by the development kit's numbers, a line for each image."""
+    other = checkpoint(tmp_path / "b.pt", classifier_config, 1)
+    (first, _), (second, _) = (scores_by_hand(path, classifier_config, "test") for path in (weights, other))
+    setting, places = unlabelled
+    settings = ["data.augment.crop=centre", "data.mean=channel"] if place == "files" else []
+    settings = ["--set", setting, *settings]
+    assert evaluate(classifier_config, [weights, other], "--out", str(tmp_path / "out"), *settings) == 0
+    order = (first + second).argsort(1, descending=True)[places].tolist()
+    expected = [" ".join(str((449, 12, 7)[label]) for label in row) for row in order]
+    assert (tmp_path / "out/submission.txt").read_text().splitlines() == expected
+    assert not (tmp_path / "out/metrics.json").exists()
+    assert "24 images without labels (test), center" in capsys.readouterr().out
+
+
+def test_mistakes_without_labels_take_one_line(classifier_config, weights, tmp_path, unlabelled, capsys):
+    setting, _ = unlabelled
+    assert evaluate(classifier_config, [weights], "--set", setting) == 2
+    assert "data.test: has no labels: give --out" in capsys.readouterr().err
+    odd = checkpoint(tmp_path / "c.pt", classifier_config, 0, class_names=["azure", "green", "red"])
+    assert evaluate(classifier_config, [odd], "--out", str(tmp_path), "--set", setting) == 2
+    assert "has no class azure" in capsys.readouterr().err
+    nameless = checkpoint(tmp_path / "d.pt", classifier_config, 0, class_names=[])
+    (tmp_path / "meta.mat").unlink()
+    assert evaluate(classifier_config, [nameless], "--out", str(tmp_path), "--set", setting) == 2
+    assert "meta.mat: missing" in capsys.readouterr().err
+    two = setting.replace("meta.mat", "two.mat")
+    synsets = np.array([("red", 7), ("blue", 449)], dtype=[("WNID", "O"), ("ILSVRC2012_ID", "O")])
+    savemat(tmp_path / "two.mat", {"synsets": synsets})
+    assert evaluate(classifier_config, [nameless], "--out", str(tmp_path), "--set", two) == 2
+    assert "two.mat: has 2 classes, the net 3, whose file names none" in capsys.readouterr().err
+    assert evaluate(classifier_config, [weights], "--set", setting.replace("data.test", "data.val")) == 2
+    assert "format imagenet_test has no labels: it is for test" in capsys.readouterr().err
+
+
+def test_a_training_does_not_end_with_a_set_without_labels(classifier_config, unlabelled):
+    values = load_config(classifier_config, [unlabelled[0]], ClassificationConfig)
+    with pytest.raises(UserError, match=r"data\.test: has no labels.*set data\.test=null.*tools/test_cls\.py"):
+        build_splits(values.data, Path())

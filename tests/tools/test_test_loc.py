@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from scipy.io import savemat
 
 from backbones.weights import IMAGENET
 from configs.errors import UserError
-from configs.loading import parse_config
+from configs.loading import load_config, parse_config
 from configs.localisation import LocalisationConfig
 from detection.localisation import build_localiser
 from tests.tools.made import localisation_values
 from tools import test_loc as script
+from tools.train_loc import read_sets
 
 
 def save(path: Path, values: dict, *overrides: str, names: tuple[str, ...] = ("n01", "n02")) -> str:
@@ -80,3 +84,42 @@ def test_mistakes(made, tmp_path):
     with pytest.raises(UserError, match=r"b: other classes than a \(their order differ\)"):
         script.check_classes([(Path("a"), first), (Path("b"), second)])
     script.check_classes([(Path("a"), first), (Path("b"), first)])
+
+
+def test_a_set_without_labels_ends_with_a_submission(made, tmp_path, capsys):
+    """Each image's classes, best first, by the development kit's numbers, with their boxes; as with labels else."""
+    config, values = made
+    labelled = sorted(Path(values["data"]["val"]["root"], "val").rglob("*.png"))
+    for number, path in enumerate(labelled, 1):
+        (tmp_path / "ILSVRC/Data/CLS-LOC/test").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / f"ILSVRC/Data/CLS-LOC/test/ILSVRC2012_test_{number:08d}.png")
+    kit = tmp_path / "ILSVRC/ILSVRC2012_devkit_t12/data"
+    kit.mkdir(parents=True)
+    synsets = np.array([("n01", 449), ("n02", 7)], dtype=[("WNID", "O"), ("ILSVRC2012_ID", "O")])
+    savemat(kit / "meta.mat", {"synsets": synsets})
+    setting = ["--data-root", str(tmp_path), "--set", "data.test={format: imagenet_loc, root: ILSVRC, split: test}"]
+    run(config, *setting, "--out", str(tmp_path / "out"))
+    assert "12 images without labels" in capsys.readouterr().out
+    lines = [line.split() for line in (tmp_path / "out/submission.txt").read_text().splitlines()]
+    assert not (tmp_path / "out/metrics.json").exists()
+
+    run(config, "--split", "val", "--out", str(tmp_path / "val"))
+    rows = json.loads((tmp_path / "val/predictions.json").read_text())
+    number = {"n01": "449", "n02": "7"}
+    assert len(rows) == 24
+    for row, fields in zip(rows, [part for line in lines for part in (line[:5], line[5:])], strict=True):
+        assert fields[0] == number[row["category"]]
+        x1, y1, x2, y2 = row["bbox"]
+        assert [float(field) for field in fields[1:]] == pytest.approx([x1, y1, x2 - 1, y2 - 1], abs=0.02)
+
+    with pytest.raises(UserError, match="--out: give the folder for submission"):
+        run(config, *setting)
+    blind = save(tmp_path / "blind.pt", values, "model.rpn.classification_loss_weight=0")
+    given = ["--cfg", str(config), "--device", "cpu", "--weights", blind, *setting, "--out", str(tmp_path)]
+    with pytest.raises(UserError, match="has no labels: give --classifier"):
+        script.main(script.make_parser().parse_args(given))
+    with pytest.raises(UserError, match=r"val: split test has no boxes"):
+        run(config, "--set", "data.val={format: imagenet_loc, root: ILSVRC, split: test}")
+    with_test = load_config(config, setting[3:], LocalisationConfig)
+    with pytest.raises(UserError, match=r"data\.test: has no labels.*tools/test_loc\.py"):
+        read_sets(with_test, tmp_path)

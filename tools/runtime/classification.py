@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from backbones.batch_norm import recalibrate
 from backbones.classification import measure_mean
 from backbones.preprocess import Normalize
 from backbones.pretrained import load_backbone_weights
-from backbones.views import count_errors
+from backbones.views import count_errors, mean_scores
 from backbones.weights import Preprocessing
 from configs.classification import ClassificationConfig, ImageDataConfig
 from datasets.cifar import ImageArrays
@@ -236,16 +238,53 @@ def evaluate(
     Returns:
         {"top1_error", "top5_error", "loss", "images"}: errors as fractions.
     """
+    batches, total = _view_batches(images, data, device, view, batch_size)
+    with _testing(members, device, amp), Progress(total, what, unit="batch") as progress:
+        moved = (([batch.images for batch in scales], scales[0].labels) for scales in _moved(batches, device, progress))
+        counter = count_errors(members, moved, view, data.test_crop, device)
+    distributed.reduce_sum(counter.sums)
+    return counter.result()
+
+
+def rank_classes(
+    members: Sequence[tuple[nn.Module, Normalize]],
+    images: ImageSet,
+    data: ImageDataConfig,
+    device: torch.device,
+    *,
+    view: str = "center",
+    batch_size: int = EVALUATION_BATCH,
+    amp: str = "none",
+    top: int = 5,
+) -> np.ndarray:
+    """(N, T) int64: the T classes of each image with the highest scores, best first; the same on every process.
+
+    Args:
+        members, images, data, device, view, batch_size, amp: as for `evaluate`; labels are not read.
+        top: T, at most; there may be fewer classes.
+    """
+    batches, total = _view_batches(images, data, device, view, batch_size)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    with _testing(members, device, amp), Progress(total, "test", unit="batch") as progress:
+        for scales in _moved(batches, device, progress):
+            scores = mean_scores(members, [batch.images for batch in scales], view, data.test_crop)
+            best = scores.topk(min(top, scores.shape[1]), 1).indices
+            found.append((scales[0].index.cpu().numpy(), best.cpu().numpy()))
+    everything = [part for parts in distributed.all_gather(found) for part in parts]
+    index, classes = (np.concatenate(column) for column in zip(*everything, strict=True))
+    return classes[np.argsort(index)]
+
+
+@contextmanager
+def _testing(members: Sequence[tuple[nn.Module, Normalize]], device: torch.device, amp: str) -> Iterator[None]:
+    """The nets in eval mode, without gradients; they come back in the mode that they had."""
     modes = [net.training for net, _ in members]
     for net, _ in members:
         net.eval()
-    batches, total = _view_batches(images, data, device, view, batch_size)
-    with torch.inference_mode(), autocast(device, amp), Progress(total, what, unit="batch") as progress:
-        counter = count_errors(members, _moved(batches, device, progress), view, data.test_crop, device)
+    with torch.inference_mode(), autocast(device, amp):
+        yield
     for (net, _), mode in zip(members, modes, strict=True):
         net.train(mode)
-    distributed.reduce_sum(counter.sums)
-    return counter.result()
 
 
 def _view_batches(
@@ -264,11 +303,10 @@ def _view_batches(
     return loader, None
 
 
-def _moved(batches: Any, device: torch.device, progress: Progress) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """(images of each scale, labels) on the device."""
+def _moved(batches: Any, device: torch.device, progress: Progress) -> Iterator[list[LabelledBatch]]:
+    """The batches of each scale on the device."""
     for scales in batches:
-        moved: list[LabelledBatch] = [batch.to(device) for batch in scales]
-        yield [batch.images for batch in moved], moved[0].labels
+        yield [batch.to(device) for batch in scales]
         progress.update()
 
 

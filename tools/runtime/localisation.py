@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from backbones.preprocess import Normalize
+from backbones.classification import Classifier
 from backbones.views import view_scores
 from configs.localisation import LocalisationConfig
 from datasets.localisation import image_labels
@@ -37,12 +37,13 @@ class Members:
 
     rpns: Sequence[PerClassRpn]
     rcnns: Sequence[PerClassRcnn] = ()
-    classifiers: Sequence[tuple[nn.Module, Normalize]] = ()
-    """They predict the classes; none: boxes of the true class only."""
+    classifiers: Sequence[Classifier] = ()
+    """They predict the classes, dense ones with the window of their own training crop (where it is not known, of the
+    config's); none: boxes of the true class only."""
 
     def modules(self) -> list[nn.Module]:
         """All of them."""
-        return [*self.rpns, *self.rcnns, *(net for net, _ in self.classifiers)]
+        return [*self.rpns, *self.rcnns, *(member.net for member in self.classifiers)]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def predict(
             classes = first.labels[:, None]
             if members.classifiers:
                 how = "center" if view == "center" else "multiscale"
-                scores = [view_scores(*member, images, how, config.data.crop_size) for member in members.classifiers]
+                scores = [
+                    view_scores(each.net, each.normalize, images, how, each.crop_size or config.data.crop_size)
+                    for each in members.classifiers
+                ]
                 mean = torch.stack(scores).mean(0)
                 classes = torch.cat((classes, mean.topk(min(TOP, mean.shape[1]), 1).indices), 1)
             views = [(batch.images, batch.frames) for batch in moved]

@@ -11,7 +11,7 @@ import pytest
 
 from datasets.class_lists import IMAGENET_DET, IMAGENET_DET_WNIDS
 from detection.evaluation.data import Detections
-from detection.evaluation.submissions import coco_name, write_submission
+from detection.evaluation.submissions import coco_name, write_imagenet_cls, write_imagenet_loc, write_submission
 
 
 class Found:
@@ -74,3 +74,28 @@ def test_cocos_archive_is_named_by_its_set(tmp_path, annotations, name):
     with zipfile.ZipFile(path) as archive:
         assert archive.namelist() == [name]
         assert json.loads(archive.read(name)) == [{"image_id": 1}]
+
+
+# classes in the labels' order, and their ILSVRC2012_ID, which is not that order
+NUMBERS = [449, 450, 442, 192, 7, 1000]
+
+
+def test_imagenets_classification_file(tmp_path):
+    """The kit's readme of 2012, task 1: a line an image, in it at most five ILSVRC2012_IDs, the surest first."""
+    write_imagenet_cls(tmp_path / "s.txt", np.array([[5, 0, 1, 2, 3, 4], [4, 3, 2, 1, 0, 5]]), NUMBERS)
+    assert (tmp_path / "s.txt").read_text() == "1000 449 450 442 192\n7 192 442 450 449\n"
+    write_imagenet_cls(tmp_path / "s.txt", np.array([[1, 0]]), NUMBERS)  # two classes in all
+    assert (tmp_path / "s.txt").read_text() == "450 449\n"
+
+
+def test_imagenets_localisation_file(tmp_path):
+    """The kit's readme, task 2: a line an image, in it at most five times label xmin ymin xmax ymax."""
+    # the pixels 3..10 across and 4..20 down, counted from 0; a fraction
+    boxes = np.array([[[3, 4, 11, 21], [0.5, 0, 100.125, 30]], [[0, 0, 1, 1], [2, 2, 4, 4]]], np.float32)
+    write_imagenet_loc(tmp_path / "s.txt", np.array([[5, 0], [3, 4]]), boxes, NUMBERS)
+    lines = [[float(field) for field in line.split()] for line in (tmp_path / "s.txt").read_text().splitlines()]
+    assert lines == [[1000, 3, 4, 10, 20, 449, 0.5, 0, 99.12, 29], [192, 0, 0, 0, 0, 7, 2, 2, 3, 3]]
+    assert (tmp_path / "s.txt").read_text().startswith("1000 3.0 4.0 10.0 20.0 449 ")  # labels are whole numbers
+    many = np.full((1, 7, 4), 2, np.float32)
+    write_imagenet_loc(tmp_path / "s.txt", np.arange(6)[None, [0, 1, 2, 3, 4, 5, 0]], many, NUMBERS)
+    assert len((tmp_path / "s.txt").read_text().split()) == 5 * 5

@@ -10,7 +10,8 @@ from backbones.weights import IMAGENET
 from backbones.zoo import build_backbone
 from configs.localisation import PerClassRcnnConfig
 from detection.localisation.layers import Candidates
-from detection.localisation.rcnn import PerClassRcnn
+from detection.localisation.rcnn import ROI_PURPOSE, PerClassRcnn
+from detection.sampling import random_keys
 from tests.detection.localisation.made import (
     INDEX,
     LABELS,
@@ -87,3 +88,52 @@ def test_the_rcnns_scores_start_as_the_classifiers():
     with torch.no_grad():
         logits, _ = rcnn.answers(images, whole, classes)
     torch.testing.assert_close(logits, expected - expected.mean(1, keepdim=True))
+
+
+def test_roi_centric_steps_take_one_roi_of_each_image():
+    """Of 6,000 images that have both kinds a quarter of the RoIs are positive, and within a kind each is as likely."""
+    rcnn = make_rcnn(sampling="roi", rois_per_image=1, positive_fraction=0.25)
+    images, candidates = 6000, 7
+    positive = torch.zeros(images, candidates, dtype=torch.bool)
+    negative = torch.zeros_like(positive)
+    positive[:, [1, 4]] = True
+    negative[:, [0, 2, 6]] = True  # 3 and 5 are no proposals
+    positive[:2] = False  # two images without a positive one, two without a negative one
+    negative[2:4] = False
+
+    def draw(index: torch.Tensor, iteration: int = 5):
+        keys = random_keys(0, iteration, ROI_PURPOSE, index, torch.arange(candidates))
+        return rcnn._one_each(positive[: len(index)], negative[: len(index)], keys, 0, iteration, index)
+
+    chosen = draw(torch.arange(images))
+    assert chosen.index.shape == (images, 1)
+    assert chosen.valid.all()
+    assert chosen.positive[:4, 0].tolist() == [False, False, True, True]
+    took = torch.bincount(chosen.index[4:, 0], minlength=candidates)
+    assert took[[3, 5]].tolist() == [0, 0]
+    assert chosen.positive[4:].sum() == took[[1, 4]].sum()
+    share = took / (images - 4)
+    expected = torch.tensor([0.25, 0.125, 0.25, 0.0, 0.125, 0.0, 0.25])
+    assert (share - expected).abs().max() < 4 * (0.25 * 0.75 / images) ** 0.5  # four standard deviations
+
+    # an image's RoI is its own, whatever batch it is in; another step draws another
+    part = draw(torch.arange(40)).index
+    assert torch.equal(part, chosen.index[:40])
+    assert not torch.equal(draw(torch.arange(40), iteration=6).index, part)
+
+
+def test_a_roi_centric_loss_is_that_of_the_chosen_rois():
+    rcnn = make_rcnn(sampling="roi", rois_per_image=1, positive_fraction=1.0, smooth_l1_beta=0.7).eval()
+    images = make_images()
+    boxes = torch.tensor([[4.0, 2.0, 19.0, 11.0], [0.0, 12.0, 12.0, 24.0], [30.0, 0.0, 40.0, 9.0]])
+    proposals = Candidates(boxes.repeat(2, 1, 1, 1), torch.tensor([0.9, 0.7, 0.6]).repeat(2, 1, 1))
+    objects = OBJECTS[:1].repeat(2, 1, 1)
+    losses = rcnn(images, LABELS, objects, VALID[:1].repeat(2, 1), INDEX, proposals, seed=0, iteration=0)
+    with torch.no_grad():
+        logits, deltas = rcnn.answers(images, proposals.boxes[:, 0, :1], LABELS[:, None])
+    parts = [
+        plain_losses(logits[b], deltas[b], boxes.tolist(), objects[b].tolist(), [(0, 0)], (10, 10, 5, 5), 0.7)
+        for b in range(2)
+    ]
+    assert losses["loss_objectness"].item() == pytest.approx(sum(part[0] for part in parts) / 2, rel=1e-4)
+    assert losses["loss_box_reg"].item() == pytest.approx(sum(part[1] for part in parts) / 2, rel=1e-4)

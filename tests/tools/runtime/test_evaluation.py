@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,11 +15,12 @@ import torch
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.build import build_dataset
+from datasets.imagenet_det import read_imagenet_det
 from datasets.loader import Collate
 from datasets.target import SampleKey
 from detection.evaluation.data import Detections, GroundTruth
 from detection.model import build_detector
-from detection.prediction import to_numpy
+from detection.prediction import ImageDetections, to_numpy
 from tools.runtime import evaluation
 from tools.runtime.evaluation import _LossSums, run_detector, score, write_results
 
@@ -110,3 +112,27 @@ def test_a_set_without_annotations_gives_a_submission_in_place_of_metrics(made, 
     with zipfile.ZipFile(submission) as archive:
         assert archive.namelist() == ["detections_test-dev2017_frcnn_results.json"]
         assert archive.read(archive.namelist()[0]) == saved.read_bytes()
+
+
+def test_imagenet_dets_submission_counts_images_as_the_list_does(tmp_path):
+    """<image_index> is the number beside the image's name in ImageSets/DET/test.txt, whatever the name."""
+    lists = tmp_path / "ImageSets/DET"
+    lists.mkdir(parents=True)
+    numbers = {"ILSVRC2012_test_00000030": 1, "ILSVRC2012_test_00000004": 2, "ILSVRC2013_test_00000001": 3}
+    (lists / "test.txt").write_text("".join(f"{name} {number}\n" for name, number in numbers.items()))
+    (tmp_path / "Data/DET/test").mkdir(parents=True)
+    for name in numbers:
+        cv2.imwrite(str(tmp_path / f"Data/DET/test/{name}.JPEG"), np.zeros((30, 40, 3), np.uint8))
+    records = read_imagenet_det(tmp_path, "test")
+    assert not records.annotated
+    per_image = [
+        ImageDetections(np.array([[k, 2, 11, 21]], np.float32), np.array([0.5], np.float32), np.array([k]))
+        for k in (1, 2, 3)
+    ]
+    found = Detections.from_images(records.image_ids.tolist(), per_image, ["ant", "zebra", "accordion"], frame="voc")
+    submission, _ = write_results(tmp_path / "out", records, found, None)
+    assert [line.split() for line in submission.read_text().splitlines()] == [
+        ["1", "3", "0.5", "1.0", "2.0", "10.0", "20.0"],
+        ["2", "200", "0.5", "2.0", "2.0", "10.0", "20.0"],
+        ["3", "1", "0.5", "3.0", "2.0", "10.0", "20.0"],
+    ]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from backbones.classification import Classifier
 from backbones.weights import IMAGENET
 from configs.loading import parse_config
 from configs.localisation import LocalisationConfig
@@ -16,6 +17,7 @@ from datasets.localisation import read_localisation
 from datasets.records import Records, make_records
 from detection.localisation import build_localiser
 from tests.tools.made import localisation_values
+from tools.runtime import localisation as module
 from tools.runtime.localisation import (
     Members,
     Predictions,
@@ -102,7 +104,7 @@ def test_predictions_are_in_the_sets_order_whatever_the_batches(tmp_path: Path):
     rpn = build_localiser(config.model, 2, preprocessing=IMAGENET).train()
     for parameter in rpn.siblings.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    members = Members([rpn], classifiers=[(rpn.net, rpn.normalize)])
+    members = Members([rpn], classifiers=[Classifier(rpn.net, rpn.normalize, ["n01", "n02"], None)])
     assert members.modules() == [rpn, rpn.net]
     found = [predict(members, records, config, CPU, view="center", batch_size=size) for size in (5, 12)]
     assert rpn.training
@@ -114,3 +116,20 @@ def test_predictions_are_in_the_sets_order_whatever_the_batches(tmp_path: Path):
     assert len(np.unique(found[0].boxes[:, 0], axis=0)) > 6
     only = predict(Members([rpn]), records, config, CPU, view="center")
     np.testing.assert_allclose(only.boxes, found[0].boxes[:, :1], atol=1e-3)
+
+
+def test_a_dense_classifier_has_the_window_of_its_own_training_crop(tmp_path: Path, monkeypatch):
+    """Not that of the localiser's config: the R-CNN's crops of the image are larger than a classifier's."""
+    config = parse_config(localisation_values(tmp_path), [], LocalisationConfig, "made")
+    records = read_localisation(config.data.val, tmp_path)
+    rpn = build_localiser(config.model, 2, preprocessing=IMAGENET)
+    windows = []
+
+    def noting(net, normalize, images, view, crop_size):
+        windows.append((view, crop_size))
+        return torch.zeros(len(images[0]), 2)
+
+    monkeypatch.setattr(module, "view_scores", noting)
+    members = [Classifier(rpn.net, rpn.normalize, [], size) for size in (20, 28, None)]
+    predict(Members([rpn], classifiers=members), records, config, CPU, view="dense", batch_size=12)
+    assert windows == [("multiscale", 20), ("multiscale", 28), ("multiscale", 32)]

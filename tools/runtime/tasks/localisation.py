@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backbones.classification import Classifier
 from configs.localisation import LocalisationConfig
 from datasets.loader import prefetch
 from datasets.localisation_views import LocalisationBatch, train_views
@@ -61,7 +62,8 @@ class LocalisationTask(Task[LocalisationConfig]):
         net = self.localiser
         rpn, rcnns = (net, []) if isinstance(net, PerClassRpn) else (self.proposer, [net])
         assert rpn is not None, "stage rcnn has a proposer"
-        return Members([rpn], rcnns, [(rpn.net, rpn.normalize)] if rpn.classifies else [])
+        names, crop_size = self.train_set.class_names, self.recipe.data.crop_size
+        return Members([rpn], rcnns, [Classifier(rpn.net, rpn.normalize, names, crop_size)] if rpn.classifies else [])
 
     def batches(self, start_iteration: int) -> Iterator[LocalisationBatch]:
         """See `Task`."""

@@ -69,7 +69,8 @@ def test_proposals_lie_in_the_crop_and_are_of_the_images_own_class(values, root)
 def test_members_of_a_validation(values, root):
     rpn = made(values, root, "rpn")
     assert (rpn.members.rpns, list(rpn.members.rcnns)) == ([rpn.net], [])
-    assert rpn.members.classifiers == [(rpn.net.net, rpn.net.normalize)]
+    (classifier,) = rpn.members.classifiers
+    assert (classifier.net, classifier.normalize, classifier.crop_size) == (rpn.net.net, rpn.net.normalize, 32)
     silent = made(values, root, "rpn", "model.rpn.classification_loss_weight=0")
     assert silent.members.classifiers == []  # it has learned no classes
     rcnn = made(values, root, "rcnn")
