@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from configs.common import (
     Fraction,
@@ -415,9 +415,20 @@ class AlternatingConfig(Section):
     """Phases 2 and 4, which train the detector on the RoIs."""
 
 
+BatchSize = Annotated[
+    NonNegativeInt,
+    BeforeValidator(lambda value: 0 if value == "auto" else value),
+    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["auto"], "type": "string"}]}),
+]
+"""A number of images; 0 is `auto`, for which a training puts a number before it begins."""
+
+
 class DetectionTrainConfig(TrainConfig):
     """The loop."""
 
+    batch_size: BatchSize
+    """Images in each step, over all processes and accumulated parts. auto: as many (1, 2, 4, ... in each part) as fit
+    into the GPU's memory, tried before the first step; on a CPU optim.reference_batch_size."""
     compile: bool = False
     """torch.compile for the regions of fixed shape; falls back with a warning."""
     best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "imagenet_det.mAP", "loss"] = "voc12.mAP"

@@ -92,9 +92,9 @@ def main(args: argparse.Namespace) -> None:
 
 
 def run_names(this: Path, other: Path | None) -> tuple[str, str]:
-    """What the report calls the runs: their files' names, with the folder where those are equal."""
+    """What the report calls the runs: their files' names; the folder's where all runs' files have that name."""
     if other is None:
-        return this.stem, ""
+        return this.resolve().parent.name if this.name == "detections.json" else this.stem, ""
     if this.stem != other.stem:
         return this.stem, other.stem
     return f"{this.resolve().parent.name}/{this.stem}", f"{other.resolve().parent.name}/{other.stem}"

@@ -65,7 +65,8 @@ def main(args: argparse.Namespace) -> None:
     for message in unreadable:
         print(f"left out: {message}", file=sys.stderr)
     where = args.out / "detections.json"
-    print(f"{results.objects} objects in {results.images} images: {where}, pictures in {args.out}")
+    drawn = "" if drawing is None else f", pictures in {args.out}"
+    print(f"{results.objects} objects in {results.images} images: {where}{drawn}")
     if not results.objects and images and (reason := why_nothing(args, [file for file, _ in images], threshold)):
         print(reason)
     if unreadable:

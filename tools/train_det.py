@@ -40,12 +40,14 @@ from tools.runtime.pictures import write_pictures
 from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import provenance
 from tools.runtime.setup import (
+    automatic_batch_size,
     build_datasets,
     check_validation,
     describe,
     describe_schedule,
     make_detector,
     rehearse,
+    with_size,
 )
 from tools.runtime.start import Job, training
 from tools.runtime.tasks.alternating import PhaseTask
@@ -65,9 +67,6 @@ def train(config: DetectionConfig, job: Job) -> None:
     sets = distributed.main_first(lambda: build_datasets(config, job.data_root))
     check_validation(config, *sets)
     train_set, val_set, test_set = sets
-    others = [part.records for part in (val_set, test_set) if part is not None]
-    for warning in before_training(config, train_set.records, others):
-        say(f"warning: {warning}")
     checkpoint = job.checkpoint("detector")
     described = checkpoint["config"]["model"] if checkpoint is not None else None
     if described is None and job.init_from is not None and config.model.backbone is not None:
@@ -75,12 +74,19 @@ def train(config: DetectionConfig, job: Job) -> None:
     config = config.model_copy(update={"model": with_described_net(config.model, job.data_root, described)})
     if checkpoint is not None:
         stored = checkpoint["config"], checkpoint["class_names"]
+        if not config.train.batch_size:  # auto goes on with the number that was found
+            config = with_size(config, stored[0]["train"]["batch_size"])
         refuse_another_training(job.run.last, stored[0], config, stored[1], train_set.class_names)
     torch.manual_seed(config.seed)  # the new layers
     detector = distributed.main_first(  # who goes first may download weights
         lambda: make_detector(config, train_set.class_names, job.data_root, checkpoint, job.init_from)
     )
     place(detector, job.device, channels_last=config.train.channels_last)
+    if not config.train.batch_size:
+        config = with_size(config, automatic_batch_size(config, detector.train(), train_set, job.device))
+    others = [part.records for part in (val_set, test_set) if part is not None]
+    for warning in before_training(config, train_set.records, others):
+        say(f"warning: {warning}")
     describe(config, detector, *sets, job.device, job.run)
     phases = Alternating(detector) if config.train.alternating is not None else None
     if config.train.compile:

@@ -217,8 +217,9 @@ def test_early_stopping(tiny_config, tmp_path, monkeypatch, capsys):
 
 
 def test_without_validation_and_test(tiny_config, tmp_path, capsys):
-    settings = ["data.test=[]", "schedule.iterations=1", "train.channels_last=false"]
+    settings = ["data.test=[]", "schedule.iterations=1", "train.channels_last=false", "train.batch_size=auto"]
     train(tiny_config, tmp_path / "run", "--set", *settings)
+    assert load(tmp_path / "run/last.pt")["config"]["train"]["batch_size"] == 2  # on a CPU reference_batch_size
     assert_same(load(tmp_path / "run/last.pt")["model"], load(tmp_path / "run/best.pt")["model"])
     assert not (tmp_path / "run/metrics.json").exists()
     assert "is the result" in capsys.readouterr().out
@@ -341,8 +342,9 @@ def test_resume_refuses_another_training(tiny_config, tmp_path):
 def test_a_longer_schedule_goes_on(tiny_config, tmp_path, capsys):
     out = tmp_path / "run"
     train(tiny_config, out, "--set", "schedule.iterations=1")
-    train(tiny_config, out, "--resume", "--set", "schedule.iterations=2")
+    train(tiny_config, out, "--resume", "--set", "schedule.iterations=2", "train.batch_size=auto")
     assert load(out / "last.pt")["training"]["iteration"] == 2
+    assert load(out / "last.pt")["config"]["train"]["batch_size"] == 2  # the run's own
     printed = capsys.readouterr().out
     assert "resumed with schedule.iterations 2 (before: 1)" in printed
     assert "nothing is left to train" not in printed

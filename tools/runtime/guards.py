@@ -47,14 +47,17 @@ def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int)
     found = []
     plan = make_schedule(schedule, rate=1.0, iterations_per_epoch=images / batch_size)
     steps, warmup = plan.iterations, schedule.warmup_iterations
+    whole = f"the whole training of {steps} step{'s' if steps > 1 else ''}"
     if batch_size > images:
+        advised = max(1, images // 2)
         found.append(
             f"train.batch_size {batch_size} is more than the {images} training images: a step shows images several "
-            f"times, and an epoch is less than one step: set train.batch_size={max(1, images // 2)}"
+            f"times, and an epoch is less than one step: set train.batch_size={advised}"
         )
+        batch_size = advised  # what follows is said for a person who does that
     if warmup >= steps:
         found.append(
-            f"schedule.warmup_iterations {warmup} is not shorter than the whole training of {steps} steps: the rate "
+            f"schedule.warmup_iterations {warmup} is not shorter than {whole}: the rate "
             f"never reaches optim.lr: set schedule.warmup_iterations={max(1, steps // 10)}"
             + (f", or schedule.epochs={_epochs(10 * warmup, images, batch_size)}" if schedule.epochs else "")
         )
@@ -69,7 +72,7 @@ def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int)
             if schedule.epochs
             else f"schedule.iterations={5 * FEW_STEPS}"
         )
-        found.append(f"the whole training is {steps} steps, too few to learn from: set {longer}")
+        found.append(f"{whole} is too short to learn from: set {longer}")
     return found
 
 

@@ -102,6 +102,53 @@ def make_detector(
     return detector
 
 
+def with_size(config: DetectionConfig, size: int) -> DetectionConfig:
+    """The same config with this `train.batch_size`."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": size})})
+
+
+def automatic_batch_size(
+    config: DetectionConfig, detector: nn.Module, dataset: DetectionDataset, device: torch.device
+) -> int:
+    """What `train.batch_size: auto` means for this detector, on `device`, and this training set; says it.
+
+    Raises:
+        UserError: it cannot be tried for several processes or phases.
+    """
+    if distributed.world_size() > 1 or config.train.alternating is not None:
+        raise UserError(
+            "train.batch_size auto: is for joint training in one process: give the number of images of a step"
+        )
+    if device.type == "cuda":
+        size, why = _largest_batch(config, detector, dataset, device), "as many as fit into the GPU's memory"
+    else:
+        parts = config.train.accumulate
+        size, why = config.optim.reference_batch_size, "optim.reference_batch_size, on a CPU"
+        size = max(1, min(size, len(dataset)) // parts) * parts
+    say(f"batch      {size} images a step (auto): {why}")
+    return size
+
+
+def _largest_batch(
+    config: DetectionConfig, detector: nn.Module, dataset: DetectionDataset, device: torch.device
+) -> int:
+    """Images a step, in parts of the largest power of 2 with which the rehearsal succeeds; no more than there are."""
+    trained, _ = count_parameters(detector)
+    optimizer_state = torch.empty(2 * trained, device=device)  # room that the optimiser takes from its first step on
+    part, fits = 1, 0
+    while part * config.train.accumulate <= len(dataset):
+        try:
+            rehearse(detector, dataset, with_size(config, part * config.train.accumulate), device)
+        except torch.OutOfMemoryError:
+            if not fits:
+                raise
+            break
+        part, fits = 2 * part, part
+    del optimizer_state
+    torch.cuda.empty_cache()
+    return max(1, fits) * config.train.accumulate
+
+
 def rehearse(model: nn.Module, dataset: DetectionDataset, config: DetectionConfig, device: torch.device) -> None:
     """Go forward and backward once with the largest batch that may come, so that memory fails now or never.
 
@@ -124,14 +171,16 @@ def rehearse(model: nn.Module, dataset: DetectionDataset, config: DetectionConfi
         index=torch.arange(count),
     ).to(device)
     statistics = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with distributed.without_sync(model):
-        with autocast(device, config.train.amp):
-            losses = model(batch, seed=config.seed, iteration=0)
-        total(losses).backward()
-    model.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer.copy_(statistics[name])
+    try:
+        with distributed.without_sync(model):
+            with autocast(device, config.train.amp):
+                losses = model(batch, seed=config.seed, iteration=0)
+            total(losses).backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(statistics[name])
 
 
 def describe(

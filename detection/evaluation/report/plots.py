@@ -7,7 +7,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -42,12 +42,20 @@ Named = Sequence[tuple[str, Analysis]]
 """Name and analysis of one or two runs."""
 
 
-def draw_all(folder: Path, runs: Named) -> dict[str, str]:
-    """Write all plots as PNG files.
+SMALL = 6.0
+"""Inches of width up to which a plot is legible on a phone as a whole; wider ones are moved under the finger."""
 
-    Returns:
-        Name of the plot -> its SVG as a data URI.
-    """
+
+class Plot(NamedTuple):
+    """A plot for the page."""
+
+    uri: str
+    """SVG as a data URI."""
+    small: bool
+
+
+def draw_all(folder: Path, runs: Named) -> dict[str, Plot]:
+    """The plots by name; writes them as PNG files, too."""
     style: dict[Any, Any] = {**STYLE, **_font_of(runs)}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # `font_file` has said it
@@ -70,14 +78,15 @@ def _font_of(runs: Named) -> dict[str, list[str]]:
     return {"font.sans-serif": ["DejaVu Sans", font_manager.FontProperties(fname=str(file)).get_name()]}
 
 
-def _save(figure: Figure, path: Path) -> str:
+def _save(figure: Figure, path: Path) -> Plot:
     figure.draw_without_rendering()
     figure.set_layout_engine("none")  # it is laid out now: once, not again for each format
     picture, vector = io.BytesIO(), io.BytesIO()
     figure.savefig(picture, format="png", dpi=150, metadata={"Software": None})
     write_bytes(path, picture.getvalue())
     figure.savefig(vector, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(vector.getvalue()).decode("ascii")
+    uri = "data:image/svg+xml;base64," + base64.b64encode(vector.getvalue()).decode("ascii")
+    return Plot(uri, small=figure.get_figwidth() <= SMALL)
 
 
 # ---------------------------------------------------------------------------------------------- curves
@@ -88,9 +97,10 @@ def precision_recall(runs: Named) -> Figure:
     curves = [class_curves(analysis.matches, analysis.outcome) for _, analysis in runs]
     names = runs[0][1].data.class_names
     shown = [index for index in range(len(names)) if curves[0][index] is not None][:MOST_PANELS]
-    columns = 5 if len(shown) <= 30 else 8
+    columns = 8 if len(shown) > 30 else 5 if len(shown) > 4 else max(2, len(shown))
     rows = max(1, -(-len(shown) // columns))
-    figure = Figure(figsize=(11.5, (1.75 if columns == 5 else 1.3) * rows + 0.5), layout="constrained")
+    size = (min(11.5, 2.8 * columns), {8: 1.3, 5: 1.75}.get(columns, 2.1) * rows + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
     axes = np.atleast_1d(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)).ravel()
     for place, axis in enumerate(axes):
         if place >= len(shown):
@@ -166,7 +176,7 @@ def _over_threshold(axis: Axes, analysis: Analysis) -> None:
     axis.axvline(analysis.threshold, color=INK, linewidth=1, linestyle=":")
     axis.text(analysis.threshold, 1.02, f" best F1 at {analysis.threshold:.3g}", fontsize=8)
     axis.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.1))
-    axis.legend(loc="lower left")
+    axis.legend(loc="best")
 
 
 # ---------------------------------------------------------------------------------------------- bars

@@ -42,15 +42,21 @@ def test_the_first_try_of_a_new_user_is_warned_of() -> None:
     assert len(found) == 2
     assert "warmup_iterations 50 is not shorter than the whole training of 50 steps" in found[0]
     assert "set schedule.warmup_iterations=5, or schedule.epochs=200" in found[0]
-    assert "the whole training is 50 steps, too few to learn from: set schedule.epochs=400" in found[1]
+    assert "the whole training of 50 steps is too short to learn from: set schedule.epochs=400" in found[1]
 
 
 @pytest.mark.parametrize(
     ("schedule", "batch_size", "images", "said"),
     [
         ({"iterations": 1000, "warmup_iterations": 400}, 8, 100, ["takes up 40 % of the 1000 steps"]),
-        ({"iterations": 100}, 8, 100, ["100 steps, too few to learn from: set schedule.iterations=1000"]),
+        ({"iterations": 100}, 8, 100, ["100 steps is too short to learn from: set schedule.iterations=1000"]),
         ({"iterations": 300}, 16, 6, ["batch_size 16 is more than the 6 training images", "train.batch_size=3"]),
+        (
+            {"epochs": 1},
+            16,
+            6,
+            ["batch_size 16", "of 1 step is too short", "train.batch_size=3", "schedule.epochs=500"],
+        ),
         ({"epochs": 16, "warmup_iterations": 50}, 8, 292, []),
     ],
 )

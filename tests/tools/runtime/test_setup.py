@@ -1,13 +1,17 @@
-"""The rehearsal with the largest batch."""
+"""The rehearsal with the largest batch, and the batch that it chooses."""
 
 from __future__ import annotations
 
+import pytest
 import torch
+from torch import nn
 
+from configs.errors import UserError
 from configs.loading import load_config
 from datasets.build import build_dataset
 from detection.model import build_detector
-from tools.runtime.setup import rehearse
+from tools.runtime import distributed, setup
+from tools.runtime.setup import automatic_batch_size, rehearse
 
 
 def test_rehearsal_takes_the_largest_batch_and_leaves_nothing(tiny_config, tmp_path, monkeypatch):
@@ -25,3 +29,45 @@ def test_rehearsal_takes_the_largest_batch_and_leaves_nothing(tiny_config, tmp_p
     for name, value in detector.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in detector.parameters())
+
+
+@pytest.mark.parametrize(
+    ("memory", "accumulate", "images", "expected"),
+    [(5, 1, 6, 4), (100, 1, 6, 4), (2, 2, 6, 4), (1, 1, 6, 1), (100, 4, 3, 4)],
+)
+def test_automatic_batch_size_is_the_largest_that_fits(
+    tiny_config, tmp_path, monkeypatch, capsys, memory: int, accumulate: int, images: int, expected: int
+) -> None:
+    """A device that holds `memory` images at a time; parts of 1, 2, 4, ... images, no more a step than there are."""
+    config = load_config(tiny_config, ["train.batch_size=auto", f"train.accumulate={accumulate}"])
+    assert config.train.batch_size == 0
+    dataset = build_dataset(config.data, "train", tmp_path)
+    tried = []
+
+    def rehearse(_model, _dataset, config, _device) -> None:
+        tried.append(config.train.batch_size // config.train.accumulate)
+        if tried[-1] > memory:
+            raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(setup, "rehearse", rehearse)
+    monkeypatch.setattr(type(dataset), "__len__", lambda self: images)
+    assert setup._largest_batch(config, nn.Linear(1, 1), dataset, torch.device("cpu")) == expected
+    assert tried == [1, 2, 4, 8][: len(tried)]
+    parts = max(1, min(2, images) // accumulate) * accumulate  # the config's reference_batch_size is 2
+    assert automatic_batch_size(config, nn.Linear(1, 1), dataset, torch.device("cpu")) == parts
+    assert f"{parts} images a step (auto): optim.reference_batch_size" in capsys.readouterr().out
+
+
+def test_automatic_batch_size_needs_one_process_and_room_for_one_image(tiny_config, tmp_path, monkeypatch) -> None:
+    config = load_config(tiny_config, ["train.batch_size=auto"])
+    dataset = build_dataset(config.data, "train", tmp_path)
+
+    def rehearse(*_: object) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(setup, "rehearse", rehearse)
+    with pytest.raises(torch.OutOfMemoryError):
+        setup._largest_batch(config, nn.Linear(1, 1), dataset, torch.device("cpu"))
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match="in one process: give the number"):
+        automatic_batch_size(config, nn.Linear(1, 1), dataset, torch.device("cpu"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from configs.detection import DetectionConfig
+from configs.errors import UserError
 from datasets.batch import Batch
 from datasets.detection import DetectionDataset
 from datasets.loader import epoch_orders, prefetch, train_loader
@@ -62,6 +63,8 @@ class DetectionTask(Task[DetectionConfig]):
         self.train_set, self.val_set, self.device = train_set, val_set, device
         self.validates = val_set is not None
         batch_size = config.train.batch_size
+        if not batch_size:
+            raise UserError("train.batch_size: a task needs a number: `automatic_batch_size` gives it for auto")
         orders = epoch_orders(train_set, config.data, batch_size=batch_size)
         self.schedule = make_schedule(
             config.schedule,

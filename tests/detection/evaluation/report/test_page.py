@@ -78,6 +78,7 @@ def test_page_has_all_parts_and_plots(made: tuple[GroundTruth, Detections], tmp_
     assert parts.counts["figure"] > MOST_CARDS
     text = page.read_text(encoding="utf-8")
     assert "data:image/jpeg;base64," in text
+    assert text.count('class="plot small"') == 2  # errors and confusion of few classes fit a phone
     assert "a &amp; b" in text
     assert "&lt;b&gt;dog" in text
     assert "<b>dog" not in text
