@@ -71,12 +71,14 @@ def test_killed_and_resumed_equals_undisturbed(training, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_killed_many_times(training, tmp_path):
     (tmp_path / "runs").mkdir()
     kill_often(training, tmp_path / "runs", KILLS, random.Random(f"{SEED} many {training.script}"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_killed_before_each_change_of_a_file(training, tmp_path):
     """Opening, renaming, linking, removing: each state of the folder is one that a run goes on from."""
     for event in range(training.events):
@@ -147,6 +149,7 @@ def test_asked_to_stop(training, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_asked_to_stop_at_each_stage(training, tmp_path, workers):
     for turn, stage in enumerate(STAGES[training.script]):

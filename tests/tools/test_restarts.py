@@ -11,13 +11,13 @@ import re
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tools.disturbed import Forks, Training, assert_equal_runs, make_training
+from tests.tools.disturbed import Forks, Training, assert_equal_runs, configured, content, lines, make_training
 
 SEED = int(os.environ.get("SEED", "0"))
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -31,7 +31,10 @@ def forks() -> Iterator[Forks]:
         yield server
 
 
-@pytest.fixture(params=["classification", "detection", "localisation"])
+KINDS = ["classification", "detection", "localisation"]
+
+
+@pytest.fixture(params=KINDS)
 def training(request, forks, tmp_path) -> Training:
     """On two processes."""
     whole = str(tmp_path / "whole")
@@ -59,10 +62,11 @@ def lose_processes(training: Training, folder: Path, kills: int, rng: random.Ran
         assert_equal_runs(training.whole, run)
         number += ending.output.count("exitcode: -9")
         runs += 1
-        print(moments, ending.seconds, number)
+    print(f"{training.script}: {number} processes killed in {runs} runs")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_killed_processes_start_anew(training, tmp_path):
     (tmp_path / "runs").mkdir()
     lose_processes(training, tmp_path / "runs", KILLS, random.Random(f"{SEED} restarts {training.script}"))
@@ -83,7 +87,6 @@ def keep_up(training: Training, run: Path, port: int, node: int, moments: list[f
         log = f"{run}_{node}_{start}.log"
         after = moments.pop() if moments else None
         ending = training(run, "--resume", "auto", log=log, launch=launch, after=after, limit=300)
-        print(node, start, after, ending.code, ending.seconds)
         assert ending.left == []
         assert ending.code in (0, 1, -9), ending.output
         kills += ending.code == -9
@@ -93,6 +96,7 @@ def keep_up(training: Training, run: Path, port: int, node: int, moments: list[f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_killed_agents_start_anew(training, tmp_path):
     """Two agents, as on two machines; each kill takes an agent, the system its process."""
     rng = random.Random(f"{SEED} agents {training.script}")
@@ -107,6 +111,7 @@ def test_killed_agents_start_anew(training, tmp_path):
             number += sum(each.result() for each in done)
             assert_equal_runs(training.whole, run)
             runs += 1
+    print(f"{training.script}: {number} agents killed in {runs} runs")
 
 
 HANGS = """
@@ -122,6 +127,7 @@ loop._update = falls_asleep
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_a_process_that_hangs_says_where_and_the_other_ends(training, tmp_path):
     ending = training(tmp_path / "run", "--hang-limit", "6", launch=TWO, patch=HANGS)
     assert ending.code == 1
@@ -129,3 +135,69 @@ def test_a_process_that_hangs_says_where_and_the_other_ends(training, tmp_path):
     assert re.search(r'File ".*", line \d+ in falls_asleep', ending.output), ending.output
     assert "another process has ended, or has not answered for 6 seconds (--hang-limit)" in ending.output
     assert "Traceback" not in ending.output
+
+
+# ---------------------------------------------------------------------------------------------- other numbers of them
+
+NOTED = """
+import os
+from tools.runtime import loop
+real = loop._update
+def noting(task, plan, parts):
+    with open({notes!r}, "a") as file:
+        images = " ".join(str(index) for part in parts for index in part.index.tolist())
+        file.write(f"{{plan.state.iteration}} {{images}}\\n")
+    real(task, plan, parts)
+    plan.stop.requested = plan.stop.requested or plan.state.iteration + 1 == {until}
+loop._update = noting
+"""
+ACROSS = ["--set", "model.norm=sync", "optim.lr=0.001"]
+
+
+@dataclass
+class Trained:
+    folder: Path
+    images: dict[int, list[int]]
+    """Iteration -> positions in the training set, of all processes."""
+
+
+def train_on(training: Training, out: Path, *counts: int) -> Trained:
+    """Train on so many processes; of several counts the first makes three steps and is stopped, the others go on."""
+    notes = out.with_suffix(".notes")
+    for turn, count in enumerate(counts):
+        last = turn + 1 == len(counts)
+        patch = NOTED.format(notes=str(notes), until=None if last else 3)
+        launch = ["--standalone", "--nproc-per-node", str(count)]
+        size = ["train.batch_size=4"] if "det" in training.script else []
+        ending = training(out, "--resume", "auto", *ACROSS, *size, launch=launch, patch=patch)
+        assert ending.code == (0 if last else 1), ending.output
+        assert last or "interrupted after 3 iterations" in ending.output
+    images: dict[int, list[int]] = {}
+    for line in notes.read_text().splitlines():
+        iteration, *found = map(int, line.split())
+        images[iteration] = sorted(images.get(iteration, []) + found)
+    return Trained(out, images)
+
+
+def assert_alike(a: Trained, b: Trained) -> None:
+    """The same images at each step; figures and weights equal but for the order of sums."""
+    assert a.images == b.images
+    for one, two in zip(lines(a.folder), lines(b.folder), strict=True):
+        assert (one["split"], one["iteration"]) == (two["split"], two["iteration"])
+        assert one.get("loss", 0.0) == pytest.approx(two.get("loss", 0.0), rel=1e-3)
+    ours, theirs = (content(each.folder / "last.pt")["model"] for each in (a, b))
+    away = {name: float((value - theirs[name]).abs().max()) for name, value in ours.items()}
+    print(f"{b.folder.name}: weights and statistics differ by {max(away.values()):.1e} at most")
+    assert max(away.values()) < 1e-4, away
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_number_of_processes_trains_alike_and_may_change(kind, request, forks, tmp_path):
+    request.param = kind
+    training = configured(request, forks, tmp_path)
+    one = train_on(training, tmp_path / "1", 1)
+    assert [len(images) for images in one.images.values()] == [4 if kind == "detection" else 8] * 6
+    for counts in ((2,), (4,), (2, 1), (1, 2), (4, 2)):
+        assert_alike(one, train_on(training, tmp_path / "_".join(map(str, counts)), *counts))
