@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
+import signal
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.tools.disturbed import Forks, Training, assert_equal_runs, configured, content, lines, make_training
+from tests.tools.disturbed import Ending, Forks, Training, assert_equal_runs, configured, content, lines, make_training
+from tests.tools.test_clusters_page import JOB, PAGE
 
 SEED = int(os.environ.get("SEED", "0"))
 KILLS = int(os.environ.get("KILLS", "10"))
@@ -135,6 +138,72 @@ def test_a_process_that_hangs_says_where_and_the_other_ends(training, tmp_path):
     assert re.search(r'File ".*", line \d+ in falls_asleep', ending.output), ending.output
     assert "another process has ended, or has not answered for 6 seconds (--hang-limit)" in ending.output
     assert "Traceback" not in ending.output
+
+
+# ---------------------------------------------------------------------------------------------- docs/clusters.md
+
+ASKS = """
+import os
+from tools.runtime import loop
+real = loop._update
+def asking(task, plan, parts):
+    if plan.state.iteration == 2:
+        os.kill(os.getppid(), {number})
+    real(task, plan, parts)
+loop._update = asking
+"""
+
+
+def slurms(port: int) -> dict[str, Any]:
+    """The launcher of the page's script, on two nodes of one process each."""
+    command = next(line for line in PAGE.splitlines() if line.startswith("srun torchrun"))
+    for name, value in {"SLURM_NNODES": "2", "first": "localhost", "SLURM_JOB_ID": "7"}.items():
+        command = command.replace(f"${name}", value)
+    command = command.replace("29400", str(port)).replace("--nproc-per-node 8", "--nproc-per-node 1")
+    launch = shlex.split(command)
+    return {"launch": launch[2 : next(i for i, word in enumerate(launch) if word.endswith(".py"))]}
+
+
+def kubernetes(port: int) -> dict[str, Any]:
+    """What the training operator gives torchrun for the page's job, with one process for each of its two replicas."""
+    policy = JOB["spec"]["elasticPolicy"]
+    return {
+        "launch": [],
+        "environment": {
+            "PET_NPROC_PER_NODE": "1",
+            "PET_NNODES": f"{policy['minReplicas']}:{policy['maxReplicas']}",
+            "PET_MAX_RESTARTS": str(policy["maxRestarts"]),
+            "PET_RDZV_BACKEND": policy["rdzvBackend"],
+            "PET_RDZV_ENDPOINT": f"localhost:{port}",
+        },
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("training", ["classification"], indirect=True)
+@pytest.mark.parametrize(("cluster", "number"), [(slurms, signal.SIGUSR1), (kubernetes, signal.SIGTERM)])
+def test_a_cluster_takes_its_machines_back_and_starts_the_job_again(training, tmp_path, cluster, number):
+    run = tmp_path / "run"
+
+    def both(patch: str) -> list[Ending]:
+        how = cluster(a_free_port())
+        return list(
+            threads.map(
+                lambda node: nodes[node](run, "--resume", "auto", log=f"{run}_{node}.log", patch=patch, **how), (0, 1)
+            )
+        )
+
+    with Forks() as other, ThreadPoolExecutor(2) as threads:
+        nodes = training, replace(training, forks=other)
+        asked = both(ASKS.format(number=int(number)))
+        assert [ending.code for ending in asked] == [1, 1], asked
+        assert [ending.left for ending in asked] == [[], []]
+        said = "".join(ending.output for ending in asked)
+        assert re.search(r"interrupted after [34] iterations; .*last.pt is written", said), said
+        assert "Traceback" not in said
+        assert [ending.code for ending in both("")] == [0, 0]
+    assert_equal_runs(training.whole, run)
 
 
 # ---------------------------------------------------------------------------------------------- other numbers of them
