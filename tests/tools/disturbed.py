@@ -43,8 +43,8 @@ class Training:
         return self.forks(Order(self.script, argv, log or f"{out}.log", patch=UNDRAWN + patch, **moment))
 
 
-def make_training(request: pytest.FixtureRequest, forks: Forks, folder: Path, **moment: Any) -> Training:
-    """Six steps, three validations, and a test, of the kind that `request` names; `moment`: of the undisturbed run."""
+def configured(request: pytest.FixtureRequest, forks: Forks, folder: Path) -> Training:
+    """Six steps, three validations, and a test, of the kind that `request` names; not run yet."""
     if request.param == "localisation":
         values, script = localisation_values(folder), "tools.train_loc"
     elif request.param == "classification":
@@ -61,9 +61,13 @@ def make_training(request: pytest.FixtureRequest, forks: Forks, folder: Path, **
     values["schedule"] |= {"iterations": 6}
     config = folder / "kills.yaml"
     config.write_text(yaml.safe_dump(values))
-    whole = folder / "whole"
-    made = Training(script, config, whole, 0.0, 0, forks)
-    ending = made(whole, **(moment or {"folder": str(whole)}))
+    return Training(script, config, folder / "whole", 0.0, 0, forks)
+
+
+def make_training(request: pytest.FixtureRequest, forks: Forks, folder: Path, **moment: Any) -> Training:
+    """The same after its undisturbed run; `moment`: how that is started."""
+    made = configured(request, forks, folder)
+    ending = made(made.whole, **(moment or {"folder": str(made.whole)}))
     assert ending.code == 0, ending.output
     made.seconds, made.events = ending.seconds, ending.events
     return made

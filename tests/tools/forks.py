@@ -46,8 +46,9 @@ class Order:
     limit: float = 120.0
     patch: str = ""
     """Code to run in the fork before the script."""
-    launch: list[str] = field(default_factory=list)
+    launch: list[str] | None = None
     """Options of torchrun, whose processes run the script; `after` and `number` are for torchrun itself."""
+    environment: dict[str, str] = field(default_factory=dict)
     moments: list[dict[str, Any]] = field(default_factory=list)
     """For each start of torchrun's processes `rank`, and the fields above that say when this one is to be ended."""
 
@@ -163,7 +164,8 @@ def _become(module: Any, order: Order, counter: Path) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    _exit_with(lambda: _launch(module, order, counter) if order.launch else _run(module, order, counter))
+    os.environ.update(order.environment)
+    _exit_with(lambda: _run(module, order, counter) if order.launch is None else _launch(module, order, counter))
 
 
 def _exit_with(action: Any) -> None:
@@ -216,7 +218,7 @@ def _launch(module: Any, order: Order, counter: Path) -> None:
 
     subprocess_handler.SubprocessHandler._popen = popen  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        run.main([*order.launch, module.__file__, *order.argv])
+        run.main([*(order.launch or []), module.__file__, *order.argv])
     except Exception as error:  # torchrun's own are many; it prints them with a traceback
         print(f"torchrun: {error}", file=sys.stderr)
         sys.exit(1)

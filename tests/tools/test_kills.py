@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.tools.disturbed import (
     Training,
     assert_equal_runs,
     assert_orderly,
+    content,
     make_training,
     names,
 )
@@ -71,12 +73,14 @@ def test_killed_and_resumed_equals_undisturbed(training, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_killed_many_times(training, tmp_path):
     (tmp_path / "runs").mkdir()
     kill_often(training, tmp_path / "runs", KILLS, random.Random(f"{SEED} many {training.script}"))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 def test_killed_before_each_change_of_a_file(training, tmp_path):
     """Opening, renaming, linking, removing: each state of the folder is one that a run goes on from."""
     for event in range(training.events):
@@ -147,6 +151,7 @@ def test_asked_to_stop(training, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_asked_to_stop_at_each_stage(training, tmp_path, workers):
     for turn, stage in enumerate(STAGES[training.script]):
@@ -154,3 +159,62 @@ def test_asked_to_stop_at_each_stage(training, tmp_path, workers):
             number = ASKING[(turn + 2 * signals) % 4]
             out = tmp_path / f"{stage.replace(' ', '_')}_{number}"
             ask(training, out, stage, number, "--set", f"data.num_workers={workers}", group=signals == 1)
+
+
+# ---------------------------------------------------------------------------------------------- disks
+
+AFTER_THREE_STEPS = """
+import os, resource, shutil, subprocess
+from tools.runtime import loop
+real = loop._update
+def trouble(task, plan, parts):
+    if plan.state.iteration == 3:
+        {trouble}
+    real(task, plan, parts)
+loop._update = trouble
+"""
+TROUBLES = {
+    "removed": "os.rename({run!r}, {run!r} + '.elsewhere')",
+    "too large a file": "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))",
+    "full disk": "subprocess.run(['dd', 'if=/dev/zero', 'of={disk}/filler'], stderr=subprocess.DEVNULL)",
+    "read-only": "[subprocess.run(['mount', *how, {run!r}], check=True) for how in "
+    "(('--bind', {run!r}), ('-o', 'remount,bind,ro'))]",
+}
+
+
+@pytest.fixture
+def disk(tmp_path) -> Iterator[Path]:
+    """A small file system of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", path], capture_output=True).returncode:
+        pytest.skip("file systems may not be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_trouble_with_the_disk_takes_one_line_and_loses_nothing(training, disk):
+    for kind, trouble in TROUBLES.items():
+        run = disk / kind.replace(" ", "_")
+        patch = AFTER_THREE_STEPS.format(trouble=trouble.format(run=str(run), disk=str(disk)))
+        ending = training(run, patch=patch, log=str(training.config.with_suffix(".log")))
+        assert ending.code == 2, (kind, ending.output)
+        assert "Traceback" not in ending.output, (kind, ending.output)
+        said = [
+            line for line in ending.output.splitlines() if line.startswith(Path(training.script).suffix[1:] + ".py")
+        ]
+        assert len(said) == 1, (kind, ending.output)
+        assert str(run) in said[0]
+        if kind == "read-only":
+            subprocess.run(["umount", run], check=True)
+        (disk / "filler").unlink(missing_ok=True)
+        if kind == "removed":
+            assert not run.exists(), "it is not made anew"
+            run.with_name(run.name + ".elsewhere").rename(run)
+        assert content(run / "last.pt")["training"]["iteration"] == 3
+        assert not list(run.rglob(".*.part"))
+        ending = training(run, "--resume", "auto")
+        assert ending.code == 0, (kind, ending.output)
+        assert_equal_runs(training.whole, run)

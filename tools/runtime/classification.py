@@ -333,10 +333,15 @@ def format_errors(metrics: dict[str, dict[str, float]]) -> str:
 def recalibrate_over(
     train_set: ImageSet, config: ClassificationConfig, net: nn.Module, normalize: Normalize, device: torch.device
 ) -> None:
-    """Give batch norm the true statistics over the training set's centre crops, or a sample of them."""
+    """Give batch norm the true statistics over the training set's centre crops, or a sample of them.
+
+    The batches, whose statistics the deeper layers see, are shuffled and of the size of a training step over all
+    processes, as in the training: where a set is sorted by class, neighbours would make a batch of one class.
+    """
     sample = spread(train_set, config.train.recalibrate_images)
+    shuffled = sample.take(np.random.default_rng(config.seed).permutation(len(sample)))
     loader = centre_batches(
-        sample, config.data, batch_size=config.train.batch_size,
+        shuffled, config.data, batch_size=max(config.train.batch_size // distributed.world_size(), 1),
         rank=distributed.rank(), world_size=distributed.world_size(),
     )  # fmt: skip
     with autocast(device, config.train.amp):

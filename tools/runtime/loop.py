@@ -9,8 +9,9 @@ several processes, progress.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
 
@@ -379,7 +380,9 @@ def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
         with nullcontext() if last else without_sync(model):
             try:
                 losses = task.gradients(batch, iteration, len(parts))
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise
                 raise _out_of_memory(task, batch, iteration, error) from error
         plan.monitor.add(losses, batch.index)
     skip = plan.monitor.finish_step(iteration, plan.parameters, recipe.optim.clip_norm)
@@ -388,16 +391,25 @@ def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
         plan.ema.update(iteration - task.start)
 
 
+_COSTLY = (
+    "train.batch_size", "data.max_size", "data.crop_size", "model.box.batch_size_per_image", "model.rcnn.rois_per_image"
+)  # fmt: skip
+"""Options of any training that decide on its memory: images, their sizes, RoIs of each."""
+
+
 def _out_of_memory(task: Task, batch: Indexed, iteration: int, error: Exception) -> UserError:
     """What was too large, and what may be made smaller."""
     images = ", ".join(task.image_name(index) for index in batch.index.tolist())
     shapes = ", ".join(
         f"{name} {tuple(value.shape)}" for name, value in vars(batch).items() if isinstance(value, Tensor)
     )
+    costly = []
+    for name in _COSTLY:
+        with suppress(AttributeError):  # of another kind of training
+            costly.append(f"{name} ({attrgetter(name)(task.recipe)})")
     return UserError(
-        f"iteration {iteration}: the GPU's memory is too small for the images {images} ({shapes}): raise "
-        "train.accumulate, lower train.batch_size, data.max_size or model.box.batch_size_per_image, or set "
-        f"train.amp=bf16 ({' '.join(str(error).split())[:200]})"
+        f"iteration {iteration}: the memory is too small for the images {images} ({shapes}): raise train.accumulate, "
+        f"lower {', '.join(costly)}, or set train.amp=bf16 ({' '.join(str(error).split())[:200]})"
     )
 
 

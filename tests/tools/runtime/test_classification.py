@@ -16,6 +16,7 @@ from configs.classification import ClassificationConfig
 from configs.loading import parse_config
 from datasets.cifar import ImageArrays
 from datasets.classification import Splits
+from tools.runtime import classification, distributed
 from tools.runtime.classification import (
     TrainingError,
     evaluate,
@@ -137,3 +138,26 @@ def test_recalibrated_statistics_are_those_of_the_sample():
     recalibrate_over(images_of(10, 20, 30, 40), config_of(), net, AS_IT_IS, CPU)
     torch.testing.assert_close(net[0].running_mean, torch.full((3,), 25.0))
     assert net[0].running_var[0].item() == pytest.approx(125, rel=0.02)
+
+
+def test_recalibration_sees_the_same_mixed_batches_on_any_number_of_processes(monkeypatch):
+    images, config = images_of(*range(10, 170, 10), labels=[0] * 8 + [1] * 8), config_of("train.batch_size=8")
+
+    def batches(rank: int, world_size: int) -> list[list[float]]:
+        seen: list[list[float]] = []
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+        monkeypatch.setattr(
+            classification, "recalibrate",
+            lambda net, loader, device: seen.extend(batch[:, 0, 0, 0].tolist() for batch in loader),
+        )  # fmt: skip
+        recalibrate_over(images, config, nn.Identity(), AS_IT_IS, CPU)
+        return seen
+
+    alone = [sorted(batch) for batch in batches(0, 1)]
+    assert sorted(itertools.chain(*alone)) == list(range(10, 170, 10))
+    assert [len(batch) for batch in alone] == [8] * 2
+    assert all(batch[0] <= 80 < batch[-1] for batch in alone), "each holds both classes"
+    for count in (2, 4):
+        shares = [batches(rank, count) for rank in range(count)]
+        assert [sorted(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == alone

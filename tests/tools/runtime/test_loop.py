@@ -282,12 +282,26 @@ def test_an_update_waits_for_nothing(tiny_config, tmp_path, optimizer_name):
     assert waits.found  # the test can fail
 
 
-def test_too_little_memory_names_the_images_and_what_to_lower(tmp_path):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_too_little_memory_names_the_images_and_what_to_lower(tmp_path, error):
     task = OneWeight()
 
     def losses(batch, iteration):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
     task.losses = losses
-    with pytest.raises(UserError, match=r"images image_0 \(value \(1,\), index \(1,\)\): raise train\.accumulate"):
+    words = r"images image_0 \(value \(1,\), index \(1,\)\): raise train\.accumulate, lower train\.batch_size \(1\), or"
+    with pytest.raises(UserError, match=words):
         train(task, tmp_path)
+
+
+def test_too_little_memory_names_the_options_that_the_training_has(tiny_config, tmp_path):
+    config = load_config(tiny_config, [])
+    dataset = build_dataset(config.data, "train", tmp_path)
+    task = DetectionTask(config, build_detector(config.model, dataset.class_names), dataset, None, CPU)
+    said = str(loop._out_of_memory(task, next(task.batches(0)), 7, RuntimeError("x")))
+    assert "images image_" in said
+    assert "images (2, 3, " in said
+    assert "lower train.batch_size (2), data.max_size (64), model.box.batch_size_per_image (8), or" in said
