@@ -59,7 +59,7 @@ def prepare(
             f"{data_root / public_set.result}: is there already, and is not known to be the {public_set.part} asked "
             "for: remove it, or choose another --data-root"
         )
-    check_space(folder, todo)
+    check_space(folder, todo, downloads=archives is None)
     folder.mkdir(parents=True, exist_ok=True)
     for archive in todo:
         path = (archives or folder) / archive.name
@@ -97,7 +97,8 @@ def plan(
         lines.append(f"{archive.name}: {source}")
         lines.append(f"{archive.name}: verify {check}, unpack into {folder}")
     free = shutil.disk_usage(_existing_parent(folder)).free
-    lines.append(f"disk space: needs about {_gigabytes(_space_needed(folder, todo))}, {_gigabytes(free)} are free")
+    needed = _space_needed(folder, todo, downloads=archives is None)
+    lines.append(f"disk space: needs about {_gigabytes(needed)}, {_gigabytes(free)} are free")
     return lines
 
 
@@ -107,9 +108,10 @@ def is_unpacked(archive: Archive, folder: Path, part: str = "") -> bool:
     return marker.is_file() and marker.read_text() == part
 
 
-def check_space(folder: Path, archives: list[Archive]) -> None:
-    """Raise a UserError where the disk cannot hold what is still to come."""
-    needed, free = _space_needed(folder, archives), shutil.disk_usage(_existing_parent(folder)).free
+def check_space(folder: Path, archives: list[Archive], *, downloads: bool = True) -> None:
+    """Raise a UserError where the disk cannot hold what is still to come: the files, and the archives if fetched."""
+    needed = _space_needed(folder, archives, downloads=downloads)
+    free = shutil.disk_usage(_existing_parent(folder)).free
     if needed > free:
         raise UserError(
             f"{folder}: needs about {_gigabytes(needed)} of disk space, {_gigabytes(free)} are free: "
@@ -334,10 +336,10 @@ def _bytes_there(path: Path) -> int:
     return 0
 
 
-def _space_needed(folder: Path, archives: list[Archive]) -> int:
+def _space_needed(folder: Path, archives: list[Archive], *, downloads: bool) -> int:
     """Bytes: the rest of the downloads, and as much again for the files, which compress by next to nothing."""
     sizes = [(archive.size or 0, _bytes_there(folder / archive.name)) for archive in archives]
-    return sum(2 * size - min(size, there) for size, there in sizes)
+    return sum(size + (size - min(size, there) if downloads else 0) for size, there in sizes)
 
 
 def _existing_parent(folder: Path) -> Path:

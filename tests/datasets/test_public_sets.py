@@ -227,7 +227,9 @@ def test_archives_that_are_here_already(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"its md5 is .*, but .* has {archive.md5}: fetch it again"):
         prepare(public_set, tmp_path / "data", archives=folder)
     (folder / archive.name).write_bytes(content)
-    assert f"take it from {folder}" in plan(public_set, tmp_path / "data", archives=folder)[0]
+    lines = plan(public_set, tmp_path / "data", archives=folder)
+    assert f"take it from {folder}" in lines[0]
+    assert f"needs about {len(content) / 1e6:.2f} MB" in lines[-1]  # for the files alone
     prepare(public_set, tmp_path / "data", archives=folder)
     assert (tmp_path / "data/kit/a.txt").read_bytes() == b"1"
     assert (folder / archive.name).is_file()

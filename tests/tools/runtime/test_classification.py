@@ -22,6 +22,7 @@ from tools.runtime.classification import (
     evaluate,
     format_errors,
     make_normalize,
+    rank_classes,
     recalibrate_over,
     test_sets,
     train_feed,
@@ -79,6 +80,31 @@ def test_errors_by_hand():
     assert format_errors({"val": values, "test": {"top1_error": 0.125, "top5_error": 0.01}}) == (
         "val error 25.00 % (top 5 0.00 %), test error 12.50 % (top 5 1.00 %)"
     )
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_ranks_are_in_the_sets_order_on_any_number_of_processes(monkeypatch, processes):
+    """Labels are not read: the images have none."""
+    net, images = Brightness().train(), images_of(40, 160, 240, 60, 150, 90, 210, labels=[-1] * 7)
+    parts = []
+
+    def alone(rank: int) -> None:
+        """What a process hands over."""
+        monkeypatch.setattr(distributed, "rank", lambda: rank)
+        monkeypatch.setattr(distributed, "all_gather", lambda mine: parts.append(mine) or [mine])
+        rank_classes([(net, AS_IT_IS)], images, config_of().data, CPU, batch_size=2)
+
+    monkeypatch.setattr(distributed, "world_size", lambda: processes)
+    for rank in range(processes):
+        alone(rank)
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: parts)
+    found = rank_classes([(net, AS_IT_IS)], images, config_of().data, CPU, batch_size=2)
+    assert found[:, 0].tolist() == [0, 1, 2, 0, 1, 0, 2]
+    assert [sorted(row) for row in found.tolist()] == [[0, 1, 2]] * 7
+    assert net.training
+    monkeypatch.undo()
+    best = rank_classes([(net, AS_IT_IS)], images, config_of().data, CPU, top=1)
+    assert best.tolist() == found[:, :1].tolist()
 
 
 def test_the_input_is_the_configs_the_sets_or_the_checkpoints(capsys):
