@@ -11,6 +11,7 @@ The weights' gradients of a stage come together, behind its last convolution.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -23,6 +24,7 @@ from backbones.epilogue import bias_relu, relu_backward, sum_relu_backward
 from backbones.kernels import kernels_for
 from backbones.scaling import ScaledWeights
 
+_version = operator.attrgetter("_version")
 Pair = tuple[nn.Conv2d, nn.Module]
 """A convolution and its batch norm, constant or (Identity) folded into it already."""
 
@@ -97,7 +99,7 @@ class Chain:
             self.units.append(_Layers(main, None if projection is None else len(self.pairs) - 1, unit.plain))
         every = [*self.pairs, *(entry or ())]
         modules = [module for pair in every for module in pair]
-        self._watched = _watched(units, modules)
+        self._holders, self._names, self._kept = _watched(units, modules)
         tensors = [tensor for module in modules for tensor in module.buffers(recurse=False)]
         self._parameters = [tensor for module in modules for tensor in module.parameters(recurse=False)]
         biases = [conv.bias for conv, _ in every if conv.bias is not None]
@@ -135,12 +137,12 @@ class Chain:
 
     def is_current(self) -> bool:
         """Whether modules and constants are still those that this was made from."""
-        return all(holder[name] is kept for holder, name, kept in self._watched) and self._state == self._now()
+        found = map(operator.getitem, self._holders, self._names)  # several hundred a step: without Python's loops
+        return all(map(operator.is_, found, self._kept)) and self._state == self._now()
 
-    def _now(self) -> tuple[list[int], list[tuple[Any, ...]]]:
+    def _now(self) -> tuple[list[int], list[int]]:
         """What differs after a constant was written to, or a parameter moved or cast in place; not after a step."""
-        places = [(tensor.data_ptr(), tensor.stride(), tensor.dtype) for tensor in self._parameters]
-        return [tensor._version for tensor in self._constants], places
+        return list(map(_version, self._constants)), list(map(Tensor.data_ptr, self._parameters))
 
     def weights(self) -> list[Tensor]:
         """Of the convolutions."""
@@ -234,7 +236,7 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(kept[0])
         # Not the output itself, which would keep this, which would keep it.
         ctx.kept = [*kept[1:-1], output.detach()]
-        ctx.versions = [tensor._version for tensor in (ctx.kept[-1], *weights)]
+        ctx.versions = list(map(_version, (ctx.kept[-1], *weights)))
         return output
 
     @staticmethod
@@ -246,7 +248,7 @@ class _Run(torch.autograd.Function):
         if ctx.kept is None:
             raise RuntimeError("a stage's gradient is asked for a second time: run the forward pass again")
         kept, ctx.kept = [*ctx.saved_tensors, *ctx.kept], None
-        if ctx.versions != [tensor._version for tensor in (kept[-1], *chain.weights())]:
+        if ctx.versions != list(map(_version, (kept[-1], *chain.weights()))):
             raise RuntimeError("a stage's output or a weight was changed in place before the stage's gradient was made")
         wanted = ctx.needs_input_grad[2], ctx.needs_input_grad[4:]
         of_x, of_shortcut, of_folded = _backward(chain, gradient, kept, ctx.folded, *wanted)
@@ -304,8 +306,8 @@ def _backward(
     return first, of_shortcut, of_folded
 
 
-def _watched(units: Sequence[Unit], modules: Sequence[nn.Module]) -> list[tuple[dict[str, Any], str, Any]]:
-    """(dict, key, what lies there): the layers, which folding replaces, and the constants they hold."""
+def _watched(units: Sequence[Unit], modules: Sequence[nn.Module]) -> tuple[list[dict[str, Any]], list[str], list[Any]]:
+    """Dicts, keys, what lies there: the layers, which folding replaces, and the constants they hold."""
     found: list[tuple[dict[str, Any], str, Any]] = []
     for unit in units:
         for parent in unit.modules():
@@ -314,7 +316,7 @@ def _watched(units: Sequence[Unit], modules: Sequence[nn.Module]) -> list[tuple[
     for module in modules:
         for kind in (module._buffers, module._parameters):
             found += [(kind, name, kept) for name, kept in kind.items()]
-    return found
+    return [holder for holder, _, _ in found], [name for _, name, _ in found], [kept for _, _, kept in found]
 
 
 def _is_identity(module: object) -> bool:

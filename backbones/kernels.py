@@ -7,6 +7,7 @@ import functools
 import importlib
 import importlib.util
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -14,6 +15,28 @@ import torch
 def kernels_for(tensor: torch.Tensor, module: str) -> ModuleType | None:
     """The module of Triton kernels of this name for a tensor on CUDA where Triton is installed, else None."""
     return _kernels(module) if tensor.is_cuda else None
+
+
+_ready: dict[tuple[Any, ...], Any] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, int, int], key: tuple[Any, ...], *arguments: Any, **options: Any) -> None:
+    """Launches a Triton kernel that a step launches a hundred times, without Triton's own look-up of what it compiled
+    for such arguments, which takes the host as long as several of torch's operators.
+
+    Args:
+        kernel: compiled at the first launch.
+        grid: the programs along three axes.
+        key: what it was compiled for: dtypes, alignments, the constants, and whether sizes are 1, multiples of 16 or
+            larger than 32 bits hold.
+        arguments: all of them, constants too, in the order of its signature.
+        options: of the compilation.
+    """
+    key = (kernel, *key)
+    if (ready := _ready.get(key)) is not None:
+        ready[grid](*arguments)
+    elif (compiled := kernel[grid](*arguments, **options)) is not None:  # Triton's interpreter compiles nothing
+        _ready[key] = compiled
 
 
 def constant(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -60,16 +60,16 @@ class ScaledWeights:
         result: list[Tensor | None] = [None] * len(gradients)
         if not wanted:
             return result
-        given = [
-            _laid_out_as(gradient, self.weights[k]) for k, gradient in enumerate(gradients) if gradient is not None
-        ]
+        given = [_in_order(gradients[k], self.weights[k]) for k in wanted]  # pyright: ignore[reportArgumentType]  # wanted
         if kernels := kernels_for(given[0], "backbones.triton_kernels"):
             plan = self._plan(wanted)
             exact = plan.empty(self.weights[0].dtype)
             kernels.scale(_addresses(given), given[0], plan, exact[0])
         else:
-            exact = [gradient.to(self.weights[0].dtype) for gradient in given]
-            exact = [gradient * self.scales[k][:, None, None, None] for k, gradient in zip(wanted, exact, strict=True)]
+            exact = [
+                torch.empty_like(self.weights[k]).copy_(gradient).mul_(self.scales[k][:, None, None, None])
+                for k, gradient in zip(wanted, given, strict=True)
+            ]
         for k, gradient in zip(wanted, exact, strict=True):
             result[k] = gradient
         return result
@@ -125,13 +125,10 @@ def _on_device(table: Tensor, device: torch.device) -> Tensor:
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
 
 
-def _laid_out_as(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient under the weight's strides: itself where these differ along sides of length 1 only, else a copy."""
-    if gradient.stride() == weight.stride():
+def _in_order(gradient: Tensor, weight: Tensor) -> Tensor:
+    """The gradient itself where its numbers lie in memory in the weight's order, else a copy that does."""
+    mine, its = gradient.stride(), weight.stride()
+    # Of sides of length 1 strides say nothing; libraries fill in others than torch.
+    if mine == its or (mine[:2] == its[:2] and weight.shape[2] == weight.shape[3] == 1):
         return gradient
-    differs = any(
-        a != b for size, a, b in zip(weight.shape, gradient.stride(), weight.stride(), strict=True) if size > 1
-    )
-    if differs:
-        return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
-    return gradient.as_strided(weight.shape, weight.stride())
+    return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)

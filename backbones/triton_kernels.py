@@ -8,11 +8,13 @@ torch's operators, with which the tests compare the kernels in Triton's interpre
 # pyright: reportCallIssue=false
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from backbones.kernels import launch
 
 BLOCK = 2048
 """Elements of a program: 16 a thread, two loads of 16 bytes each in bf16."""
@@ -79,21 +81,25 @@ def scale(sources: Tensor, like: Tensor, plan: Plan, output: Tensor) -> None:
     _scale_kernel[(len(owners),)](sources, plan.rows, owners, plan.scales, output, like, BLOCK=BLOCK, num_warps=4)
 
 
+def _kind(total: int, *maps: Tensor) -> tuple[Any, ...]:
+    """What a kernel of maps of a size is compiled for, but its constants: see `launch`."""
+    aligned = tuple([each.data_ptr() % 16 == 0 for each in maps])
+    return maps[0].get_device(), maps[0].dtype, aligned, total % 16 == 0, total == 1, total >> 31
+
+
 def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None, output: Tensor) -> None:
-    """`backbones.epilogue.bias_relu` into `output`; all maps (B, C, H, W) of one dense layout."""
-    total = x.numel()
-    if total == 0:
+    """`backbones.epilogue.bias_relu` into `output`; all maps (B, C, H, W) of one dtype and dense layout."""
+    if (total := x.numel()) == 0:
         return
-    _bias_relu_kernel[(triton.cdiv(total, BLOCK),)](
-        x, bias, x if residual is None else residual, output, total, x.stride(1),
-        CHANNELS=x.shape[1], RESIDUAL=residual is not None, BLOCK=BLOCK, num_warps=4,
-    )  # fmt: skip
+    other = x if residual is None else residual
+    shape = x.stride(1), x.shape[1], residual is not None, BLOCK
+    key = (*_kind(total, x, bias, other, output), bias.dtype, *shape)
+    launch(_bias_relu_kernel, (-(-total // BLOCK), 1, 1), key, x, bias, other, output, total, *shape, num_warps=4)
 
 
 def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor, gradient: Tensor) -> None:
-    """`backbones.epilogue.sum_relu_backward` into `gradient`; all of one dense layout."""
-    total = output.numel()
-    if total:
-        _sum_relu_backward_kernel[(triton.cdiv(total, BLOCK),)](
-            first, second, output, gradient, total, BLOCK=BLOCK, num_warps=4
-        )
+    """`backbones.epilogue.sum_relu_backward` into `gradient`; all of one dtype and dense layout."""
+    if total := output.numel():
+        key = _kind(total, first, second, output, gradient)
+        grid = -(-total // BLOCK), 1, 1
+        launch(_sum_relu_backward_kernel, grid, key, first, second, output, gradient, total, BLOCK, num_warps=4)

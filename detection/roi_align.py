@@ -9,12 +9,13 @@ Shapes: B images, R RoIs an image, C channels, S bins a side, T = ceil(S / step)
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from backbones.kernels import kernels_for
 
@@ -95,6 +96,31 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 roi_align.register_autograd(_backward, setup_context=_keep_inputs)
+
+
+class _OnCuda(torch.autograd.Function):
+    """The Triton kernels without the operator around them, which takes the host several times as long as they do."""
+
+    @staticmethod
+    def forward(ctx: Any, feature: Tensor, rois: Tensor, kernels: Any, *options: Any) -> Tensor:
+        _keep_inputs(ctx, (feature, rois, *options), feature)
+        ctx.kernels = kernels
+        return kernels.roi_align(feature, rois, *options)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: any
+        return ctx.kernels.roi_align_backward(gradient, *ctx.saved_tensors, *ctx.options), *[None] * 7
+
+
+def align(
+    feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    """`roi_align`, called as a function where nothing is traced."""
+    options = (scale, size, step, sampling_ratio, aligned)
+    if not torch.compiler.is_compiling() and (kernels := kernels_for(feature, "detection.triton_kernels")):
+        return cast(Tensor, _OnCuda.apply(feature, rois, kernels, *options))
+    return roi_align(feature, rois, *options)
 
 
 def with_image(rois: Tensor) -> Tensor:

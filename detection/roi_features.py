@@ -18,7 +18,7 @@ from torch import Tensor
 
 from backbones.kernels import constant, kernels_for
 from configs.detection import BoxConfig
-from detection.roi_align import roi_align
+from detection.roi_align import align
 
 CANONICAL_SIZE = 224
 """An RoI of this size, in pixels, belongs to level P4 (Lin et al. 2017, eq. 1)."""
@@ -50,7 +50,7 @@ class RoiFeatures:
     def _pool(self, feature: Tensor, rois: Tensor, scale: float, step: int) -> Tensor:
         config = self.config
         if config.pool == "roi_align":
-            return roi_align(feature, rois, scale, config.pool_size, step, config.sampling_ratio, config.aligned)
+            return align(feature, rois, scale, config.pool_size, step, config.sampling_ratio, config.aligned)
         # torchvision's operator has no bf16 on every device, and coordinates need float32.
         image = torch.arange(len(rois), device=rois.device, dtype=rois.dtype)[:, None, None]
         flat = torch.cat((image.expand(-1, rois.shape[1], 1), rois), dim=-1).flatten(0, 1)

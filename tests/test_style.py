@@ -63,6 +63,7 @@ ELSEWHERE = {
     # In Triton's interpreter, beside the operators that they take the place of.
     "detection/triton_kernels.py": "tests/detection/test_roi_align.py",
     "detection/triton_assignment.py": "tests/detection/test_matching.py",
+    "detection/triton_losses.py": "tests/detection/test_matching.py",
     "detection/triton_selection.py": "tests/detection/test_matching.py",
     "detection/triton_canvas.py": "tests/detection/test_roi_align.py",
     "backbones/epilogue.py": "tests/backbones/test_fused.py",

@@ -33,3 +33,33 @@ def test_on_cuda_with_triton_alone(monkeypatch, installed, hip, expected):
     found = kernels.kernels_for(ON_CUDA, MODULE)
     assert found is (sys.modules[MODULE] if expected else None)
     assert kernels.kernels_for(ON_CPU, MODULE) is None
+
+
+class _ByGrid:
+    """Something that is launched as Triton's kernels are: `kernel[grid](...)`."""
+
+    def __init__(self, name: str, calls: list[tuple], compiled: object = None) -> None:
+        self.name, self.calls, self.compiled = name, calls, compiled
+
+    def __getitem__(self, grid: tuple[int, int, int]):
+        def launch(*arguments, **options):
+            self.calls.append((self.name, grid, arguments, options))
+            return self.compiled
+
+        return launch
+
+
+def test_a_kernel_is_looked_up_once_for_each_kind_of_arguments(monkeypatch):
+    """Launches after the first go to what was compiled for their kind; where nothing is compiled, all to the kernel."""
+    monkeypatch.setattr(kernels, "_ready", {})
+    calls: list[tuple] = []
+    kernel = _ByGrid("kernel", calls, _ByGrid("compiled", calls))
+    for key in ("bf16", "bf16", "fp32"):
+        kernels.launch(kernel, (2, 1, 1), (key,), 5, num_warps=4)
+    first = ("kernel", (2, 1, 1), (5,), {"num_warps": 4})
+    assert calls == [first, ("compiled", (2, 1, 1), (5,), {}), first]
+    calls.clear()
+    interpreted = _ByGrid("interpreted", calls)
+    for _ in range(2):
+        kernels.launch(interpreted, (1, 1, 1), (), 5)
+    assert [name for name, *_ in calls] == ["interpreted"] * 2

@@ -24,6 +24,7 @@ from backbones import triton_kernels as epilogue
 from detection import triton_assignment as assignment
 from detection import triton_canvas as canvas
 from detection import triton_kernels as kernels
+from detection import triton_losses as losses
 from detection import triton_selection as selection
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
@@ -31,6 +32,7 @@ LONG, INT, FLOAT, BYTE, BF16, EXACT = "*i64", "i32", "fp32", "*u8", "*bf16", "*f
 ROI = {"num_rois": INT, "channels": INT, "height": INT, "width": INT, "scale": FLOAT}
 C4 = {"SIZE": 14, "SIDE": 14, "STEP": 1, "RATIO": 0, "ALIGNED": True}
 CANVAS = dict.fromkeys(("height", "width", "channels", "canvas_height", "canvas_width", "left", "top"), INT)
+LOSS = dict.fromkeys(("count", "losses", "gradient"), EXACT)
 MIDDLE, ODD = kernels._middle(0.7)
 NMS = {"num_boxes": INT, "order_stride": INT, "start": INT, "chunk": INT, "max_output": INT}
 CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
@@ -82,6 +84,24 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         {"keys": LONG, "positive": BYTE, "negative": BYTE, "index": LONG, "is_positive": BYTE, "is_valid": BYTE,
          "count": INT, "size": INT, "most_positive": INT},
         {"FLOATS": False, "PLACES": 512, "BLOCK": selection.BLOCK}, selection.WARPS,
+    ),
+    "objectness_loss": (
+        losses._objectness_kernel,
+        {"logits": EXACT, "positive": BYTE, "valid": BYTE, **LOSS, "total": INT}, {"BLOCK": losses.BLOCK}, 4,
+    ),
+    "classification_loss": (
+        losses._classification_kernel,
+        {"logits": EXACT, "labels": LONG, "valid": BYTE, **LOSS, "classes": INT}, {"BLOCK": 128}, 4,
+    ),
+    "box_loss": (
+        losses._box_kernel,
+        {"deltas": EXACT, "targets": EXACT, "positive": BYTE, **LOSS, "total": INT, "beta": FLOAT},
+        {"BLOCK": losses.BLOCK}, 4,
+    ),
+    "scale": (
+        epilogue._scale_kernel,
+        {"sources": LONG, "rows": LONG, "owners": "*i32", "scales": EXACT, "output": BF16, "like": EXACT},
+        {"BLOCK": epilogue.BLOCK}, 4,
     ),
     "canvas": (
         canvas._fill_kernel, {"level": BF16, "canvas": BF16, **CANVAS},

@@ -146,6 +146,30 @@ for count, size, fraction, share in cases:
     index, taken, some = selection.sample(positive, negative, keys, size, int(size * fraction))
     assert torch.equal(taken, expected.positive) and torch.equal(some, expected.valid)
     assert torch.equal(index, expected.index * expected.valid), (count, size, fraction, share)
+
+from detection import losses, triton_losses
+triton_losses.BLOCK = 16
+logits = (torch.randn(3, 21, generator=generator) * 8).requires_grad_()
+deltas, targets = torch.randn(2, 5, 4, generator=generator).requires_grad_(), torch.randn(2, 5, 4, generator=generator)
+targets[0, 0] = deltas.detach()[0, 0]  # no difference
+draw = lambda *shape: torch.rand(*shape, generator=generator) < 0.6
+number = torch.tensor(7.0)
+cases = [
+    (triton_losses.objectness, losses.objectness_loss, logits, (draw(3, 21), draw(3, 21), number)),
+    (triton_losses.classification, losses.classification_loss, logits, (torch.tensor([0, 20, 7]), draw(3), number)),
+    *((triton_losses.box, losses.box_loss, deltas, (targets, draw(2, 5), number, beta)) for beta in (0.0, 0.3, 1.0)),
+]
+for kernel, oracle, predicted, arguments in cases:
+    ours, theirs = triton_losses.loss(kernel, predicted, *arguments), oracle(predicted, *arguments)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(2 * loss, predicted)[0] for loss in (ours, theirs)]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+    broken = predicted.detach().clone()
+    broken[0, 0] = float("nan")
+    arguments = [torch.ones_like(part) if getattr(part, "dtype", 0) == torch.bool else part for part in arguments]
+    assert triton_losses.loss(kernel, broken, *arguments).isnan()
+empty = torch.zeros(2, 0, 4, requires_grad=True)
+assert triton_losses.loss(triton_losses.box, empty, torch.zeros(2, 0, 4), torch.zeros(2, 0) > 0, number, 1.0) == 0
 """
 
 
