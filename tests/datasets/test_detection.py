@@ -71,11 +71,9 @@ def test_without_augmentation_the_image_is_only_resized(random_records) -> None:
 
 def test_a_steps_own_scale_changes_nothing_but_the_scale(random_records) -> None:
     """The other draws are those that the sample has without it."""
-    flips = AugmentConfig(hflip=0.5)
-    dataset = DetectionDataset(
-        random_records(SIZES), min_sizes=(20, 30), max_size=200, augment=AugmentConfig(hflip=0.5)
-    )
-    plain = DetectionDataset(random_records(SIZES), min_sizes=(50,), max_size=200, augment=AugmentConfig(hflip=0.5))
+    common = {"max_size": 200, "augment": AugmentConfig(hflip=0.5)}
+    dataset = DetectionDataset(random_records(SIZES), min_sizes=(20, 30), **common)
+    plain = DetectionDataset(random_records(SIZES), min_sizes=(50,), **common)
     for epoch in range(4):
         key = SampleKey(epoch, 1, min_size=50)
         assert equal(dataset[key], plain[SampleKey(epoch, 1)])
