@@ -166,7 +166,10 @@ class DataConfig(Section):
     """Repeat-factor sampling (LVIS, Gupta et al. 2019): images of classes that fewer than this fraction of the images
     hold are seen more often. 0: off."""
     min_size: PositiveInt | list[PositiveInt] = 600
-    """Shorter side in training, pixels; from a list one is drawn for each image (scale jitter)."""
+    """Shorter side in training, pixels; from a list one is drawn (scale jitter), see `scale_per`."""
+    scale_per: Literal["image", "step"] = "image"
+    """One of the sizes in `min_size` is drawn for each image (detectron2), or for each step, over all processes: images
+    of one scale need far less padding (docs/performance.md)."""
     max_size: PositiveInt = 1000
     """Cap on the longer side in training, pixels."""
     test_min_size: PositiveInt = 600
@@ -175,6 +178,9 @@ class DataConfig(Section):
     """Cap on the longer side in validation, test and prediction, pixels."""
     size_divisor: PositiveInt = 32
     """Images are zero-padded at the right and the bottom up to a multiple of this."""
+    padded_sizes: NonNegativeInt = 0
+    """Training batches are padded to about so many sizes, chosen over the first 500 steps so that few pixels are added:
+    each new size is tuned by cuDNN, and compiled for. 0: each batch has its own."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training images."""
     aspect_groups: NonNegativeInt = 6

@@ -62,9 +62,10 @@ class DetectionDataset:
     def __len__(self) -> int:
         return len(self.records)
 
-    def output_size(self, epoch: int, index: int, repeat: int = 0) -> tuple[int, int]:
+    def output_size(self, epoch: int, index: int, repeat: int = 0, min_size: int | None = None) -> tuple[int, int]:
         """(H, W) of the sample with this key, as far as the declared image size is right; reads no image."""
-        return self._geometry(SampleKey(epoch, index, repeat=repeat), self.records.image_size(index)).size
+        key = SampleKey(epoch, index, repeat=repeat, min_size=min_size)
+        return self._geometry(key, self.records.image_size(index)).size
 
     def with_scales(self, scales: Sequence[int]) -> DetectionDataset:
         """A copy for evaluation at several sizes (see `scales`); the cap on the longer side changes in proportion."""
@@ -120,17 +121,16 @@ class DetectionDataset:
         return Sample(image, _with_boxes(target, boxes), key.index, original_size, key.padded_size, scaled)
 
     def _geometry(self, key: SampleKey, image_size: tuple[int, int]) -> Geometry:
-        if self.augment is None and len(self.min_sizes) == 1:  # nothing to draw
+        min_sizes = self.min_sizes if key.min_size is None else (key.min_size,)
+        if self.augment is None and len(min_sizes) == 1:  # nothing to draw
             height, width = image_size
-            size = resized_size(image_size, self.min_sizes[0], self.max_size)
+            size = resized_size(image_size, min_sizes[0], self.max_size)
             return Geometry(False, False, (0, 0, 0, 0), (0, 0, width, height), size, None)
         boxes = np.zeros((0, 4))
         if self.augment is not None and self.augment.crop > 0:
             boxes = self.records.target(key.index, image_size).boxes
         rng = np.random.default_rng([self.seed, key.epoch, key.index, key.repeat])
-        return draw_geometry(
-            rng, image_size, boxes, min_sizes=self.min_sizes, max_size=self.max_size, augment=self.augment
-        )
+        return draw_geometry(rng, image_size, boxes, min_sizes=min_sizes, max_size=self.max_size, augment=self.augment)
 
     def _fit(self, image: np.ndarray, boxes: np.ndarray, key: SampleKey, path: str) -> tuple[np.ndarray, np.ndarray]:
         """Shrink an image that is larger than the padded size, which was planned from a wrong declared size."""

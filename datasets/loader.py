@@ -329,7 +329,7 @@ def train_loader(
 
     Args:
         dataset: with augmentation.
-        data: aspect_groups, repeat_threshold, train_difficult, size_divisor and num_workers.
+        data: aspect_groups, repeat_threshold, train_difficult, scale_per, padded_sizes, size_divisor and num_workers.
         batch_size: images of an iteration over all processes.
         accumulate: batches that an iteration is cut into on each process.
         seed: of the order (the data set has its own for the augmentation).
@@ -348,6 +348,8 @@ def train_loader(
         rank=rank,
         world_size=world_size,
         size_divisor=data.size_divisor,
+        min_sizes=dataset.min_sizes if data.scale_per == "step" else (),
+        padded_sizes=data.padded_sizes,
         start_iteration=start_iteration,
     )
     return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context, images=len(dataset))

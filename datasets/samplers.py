@@ -13,14 +13,21 @@ stream (`TrainStream`, `TrainKeys`) is the epochs' plain shuffled orders.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from configs.errors import UserError
+from datasets.padding import few_sizes, fitting_size
 from datasets.records import Records
 from datasets.target import SampleKey
+
+PLANNED_STEPS = 500
+"""Steps whose padded sizes decide which few there are."""
+_SCALE = 1
+"""The draw of a step's scale has its own random numbers."""
 
 
 def aspect_groups(sizes: np.ndarray, count: int) -> np.ndarray:
@@ -125,9 +132,13 @@ class TrainSampler:
 
     Args:
         orders: the epochs' orders.
-        output_size: (epoch, index, repeat) -> (H, W) of the sample.
+        output_size: (epoch, index, repeat, min_size) -> (H, W) of the sample.
         accumulate, rank, world_size: how a step is divided.
         size_divisor: padded sizes are multiples of this, pixels.
+        min_sizes: lengths of the shorter side, pixels, of which one is drawn for each step; (): each sample draws its
+            own, and `output_size` gets no min_size.
+        padded_sizes: about so many padded sizes there are; 0: each step has its own. They are planned over the first
+            `PLANNED_STEPS` steps, whichever comes first here.
         start_iteration: the first step. Nothing before it is planned; only the orders of the epochs are drawn that its
             images belong to, one or two (see `EpochOrders.order`).
     """
@@ -135,18 +146,22 @@ class TrainSampler:
     def __init__(
         self,
         orders: EpochOrders,
-        output_size: Callable[[int, int, int], tuple[int, int]],
+        output_size: Callable[..., tuple[int, int]],
         *,
         accumulate: int = 1,
         rank: int = 0,
         world_size: int = 1,
         size_divisor: int = 32,
+        min_sizes: Sequence[int] = (),
+        padded_sizes: int = 0,
         start_iteration: int = 0,
     ) -> None:
         self.parts = local_parts(orders.batch_size, accumulate, rank, world_size)
         self.orders = orders
         self.output_size = output_size
         self.size_divisor = size_divisor
+        self.min_sizes = tuple(min_sizes)
+        self.padded_sizes = padded_sizes
         self.start_iteration = start_iteration
         self._order = functools.lru_cache(maxsize=2)(orders.order)
 
@@ -158,16 +173,36 @@ class TrainSampler:
 
     def step(self, iteration: int) -> list[SampleKey]:
         """The keys of a whole step over all processes, with their common padded size."""
+        keys = self._keys(iteration)
+        padded = self._own_size(keys)
+        if self.padded_sizes:
+            padded = fitting_size(padded, self._planned_sizes)
+        return [key._replace(padded_size=padded) for key in keys]
+
+    def _keys(self, iteration: int) -> list[SampleKey]:
+        """The same without it."""
         size, length = self.orders.batch_size, self.orders.epoch_length
+        min_size = None
+        if self.min_sizes:
+            min_size = int(np.random.default_rng([self.orders.seed, iteration, _SCALE]).choice(self.min_sizes))
         keys = []
         for position in range(iteration * size, (iteration + 1) * size):
             epoch, offset = divmod(position, length)
             images, repeats = self._order(epoch)
-            keys.append(SampleKey(epoch, int(images[offset]), repeat=int(repeats[offset])))
-        sizes = np.array([self.output_size(key.epoch, key.index, key.repeat) for key in keys])
-        height, width = sizes.max(axis=0).tolist()
-        padded = padded_size((height, width), self.size_divisor)
-        return [key._replace(padded_size=padded) for key in keys]
+            keys.append(SampleKey(epoch, int(images[offset]), repeat=int(repeats[offset]), min_size=min_size))
+        return keys
+
+    def _own_size(self, keys: list[SampleKey]) -> tuple[int, int]:
+        """The padded size of a step by itself."""
+        drawn = [() if key.min_size is None else (key.min_size,) for key in keys]
+        sizes = [self.output_size(key.epoch, key.index, key.repeat, *own) for key, own in zip(keys, drawn, strict=True)]
+        height, width = np.array(sizes).max(axis=0).tolist()
+        return padded_size((height, width), self.size_divisor)
+
+    @functools.cached_property
+    def _planned_sizes(self) -> np.ndarray:
+        steps = range(PLANNED_STEPS)
+        return few_sizes(Counter(self._own_size(self._keys(iteration)) for iteration in steps), self.padded_sizes)
 
     def local_step(self, iteration: int) -> list[list[SampleKey]]:
         """This process's `accumulate` batches of a step."""

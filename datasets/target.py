@@ -33,6 +33,8 @@ class SampleKey(NamedTuple):
     """(H, W) that the whole step's images are padded to; the same on every process."""
     repeat: int = 0
     """Which showing of the image within the epoch, from 0, where repeat-factor sampling shows it more than once."""
+    min_size: int | None = None
+    """Length of the shorter side that was drawn for the whole step, pixels; None: the sample draws its own."""
 
 
 @dataclass(frozen=True)

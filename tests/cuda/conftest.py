@@ -69,10 +69,12 @@ def build_driver(site: Path, compiler: str, library: Path) -> None:
     subprocess.run([compiler, "-O1", "-w", "-fPIC", "-shared", str(source), "-o", str(library), name], check=True)
 
 
-def run_cases(runtime: Path, worker: str, *cases: str, **variables: str) -> dict[str, dict[str, Any]]:
-    """Case -> what it gave, of a process on the runtime."""
-    libraries = f"{runtime.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
-    env = dict(os.environ, LD_PRELOAD=str(runtime), LD_LIBRARY_PATH=libraries, OMP_NUM_THREADS="1", **variables)
+def run_cases(runtime: Path | None, worker: str, *cases: str, **variables: str) -> dict[str, dict[str, Any]]:
+    """Case -> what it gave, of a process on the runtime; None: on the GPU."""
+    env = dict(os.environ, OMP_NUM_THREADS="1", **variables)
+    if runtime is not None:
+        libraries = f"{runtime.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+        env |= {"LD_PRELOAD": str(runtime), "LD_LIBRARY_PATH": libraries}
     done = subprocess.run([sys.executable, str(HERE / worker), *cases], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

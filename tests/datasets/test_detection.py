@@ -69,6 +69,17 @@ def test_without_augmentation_the_image_is_only_resized(random_records) -> None:
     assert equal(sample, dataset[SampleKey(0, 1)])
 
 
+def test_a_steps_own_scale_changes_nothing_but_the_scale(random_records) -> None:
+    """The other draws are those that the sample has without it."""
+    common = {"max_size": 200, "augment": AugmentConfig(hflip=0.5)}
+    dataset = DetectionDataset(random_records(SIZES), min_sizes=(20, 30), **common)
+    plain = DetectionDataset(random_records(SIZES), min_sizes=(50,), **common)
+    for epoch in range(4):
+        key = SampleKey(epoch, 1, min_size=50)
+        assert equal(dataset[key], plain[SampleKey(epoch, 1)])
+        assert dataset.output_size(epoch, 1, 0, 50) == dataset[key].image.shape[:2]
+
+
 def test_declared_size_that_is_wrong(random_records, caplog) -> None:
     records = random_records(SIZES)
     wrong = replace(records, sizes=np.array([(60, 80), (20, 30), (50, 90), (64, 64), (30, 90)]))

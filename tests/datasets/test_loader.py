@@ -20,6 +20,7 @@ import torch
 
 from configs.detection import AugmentConfig, DataConfig, PhotometricConfig
 from configs.errors import UserError
+from datasets import samplers
 from datasets.batch import Batch, ScaledImages, tensors_of
 from datasets.classification import LabelledBatch
 from datasets.detection import DetectionDataset
@@ -209,6 +210,23 @@ def test_workers_and_start_methods_do_not_matter(dataset) -> None:
         for batch, other in zip(batches, expected, strict=True):
             assert_equal(batch, other)
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_scale_for_each_step_with_few_padded_sizes(dataset, monkeypatch) -> None:
+    """All images of a step have one shorter side, but for those that the longer side's cap holds back."""
+    monkeypatch.setattr(samplers, "PLANNED_STEPS", 40)
+    batches = first_batches(dataset, config(scale_per="step", padded_sizes=2), 12)
+    assert len({batch.images.shape[2:] for batch in batches}) == 2
+    drawn = set()
+    for batch in batches:
+        shorter, longer = batch.image_sizes.min(1).values, batch.image_sizes.max(1).values
+        free = shorter[longer < 80].tolist()
+        assert len(set(free)) <= 1
+        drawn.update(free)
+    assert drawn == {32, 48}
+    again = first_batches(dataset, config(scale_per="step", padded_sizes=2), 4, start_iteration=8)
+    for batch, other in zip(again, batches[8:], strict=True):
+        assert_equal(batch, other)
 
 
 @pytest.mark.parametrize(("world_size", "accumulate"), [(2, 1), (4, 1), (1, 2), (2, 2)])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from datasets.records import make_records
+from datasets.resize import resized_size
 from datasets.samplers import (
     EpochOrders,
     EvalSampler,
@@ -91,6 +92,32 @@ def test_padded_size_is_the_steps_largest() -> None:
         assert keys[0].padded_size == tuple(-(-max(s[axis] for s in sizes) // 32) * 32 for axis in (0, 1))
     assert padded_size((1, 64), 32) == (32, 64)
     assert padded_size((65, 33), 32) == (96, 64)
+
+
+def test_a_scale_for_each_step_and_few_padded_sizes_are_the_same_on_every_process_and_after_a_resumption():
+    """Whichever step comes first: the sizes are planned from the beginning."""
+    rng = np.random.default_rng(0)
+    shapes = rng.integers(20, 60, (24, 2)).tolist()
+
+    def size_of(epoch: int, index: int, repeat: int, min_size: int) -> tuple[int, int]:
+        return resized_size(tuple(shapes[index]), min_size, 200)
+
+    def sampler(**options: int) -> TrainSampler:
+        orders = EpochOrders(np.arange(24) % 3, 4, seed=5)
+        return TrainSampler(orders, size_of, size_divisor=8, min_sizes=(40, 64, 96), padded_sizes=6, **options)
+
+    steps = [sampler().step(iteration) for iteration in range(60)]
+    assert all(len({(key.min_size, key.padded_size) for key in keys}) == 1 for keys in steps)
+    assert {keys[0].min_size for keys in steps} == {40, 64, 96}
+    sizes = {keys[0].padded_size for keys in steps}
+    assert 3 < len(sizes) <= 6
+    for keys in steps:
+        for key in keys:
+            assert (np.array(size_of(key.epoch, key.index, 0, key.min_size)) <= key.padded_size).all()
+    own = TrainSampler(EpochOrders(np.arange(24) % 3, 4, seed=5), size_of, size_divisor=8, min_sizes=(40, 64, 96))
+    assert len({own.step(iteration)[0].padded_size for iteration in range(60)}) > 12
+    parts = [list(itertools.islice(sampler(rank=rank, world_size=2, start_iteration=50), 10)) for rank in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == steps[50:]
 
 
 def test_resuming_skips_on_indices() -> None:

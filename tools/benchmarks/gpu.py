@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._autograd import DeviceType
 
 from configs.errors import UserError
@@ -106,14 +106,24 @@ def read_results(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- training
 
 
-def make_step(name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool) -> Callable[[], Tensor]:
+def make_step(
+    name: str,
+    image_size: tuple[int, int],
+    device: torch.device,
+    *,
+    tiny: bool,
+    amp: str | None = None,
+    wrap: Callable[[nn.Module], nn.Module] = lambda detector: detector,
+) -> Callable[[], Tensor]:
     """A training step of a published config on one generated batch, with random weights; gives the sum of the losses.
 
     Args:
         name: of the config.
         image_size: (H, W).
         device: where it runs.
-        tiny: two images, few RoIs and ResNet-18, for a test.
+        tiny: two images, few RoIs and ResNet-18 or VGG-16, for a test.
+        amp: none or bf16; None: bf16 on CUDA.
+        wrap: what is called in the detector's place.
 
     Raises:
         UserError: what reads configs is missing.
@@ -130,9 +140,11 @@ def make_step(name: str, image_size: tuple[int, int], device: torch.device, *, t
     from tools.runtime.optimizer import build_optimizer, set_rate, step_unless
     from tools.runtime.training import LossMonitor, autocast, place, total
 
-    small = ["model.backbone=resnet18", "model.box.batch_size_per_image=8"] if tiny else []
-    amp = "train.amp=" + ("bf16" if device.type == "cuda" else "none")
-    config = load_config(ROOT / "configs" / f"{name}.yaml", [*small, amp])
+    small = ["model.box.batch_size_per_image=8"] if tiny else []
+    if tiny and "vgg" not in name:
+        small.append("model.backbone=resnet18")
+    amp = amp or ("bf16" if device.type == "cuda" else "none")
+    config = load_config(ROOT / "configs" / f"{name}.yaml", [*small, f"train.amp={amp}"])
     case = Case(name, {}, image_size, 80 if "coco" in name else 20)
     detector = build_detector(config.model, class_names(case), preprocessing=IMAGENET)
     spread_weights(detector)
@@ -143,12 +155,13 @@ def make_step(name: str, image_size: tuple[int, int], device: torch.device, *, t
     optimizer, monitor = build_optimizer(detector, config.optim), LossMonitor(device)
     parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     set_rate(optimizer, RATE)
+    model = wrap(detector)
     iterations = iter(range(10**9))
 
     def step() -> Tensor:
         iteration = next(iterations)
         with autocast(device, config.train.amp):
-            losses = detector(batch, seed=0, iteration=iteration)
+            losses = model(batch, seed=0, iteration=iteration)
         summed = total(losses)
         summed.backward()
         monitor.add(losses, batch.index)

@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from backbones.compilation import Graphs
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 from tools.benchmarks.checks import LOSS_TOLERANCE
@@ -198,7 +199,7 @@ def cifar_mode(
 ) -> dict[str, Any]:
     """Seconds an epoch of CIFAR-10 in training steps, beside the same net run eagerly as it is built."""
     ours, theirs = build_backbone(net), build_backbone(net)
-    report = _classify(ours, theirs, "eager", device, (batch_size, 32, 10), amp, repetitions, warmup)
+    report = _classify(ours, theirs, "eager", device, (batch_size, 32, 10), amp, repetitions, warmup, graphs=True)
     clock = "wall" if device.type == "cuda" else "cpu"
     steps = -(-CIFAR_TRAINING_IMAGES // batch_size)
     report["seconds_an_epoch"] = {name: steps * v[clock]["median"] for name, v in report["seconds"].items()}
@@ -207,9 +208,10 @@ def cifar_mode(
 
 def _classify(
     ours: nn.Module, theirs: nn.Module, reference: str, device: torch.device, shape: tuple[int, int, int], amp: str,
-    repetitions: int, warmup: int,
+    repetitions: int, warmup: int, *, graphs: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Training steps of two nets with equal weights. Ours: channels_last, fused update, compiled on CUDA."""
+    """Training steps of two nets with equal weights. Ours: channels_last, fused update, compiled on CUDA, and with
+    `graphs` one CUDA graph there."""
     batch_size, side, classes = shape
     theirs.load_state_dict(ours.state_dict())
     images, labels = torch.randn(batch_size, 3, side, side), torch.randint(0, classes, (batch_size,))
@@ -229,7 +231,8 @@ def _classify(
     for name, net, options in (("ours", ours, {"fused": True}), (reference, theirs, {})):
         optimizer = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, **options)
         inputs = images.contiguous(memory_format=torch.channels_last) if name == "ours" else images
-        works[name] = _classifier_step(net, optimizer, inputs, labels, amp)
+        one_launch = Graphs("the training step", remembered=1) if name == "ours" and graphs and cuda else None
+        works[name] = _classifier_step(net, optimizer, inputs, labels, amp, one_launch)
     seconds = compare(works, reference=reference, repetitions=repetitions, warmup=warmup, device=device)
     clock = "wall" if cuda else "cpu"
     rates = {name: batch_size / value[clock]["median"] for name, value in seconds.items()}
@@ -237,13 +240,28 @@ def _classify(
 
 
 def _classifier_step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, amp: str
+    net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, amp: str, graphs: Graphs | None
 ) -> Callable[[], None]:
-    def step() -> None:
+    parameters = list(net.parameters())
+    gradients: list[Tensor | None] = []
+
+    def forward_and_backward(images: Tensor, labels: Tensor) -> Tensor:
+        for parameter in parameters:
+            parameter.grad = None
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp == "bf16"):
             logits = net(images)
-        nn.functional.cross_entropy(logits.float(), labels).backward()
+        loss = nn.functional.cross_entropy(logits.float(), labels)
+        loss.backward()
+        gradients[:] = [parameter.grad for parameter in parameters]
+        return loss.detach()
+
+    def step() -> None:
+        if graphs is None:
+            forward_and_backward(images, labels)
+        else:
+            graphs(forward_and_backward, [images, labels])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
 
     return step
