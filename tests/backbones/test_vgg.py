@@ -7,6 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
+from backbones import winograd
 from backbones.zoo import build_backbone
 
 
