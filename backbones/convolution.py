@@ -42,7 +42,7 @@ def convolve(
         else:
             output = packed.convolve(x, relu=relu and residual is None)
             relu = relu and residual is not None
-    elif packed is not None and _fuses(conv, x, weight):
+    elif packed is not None and _fuses(conv, x, weight, residual):
         geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         after = "relu" if relu else None
         if residual is None:
@@ -68,7 +68,7 @@ def _dilation(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
     return conv.dilation
 
 
-def _fuses(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> bool:
+def _fuses(conv: nn.Conv2d, x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
     """Whether oneDNN's operator can have it."""
     return (
         _POINTWISE is not None
@@ -78,6 +78,7 @@ def _fuses(conv: nn.Conv2d, x: Tensor, weight: Tensor) -> bool:
         and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
         and x.dim() == 4
         and x.numel() > 0
+        and (residual is None or residual.is_contiguous(memory_format=torch.channels_last))
         and conv.groups == 1  # of several the sum in bf16 is not there
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
