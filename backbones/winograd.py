@@ -3,8 +3,8 @@ filtering (Lavin & Gray 2016), the algorithm that cuDNN takes on GPUs and oneDNN
 
 Each tile of 6x6 inputs gives 4x4 outputs by 36 products in place of 144: both operands are evaluated at points,
 multiplied there, and interpolated. The points are those with the least rounding error (multiples of 3/4; Barabasz et
-al. 2020): the result is nearly as exact as oneDNN's. Packed for inference, products at the 36 points are one grouped 1x1
-convolution, which oneDNN computes at full speed on weights laid out for it; in training they are a batched product. Maps
+al. 2020): the result is nearly as exact as oneDNN's. The products are a batched product in training; packed
+for inference they are a grouped 1x1 convolution, which oneDNN computes at full speed on weights laid out for it. Maps
 are worked on in pieces that stay in the cache.
 
 Shapes: x (B, C, H, W), weights (K, C, 3, 3), T tiles, S x S points.
