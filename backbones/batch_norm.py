@@ -1,7 +1,8 @@
 """Batch norm in its three roles: trained, frozen to a constant scale and offset, and folded into the convolution.
 
-Every network here calls `conv_bn(conv, bn, x)` in place of `bn(conv(x))`, so that a frozen batch norm costs no pass
-over the activations: its scale goes into the weight and its offset becomes the convolution's bias.
+Every network here calls `conv_bn(conv, bn, x)` in place of `bn(conv(x))`, and `conv_bn_relu` with a ReLU behind it, so
+that a frozen batch norm costs no pass over the activations: its scale goes into the weight and its offset becomes the
+convolution's bias.
 
 Shapes: B images, C channels, H x W positions.
 """
@@ -19,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torchvision.ops import FrozenBatchNorm2d as TorchvisionFrozenBatchNorm2d
+
+from backbones.convolution import convolve
 
 
 class FrozenBatchNorm2d(TorchvisionFrozenBatchNorm2d):
@@ -135,10 +138,33 @@ def conv_bn(conv: nn.Conv2d, bn: nn.Module | None, x: Tensor) -> Tensor:
     convolution with a bias and no pass over the activations, in bf16 throughout under bf16 autocast. None or Identity
     (after `fold_batch_norm`): the convolution alone.
     """
+    weight, bias, rest = folded(conv, bn, x)
+    out = convolve(conv, x, weight, bias)
+    return out if rest is None else rest(out)
+
+
+def conv_bn_relu(
+    conv: nn.Conv2d, bn: nn.Module | None, x: Tensor, residual: Tensor | None = None, *, overwrite: bool = False
+) -> Tensor:
+    """`relu(bn(conv(x)) + residual)`, the residual (B, C', H', W') or none; see `conv_bn`.
+
+    `overwrite`: the residual's memory may become the output's where no gradient is wanted.
+    """
+    weight, bias, rest = folded(conv, bn, x)
+    if rest is None:
+        return convolve(conv, x, weight, bias, residual, relu=True, overwrite=overwrite)
+    out = rest(convolve(conv, x, weight, bias))
+    if residual is not None:
+        out += residual
+    return F.relu(out, inplace=True)
+
+
+def folded(conv: nn.Conv2d, bn: nn.Module | None, x: Tensor) -> tuple[Tensor, Tensor | None, nn.Module | None]:
+    """Weight and bias of a convolution with its batch norm in them; and the batch norm where it cannot be folded."""
     if bn is None or isinstance(bn, nn.Identity):
-        return conv(x)
+        return conv.weight, conv.bias, None
     if not isinstance(bn, FrozenBatchNorm2d):
-        return bn(conv(x))
+        return conv.weight, conv.bias, bn
     scale, _ = bn.constants(conv.weight.dtype)
     # The bias goes in already in the dtype of the convolution, which saves autocast one cast for each layer.
     kind = x.device.type
@@ -146,8 +172,7 @@ def conv_bn(conv: nn.Conv2d, bn: nn.Module | None, x: Tensor) -> Tensor:
     _, bias = bn.constants(torch.get_autocast_dtype(kind) if autocast else conv.weight.dtype)
     if conv.bias is not None:
         bias = torch.addcmul(bias, conv.bias, scale)
-    weight = conv.weight * scale[:, None, None, None]
-    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return conv.weight * scale[:, None, None, None], bias, None
 
 
 def conv_bn_pairs(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Conv2d, str]]:

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from backbones.batch_norm import NORMS, conv_bn
+from backbones.batch_norm import NORMS, conv_bn, conv_bn_relu
 from backbones.staged import Head, Norm, Stage, Strided, check_stages, initialise
 from configs.common import NonNegativeInt, PositiveInt, Section
 
@@ -205,6 +205,9 @@ class Unit(Strided, ABC):
     """Residual unit y = relu(F(x) + shortcut(x)) (He et al. 2016, eqs. 1, 2), or a plain one y = relu(F(x))."""
 
     expansion: int
+    owns_input = False
+    """Whether the input's memory may be written to: it is the previous unit's output, and this is inference
+    (`backbones.staged.Stage.own_inputs`)."""
 
     def __init__(self, inputs: int, width: int, stride: int, spec: ResNetSpec, norm: Norm) -> None:
         super().__init__()
@@ -235,20 +238,20 @@ class Unit(Strided, ABC):
         return conv, norm
 
     @abstractmethod
-    def _residual(self, x: Tensor) -> Tensor:
-        """F(x)."""
+    def _inner(self, x: Tensor) -> Tensor:
+        """The input of F's last convolution."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride))."""
-        out = self._residual(x)
-        if not self.plain:
-            projection = self.projection()
-            if projection is not None:
-                x = conv_bn(*projection, x)
-            elif self.pads:
-                x = pad_shortcut(x, self.channels, self.stride)
-            out += x
-        return F.relu(out, inplace=True)
+        inner = self._inner(x)
+        shortcut: Tensor | None = None if self.plain else x
+        projection = self.projection()
+        if projection is not None:
+            shortcut = conv_bn(*projection, x)
+        elif self.pads and not self.plain:
+            shortcut = pad_shortcut(x, self.channels, self.stride)
+        owned = self.owns_input or projection is not None
+        return conv_bn_relu(*self.pairs()[-1], inner, shortcut, overwrite=owned)
 
 
 class ConvUnit(Unit):
@@ -269,13 +272,10 @@ class ConvUnit(Unit):
         numbers = range(1, self.depth + 1)
         return [(getattr(self, f"conv{number}"), getattr(self, f"bn{number}")) for number in numbers]
 
-    def _residual(self, x: Tensor) -> Tensor:
-        for number in range(1, self.depth + 1):
-            if number > 1:
-                x = F.relu(x, inplace=True)
-                x = self.dropout(x) if number == self.depth else x
-            x = conv_bn(getattr(self, f"conv{number}"), getattr(self, f"bn{number}"), x)
-        return x
+    def _inner(self, x: Tensor) -> Tensor:
+        for pair in self.pairs()[:-1]:
+            x = conv_bn_relu(*pair, x)
+        return self.dropout(x)
 
 
 class BottleneckUnit(Unit):
@@ -297,10 +297,8 @@ class BottleneckUnit(Unit):
         """1x1, 3x3, 1x1."""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
-    def _residual(self, x: Tensor) -> Tensor:
-        out = F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
-        out = F.relu(conv_bn(self.conv2, self.bn2, out), inplace=True)
-        return conv_bn(self.conv3, self.bn3, self.dropout(out))
+    def _inner(self, x: Tensor) -> Tensor:
+        return self.dropout(conv_bn_relu(self.conv2, self.bn2, conv_bn_relu(self.conv1, self.bn1, x)))
 
 
 class ResNet(nn.Module):
@@ -391,7 +389,7 @@ class ResNet(nn.Module):
 
     def _stem(self, x: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_stages):
-            return F.relu(conv_bn(self.conv1, self.bn1, x), inplace=True)
+            return conv_bn_relu(self.conv1, self.bn1, x)
 
     def _stage(self, name: str) -> Stage:
         stage = getattr(self, f"layer{int(name.removeprefix('conv')) - 1}", None)

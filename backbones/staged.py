@@ -106,6 +106,12 @@ class Stage(nn.Sequential):
         """As every module's, but a frozen stage stays in eval mode."""
         return super().train(mode and not self.frozen)
 
+    def own_inputs(self) -> None:
+        """For inference: units behind the first one may write to their inputs, which nobody else sees."""
+        for unit in list(self)[1:]:
+            if hasattr(unit, "owns_input"):
+                cast(Any, unit).owns_input = True
+
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: `input`
         """The last unit's output."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

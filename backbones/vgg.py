@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.batch_norm import BATCH_NORMS, NORMS, conv_bn
+from backbones.batch_norm import BATCH_NORMS, NORMS, conv_bn_relu
 from backbones.staged import Head, Norm, check_stages, initialise
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -103,8 +103,8 @@ class VGG(nn.Module):
             layer = self.features[index]
             if isinstance(layer, nn.Conv2d):
                 after = self.features[index + 1]
-                x = conv_bn(layer, after if isinstance(after, BATCH_NORMS) else None, x)
-            elif not isinstance(layer, BATCH_NORMS):
+                x = conv_bn_relu(layer, after if isinstance(after, BATCH_NORMS) else None, x)
+            elif not isinstance(layer, (*BATCH_NORMS, nn.ReLU)):  # a ReLU follows each convolution
                 x = layer(x)
         return x
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import fused
-from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn
+from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn_relu, folded
+from backbones.convolution import convolve
 from backbones.resnet import BottleneckUnit
 from backbones.staged import Stage, remove_stride
 
@@ -36,7 +38,7 @@ class Conv5Head(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(R, C, S, S) -> (R, out_channels)."""
-        return self.conv5(features).mean(dim=(2, 3))
+        return _average(self.conv5(features))
 
     @property
     def strides(self) -> tuple[int, int]:
@@ -78,22 +80,35 @@ class Conv5Head(nn.Module):
 
         Args:
             inner, shortcut: what was pooled from `before_pooling`'s maps, (R, C1, T1, T1) and (R, C2, T2, T2) with
-                every `strides`-th of the S bins.
+                every `strides`-th of the S bins; where no gradient is wanted, they are overwritten.
         """
         assert isinstance(self.conv5, Stage)
         if (chain := fused.chain_for(self.conv5, inner, entered=True)) is not None:
             return fused.run(chain, inner, shortcut).mean(dim=(2, 3))
         unit, conv, bn = self._first_unit()
-        # Not in place: a CUDA graph (compilation.py) may not write to its inputs.
-        out = F.relu(inner + _offset(unit.conv1, unit.bn1, inner), inplace=True)
-        out = F.relu(conv_bn(unit.conv2, unit.bn2, out), inplace=True)
-        out = conv_bn(unit.conv3, unit.bn3, out)
-        out += shortcut
-        out += _offset(conv, bn, out)
-        out = F.relu(out, inplace=True)
+        offset = _offset(unit.conv1, unit.bn1, inner)
+        if inner.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            out = inner.add_(offset).relu_()
+        else:  # not in place: a CUDA graph (compilation.py) may not write to its inputs
+            out = F.relu(inner + offset, inplace=True)
+        out = conv_bn_relu(unit.conv2, unit.bn2, out)
+        weight, bias, norm = folded(unit.conv3, unit.bn3, out)
+        if norm is None and bias is not None:
+            out = convolve(
+                unit.conv3, out, weight, bias + _offset(conv, bn, bias)[:, 0, 0], shortcut, relu=True, overwrite=True
+            )
+        else:
+            out = conv_bn_relu(unit.conv3, unit.bn3, out, shortcut + _offset(conv, bn, shortcut))
         for following in list(self.conv5)[1:]:
             out = following(out)
-        return out.mean(dim=(2, 3))
+        return _average(out)
+
+
+def _average(x: Tensor) -> Tensor:
+    """(R, C): the mean of maps (R, C, S, S)."""
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # `mean` takes twenty times as long there
+        return F.avg_pool2d(x, x.shape[2:]).flatten(1)
+    return x.mean(dim=(2, 3))
 
 
 def _scaled_weight(conv: nn.Conv2d, bn: nn.Module) -> Tensor:
@@ -153,7 +168,7 @@ class FcHead(nn.Module):
         for block in self.convs:
             conv, *norm = block.children()
             assert isinstance(conv, nn.Conv2d)
-            features = F.relu(conv_bn(conv, norm[0] if norm else None, features), inplace=True)
+            features = conv_bn_relu(conv, norm[0] if norm else None, features)
         hidden = features.flatten(1)
         for layer in self.layers:
             hidden = self.dropout(self.relu(layer(hidden)))

@@ -17,10 +17,11 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from backbones.batch_norm import NORMS, fold_batch_norm
+from backbones.convolution import pack
 from backbones.preprocess import Normalize
 from backbones.pretrained import described_net, load_backbone_weights
 from backbones.resnet import ResNet
-from backbones.staged import StagedNet
+from backbones.staged import Stage, StagedNet
 from backbones.weights import Preprocessing
 from backbones.zoo import build_backbone
 from configs.detection import ModelConfig, TestConfig
@@ -176,15 +177,20 @@ class Detector(nn.Module):
         """The same detector, in place, prepared for speed; it cannot train or be saved afterwards.
 
         Every batch norm is folded into its convolution, weights lie channels_last, and convolutions and fully connected
-        layers compute in `dtype` without autocast. Boxes stay in float32 whatever `dtype` is.
+        layers compute in `dtype` without autocast. Boxes stay in float32 whatever `dtype` is. Where the weights are on
+        the CPU, convolutions are packed for it (`backbones.convolution.pack`).
         """
         fold_batch_norm(self)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 layer.to(dtype)
         self.normalize.dtype = dtype
-        # torch's overloads lack this one.
-        return self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's overloads lack this one
+        pack(self)
+        for stage in self.modules():
+            if isinstance(stage, Stage):
+                stage.own_inputs()
+        return self
 
 
 def build_detector(

@@ -19,6 +19,9 @@ from torch.autograd.function import once_differentiable
 
 from backbones.kernels import kernels_for
 
+PIECE = 1 << 20
+"""Numbers that are summed in float32 at a time where the map is bfloat16."""
+
 
 @torch.library.custom_op("detection::roi_align", mutates_args=())
 def roi_align(
@@ -205,10 +208,20 @@ def _offsets(counts: Tensor) -> Tensor:
 def _weighted_sums(feature: Tensor, taps: _Taps) -> Tensor:
     """(B * R * T * T, C): the bins, one a row."""
     rows = feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]).float()
-    sums = F.embedding_bag(
-        taps.pixel, rows, taps.offsets, mode="sum", per_sample_weights=taps.weight, include_last_offset=True
-    )
-    return sums.to(feature.dtype)
+    if feature.dtype == rows.dtype:
+        return _bags(taps.pixel, rows, taps.offsets, taps.weight)
+    count, step = len(taps.offsets) - 1, max(1, PIECE // rows.shape[1])
+    sums = feature.new_empty(count, rows.shape[1])
+    for first in range(0, count, step):  # in pieces, whose float32 sums do not leave the cache
+        offsets = taps.offsets[first : first + step + 1]
+        low, high = int(offsets[0]), int(offsets[-1])
+        sums[first : first + step] = _bags(taps.pixel[low:high], rows, offsets - low, taps.weight[low:high])
+    return sums
+
+
+def _bags(pixel: Tensor, rows: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
+    """The weighted sums (N, C) of rows (P, C), bag by bag."""
+    return F.embedding_bag(pixel, rows, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True)
 
 
 def _scattered_sums(gradient: Tensor, feature: Tensor, taps: _Taps) -> Tensor:
@@ -220,10 +233,7 @@ def _scattered_sums(gradient: Tensor, feature: Tensor, taps: _Taps) -> Tensor:
     bins = torch.arange(len(lengths), device=lengths.device, dtype=torch.int32).repeat_interleave(lengths)
     per_pixel = torch.bincount(taps.pixel, minlength=pixels)
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, channels).float()
-    sums = F.embedding_bag(
-        bins[order], rows, _offsets(per_pixel), mode="sum", per_sample_weights=taps.weight[order],
-        include_last_offset=True,
-    )  # fmt: skip
+    sums = _bags(bins[order], rows, _offsets(per_pixel), taps.weight[order])
     return _from_rows(sums.to(gradient.dtype), feature.permute(0, 2, 3, 1).shape)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from backbones.batch_norm import conv_bn_relu
 from backbones.kernels import kernels_for
 from configs.detection import RpnConfig
 from detection.anchors import AnchorGenerator
@@ -62,7 +63,10 @@ class RpnHead(nn.Module):
         """Logits (B, N_l) and deltas (B, N_l, 4), float32, of each level's (B, C, H, W), in the anchors' order."""
         logits, deltas = [], []
         for feature in features:
-            hidden = self.conv(feature)
+            hidden = feature
+            for block in self.conv:
+                assert isinstance(block, nn.Sequential)
+                hidden = conv_bn_relu(cast(nn.Conv2d, block[0]), None, hidden)
             logits.append(self.cls_logits(hidden).permute(0, 2, 3, 1).flatten(1).float())
             deltas.append(self.bbox_pred(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4).float())
         return logits, deltas

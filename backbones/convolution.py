@@ -1,0 +1,111 @@
+"""A convolution, the residual that is added to it and the ReLU behind both, as each device computes them fastest.
+
+On the CPU large 3x3 convolutions in float32 take Winograd's way (`backbones.winograd`), with their gradients; the other
+ones of a module that is packed for inference (`pack`) are one call of oneDNN, which adds the residual and cuts at zero
+before the outputs leave the registers.
+Elsewhere, and in compiled and exported graphs, they are torch's operators. (A stage on CUDA: `backbones.fused`.)
+
+Shapes: x (B, C, H, W), outputs (B, K, H', W').
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbones import winograd
+
+_POINTWISE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+"""oneDNN's convolution with what follows it; torch.compile's own, without a public name."""
+
+
+def convolve(
+    conv: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None = None, *,
+    relu: bool = False, overwrite: bool = False,
+) -> Tensor:  # fmt: skip
+    """relu(convolution + residual), with neither, or with one of them.
+
+    Args:
+        conv: its stride, padding, dilation and groups count.
+        x: the input.
+        weight, bias: in the place of the module's own, as a batch norm folded into them makes them.
+        residual: of the output's shape and dtype.
+        relu: whether there is a ReLU.
+        overwrite: the residual's memory may become the output's where no gradient is wanted. (Fresh memory for large
+            maps costs the CPU as much as filling it.)
+    """
+    packed = conv.packed if isinstance(conv, PackedConv2d) and not torch.is_grad_enabled() else None
+    if winograd.serves(conv, x, weight):
+        if packed is None:
+            output = winograd.convolve(x, weight, bias)
+        else:
+            output = packed.convolve(x, relu=relu and residual is None)
+            relu = relu and residual is not None
+    elif packed is not None and _fuses(conv, x, weight, residual):
+        geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        after = "relu" if relu else None
+        if residual is None:
+            return torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, after or "none", [], "")
+        options = (weight, bias, *geometry, "add", 1.0, after, [], "")
+        if overwrite:
+            return torch.ops.mkldnn._convolution_pointwise_.binary(residual, x, *options)
+        return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *options)
+    elif conv.padding_mode != "zeros":
+        output = conv._conv_forward(x, weight, bias)
+    else:
+        output = F.conv2d(x, weight, bias, conv.stride, conv.padding, _dilation(conv, x), conv.groups)
+    if residual is not None:
+        output += residual
+    return F.relu(output, inplace=True) if relu else output
+
+
+def _dilation(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:
+    """The convolution's, or where it means nothing the one with which torch is fastest."""
+    if conv.kernel_size == (1, 1) and x.device.type == "cpu" and min(conv.in_channels, conv.out_channels) >= 128:
+        # torch leaves 1x1 convolutions of few images on one thread to MKL; a dilation gives them to oneDNN.
+        return (2, 2) if type(x) is Tensor and torch.get_num_threads() == 1 else conv.dilation
+    return conv.dilation
+
+
+def _fuses(conv: nn.Conv2d, x: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
+    """Whether oneDNN's operator can have it."""
+    return (
+        _POINTWISE is not None
+        and x.device.type == "cpu"
+        and type(x) is Tensor  # counts and exports look at tensors of their own
+        and x.dtype == weight.dtype
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+        and x.dim() == 4
+        and x.numel() > 0
+        and (residual is None or residual.is_contiguous(memory_format=torch.channels_last))
+        and conv.groups == 1  # of several the sum in bf16 is not there
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and torch.backends.mkldnn.is_available()
+        and torch.backends.mkldnn.enabled
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+class PackedConv2d(nn.Conv2d):
+    """A convolution for inference on the CPU that keeps its weights as Winograd's products want them (see `pack`)."""
+
+    packed: winograd.PackedWeights | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K, H', W')."""
+        return convolve(self, input, self.weight, self.bias)
+
+
+def pack(module: nn.Module) -> None:
+    """Make a module's convolutions fast for inference on the CPU, in place; their weights must not change after it.
+
+    Those that Winograd's algorithm serves keep further 4 bytes for each of 4 times their weights, from their first use.
+    """
+    for conv in list(module.modules()):
+        if type(conv) is nn.Conv2d and conv.weight.device.type == "cpu":
+            conv.__class__ = PackedConv2d  # parameters, hooks and references stay
+            assert isinstance(conv, PackedConv2d)
+            conv.packed = winograd.PackedWeights(conv.weight, conv.bias)
