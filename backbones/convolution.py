@@ -1,9 +1,9 @@
 """A convolution, the residual that is added to it and the ReLU behind both, as each device computes them fastest.
 
-On the CPU large 3x3 convolutions in float32 take Winograd's way (`backbones.winograd`), with their gradients; the other
-ones of a module that is packed for inference (`pack`) are one call of oneDNN, which adds the residual and cuts at zero
-before the outputs leave the registers.
-Elsewhere, and in compiled and exported graphs, they are torch's operators. (A stage on CUDA: `backbones.fused`.)
+Of a module that is packed for inference on the CPU (`pack`), large 3x3 convolutions in float32 take Winograd's way
+(`backbones.winograd`), and the other ones are one call of oneDNN, which adds the residual and cuts at zero before the
+outputs leave the registers. In training the former are an option (`train_by_winograd`), for they round otherwise.
+Elsewhere, and in compiled and exported graphs, all are torch's operators. (A stage on CUDA: `backbones.fused`.)
 
 Shapes: x (B, C, H, W), outputs (B, K, H', W').
 """
@@ -35,8 +35,9 @@ def convolve(
         overwrite: the residual's memory may become the output's where no gradient is wanted. (Fresh memory for large
             maps costs the CPU as much as filling it.)
     """
-    packed = conv.packed if isinstance(conv, PackedConv2d) and not torch.is_grad_enabled() else None
-    if winograd.serves(conv, x, weight):
+    fast = isinstance(conv, FastConv2d)
+    packed = conv.packed if fast and not torch.is_grad_enabled() else None
+    if fast and winograd.serves(conv, x, weight):
         if packed is None:
             output = winograd.convolve(x, weight, bias)
         else:
@@ -54,7 +55,8 @@ def convolve(
     elif conv.padding_mode != "zeros":
         output = conv._conv_forward(x, weight, bias)
     else:
-        output = F.conv2d(x, weight, bias, conv.stride, conv.padding, _dilation(conv, x), conv.groups)
+        dilation = _dilation(conv, x) if fast else conv.dilation
+        output = F.conv2d(x, weight, bias, conv.stride, conv.padding, dilation, conv.groups)
     if residual is not None:
         output += residual
     return F.relu(output, inplace=True) if relu else output
@@ -89,10 +91,11 @@ def _fuses(conv: nn.Conv2d, x: Tensor, weight: Tensor, residual: Tensor | None) 
     )
 
 
-class PackedConv2d(nn.Conv2d):
-    """A convolution for inference on the CPU that keeps its weights as Winograd's products want them (see `pack`)."""
+class FastConv2d(nn.Conv2d):
+    """A convolution that takes the fastest way there is on the CPU; see `pack` and `train_by_winograd`."""
 
     packed: winograd.PackedWeights | None = None
+    """The weights for inference."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K, H', W')."""
@@ -104,8 +107,24 @@ def pack(module: nn.Module) -> None:
 
     Those that Winograd's algorithm serves keep further 4 bytes for each of 4 times their weights, from their first use.
     """
-    for conv in list(module.modules()):
-        if type(conv) is nn.Conv2d and conv.weight.device.type == "cpu":
-            conv.__class__ = PackedConv2d  # parameters, hooks and references stay
-            assert isinstance(conv, PackedConv2d)
-            conv.packed = winograd.PackedWeights(conv.weight, conv.bias)
+    for conv in _made_fast(module):
+        conv.packed = winograd.PackedWeights(conv.weight, conv.bias)
+
+
+def train_by_winograd(module: nn.Module) -> None:
+    """Make a module's convolutions fast on the CPU, in place, with their gradients, in float32.
+
+    They round otherwise than torch's: a ReLU or a maximum near a tie goes the other way, and trained weights differ.
+    """
+    _made_fast(module)
+
+
+def _made_fast(module: nn.Module) -> list[FastConv2d]:
+    """The module's convolutions on the CPU, after they became fast ones."""
+    found: list[FastConv2d] = []
+    for conv in module.modules():
+        if type(conv) in (nn.Conv2d, FastConv2d) and conv.weight.device.type == "cpu":
+            conv.__class__ = FastConv2d  # parameters, hooks and references stay
+            assert isinstance(conv, FastConv2d)
+            found.append(conv)
+    return found

@@ -130,6 +130,9 @@ class TrainConfig(Section):
     """bf16 autocast for convolutions and fully connected layers; boxes and losses stay in float32."""
     channels_last: bool = True
     """Memory layout NHWC for images and convolutions, the faster one on most devices."""
+    winograd: bool = False
+    """On the CPU, large 3x3 convolutions in float32 by Winograd's minimal filtering, in less time
+    (docs/performance.md). Sums are rounded otherwise, so that the same seed gives other weights."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Exponential moving average of the weights, used for validation, test and best.pt; 0: off."""
     log_every: PositiveInt = 20

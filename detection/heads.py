@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones import fused
-from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn_relu, folded
+from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn, conv_bn_relu, folded
 from backbones.convolution import convolve
 from backbones.resnet import BottleneckUnit
 from backbones.staged import Stage, remove_stride
@@ -93,12 +93,14 @@ class Conv5Head(nn.Module):
             out = F.relu(inner + offset, inplace=True)
         out = conv_bn_relu(unit.conv2, unit.bn2, out)
         weight, bias, norm = folded(unit.conv3, unit.bn3, out)
-        if norm is None and bias is not None:
-            out = convolve(
-                unit.conv3, out, weight, bias + _offset(conv, bn, bias)[:, 0, 0], shortcut, relu=True, overwrite=True
-            )
+        if norm is None and bias is not None and not torch.is_grad_enabled():
+            bias = bias + _offset(conv, bn, bias)[:, 0, 0]
+            out = convolve(unit.conv3, out, weight, bias, shortcut, relu=True, overwrite=True)
         else:
-            out = conv_bn_relu(unit.conv3, unit.bn3, out, shortcut + _offset(conv, bn, shortcut))
+            out = conv_bn(unit.conv3, unit.bn3, out)
+            out += shortcut
+            out += _offset(conv, bn, out)
+            out = F.relu(out, inplace=True)
         for following in list(self.conv5)[1:]:
             out = following(out)
         return _average(out)

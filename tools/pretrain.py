@@ -56,7 +56,7 @@ def train(config: ClassificationConfig, job: Job) -> None:
     torch.manual_seed(config.seed)
     net = build_classifier(config.model, len(class_names))
     normalize = make_normalize(config, net, splits.train, checkpoint, job.data_root).to(job.device)
-    place(net, job.device, channels_last=config.train.channels_last)
+    place(net, job.device, channels_last=config.train.channels_last, winograd=config.train.winograd)
     task = ClassificationTask(config, net, normalize, splits, job.device)
     describe(config, net, splits, task.schedule.describe(), job.device, job.run)
     header = provenance(job.data_root) + dump_config(config)

@@ -81,7 +81,7 @@ def train(config: DetectionConfig, job: Job) -> None:
     detector = distributed.main_first(  # who goes first may download weights
         lambda: make_detector(config, train_set.class_names, job.data_root, checkpoint, job.init_from)
     )
-    place(detector, job.device, channels_last=config.train.channels_last)
+    place(detector, job.device, channels_last=config.train.channels_last, winograd=config.train.winograd)
     if not config.train.batch_size:
         config = with_size(config, automatic_batch_size(config, detector.train(), train_set, job.device))
     others = [part.records for part in (val_set, test_set) if part is not None]

@@ -60,7 +60,7 @@ def train(config: LocalisationConfig, job: Job) -> None:
         refuse_another_training(job.run.last, checkpoint["config"], config, checkpoint["class_names"], class_names)
     torch.manual_seed(config.seed)
     net = distributed.main_first(lambda: make_localiser(config, class_names, job))  # who goes first may download
-    place(net, job.device, channels_last=config.train.channels_last)
+    place(net, job.device, channels_last=config.train.channels_last, winograd=config.train.winograd)
     proposer = load_proposer(config, job.data_root, class_names, job.device)
     task = LocalisationTask(config, net, proposer, sets["train"], sets.get("val"), job.device)
     describe(config, net, sets, task.schedule.describe(), job.run)

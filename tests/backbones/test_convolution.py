@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbones import convolution
 from backbones.batch_norm import fold_batch_norm
-from backbones.convolution import PackedConv2d, convolve, pack
+from backbones.convolution import FastConv2d, convolve, pack, train_by_winograd
 from backbones.zoo import build_backbone
 
 
@@ -53,7 +53,7 @@ def test_packed_or_not(conv: nn.Conv2d, dtype: torch.dtype, monkeypatch: pytest.
 
     check()
     pack(conv)
-    assert isinstance(conv, PackedConv2d)
+    assert isinstance(conv, FastConv2d)
     check()
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     check()
@@ -74,10 +74,25 @@ def test_a_packed_net_is_the_net() -> None:
         torch.testing.assert_close(found[name], value, atol=1e-4 * float(value.abs().max()), rtol=1e-4)
 
 
+def test_training_is_torchs_bit_for_bit_unless_winograd_is_asked_for() -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(128, 128, 3, padding=1), last(torch.randn(2, 128, 33, 40))
+    plain = nn.Conv2d.forward(conv, x)
+    assert torch.equal(convolve(conv, x, conv.weight, conv.bias), plain)
+    train_by_winograd(conv)
+    found = conv(x)
+    assert not torch.equal(found, plain)
+    torch.testing.assert_close(found, plain, atol=1e-5, rtol=1e-5)
+    assert set(conv.state_dict()) == {"weight", "bias"}
+    found.sum().backward()
+    assert conv.weight.grad is not None
+
+
 def test_one_thread_changes_no_gradient() -> None:
     conv, x = nn.Conv2d(128, 160, 1, stride=2), last(torch.randn(1, 128, 9, 10))
     assert convolution._dilation(conv, x) == ((2, 2) if torch.get_num_threads() == 1 else (1, 1))
-    found = torch.autograd.grad(convolve(conv, x, conv.weight, conv.bias).square().sum(), list(conv.parameters()))
     exact = torch.autograd.grad(conv(x).square().sum(), list(conv.parameters()))
+    train_by_winograd(conv)
+    found = torch.autograd.grad(convolve(conv, x, conv.weight, conv.bias).square().sum(), list(conv.parameters()))
     for mine, theirs in zip(found, exact, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)

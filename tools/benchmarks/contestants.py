@@ -1,4 +1,4 @@
-"""Who takes part: `ours`, `ours_compiled`, `ours_graphs`, `torchvision`, and plug-ins.
+"""Who takes part: `ours`, `ours_compiled`, `ours_graphs`, `ours_winograd`, `torchvision`, and plug-ins.
 
 A plug-in is a Python file that defines a class `Contestant`, for example around another framework (see
 `plugins/detectron2_c4.py`). It is named after its file, and may inherit from the class of that name here:
@@ -156,6 +156,15 @@ class OursCompiled(OursAsGraphs):
         compile_regions(self.detector)
 
 
+class OursByWinograd(Ours):
+    """The same, training with `train.winograd`."""
+
+    def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
+        super().__init__(case, weights, device, amp, training)
+        if training:
+            place(self.model, device, channels_last=True, winograd=True)
+
+
 class Torchvision(Contestant):
     """torchvision's parts, plainly composed."""
 
@@ -237,5 +246,6 @@ CONTESTANTS: dict[str, Callable[..., Contestant]] = {
     "ours": Ours,
     "ours_compiled": OursCompiled,
     "ours_graphs": OursAsGraphs,
+    "ours_winograd": OursByWinograd,
     "torchvision": Torchvision,
 }

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from backbones.convolution import train_by_winograd
 from configs.errors import UserError
 from tools.runtime import distributed
 from tools.runtime.ema import Ema
@@ -41,8 +42,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     return trained, sum(parameter.numel() for parameter in model.parameters()) - trained
 
 
-def place(net: Net, device: torch.device, *, channels_last: bool) -> Net:
-    """The net, moved to the device, its weights channels_last in memory or as they are."""
+def place(net: Net, device: torch.device, *, channels_last: bool, winograd: bool = False) -> Net:
+    """The net, moved to the device, its weights channels_last in memory or as they are; see `TrainConfig`."""
+    if winograd and device.type == "cpu":
+        train_by_winograd(net)
     layout = torch.channels_last if channels_last else torch.preserve_format
     return net.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]  # torch's overloads lack this one
 
