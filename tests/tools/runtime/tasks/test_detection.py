@@ -8,6 +8,7 @@ import torch
 
 from configs.loading import load_config
 from datasets.build import build_dataset
+from detection.evaluation.data import Detections
 from detection.model import build_detector
 from tools.runtime.evaluation import Outcome
 from tools.runtime.tasks import detection as module
@@ -63,7 +64,8 @@ def test_the_checkpoint_is_a_detectors(tiny_config, tmp_path):
 def test_the_figure_that_chooses_the_best(tiny_config, tmp_path, monkeypatch, best, value, lower):
     task = made(tiny_config, tmp_path, f"train.best_metric={best}", "metrics=[voc12, coco]")
     metrics = {"voc12": {"mAP": 0.25, "per_class": {}}, "coco": {"AP": None, "AP50": 0.5, "per_class": {}}}
-    outcome = Outcome(None, {"loss_objectness": 1.0, "loss": 1.5})  # type: ignore[arg-type]
+    nothing = Detections.from_images([], [], ["red", "blue"], frame="voc")
+    outcome = Outcome(nothing, {"loss_objectness": 1.0, "loss": 1.5})
     asked = []
     monkeypatch.setattr(module, "run_detector", lambda *args, **options: asked.append((args, options)) or outcome)
     monkeypatch.setattr(module, "score", lambda records, detections, protocols: metrics)
@@ -77,5 +79,7 @@ def test_the_figure_that_chooses_the_best(tiny_config, tmp_path, monkeypatch, be
     }
     assert found.words == "validation loss 1.5000, voc12 0.2500, coco without ground truth"
     assert found.picture is not None
+    for name, objects in (("red", 2), ("blue", 1)):  # of the two test images, all missed at each threshold
+        assert found.curves[name].tolist() == [[0] * 101, [0] * 101, [objects] * 101]
     task.is_final = False
     assert task.validate(7).value is None
