@@ -64,8 +64,7 @@ def test_the_checkpoint_is_a_detectors(tiny_config, tmp_path):
 def test_the_figure_that_chooses_the_best(tiny_config, tmp_path, monkeypatch, best, value, lower):
     task = made(tiny_config, tmp_path, f"train.best_metric={best}", "metrics=[voc12, coco]")
     metrics = {"voc12": {"mAP": 0.25, "per_class": {}}, "coco": {"AP": None, "AP50": 0.5, "per_class": {}}}
-    none, records = np.zeros(0, np.int64), task.val_set.records
-    nothing = Detections("voc", list(records.image_ids), records.class_names, none, none, np.zeros((0, 4)), np.zeros(0))
+    nothing = Detections.from_images([], [], ["red", "blue"], frame="voc")
     outcome = Outcome(nothing, {"loss_objectness": 1.0, "loss": 1.5})
     asked = []
     monkeypatch.setattr(module, "run_detector", lambda *args, **options: asked.append((args, options)) or outcome)
@@ -80,9 +79,7 @@ def test_the_figure_that_chooses_the_best(tiny_config, tmp_path, monkeypatch, be
     }
     assert found.words == "validation loss 1.5000, voc12 0.2500, coco without ground truth"
     assert found.picture is not None
-    for name, counts in found.curves.items():
-        objects = int((records.labels == records.class_names.index(name) + 1).sum())
-        assert counts.tolist() == [[0] * 101, [0] * 101, [objects] * 101], "all missed, at each threshold"
-    assert found.curves
+    for name, objects in (("red", 2), ("blue", 1)):  # of the two test images, all missed at each threshold
+        assert found.curves[name].tolist() == [[0] * 101, [0] * 101, [objects] * 101]
     task.is_final = False
     assert task.validate(7).value is None
