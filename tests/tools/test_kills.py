@@ -64,7 +64,7 @@ def kill_often(training: Training, out: Path, kills: int, rng: random.Random) ->
         assert ending.code == 0, ending.output
         assert_equal_runs(training.whole, run)
         runs += 1
-    print(f"{training.script}: {number} kills in {runs} runs")
+        print(f"{training.script}: {number} kills in {runs} runs")
 
 
 def test_killed_and_resumed_equals_undisturbed(training, tmp_path):

@@ -111,9 +111,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in RUN")
     parser.add_argument(
-        "--hang-limit", type=float, default=1800.0, metavar="SECONDS",
+        "--hang-limit", type=_seconds, default=1800.0, metavar="SECONDS",
         help="several processes: end all when one has not answered for so long (default: 1800)",
     )  # fmt: skip
+
+
+def _seconds(text: str) -> float:
+    """The type of `--hang-limit`."""
+    if not 0 < float(text) <= 1e8:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 100000000 seconds")
+    return float(text)
 
 
 def absolute(weights: str) -> str:

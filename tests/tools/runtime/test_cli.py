@@ -146,6 +146,17 @@ def test_options_of_a_run():
     assert parser.parse_args(["--init-from", "torchvision://net"]).init_from == "torchvision://net"
 
 
+@pytest.mark.parametrize("limit", ["0", "-3", "inf", "nan", "soon"])
+def test_a_hang_limit_is_a_time(limit, capsys):
+    parser = cli.make_parser("A tool.")
+    cli.add_run(parser)
+    with pytest.raises(SystemExit) as ending:
+        parser.parse_args([f"--hang-limit={limit}"])
+    assert ending.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert parser.parse_args(["--hang-limit", "0.5"]).hang_limit == 0.5
+
+
 def test_weights_from_the_command_line_are_not_sought_in_the_data():
     assert cli.absolute("a/b.pt") == str(Path.cwd() / "a/b.pt")
     assert cli.absolute("torchvision:IMAGENET1K_V1") == "torchvision:IMAGENET1K_V1"
