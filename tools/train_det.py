@@ -41,6 +41,7 @@ from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import provenance
 from tools.runtime.setup import (
     build_datasets,
+    check_line,
     check_validation,
     describe,
     describe_schedule,
@@ -68,6 +69,8 @@ def train(config: DetectionConfig, job: Job) -> None:
     others = [part.records for part in (val_set, test_set) if part is not None]
     for warning in before_training(config, train_set.records, others):
         say(f"warning: {warning}")
+    if distributed.is_main():
+        say(f"check      {check_line(config.data, *sets)}")
     checkpoint = job.checkpoint("detector")
     described = checkpoint["config"]["model"] if checkpoint is not None else None
     if described is None and job.init_from is not None and config.model.backbone is not None:
