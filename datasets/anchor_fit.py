@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_QUANTILES = (0.1, 0.9)
+_TAILS = (0.02, 0.05, 0.1, 0.2, 0.3)
+"""Shares of the objects at each end over which anchors are not spread; that which reaches most is taken."""
 
 
 def anchor_shapes(
@@ -51,7 +52,7 @@ def reached(extents: np.ndarray, shapes: np.ndarray) -> float:
 def better_anchors(
     extents: np.ndarray, sizes: Sequence[Sequence[float]], ratios: int, strides: Sequence[int]
 ) -> tuple[list[list[int]], list[float]]:
-    """As many anchors, spread over the middle 80 % of the objects: the sizes of each map, and the aspect ratios.
+    """As many anchors, spread over the objects so that they reach many: the sizes of each map, and the aspect ratios.
 
     Args:
         extents: (M, 2), M > 0, as of `reached`.
@@ -60,16 +61,27 @@ def better_anchors(
         strides: of the maps, pixels; no anchor is smaller than half.
     """
     roots, shapes = np.sqrt(extents.prod(axis=1)), extents[:, 1] / extents[:, 0]
-    count = sum(map(len, sizes))
-    spread = np.geomspace(*_ends(roots), count).round().astype(int).tolist() if count > 1 else [round(np.median(roots))]
-    found: list[list[int]] = []
+    candidates = [
+        (_levels(_spread(roots, sum(map(len, sizes)), of_sizes), sizes, strides), _spread(shapes, ratios, of_ratios))
+        for of_sizes in _TAILS
+        for of_ratios in _TAILS
+    ]
+    rounded = [(found, sorted({float(f"{ratio:.2g}") for ratio in chosen})) for found, chosen in candidates]
+    return max(rounded, key=lambda candidate: reached(extents, anchor_shapes(*candidate, strides)))
+
+
+def _spread(values: np.ndarray, count: int, tail: float) -> list[float]:
+    """So many numbers, each in the same ratio to the one before, over the values without their tails."""
+    if count == 1:
+        return [float(np.median(values))]
+    low, high = np.quantile(values, (tail, 1 - tail)).tolist()
+    return np.geomspace(low, max(high, low * 1.01), count).tolist()
+
+
+def _levels(spread: Sequence[float], sizes: Sequence[Sequence[float]], strides: Sequence[int]) -> list[list[int]]:
+    """Growing sizes as whole pixels, on each map as many as there are now; none below half the map's stride."""
+    found, used = [], 0
     for level, stride in zip(sizes, strides, strict=True):
-        found.append(sorted({max(stride // 2, size) for size in spread[: len(level)]}))
-        spread = spread[len(level) :]
-    chosen = np.geomspace(*_ends(shapes), ratios) if ratios > 1 else np.median(shapes, keepdims=True)
-    return found, sorted({float(f"{ratio:.2g}") for ratio in chosen})
-
-
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, _QUANTILES).tolist()
-    return low, max(high, low * 1.01)
+        found.append(sorted({max(stride // 2, round(size)) for size in spread[used : used + len(level)]}))
+        used += len(level)
+    return found

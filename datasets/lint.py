@@ -36,7 +36,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "boxes-as-corners": ("error", "x y width height seem to hold x1 y1 x2 y2: convert the boxes"),
     "boxes-as-fractions": ("error", "coordinates seem to be fractions of the image, not pixels: multiply by its sides"),
     "boxes-from-zero": ("warning", "coordinates below 1 in a set that counts from 1: set zero_based: true"),
-    "anchors-miss": ("warning", "fewer than 90 % of the objects overlap an anchor by half: change model.anchors"),
+    "anchors-miss": ("warning", "fewer than 70 % of the objects overlap an anchor by half: change model.anchors"),
     "object-small": ("warning", "under 4 pixels after resizing: hardly to be learned; raise data.min_size"),
     "size-differs": ("warning", "the image has another size than its annotation declares: the image counts"),
     "size-absurd": ("error", "a side of less than 8 or more than 20,000 pixels, or 50 times as long as the other"),
@@ -214,7 +214,7 @@ def lint_anchors(
         if possible > share + 0.01:
             shown = better if fpn else better[0]
             words += f"; model.anchors={{sizes: {shown}, aspect_ratios: {ratios}}} would reach {100 * possible:.1f} %"
-    return [Problem("anchors-miss", records.source, value=words)] if share < 0.9 else [], words
+    return [Problem("anchors-miss", records.source, value=words)] if share < 0.7 else [], words
 
 
 def clean(records: Records, policy: Literal["drop", "clip"]) -> Records:

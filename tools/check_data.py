@@ -117,7 +117,11 @@ def read_parts(args: argparse.Namespace) -> tuple[dict[str, Records], tuple[int,
     config = load_config(args.cfg, args.overrides)
     root = cli.find_data_root(args.data_root)
     data = config.data
-    parts = {part: build_records(data, part, root) for part in ("train", "val", "test") if getattr(data, part)}
+    parts: dict[str, Records] = {}
+    for part in ("train", "val", "test"):
+        if getattr(data, part):  # the other sets have the training set's classes, as in a training
+            names = parts["train"].class_names if "train" in parts else None
+            parts[part] = build_records(data, part, root, class_names=names)
     shortest = data.min_size if isinstance(data.min_size, int) else min(data.min_size)
     return parts, (shortest, data.max_size)
 

@@ -14,7 +14,9 @@ from datasets.records import Records, make_records
 
 
 def image_set(folder: Path, files: dict[str, tuple[int, int]]) -> Records:
-    images = [(str(folder / name), name, size) for name, size in files.items()]
+    images: list[tuple[str, str | int, tuple[int, int]]] = [
+        (str(folder / name), name, size) for name, size in files.items()
+    ]
     return make_records(
         images=images, boxes=[], labels=[], counts=[0] * len(images), class_names=[], source="set", annotation_file="{}"
     )
