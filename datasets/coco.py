@@ -330,23 +330,28 @@ def _warn(file: CocoFile) -> None:
             "%s: %d images are listed under two ids, the first: %s: objects of the other id count as background",
             file.path, len(twice), twice[0],
         )  # fmt: skip
-    if _looks_like_corners(file):
+    known = file.image_index >= 0
+    limits = file.sizes[file.image_index[known]][:, ::-1]
+    if looks_like_corners(file.boxes[known], file.area[known], limits):
         logger.warning("%s: bbox seems to hold x1 y1 x2 y2, not x y width height: convert the boxes", file.path)
 
 
-def _looks_like_corners(file: CocoFile) -> bool:
-    """Whether the boxes are rather corners: no second corner lies before the first, and either the areas are those of
-    the corners or most boxes leave their image as they are but not as corners."""
-    known = file.image_index >= 0
-    if known.sum() < 8 or (file.boxes[:, 2:] <= file.boxes[:, :2]).any():
+def looks_like_corners(boxes: np.ndarray, area: np.ndarray, limits: np.ndarray) -> bool:
+    """Whether boxes that should be x, y, width, height are rather corners: no second corner lies before the first, and
+    either the areas are those of the corners or most boxes leave their image as they are but not as corners.
+
+    Args:
+        boxes: (M, 4).
+        area: (M,).
+        limits: (M, 2) width and height of each box's image; 0: not declared.
+    """
+    if len(boxes) < 8 or (boxes[:, 2:] <= boxes[:, :2]).any():
         return False
-    x1, y1, x2, y2 = file.boxes.T
-    as_corners = np.isclose(file.area, (x2 - x1) * (y2 - y1), rtol=1e-3)
-    as_sides = np.isclose(file.area, x2 * y2, rtol=1e-3)
+    x1, y1, x2, y2 = boxes.T
+    as_corners = np.isclose(area, (x2 - x1) * (y2 - y1), rtol=1e-3)
+    as_sides = np.isclose(area, x2 * y2, rtol=1e-3)
     if (as_corners & ~as_sides).mean() > 0.9:
         return True
-    limits = file.sizes[file.image_index[known]][:, ::-1]
-    boxes = file.boxes[known]
     leaves = ((boxes[:, :2] + boxes[:, 2:] > limits + 1) & (limits > 0)).any(axis=1)
     inside = (boxes[:, 2:] <= limits + 1).all(axis=1)
     return bool((leaves & inside).mean() > 0.5)

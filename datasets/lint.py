@@ -1,27 +1,27 @@
 """What is wrong with a data set: each problem with its code, file, object, value and likely cause. Imports no torch.
 
-`lint_records` looks at the annotations alone (fast: it may run before each training), `lint_voc_files` at each file of
-a VOC folder by itself, `lint_images` opens every image, `lint_splits` compares sets with each other. `clean` takes out,
-or clips, what a training cannot use.
+`lint_records` looks at the annotations alone (`summary` does so before each training), `lint_voc_files` at each file of
+a VOC folder by itself, `lint_anchors` compares boxes with anchors; `lint_images.py` opens the images. `clean` takes
+out, or clips, what a training cannot use.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
+from configs.detection import AnchorConfig
 from configs.errors import UserError
-from datasets.images import image_file_size, list_files, list_images, read_image
-from datasets.records import Records, has_extent, repeated
-from datasets.resize import resized_size
+from datasets.anchor_fit import anchor_shapes, better_anchors, reached
+from datasets.coco import looks_like_corners
+from datasets.images import list_files, list_images
+from datasets.records import Records, has_extent, looks_like_fractions, repeated
+from datasets.survey import resize_factors, resized_extents
 from datasets.voc import read_annotation, read_image_set
 
 Severity = Literal["error", "warning", "note"]
@@ -33,13 +33,18 @@ CODES: dict[str, tuple[Severity, str]] = {
     "box-outside": ("warning", "reaches out of the image by more than a pixel"),
     "box-at-edge": ("note", "touches the edge of the image: the object may be cut"),
     "box-repeated": ("warning", "the same box and class twice in an image: exported or annotated twice"),
+    "boxes-as-corners": ("error", "x y width height seem to hold x1 y1 x2 y2: convert the boxes"),
+    "boxes-as-fractions": ("error", "coordinates seem to be fractions of the image, not pixels: multiply by its sides"),
     "boxes-from-zero": ("warning", "coordinates below 1 in a set that counts from 1: set zero_based: true"),
+    "anchors-miss": ("warning", "fewer than 70 % of the objects overlap an anchor by half: change model.anchors"),
     "object-small": ("warning", "under 4 pixels after resizing: hardly to be learned; raise data.min_size"),
     "size-differs": ("warning", "the image has another size than its annotation declares: the image counts"),
     "size-absurd": ("error", "a side of less than 8 or more than 20,000 pixels, or 50 times as long as the other"),
     "image-without-object": ("note", "no object: is it background, or is its annotation missing?"),
     "image-unreadable": ("error", "cannot be decoded"),
+    "image-damaged": ("warning", "the decoder met damage inside and went on: some pixels may be wrong"),
     "image-repeated": ("warning", "the same content under two names"),
+    "image-near": ("warning", "nearly the same picture as another: a frame of the same film, or saved again?"),
     "image-in-two-splits": ("error", "the same content in two splits: the figures of the second say too much"),
     "image-grey": ("note", "one channel: it is taken as RGB with equal channels"),
     "image-cmyk": ("warning", "CMYK: converted, but its colours may differ from what a viewer shows"),
@@ -102,28 +107,45 @@ def lint_records(
         min_size, max_size: of the resizing in training, pixels; for objects that become too small.
         from_one: the set's coordinates count from 1 (VOC's own): negative ones, counted from 0, are told.
     """
-    image_of = records.image_of_object()
-    boxes, sizes = records.boxes, records.sizes[image_of]
-    limits = sizes[:, [1, 0, 1, 0]]
-    reversed_ = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-    without = ~has_extent(boxes) & ~reversed_
-    sound = ~reversed_ & ~without
-    off = sound & ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2])).any(axis=1)
-    outside = sound & ~off & ((boxes < -1) | (boxes > limits + 1)).any(axis=1)
-    at_edge = sound & ~off & ~outside & ((boxes[:, :2] <= _EDGE) | (boxes[:, 2:] >= limits[:, :2] - _EDGE)).any(axis=1)
-    marks = {
-        "box-reversed": reversed_, "box-zero-extent": without, "box-off-image": off, "box-outside": outside,
-        "box-at-edge": at_edge, "box-repeated": repeated(records),
-        "object-small": sound & ~off & (_resized_extent(records, min_size, max_size) < 4),
-    }  # fmt: skip
-    if from_one:
-        marks["boxes-from-zero"] = (boxes[:, :2] < 0).any(axis=1)
     problems = [
         Problem(code, *_place(records, m), _box_words(records, m))
-        for code, mark in marks.items()
+        for code, mark in _object_marks(records, min_size, max_size, from_one).items()
         for m in np.flatnonzero(mark).tolist()
     ]
-    return problems + _lint_sizes(records) + _lint_classes(records)
+    problems += [
+        Problem(code, str(records.image_paths[i]), value=f"{records.sizes[i, 1]} x {records.sizes[i, 0]}")
+        for code, mark in _image_marks(records).items()
+        for i in np.flatnonzero(mark).tolist()
+    ]
+    return problems + _lint_set(records)
+
+
+SUMMARY_LIMIT = 1_000_000
+"""Objects. A larger set is not looked at before a training, for that would take seconds."""
+
+
+def summary(parts: Mapping[str, Records], *, min_size: int, max_size: int, more: str) -> str:
+    """The numbers of errors and warnings in the annotations of a training's sets, in one line.
+
+    Args:
+        parts: train, val, test -> its records.
+        min_size, max_size: as of `lint_records`.
+        more: the command that shows more.
+    """
+    if sum(len(records.labels) for records in parts.values()) > SUMMARY_LIMIT:
+        return f"not looked at, more than {SUMMARY_LIMIT:,} objects: {more}"
+    counts: Counter[str] = Counter()
+    for records in parts.values():
+        marks = {**_object_marks(records, min_size, max_size, False), **_image_marks(records)}
+        counts += Counter({code: int(mark.sum()) for code, mark in marks.items()})
+        counts += Counter(problem.code for problem in _lint_set(records))
+    told = [
+        f"{counts[code]} {code}"
+        for severity in ("error", "warning")
+        for code, (of_code, _) in CODES.items()
+        if of_code == severity and counts[code]
+    ]
+    return f"{', '.join(told)}: {more}" if told else "no errors or warnings in the annotations"
 
 
 def lint_voc_files(root: Path, image_sets: Sequence[str]) -> list[Problem]:
@@ -162,48 +184,37 @@ def lint_voc_files(root: Path, image_sets: Sequence[str]) -> list[Problem]:
     return problems + [Problem("annotation-lonely", str(path)) for name, path in xmls.items() if name not in known]
 
 
-def lint_images(records: Records, *, threads: int = 2) -> tuple[list[Problem], dict[str, str]]:
-    """The problems of the image files, each decoded once; and each readable file's digest of its pixels.
+FPN_STRIDES, C4_STRIDE = (4, 8, 16, 32, 64), 16
+"""Distances between anchors, pixels: of P2..P6, and of the one map of other detectors."""
+
+
+def lint_anchors(
+    records: Records, anchors: AnchorConfig, *, fpn: bool, min_size: int, max_size: int
+) -> tuple[list[Problem], str]:
+    """Whether anchors fit the objects.
 
     Args:
-        records: the set.
-        threads: decoding ones.
+        records: the training set.
+        anchors: the detector's.
+        fpn: they lie on P2..P6, not on one map.
+        min_size, max_size: as of `lint_records`.
 
     Returns:
-        The problems in the order of the images; path -> hexadecimal digest, for `lint_splits`.
+        The problem, if it is one; and the figures in words, with better anchors where there are such.
     """
-    paths = [str(path) for path in dict.fromkeys(records.image_paths.tolist())]
-    first = {str(path): index for index, path in reversed(list(enumerate(records.image_paths.tolist())))}
-    problems: list[Problem] = []
-    digests: dict[str, str] = {}
-    with ThreadPoolExecutor(threads) as pool:
-        for path, (found, digest) in zip(
-            paths, pool.map(lambda path: _lint_image(path, records.image_size(first[path])), paths), strict=True
-        ):
-            problems += found
-            if digest:
-                digests[path] = digest
-    owner: dict[str, str] = {}
-    for path, digest in digests.items():
-        if owner.setdefault(digest, path) != path:
-            problems.append(Problem("image-repeated", path, value=f"as {owner[digest]}"))
-    return problems, digests
-
-
-def lint_splits(digests: Mapping[str, Mapping[str, str]]) -> list[Problem]:
-    """Images of the same pixels in two splits, also through links and under other names.
-
-    Args:
-        digests: split -> path -> digest, as from `lint_images`.
-    """
-    owner: dict[str, tuple[str, str]] = {}
-    problems = []
-    for split, files in digests.items():
-        for path, digest in files.items():
-            other_split, other = owner.setdefault(digest, (split, path))
-            if other_split != split:
-                problems.append(Problem("image-in-two-splits", path, split, f"as {other} of {other_split}"))
-    return problems
+    nested = [size if isinstance(size, list) else [size] for size in anchors.sizes]
+    sizes = nested if fpn else [[size for level in nested for size in level]]
+    strides = FPN_STRIDES if fpn else (C4_STRIDE,)
+    extents, _ = resized_extents(records, min_size, max_size)
+    share = reached(extents, anchor_shapes(sizes, anchors.aspect_ratios, strides))
+    words = f"anchors reach {100 * share:.1f} % of {len(extents)} objects"
+    if share < 1:
+        better, ratios = better_anchors(extents, sizes, len(anchors.aspect_ratios), strides)
+        possible = reached(extents, anchor_shapes(better, ratios, strides))
+        if possible > share + 0.01:
+            shown = better if fpn else better[0]
+            words += f"; model.anchors={{sizes: {shown}, aspect_ratios: {ratios}}} would reach {100 * possible:.1f} %"
+    return [Problem("anchors-miss", records.source, value=words)] if share < 0.7 else [], words
 
 
 def clean(records: Records, policy: Literal["drop", "clip"]) -> Records:
@@ -246,16 +257,46 @@ def _below(path: Path, folder: Path) -> str:
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
-def _lint_sizes(records: Records) -> list[Problem]:
-    problems = []
-    counts = np.diff(records.offsets)
-    for i in range(len(records)):
-        height, width = records.image_size(i)
-        short, long = min(height, width), max(height, width)
-        if short < 8 or long > 20_000 or long > 50 * short:
-            problems.append(Problem("size-absurd", str(records.image_paths[i]), value=f"{width} x {height}"))
-        if records.annotated and not counts[i]:
-            problems.append(Problem("image-without-object", str(records.image_paths[i])))
+def _object_marks(records: Records, min_size: int, max_size: int, from_one: bool) -> dict[str, np.ndarray]:
+    """Code -> (M,) bool: which objects have the problem."""
+    boxes, image_of = records.boxes, records.image_of_object()
+    limits = records.sizes[image_of][:, [1, 0, 1, 0]]
+    reversed_ = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    without = ~has_extent(boxes) & ~reversed_
+    sound = ~reversed_ & ~without
+    off = sound & ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2])).any(axis=1)
+    outside = sound & ~off & ((boxes < -1) | (boxes > limits + 1)).any(axis=1)
+    at_edge = sound & ~off & ~outside & ((boxes[:, :2] <= _EDGE) | (boxes[:, 2:] >= limits[:, :2] - _EDGE)).any(axis=1)
+    shorter = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
+    small = shorter * resize_factors(records.sizes, min_size, max_size)[image_of] < 4
+    marks = {
+        "box-reversed": reversed_, "box-zero-extent": without, "box-off-image": off, "box-outside": outside,
+        "box-at-edge": at_edge, "box-repeated": repeated(records), "object-small": sound & ~off & small,
+    }  # fmt: skip
+    if from_one:
+        marks["boxes-from-zero"] = (boxes[:, :2] < 0).any(axis=1)
+    return marks
+
+
+def _image_marks(records: Records) -> dict[str, np.ndarray]:
+    """Code -> (N,) bool: which images have the problem."""
+    short, long = records.sizes.min(axis=1), records.sizes.max(axis=1)
+    return {
+        "size-absurd": (short < 8) | (long > 20_000) | (long > 50 * short),
+        "image-without-object": (np.diff(records.offsets) == 0) & records.annotated,
+    }
+
+
+def _lint_set(records: Records) -> list[Problem]:
+    """The problems of the boxes and the classes as a whole."""
+    problems = _lint_classes(records)
+    boxes, limits = records.boxes, records.sizes[records.image_of_object()][:, ::-1]
+    if records.form == "coco":
+        given = np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]))
+        if looks_like_corners(given, records.area, limits):
+            problems.append(Problem("boxes-as-corners", records.source))
+    if looks_like_fractions(records):
+        problems.append(Problem("boxes-as-fractions", records.source, value=f"none above {boxes.max():.3g}"))
     return problems
 
 
@@ -273,43 +314,6 @@ def _lint_classes(records: Records) -> list[Problem]:
         if plain and len(names) > 1:
             problems.append(Problem("class-spelling", records.source, names[1], f"beside {names[0]!r}"))
     return problems
-
-
-def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], str]:
-    """The problems of one file, and the digest of its pixels; no digest where it cannot be read."""
-    try:
-        pixels = read_image(path, declared)
-        shown = image_file_size(path)
-    except UserError as error:
-        return [Problem("image-unreadable", path, value=str(error).removeprefix(f"{path}: "))], ""
-    problems = []
-    if pixels.shape[:2] != declared:
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}, declared {declared[1]} x {declared[0]}"
-        problems.append(Problem("size-differs", path, value=found))
-    with Image.open(path) as image:
-        codes = {"L": "image-grey", "1": "image-grey", "LA": "image-grey", "CMYK": "image-cmyk", "P": "image-palette"}
-        if image.mode in codes:
-            problems.append(Problem(codes[image.mode], path))
-        if image.mode.startswith(("I", "F")):
-            problems.append(Problem("image-deep", path, value=image.mode))
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1:
-            problems.append(Problem("image-animated", path, value=f"{frames} frames"))
-        orientation = image.getexif().get(0x0112, 1)
-    if orientation in range(2, 9):
-        turned = "turned" if shown == pixels.shape[:2] else "taken as stored"
-        problems.append(Problem("image-turned", path, value=f"orientation {orientation}, {turned}"))
-    return problems, hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
-
-
-def _resized_extent(records: Records, min_size: int, max_size: int) -> np.ndarray:
-    """(M,) float64: the shorter side of each object in the resized image, pixels."""
-    scales = np.ones(len(records))
-    for i in range(len(records)):
-        height, width = records.image_size(i)
-        if min(height, width) > 0:
-            scales[i] = resized_size((height, width), min_size, max_size)[0] / height
-    return (records.boxes[:, 2:] - records.boxes[:, :2]).min(axis=1, initial=np.inf) * scales[records.image_of_object()]
 
 
 def _place(records: Records, m: int) -> tuple[str, str]:

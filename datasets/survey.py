@@ -44,11 +44,20 @@ def class_table(parts: Mapping[str, Records]) -> list[str]:
     return ["  " + row[0].ljust(width) + "".join(f"{cell:>18}" for cell in row[1:]) for row in rows]
 
 
+def resize_factors(sizes: np.ndarray, min_size: int, max_size: int) -> np.ndarray:
+    """(N,) float64: by how much images of sizes (N, 2) are enlarged; 1 where a side is 0."""
+    different, which = np.unique(sizes, axis=0, return_inverse=True)
+    factors = [
+        resized_size((height, width), min_size, max_size)[0] / height if min(height, width) > 0 else 1.0
+        for height, width in different.tolist()
+    ]
+    return np.array(factors)[which.ravel()]
+
+
 def resized_extents(records: Records, min_size: int, max_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Width and height, (M, 2) float64 pixels after resizing, of objects that can be trained on, and their labels."""
     usable = records.trainable(train_difficult=True)
-    different, which = np.unique(records.sizes, axis=0, return_inverse=True)
-    scales = np.array([resized_size((int(h), int(w)), min_size, max_size)[0] / h for h, w in different])[which.ravel()]
+    scales = resize_factors(records.sizes, min_size, max_size)
     owners = records.image_of_object()
     limits = records.sizes[owners][:, [1, 0, 1, 0]]
     boxes = np.clip(records.boxes, 0, limits)

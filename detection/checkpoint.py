@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from backbones.fetch import is_name
-from backbones.weights import Preprocessing, check_fields, read_weights_file
+from backbones.weights import Preprocessing, check_fields, first_line, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
@@ -66,7 +66,10 @@ def load_detector(
     config = parse_config(checkpoint["config"], list(overrides), DetectionConfig, name, stored=True)
     preprocessing = Preprocessing.from_dict(checkpoint["preprocessing"])
     class_names = list(checkpoint["class_names"])
-    detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
+    try:
+        detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
+    except (TypeError, OverflowError, MemoryError, RuntimeError) as error:  # widths and kernels beyond all memory
+        raise UserError(f"{name}: describes a net that cannot be built: {first_line(error)[:200]}") from error
     load_strictly(detector, checkpoint["model"], path)
     detector.card = dict(checkpoint.get("card", {}))
     return detector.to(device).eval(), config

@@ -3,6 +3,7 @@
     python tools/check_data.py --cfg my.yaml
     python tools/check_data.py my_photos --json problems.json --out look/
     python tools/check_data.py --cfg my.yaml --fast            # annotations alone, no image is opened
+    python tools/check_data.py --cfg my.yaml --near            # also pictures that are nearly the same
 
 Exit code 0: no errors (warnings and notes there may be); 2: errors. With --policy drop or clip the errors that this
 takes out count no more. docs/reliability.md lists the codes.
@@ -23,7 +24,8 @@ from configs.errors import UserError, printable
 from configs.files import write_text
 from configs.loading import load_config
 from datasets.build import build_records
-from datasets.lint import Problem, clean, lint_images, lint_records, lint_splits, lint_voc_files, table
+from datasets.lint import Problem, clean, lint_anchors, lint_records, lint_voc_files, table
+from datasets.lint_images import Marks, lint_images, lint_near, lint_splits
 from datasets.records import Records
 from datasets.survey import class_table
 from tools.runtime import cli
@@ -46,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     add("--cfg", type=Path, metavar="FILE", help="a config, whose train, val and test sets are checked")
     cli.add_set(options)
     add("--fast", action="store_true", help="look at the annotations alone")
+    add("--near", action="store_true", help="name pictures that look nearly like another one (perceptual hash)")
     add("--json", type=Path, metavar="FILE", help="write all problems here")
     add(
         "--out",
@@ -62,6 +65,8 @@ def main(args: argparse.Namespace) -> None:
     logging.basicConfig(format="reader: %(message)s", level=logging.WARNING)
     if (args.folder is None) == (args.cfg is None):
         raise UserError("give a FOLDER or --cfg FILE")
+    if args.near and args.fast:
+        raise UserError("--near compares pictures, which --fast does not open: give one of them")
     problems = file_problems(args)
     try:
         parts, sizes = read_parts(args)
@@ -71,16 +76,17 @@ def main(args: argparse.Namespace) -> None:
         say({}, problems)
         write(args, problems)
         raise UserError(f"{error}: the rest is checked when the files above are repaired") from None
-    digests: dict[str, dict[str, str]] = {}
+    marks: dict[str, dict[str, Marks]] = {}
     for part, records in parts.items():
         kept = records if args.policy == "error" else clean(records, args.policy)
         if len(kept.labels) < len(records.labels):
             print(f"{part}: --policy {args.policy} takes out {len(records.labels) - len(kept.labels)} objects")
         problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1])
         if not args.fast:
-            found, digests[part] = lint_images(records)
+            found, marks[part] = lint_images(records)
             problems += found
-    problems += lint_splits(digests)
+    problems += lint_splits(marks) + (lint_near(marks) if args.near else [])
+    problems += anchor_problems(args, parts, sizes)
     say(parts, problems)
     write(args, problems)
     if args.out:
@@ -111,7 +117,11 @@ def read_parts(args: argparse.Namespace) -> tuple[dict[str, Records], tuple[int,
     config = load_config(args.cfg, args.overrides)
     root = cli.find_data_root(args.data_root)
     data = config.data
-    parts = {part: build_records(data, part, root) for part in ("train", "val", "test") if getattr(data, part)}
+    parts: dict[str, Records] = {}
+    for part in ("train", "val", "test"):
+        if getattr(data, part):  # the other sets have the training set's classes, as in a training
+            names = parts["train"].class_names if "train" in parts else None
+            parts[part] = build_records(data, part, root, class_names=names)
     shortest = data.min_size if isinstance(data.min_size, int) else min(data.min_size)
     return parts, (shortest, data.max_size)
 
@@ -129,6 +139,17 @@ def file_problems(args: argparse.Namespace) -> list[Problem]:
     found = [problem for root, names in sets.items() for problem in lint_voc_files(root, names)]
     # A config may take some sets of a folder only: what the others list is not lonely.
     return [problem for problem in found if not problem.code.endswith("-lonely")]
+
+
+def anchor_problems(args: argparse.Namespace, parts: dict[str, Records], sizes: tuple[int, int]) -> list[Problem]:
+    """Whether the config's anchors fit the training set, with a line that says how well."""
+    if args.cfg is None or "train" not in parts:
+        return []
+    model = load_config(args.cfg, args.overrides).model
+    fpn, (min_size, max_size) = model.neck == "fpn", sizes
+    found, words = lint_anchors(parts["train"], model.anchors, fpn=fpn, min_size=min_size, max_size=max_size)
+    print(words)
+    return found
 
 
 def say(parts: dict[str, Records], problems: list[Problem]) -> None:

@@ -42,6 +42,7 @@ from tools.runtime.run_folder import provenance
 from tools.runtime.setup import (
     automatic_batch_size,
     build_datasets,
+    check_line,
     check_validation,
     describe,
     describe_schedule,
@@ -67,6 +68,8 @@ def train(config: DetectionConfig, job: Job) -> None:
     sets = distributed.main_first(lambda: build_datasets(config, job.data_root))
     check_validation(config, *sets)
     train_set, val_set, test_set = sets
+    if distributed.is_main():
+        say(f"check      {check_line(config.data, *sets)}")
     checkpoint = job.checkpoint("detector")
     described = checkpoint["config"]["model"] if checkpoint is not None else None
     if described is None and job.init_from is not None and config.model.backbone is not None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from datasets.lint import CODES, Problem, clean, lint_images, lint_records, lint_splits, lint_voc_files, table
+from configs.detection import AnchorConfig
+from datasets.lint import (
+    CODES,
+    SUMMARY_LIMIT,
+    Problem,
+    clean,
+    lint_anchors,
+    lint_records,
+    lint_voc_files,
+    summary,
+    table,
+)
 from datasets.records import Records, make_records
 
 SIZE = (480, 640)
@@ -83,54 +92,54 @@ def test_images_and_classes() -> None:
     assert codes(lint_records(records_of([], annotated=False))) == []
 
 
-def image_set(folder: Path, files: dict[str, tuple[int, int]]) -> Records:
-    images = [(str(folder / name), name, size) for name, size in files.items()]
-    return make_records(
-        images=images, boxes=[], labels=[], counts=[0] * len(images), class_names=[], source="set", annotation_file="{}"
-    )
+def coco(boxes: np.ndarray, size: tuple[int, int] = SIZE) -> Records:
+    """Boxes as a COCO file has them: x, y and what should be width and height."""
+    corners = np.column_stack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]))
+    return records_of(corners.tolist(), size=size, area=boxes[:, 2] * boxes[:, 3], form="coco")
 
 
-def test_image_files(tmp_path: Path) -> None:
+def test_boxes_of_another_meaning() -> None:
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture.save(tmp_path / "good.png")
-    picture.save(tmp_path / "again.bmp")  # the same pixels
-    picture.rotate(1).save(tmp_path / "size.png")
-    picture.convert("L").save(tmp_path / "grey.png")
-    picture.convert("CMYK").save(tmp_path / "cmyk.jpg")
-    picture.convert("P").save(tmp_path / "palette.png")
-    Image.fromarray(rng.integers(0, 65535, (40, 60), np.uint16)).save(tmp_path / "deep.png")
-    picture.rotate(2).save(tmp_path / "turned.jpg", exif=exif)
-    picture.rotate(3).save(tmp_path / "many.tif", save_all=True, append_images=[picture])
-    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 short")
-    names = sorted(os.listdir(tmp_path))
-    sizes = dict.fromkeys(names, (40, 60)) | {"size.png": (60, 40), "turned.jpg": (60, 40)}
-    problems, digests = lint_images(image_set(tmp_path, sizes))
-    found = {(problem.code, Path(problem.file).name) for problem in problems}
-    assert found == {
-        ("image-repeated", "good.png"), ("size-differs", "size.png"), ("image-grey", "grey.png"),
-        ("image-cmyk", "cmyk.jpg"), ("image-palette", "palette.png"), ("image-deep", "deep.png"),
-        ("image-turned", "turned.jpg"), ("image-animated", "many.tif"), ("image-unreadable", "broken.jpg"),
-    }  # fmt: skip
-    assert len(digests) == len(names) - 1
-    assert "60 x 40, declared 40 x 60" in next(p.value for p in problems if p.code == "size-differs")
+    sides = np.column_stack((rng.integers(200, 300, (20, 2)), rng.integers(30, 60, (20, 2)))).astype(float)
+    corners = np.column_stack((sides[:, :2] + 60, sides[:, :2] + 60 + sides[:, 2:]))
+    assert "boxes-as-corners" not in codes(lint_records(coco(sides)))
+    assert "boxes-as-corners" in codes(lint_records(coco(corners)))
+    assert "boxes-as-fractions" not in codes(lint_records(coco(sides)))
+    assert "boxes-as-fractions" in codes(lint_records(coco(sides / 640)))
 
 
-def test_the_same_image_in_two_splits_also_through_a_link(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    for name, change in (("a.png", 0), ("b.png", 1)):
-        Image.fromarray(picture ^ change).save(tmp_path / name)
-    (tmp_path / "link.png").symlink_to(tmp_path / "a.png")
-    digests = {
-        "train": lint_images(image_set(tmp_path, {"a.png": (40, 60)}))[1],
-        "val": lint_images(image_set(tmp_path, {"b.png": (40, 60), "link.png": (40, 60)}))[1],
+def test_the_summary_counts_what_the_linter_lists(monkeypatch) -> None:
+    parts = {
+        "train": records_of([GOOD, (200, 100, 100, 180), (600, 100, 640, 180)], names=("cat", "Cat")),
+        "val": records_of([(100, 100, 101, 180)], size=(480, 30_000)),
     }
-    (problem,) = lint_splits(digests)
-    assert problem.code == "image-in-two-splits"
-    assert problem.file.endswith("link.png")
-    assert problem.value.endswith("a.png of train")
+    line = summary(parts, min_size=600, max_size=1000, more="see there")
+    found = [problem for records in parts.values() for problem in lint_records(records) if problem.severity != "note"]
+    told = {text.split()[1]: int(text.split()[0]) for text in line.removesuffix(": see there").split(", ")}
+    assert told == {code: codes(found).count(code) for code in set(codes(found))}
+    assert summary({"train": records_of([GOOD])}, min_size=600, max_size=1000, more="x").startswith("no errors")
+    monkeypatch.setattr("datasets.lint.SUMMARY_LIMIT", 0)
+    assert (
+        summary(parts, min_size=600, max_size=1000, more="see there") == "not looked at, more than 0 objects: see there"
+    )
+    assert SUMMARY_LIMIT > 0
+
+
+def test_anchors_that_miss_the_objects() -> None:
+    records = records_of([(100, 100, 112, 111), (300, 50, 310, 64), (5, 5, 18, 17)])
+    fits = {"min_size": 480, "max_size": 640}  # as they are
+    found, words = lint_anchors(
+        records, AnchorConfig(sizes=[[128], [256], [300], [400], [500]], aspect_ratios=[1.0]), fpn=True, **fits
+    )
+    assert codes(found) == ["anchors-miss"]
+    assert words.startswith("anchors reach 0.0 % of 3 objects; model.anchors={sizes: [")
+    assert words.endswith("would reach 100.0 %")
+    found, words = lint_anchors(
+        records, AnchorConfig(sizes=[[12], [256], [300], [400], [500]], aspect_ratios=[1.0]), fpn=True, **fits
+    )
+    assert found == []
+    assert words == "anchors reach 100.0 % of 3 objects"
+    assert codes(lint_anchors(records, AnchorConfig(sizes=[128]), fpn=False, **fits)[0]) == ["anchors-miss"]
 
 
 def test_policies() -> None:
@@ -170,7 +179,7 @@ def test_each_file_of_a_voc_folder_is_looked_at_by_itself(write_voc) -> None:
 
 
 def test_every_code_has_a_fixture() -> None:
-    text = Path(__file__).read_text()
+    text = Path(__file__).read_text() + Path(__file__).with_name("test_lint_images.py").read_text()
     assert [code for code in CODES if f'"{code}"' not in text] == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import pytest
 import yaml
 
@@ -91,3 +92,15 @@ def test_a_folder_without_a_config(tmp_path: Path, capsys) -> None:
     for wrong in ([], [root, "--cfg", tmp_path / "c.yaml"]):
         with pytest.raises(UserError, match="give a FOLDER or --cfg"):
             run(*wrong)
+
+
+def test_near_pictures_and_anchors(tmp_path: Path, capsys) -> None:
+    root = voc_set(tmp_path / "v", {"a": [GOOD], "b": [("cat", (100, 100, 110, 109))]})
+    picture = cv2.imread(str(root / "JPEGImages" / "a.jpg"))
+    cv2.imwrite(str(root / "JPEGImages" / "b.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 40])
+    run("--cfg", config(tmp_path, train=root), "--near", "--json", tmp_path / "p.json")
+    assert "anchors reach " in capsys.readouterr().out
+    found = [problem["code"] for problem in json.loads((tmp_path / "p.json").read_text())]
+    assert "image-near" in found
+    with pytest.raises(UserError, match="--near compares pictures"):
+        run(root, "--near", "--fast")

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from backbones.weights import Preprocessing
-from configs.detection import DetectionConfig, SourceConfig
+from configs.detection import DataConfig, DetectionConfig, SourceConfig
 from configs.errors import UserError
 from datasets.batch import Batch
 from datasets.build import Split, build_dataset
 from datasets.detection import DetectionDataset
+from datasets.lint import summary
 from datasets.resize import resized_size
 from datasets.samplers import padded_size
 from detection.checkpoint import load_matching, read_detector_file
@@ -68,6 +69,19 @@ def check_validation(
             common = len({path for path in many if path in listed})
             if common:
                 say(f"warning: data.{a} and data.{b} have {common} images in common: {consequence}")
+
+
+def check_line(
+    data: DataConfig, train_set: DetectionDataset, val_set: DetectionDataset | None, test_set: DetectionDataset | None
+) -> str:
+    """What the linter says of the sets' annotations, in one line; see `datasets.lint.summary`."""
+    sets = {"train": train_set, "val": val_set, "test": test_set}
+    return summary(
+        {name: part.records for name, part in sets.items() if part is not None},
+        min_size=data.min_size if isinstance(data.min_size, int) else min(data.min_size),
+        max_size=data.max_size,
+        more="python tools/check_data.py --cfg FILE lists them",
+    )
 
 
 def make_detector(
