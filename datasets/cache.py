@@ -83,7 +83,9 @@ def open_records(path: str) -> Records:
     for name in [name for name in arrays if name.endswith(".offsets")]:
         name = name.removesuffix(".offsets")
         arrays[name] = Names(arrays.pop(f"{name}.data"), arrays.pop(f"{name}.offsets"))
+    counts = arrays.pop("counts")
     records = Records(**values, **arrays)
+    object.__setattr__(records, "counts", counts)
     object.__setattr__(records, "reopen", (open_records, (path,)))  # workers that are not forks open the file too
     return records
 
@@ -151,7 +153,7 @@ def _keep(
     digests = [digest_of(path) for path in inputs]
     if any(state_of(path) != state or _is_fresh(state, start) for path, state in inputs.items()):
         return
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {"counts": records.object_counts()}  # else each start would look at all labels
     values: dict[str, Any] = {}
     for field in fields(records):
         value = getattr(records, field.name)
