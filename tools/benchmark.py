@@ -5,7 +5,7 @@
     python tools/benchmark.py train --batch-size 16 --amp bf16    training steps
     python tools/benchmark.py roofline                            the least time on an H200
     python tools/benchmark.py loader | eval | imagenet | cifar    loading, evaluators, classification
-    python tools/benchmark.py records [--scale .01]               starting on annotations of large sets (disk: 6 GB)
+    python tools/benchmark.py records --scale .01                starting on large sets (at 1: 6 GB of disk)
     python tools/benchmark.py suite --out results.json            everything, in at most eight minutes (--seconds)
 
 The suite runs each row in a process of its own and writes the report after each; a row that fails says why.
