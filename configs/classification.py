@@ -37,13 +37,15 @@ class ImageSourceConfig(Section):
         benchmark's server takes.
     tiny_imagenet: train/<wnid>/images/ and val/ with val_annotations.txt or one folder for each wnid.
     cifar10: the original python or binary batches, or train/<class>/ and test/<class>/.
+    webdataset: tar files of images and labels (`00000017.jpg`, `00000017.cls`), with an index; the root names them all,
+        as train-{000000..000127}.tar, and may be a URL (docs/pretraining.md).
     For cifar10 the root may be a zip file of such folders.
     """
 
-    format: Literal["folders", "imagenet_val", "imagenet_test", "tiny_imagenet", "cifar10"]
+    format: Literal["folders", "imagenet_val", "imagenet_test", "tiny_imagenet", "cifar10", "webdataset"]
     """Layout of the files, as above."""
     root: str
-    """Folder of the set; cifar10: or a zip file."""
+    """Folder of the set; cifar10: or a zip file; webdataset: path or URL of the tar files, `{000..127}` counts."""
     split: Literal["train", "val", "test"] | None = None
     """tiny_imagenet: train or val. cifar10: train or test."""
     ground_truth: str | None = None

@@ -44,7 +44,7 @@ MAX_AGE_REPLACED = 3_600
 _MAGIC = b"annotations 1\n\0\0"
 _FRESH = 50_000_000  # ns. Changes that follow each other faster may bear the same time.
 _FRESH_IN_SECONDS = 2_000_000_000  # of file systems that count whole seconds
-_told: set[Path] = set()
+_told: list[str] = []
 
 
 def kept_records(question: Mapping[str, Any], read: Callable[[], Records], folder: Path | None = None) -> Records:
@@ -59,7 +59,12 @@ def kept_records(question: Mapping[str, Any], read: Callable[[], Records], folde
     Raises:
         UserError: `read` raised it; nothing is kept then.
     """
-    folder = home() / "annotations" if folder is None else folder
+    if folder is None:
+        try:
+            folder = home() / "annotations"
+        except RuntimeError as error:  # a user without an entry in the system's list, and no $HOME
+            _say_not_kept(error)
+            return read()
     text = json.dumps([question, _code()], sort_keys=True, default=str)
     name = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     found = _load(folder, name)
@@ -83,7 +88,9 @@ def open_records(path: str) -> Records:
     for name in [name for name in arrays if name.endswith(".offsets")]:
         name = name.removesuffix(".offsets")
         arrays[name] = Names(arrays.pop(f"{name}.data"), arrays.pop(f"{name}.offsets"))
+    counts = arrays.pop("counts")
     records = Records(**values, **arrays)
+    object.__setattr__(records, "counts", counts)
     object.__setattr__(records, "reopen", (open_records, (path,)))  # workers that are not forks open the file too
     return records
 
@@ -151,7 +158,7 @@ def _keep(
     digests = [digest_of(path) for path in inputs]
     if any(state_of(path) != state or _is_fresh(state, start) for path, state in inputs.items()):
         return
-    arrays: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {"counts": records.object_counts()}  # else each start would look at all labels
     values: dict[str, Any] = {}
     for field in fields(records):
         value = getattr(records, field.name)
@@ -177,12 +184,16 @@ def _keep(
         )
         _remove_old(folder, name, own)
     except (OSError, UserError) as error:
-        if folder not in _told:
-            _told.add(folder)
-            logger.warning(
-                "%s: annotations cannot be kept, so each start reads them anew: set RESIDUAL_DETECTION_HOME to a "
-                "folder that can be written, or data.cache: false", error,
-            )  # fmt: skip
+        _say_not_kept(error)
+
+
+def _say_not_kept(error: Exception) -> None:
+    if not _told:
+        _told.append(str(error))
+        logger.warning(
+            "%s: annotations cannot be kept, so each start reads them anew: set RESIDUAL_DETECTION_HOME to a folder "
+            "that can be written, or data.cache: false", error,
+        )  # fmt: skip
 
 
 def _is_fresh(state: State, start: int) -> bool:

@@ -22,6 +22,7 @@ from datasets.folders import ImageFiles, read_folders, read_imagenet_val, read_t
 from datasets.images import image_file_size
 from datasets.loader import Loader, make_loader
 from datasets.samplers import TrainKeys, batches_of_equal, local_parts
+from datasets.shards import read_shards
 
 ImageSet = ImageFiles | ImageArrays
 
@@ -56,6 +57,8 @@ def read_set(source: ImageSourceConfig, data_root: Path, class_names: list[str] 
         UserError: see `datasets.folders` and `datasets.cifar`.
     """
     root = data_root / source.root
+    if source.format == "webdataset":
+        return read_shards(source.root if "://" in source.root else str(root), class_names)
     if source.format == "folders":
         return read_folders(root, class_names)
     if source.format == "imagenet_test":

@@ -7,7 +7,6 @@ Images are (H, W, 3) uint8 RGB; sizes are (H, W) in pixels.
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,14 +15,13 @@ from torchvision.transforms import v2
 
 from configs.classification import ImageAugmentConfig, ImageDataConfig
 from configs.errors import UserError
-from datasets.images import image_file_size, read_image
+from datasets.images import ImageFile, image_file_size, read_image, read_reduced
 from datasets.resize import resized_size
 
 Box = tuple[int, int, int, int]
 """(y, x, height, width)."""
 
 _NO_CAP = 1 << 30
-_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
 
 
 class LazyImage:
@@ -36,7 +34,7 @@ class LazyImage:
         image: (H, W, 3) uint8, where it is there already.
     """
 
-    def __init__(self, path: Path | str, *, reduced: bool = False, image: np.ndarray | None = None) -> None:
+    def __init__(self, path: ImageFile, *, reduced: bool = False, image: np.ndarray | None = None) -> None:
         self.path = path
         self.image = read_image(path) if image is None and not reduced else image
         self.size: tuple[int, int] = image_file_size(path) if self.image is None else self.image.shape[:2]
@@ -45,13 +43,8 @@ class LazyImage:
         """The image, at 1/f of its size (rounded up) for the greatest allowed f <= `factor`."""
         if self.image is not None:
             return self.image
-        divisor = max((f for f in _REDUCED if f <= factor), default=1)
-        if divisor == 1:
-            return read_image(self.path)
-        image = cv2.imread(str(self.path), _REDUCED[divisor])
-        if image is None:
-            raise UserError(f"{self.path}: cannot be decoded: the file is corrupt or its format unknown")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        divisor = max((f for f in (2, 4, 8) if f <= factor), default=1)
+        return read_image(self.path) if divisor == 1 else read_reduced(self.path, divisor)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, fast: bool = False) -> np.ndarray:
@@ -124,7 +117,7 @@ class TrainTransform:
     def __init__(self, data: ImageDataConfig) -> None:
         self.data = data
 
-    def __call__(self, path: Path, rng: np.random.Generator) -> np.ndarray:
+    def __call__(self, path: ImageFile, rng: np.random.Generator) -> np.ndarray:
         """(S, S, 3) uint8 with S = crop_size.
 
         Raises:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def _half(val: Records, image_set: str) -> Records:
         "%s: ImageSets/DET/%s.txt is not there, so val is halved by this project's rule: %d images; figures are "
         "comparable to R-CNN's and the paper's only with their lists", source, image_set, len(part),
     )  # fmt: skip
-    return Records(**{**vars(part), "source": source})
+    return replace(part, source=source)
 
 
 def _positive_images(lists: Path, images_per_class: int | None) -> list[str]:

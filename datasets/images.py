@@ -18,7 +18,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -53,6 +53,18 @@ _INVERSE = {6: 8, 8: 6}
 _MAX_METADATA = 1 << 24
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
+
+
+class HasBytes(Protocol):
+    """A file inside another one, as `datasets.shards.Member`; as a text it says where it is."""
+
+    def read_bytes(self) -> bytes:
+        """Its content."""
+        ...
+
+
+ImageFile = str | Path | HasBytes
+"""What is read as an image: a path, or something with `read_bytes`."""
 
 
 def is_hidden(name: str) -> bool:
@@ -105,11 +117,11 @@ def _plain(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def read_image(path: str | Path, declared_size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: ImageFile, declared_size: tuple[int, int] | None = None) -> np.ndarray:
     """The file's image as RGB; grey, palette, CMYK, 16-bit and transparent images are converted.
 
     Args:
-        path: the image file.
+        path: the image file, or something whose `read_bytes` gives its content.
         declared_size: (H, W) of the annotation file, which decides about rotation (see the module's docstring).
 
     Returns:
@@ -119,13 +131,13 @@ def read_image(path: str | Path, declared_size: tuple[int, int] | None = None) -
         UserError: the file is missing, truncated, too large or no image.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = np.frombuffer(_bytes_of(path), np.uint8)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the image: {getattr(error, 'strerror', None) or error}") from error
     return decode_image(data, path, declared_size)
 
 
-def decode_image(data: np.ndarray, path: str | Path, declared_size: tuple[int, int] | None = None) -> np.ndarray:
+def decode_image(data: np.ndarray, path: ImageFile, declared_size: tuple[int, int] | None = None) -> np.ndarray:
     """The image in the bytes (N,) uint8 of a file, as `read_image`; `path` is what messages call it."""
     header = _header(io.BytesIO(data.tobytes()), path)
     if header.deep:
@@ -146,15 +158,16 @@ def decode_image(data: np.ndarray, path: str | Path, declared_size: tuple[int, i
     )
 
 
-def image_file_size(path: str | Path, declared_size: tuple[int, int] | None = None) -> tuple[int, int]:
+def image_file_size(path: ImageFile, declared_size: tuple[int, int] | None = None) -> tuple[int, int]:
     """(H, W) of what `read_image` returns for the same arguments, from the file's header alone.
 
     Raises:
         UserError: the file is missing, too large or no image.
     """
-    note(path)
+    if isinstance(path, str | Path):
+        note(path)
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") if isinstance(path, str | Path) else io.BytesIO(path.read_bytes()) as file:
             header = _header(file, path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such image") from error
@@ -185,7 +198,7 @@ class _Header(NamedTuple):
         return (width, height) if self.orientation >= 5 else (height, width)
 
 
-def _header(file: BinaryIO, path: str | Path) -> _Header:
+def _header(file: BinaryIO, path: ImageFile) -> _Header:
     """The header, by Pillow and without its limits.
 
     Raises:
@@ -267,7 +280,24 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- pixels
 
 
-def _decode(data: np.ndarray, flags: int, path: str | Path) -> np.ndarray:
+def _bytes_of(path: ImageFile) -> bytes | np.ndarray:
+    return np.fromfile(path, np.uint8) if isinstance(path, str | Path) else path.read_bytes()
+
+
+def read_reduced(path: ImageFile, divisor: int) -> np.ndarray:
+    """The image at 1/2, 1/4 or 1/8 of its size (H, W, 3) uint8 RGB, by libjpeg's own reduction where it is a JPEG.
+
+    Raises:
+        UserError: it is no readable image.
+    """
+    data = np.frombuffer(_bytes_of(path), np.uint8)
+    return cv2.cvtColor(_decode(data, _REDUCED[divisor], path), cv2.COLOR_BGR2RGB)
+
+
+_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+
+
+def _decode(data: np.ndarray, flags: int, path: ImageFile) -> np.ndarray:
     try:
         image = cv2.imdecode(data, flags) if len(data) else None
     except cv2.error as error:
@@ -277,7 +307,7 @@ def _decode(data: np.ndarray, flags: int, path: str | Path) -> np.ndarray:
     return image
 
 
-def _check_range(pixels: np.ndarray, path: str | Path) -> None:
+def _check_range(pixels: np.ndarray, path: ImageFile) -> None:
     """Say where little is left of an image with more than 8 bits: its upper 8 are taken.
 
     Raises:
@@ -294,7 +324,7 @@ def _check_range(pixels: np.ndarray, path: str | Path) -> None:
         )  # fmt: skip
 
 
-_told_of_range: list[str | Path] = []
+_told_of_range: list[ImageFile] = []
 
 
 def _ends_properly(data: np.ndarray) -> bool:
@@ -310,7 +340,7 @@ def _ends_properly(data: np.ndarray) -> bool:
     return True
 
 
-def _verify(data: np.ndarray, path: str | Path) -> None:
+def _verify(data: np.ndarray, path: ImageFile) -> None:
     """Let Pillow, which is strict, say whether a file without an end marker is whole."""
     try:
         Image.open(io.BytesIO(data.tobytes()), formats=_FORMATS).load()

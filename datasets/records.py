@@ -113,6 +113,11 @@ class Records:
             difficult=self.difficult[part][keep],
         )
 
+    def object_counts(self) -> np.ndarray:
+        """(K,) int64: objects of each class."""
+        known = self.__dict__.get("counts")  # of records that are mapped from a file
+        return np.bincount(self.labels, minlength=len(self.class_names) + 1)[1:] if known is None else known
+
     def image_of_object(self) -> np.ndarray:
         """(M,) int64: the image of each object."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))

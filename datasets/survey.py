@@ -22,12 +22,7 @@ FEW = 10
 def class_counts(records: Records) -> tuple[np.ndarray, np.ndarray]:
     """Objects of each class, and images that show it: (K,) int64 each."""
     size = len(records.class_names) + 1
-    return object_counts(records), np.bincount(records.classes_of_images()[:, 1], minlength=size)[1:]
-
-
-def object_counts(records: Records) -> np.ndarray:
-    """Objects of each class: (K,) int64."""
-    return np.bincount(records.labels, minlength=len(records.class_names) + 1)[1:]
+    return records.object_counts(), np.bincount(records.classes_of_images()[:, 1], minlength=size)[1:]
 
 
 def class_table(parts: Mapping[str, Records]) -> list[str]:
@@ -89,7 +84,7 @@ def size_lines(records: Records, min_size: int, max_size: int) -> list[str]:
 
 def rare_classes(records: Records, fewer_than: int = FEW) -> list[str]:
     """`name (count)` of the classes with few objects."""
-    counts = zip(records.class_names, object_counts(records), strict=True)
+    counts = zip(records.class_names, records.object_counts(), strict=True)
     return [f"{name} ({count})" for name, count in counts if count < fewer_than]
 
 

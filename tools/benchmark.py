@@ -5,6 +5,7 @@
     python tools/benchmark.py train --batch-size 16 --amp bf16    training steps
     python tools/benchmark.py roofline                            the least time on an H200
     python tools/benchmark.py loader | eval | imagenet | cifar    loading, evaluators, classification
+    python tools/benchmark.py records --scale .01                starting on large sets (at 1: 6 GB of disk)
     python tools/benchmark.py suite --out results.json            everything, in at most eight minutes (--seconds)
 
 The suite runs each row in a process of its own and writes the report after each; a row that fails says why.
@@ -32,7 +33,7 @@ from configs.files import read_json
 from tools.benchmarks.report import environment, print_comparison, print_result, write_report
 from tools.runtime import cli
 
-MODES = ("count", "infer", "train", "loader", "eval", "imagenet", "cifar", "roofline", "suite")
+MODES = ("count", "infer", "train", "loader", "eval", "imagenet", "cifar", "roofline", "records", "suite")
 CONTESTANTS = "ours,torchvision"
 _FAST = "--amp bf16 --repetitions 10 --warmup 3"
 _FEW = "--repetitions 3 --warmup 1"
@@ -118,6 +119,10 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
     common = {"repetitions": args.repetitions, "warmup": args.warmup}
     if mode == "loader":
         return others.loader_mode(repetitions=args.repetitions)
+    if mode == "records":
+        from tools.benchmarks.annotations import records_mode
+
+        return records_mode(scale=args.scale)
     if mode == "eval":
         return others.eval_mode(reference=args.reference)
     if mode in ("imagenet", "cifar"):
@@ -147,7 +152,7 @@ def find_plugins(paths: list[Path]) -> dict[str, Any]:
 def row_name(args: argparse.Namespace) -> str:
     """What a row is called in the report: the mode and what decides its figures."""
     mode = args.mode
-    if mode in ("loader", "eval"):
+    if mode in ("loader", "eval", "records"):
         return mode
     subject = (args.net or "") if mode in ("imagenet", "cifar") else args.case
     size = f"b{args.batch_size}" if args.batch_size else ""
@@ -173,6 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--warmup", type=int, default=1)
     add("--threads", type=int, default=1, help="on the CPU (default: 1)")
     add("--seconds", type=float, default=480, help="suite: for all rows together (default: %(default)g)")
+    add("--scale", type=float, default=1.0, help="records: of the sets' sizes (default: %(default)g)")
     add("--reference", action="store_true", help="eval: plain pycocotools beside it")
     add("--out", type=Path, metavar="FILE", help="write the report as JSON")
     add("--compare", type=Path, metavar="OLD", help="an earlier report to compare with")

@@ -177,10 +177,14 @@ def test_files_written_just_now_are_not_kept(tmp_path, home, monkeypatch) -> Non
     assert not cache._is_fresh(state, 20 * 10**9)
 
 
-def test_unwritable_home_is_said_once(tmp_path, home, readings, caplog, monkeypatch) -> None:
-    home.parent.write_text("a file")
-    monkeypatch.setattr(cache, "_told", set())
+@pytest.mark.parametrize("without_home", [False, True])
+def test_unwritable_home_is_said_once(tmp_path, home, readings, caplog, monkeypatch, without_home) -> None:
+    monkeypatch.setattr(cache, "_told", [])
     data = coco(tmp_path)
+    if without_home:
+        monkeypatch.setattr(cache, "home", lambda: Path("~nobody-of-that-name").expanduser())
+    else:
+        home.parent.write_text("a file")
     for _ in range(2):
         build_dataset(data, "train", tmp_path)
     assert len([r for r in caplog.records if "cannot be kept" in r.getMessage()]) == 1

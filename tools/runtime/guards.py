@@ -13,7 +13,7 @@ import numpy as np
 from configs.common import ScheduleConfig
 from configs.detection import DetectionConfig, SourceConfig
 from datasets.records import Records
-from datasets.survey import FEW, counts_from_zero, object_counts, rare_classes
+from datasets.survey import FEW, counts_from_zero, rare_classes
 from detection.evaluation.evaluate import PROTOCOLS
 from tools.runtime.schedule import make_schedule
 
@@ -95,11 +95,11 @@ def data_warnings(train: Records, others: Sequence[Records] = ()) -> list[str]:
             f"{len(rare)} of {len(train.class_names)} classes have fewer than {FEW} objects to learn from: "
             f"{named}: label more, or leave them out with data.keep_classes"
         )
-    learned = object_counts(train)
+    learned = train.object_counts()
     for records in others:
         if not records.annotated:
             continue
-        tested = object_counts(records)
+        tested = records.object_counts()
         new = [name for name, a, b in zip(train.class_names, learned, tested, strict=True) if b and not a]
         if new:
             found.append(
