@@ -106,6 +106,12 @@ def read_results(path: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- training
 
 
+def _see_that_configs_can_be_read() -> None:
+    stood_in = substitutes.install()
+    if missing := [package for package in ("pydantic", "yaml") if package in stood_in or not _has(package)]:
+        raise UserError(f"{' and '.join(missing)}: not installed: give a folder with the wheels to --wheels")
+
+
 def make_step(
     name: str,
     image_size: tuple[int, int],
@@ -128,10 +134,7 @@ def make_step(
     Raises:
         UserError: what reads configs is missing.
     """
-    if missing := [
-        package for package in ("pydantic", "yaml") if package in substitutes.install() or not _has(package)
-    ]:
-        raise UserError(f"{' and '.join(missing)}: not installed: give a folder with the wheels to --wheels")
+    _see_that_configs_can_be_read()
     from backbones.weights import IMAGENET
     from configs.loading import load_config
     from detection.model import build_detector
@@ -140,11 +143,9 @@ def make_step(
     from tools.runtime.optimizer import build_optimizer, set_rate, step_unless
     from tools.runtime.training import LossMonitor, autocast, place, total
 
-    small = ["model.box.batch_size_per_image=8"] if tiny else []
-    if tiny and "vgg" not in name:
-        small.append("model.backbone=resnet18")
+    small = ["model.box.batch_size_per_image=8", *([] if "vgg" in name else ["model.backbone=resnet18"])]
     amp = amp or ("bf16" if device.type == "cuda" else "none")
-    config = load_config(ROOT / "configs" / f"{name}.yaml", [*small, f"train.amp={amp}"])
+    config = load_config(ROOT / "configs" / f"{name}.yaml", [*small * tiny, f"train.amp={amp}"])
     case = Case(name, {}, image_size, 80 if "coco" in name else 20)
     detector = build_detector(config.model, class_names(case), preprocessing=IMAGENET)
     spread_weights(detector)
