@@ -2,9 +2,9 @@
 
 Unit by unit, each layer is a multiplication of the weight, a cast, a convolution, an addition, a ReLU and a node of
 autograd, and all of it again backward: small kernels, and more work for the host than for the GPU. Here the weights of
-all layers are scaled and cast by one multi-tensor kernel, bias, residual and ReLU are one pass (`backbones.epilogue`),
-and the backward pass is written out, so that the two gradients that meet at the input of a unit are added where they
-are masked. What is computed is the same; bf16 is rounded less often.
+all layers are scaled and cast by one kernel (`backbones.scaling`), bias, residual and ReLU are one pass
+(`backbones.epilogue`), and the backward pass is written out, so that the two gradients that meet at the input of a unit
+are added where they are masked. What is computed is the same; bf16 is rounded less often.
 
 The weights' gradients of a stage come together, behind its last convolution.
 """

@@ -67,6 +67,7 @@ ELSEWHERE = {
     "detection/triton_selection.py": "tests/detection/test_matching.py",
     "detection/triton_canvas.py": "tests/detection/test_roi_align.py",
     "backbones/epilogue.py": "tests/backbones/test_fused.py",
+    "backbones/scaling.py": "tests/backbones/test_fused.py",
     "backbones/triton_kernels.py": "tests/backbones/test_fused.py",
     # A file is made, read and compared in one go.
     "detection/export_check.py": "tests/detection/test_export.py",
