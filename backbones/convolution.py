@@ -52,6 +52,8 @@ def convolve(
         if overwrite:
             return torch.ops.mkldnn._convolution_pointwise_.binary(residual, x, *options)
         return torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *options)
+    elif not fast and weight is conv.weight and bias is conv.bias:
+        output = conv(x)  # as a module, which may have hooks
     elif conv.padding_mode != "zeros":
         output = conv._conv_forward(x, weight, bias)
     else:

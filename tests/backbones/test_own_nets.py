@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from backbones.batch_norm import conv_bn
 from backbones.views import dense_logits
 from backbones.zoo import build_backbone
 from configs.errors import UserError
@@ -61,8 +62,11 @@ def test_one_layer_is_linear_before_its_relu():
     """He et al. 2016, Sec. 3.2: y = Wx + x."""
     unit = own(unit=[3]).eval().layer1[0]
     x, y = torch.randn(1, 8, 6, 6), torch.randn(1, 8, 6, 6)
-    assert torch.allclose(unit._residual(x + y) + unit._residual(torch.zeros_like(x)),
-                          unit._residual(x) + unit._residual(y), atol=1e-5)  # fmt: skip
+
+    def residual(x: torch.Tensor) -> torch.Tensor:
+        return conv_bn(*unit.pairs()[-1], unit._inner(x))
+
+    assert torch.allclose(residual(x + y) + residual(torch.zeros_like(x)), residual(x) + residual(y), atol=1e-5)
 
 
 def test_two_layers_of_3x3_are_the_basic_unit():

@@ -69,4 +69,4 @@ def test_the_smallest_legal_sample_passes() -> None:
 
 
 def test_a_key_alone_plans_no_padding_and_is_the_first_showing() -> None:
-    assert SampleKey(4, 3) == (4, 3, None, 0)
+    assert SampleKey(4, 3) == (4, 3, None, 0, None)

@@ -81,6 +81,8 @@ def install() -> list[str]:
             "pydantic",
             BaseModel=Model,
             AfterValidator=lambda function: function,
+            BeforeValidator=lambda function: function,
+            WithJsonSchema=lambda schema: schema,
             ConfigDict=dict,
             Field=lambda default=None, **_: default,
             field_validator=_unchanged,
