@@ -160,7 +160,7 @@ def test_page_in_a_browser(
     assert found["images"] == 1  # the held one: names are text, whatever they look like
     assert found["model"] == "two"
     assert found["frames"] == 3
-    assert found["error"] == "the file: cannot be read as an image: cannot identify image file"
+    assert found["error"] == "the file: cannot be read as an image: unknown format or damaged header"
     assert found["shown"] == found["error"]
     assert found["sideways"] <= 0
     assert found["download"]
