@@ -221,8 +221,8 @@ def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
     missing = {"config", "preprocessing", "model"} - content.keys()
     if missing:
         raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
-    for key in ("config", "preprocessing", "model"):
-        if not isinstance(content[key], Mapping):
+    for key in ("config", "preprocessing", "model", "card", "training"):
+        if not isinstance(content.get(key, {}), Mapping):
             raise UserError(f"{path}: the checkpoint's {key} is a {type(content[key]).__name__}, not a mapping")
     if not isinstance(content["config"].get("model", {}), Mapping):
         raise UserError(f"{path}: the checkpoint's config.model is not a mapping")

@@ -434,7 +434,8 @@ def test_two_processes_train_like_one(tiny_config, tmp_path, settings):
     logs = [map(json.loads, (tmp_path / f"run{count}/metrics.jsonl").open()) for count in (1, 2)]
     for a, b in zip(*logs, strict=True):
         assert (a["split"], a["iteration"]) == (b["split"], b["iteration"])
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        if a["split"] != "val_classes":  # AP by class
+            assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
     assert {path.name for path in (tmp_path / "run1").iterdir()} == {
         path.name for path in (tmp_path / "run2").iterdir()
     }

@@ -49,8 +49,9 @@ class Job:
         if content.get("kind") != kind:
             raise UserError(f"{self.run.last}: holds a {content.get('kind')!r:.40}, not a {kind}")
         check_fields(content, self.run.last)
-        if "class_names" not in content:
-            raise UserError(f"{self.run.last}: the checkpoint lacks class_names")
+        for where, key in ((content, "class_names"), (content["config"], "model")):
+            if key not in where:
+                raise UserError(f"{self.run.last}: the checkpoint lacks {key if where is content else 'config.model'}")
         say(f"resumed    {self.run.last}, after {content.get('training', {}).get('iteration', 0)} iterations")
         return content
 
