@@ -28,7 +28,7 @@ def save_run(path: Path, kind: str = "detector") -> None:
     (path / "config.yaml").write_text("seed: 0\n")
     content = {
         "kind": kind,
-        "config": {},
+        "config": {"model": {}},
         "class_names": [],
         "preprocessing": IMAGENET.to_dict(),
         "model": {},
@@ -77,7 +77,7 @@ def test_the_folder_is_locked_meanwhile_and_free_afterwards_whatever_happens(tmp
 
 def save(path: Path, iteration: int) -> None:
     training_part = {"iteration": iteration}
-    content = {"format": 1, "kind": "detector", "config": {}, "class_names": [], "training": training_part}
+    content = {"format": 1, "kind": "detector", "config": {"model": {}}, "class_names": [], "training": training_part}
     save_checkpoint(path, {**content, "preprocessing": IMAGENET.to_dict(), "model": {"w": torch.ones(1)}}, keep=2)
 
 
