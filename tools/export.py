@@ -81,13 +81,6 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"{folder}: there is no such folder")
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.make_parser(__doc__)
@@ -95,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("out", type=Path, metavar="OUT", help="the file: .onnx, .pt2 or .xml")
     add("--weights", required=True, metavar="W", help="last.pt or best.pt of a run, or a name of the zoo")
     add("--format", required=True, choices=tuple(FORMATS), help="what kind of file")
-    add("--batch", type=positive, default=1, metavar="B", help="images that the graph takes at a time (default: 1)")
+    add("--batch", type=cli.positive, default=1, metavar="B", help="images that the graph takes at a time (default: 1)")
     add("--int8", action="store_true", help="openvino: 8-bit weights and activations, by NNCF")
     add("--calibrate", type=Path, metavar="DIR", help="photos like those to come, for --int8 (some hundred)")
     add("--images", type=Path, metavar="DIR", help="photos for the check (default: made-up pictures)")

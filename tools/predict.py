@@ -101,13 +101,6 @@ def threshold(text: str) -> tuple[str, float]:
     return name, value
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
 def positive_float(text: str) -> float:
     value = float(text)
     if not 0.0 < value <= 20.0:
@@ -132,7 +125,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--threshold", type=threshold, action="append", default=[], metavar="[CLASS=]P",
         help="least score (default: 0.5); CLASS=P for one class, given several times for several",
     )  # fmt: skip
-    add("--batch-size", type=positive, default=8, metavar="N", help="images at a time (default: 8)")
+    add("--batch-size", type=cli.positive, default=8, metavar="N", help="images at a time (default: 8)")
     add("--compile", action="store_true", help="torch.compile: worth it for many images")
     add("--graphs", action="store_true", help="on a GPU, launch a batch as one CUDA graph for each padded size")
     add("--coco", action="store_true", help="write detections_coco.json too, COCO results")

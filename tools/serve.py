@@ -71,13 +71,6 @@ def model_names(weights: list[str]) -> dict[str, str]:
     return names
 
 
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = cli.make_parser(__doc__, device=True)
@@ -88,11 +81,11 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=7860, help="0: any free one (default: 7860)")
-    add("--concurrency", type=positive, default=1, metavar="N", help="requests that detect at a time (default: 1)")
-    add("--max-image", type=positive, default=32, metavar="MIB", help="of a picture's file (default: 32)")
-    add("--max-clip", type=positive, default=256, metavar="MIB", help="of a clip's file (default: 256)")
-    add("--max-pixels", type=positive, default=50, metavar="MILLIONS", help="of a picture (default: 50)")
-    add("--max-frames", type=positive, default=600, metavar="N", help="of a clip (default: 600)")
+    add("--concurrency", type=cli.positive, default=1, metavar="N", help="requests that detect at a time (default: 1)")
+    add("--max-image", type=cli.positive, default=32, metavar="MIB", help="of a picture's file (default: 32)")
+    add("--max-clip", type=cli.positive, default=256, metavar="MIB", help="of a clip's file (default: 256)")
+    add("--max-pixels", type=cli.positive, default=50, metavar="MILLIONS", help="of a picture (default: 50)")
+    add("--max-frames", type=cli.positive, default=600, metavar="N", help="of a clip (default: 600)")
     cli.add_set(parser)
     return parser
 

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def run_case(name: str, number: int, folder: Path) -> bool:
     """Whether the mutated file was read; a refusal must be one printable line, and either must come soon."""
     start, before = time.process_time(), _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # from here on the peak is this case's
+    measured = _forget_peak()
     try:
         FORMATS[name](folder, random.Random(f"{name} {number}"))
         read = True
@@ -43,9 +43,18 @@ def run_case(name: str, number: int, folder: Path) -> bool:
         raise AssertionError(f"{name} case {number}: {type(error).__name__} in place of one line") from error
     taken = time.process_time() - start
     assert taken < SECONDS, f"{name} case {number}: {taken:.1f} s"
-    grown = _resident("VmHWM") - before
+    grown = _resident("VmHWM") - before if measured else 0
     assert grown < MEMORY, f"{name} case {number}: {grown >> 20} MiB"
     return read
+
+
+def _forget_peak() -> bool:
+    """Whether the process's peak of memory counts from here on; some containers do not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _resident(which: str) -> int:

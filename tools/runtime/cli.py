@@ -44,6 +44,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def positive(text: str) -> int:
+    """An option's whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
 def make_parser(
     description: str | None, *, config: bool = False, data_root: bool = False, device: bool = False, seed: bool = False
 ) -> argparse.ArgumentParser:

@@ -49,9 +49,10 @@ class Job:
         if content.get("kind") != kind:
             raise UserError(f"{self.run.last}: holds a {content.get('kind')!r:.40}, not a {kind}")
         check_fields(content, self.run.last)
-        for where, key in ((content, "class_names"), (content["config"], "model")):
-            if key not in where:
-                raise UserError(f"{self.run.last}: the checkpoint lacks {key if where is content else 'config.model'}")
+        if "class_names" not in content:
+            raise UserError(f"{self.run.last}: the checkpoint lacks class_names")
+        if "model" not in content["config"]:
+            raise UserError(f"{self.run.last}: the checkpoint lacks config.model")
         say(f"resumed    {self.run.last}, after {content.get('training', {}).get('iteration', 0)} iterations")
         return content
 

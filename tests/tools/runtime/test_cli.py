@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
@@ -160,3 +161,12 @@ def test_a_hang_limit_is_a_time(limit, capsys):
 def test_weights_from_the_command_line_are_not_sought_in_the_data():
     assert cli.absolute("a/b.pt") == str(Path.cwd() / "a/b.pt")
     assert cli.absolute("torchvision:IMAGENET1K_V1") == "torchvision:IMAGENET1K_V1"
+
+
+def test_a_positive_number_is_one_from_1_on():
+    assert cli.positive("1") == 1
+    for text in ("0", "-3"):
+        with pytest.raises(argparse.ArgumentTypeError, match=f"{text} is not at least 1"):
+            cli.positive(text)
+    with pytest.raises(ValueError, match="invalid literal"):
+        cli.positive("2.5")
