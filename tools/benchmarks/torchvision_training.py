@@ -48,6 +48,7 @@ from tools.runtime.run_folder import provenance
 from tools.runtime.setup import build_datasets
 from tools.runtime.start import Job, training
 from tools.runtime.tasks.detection import DetectionTask
+from tools.runtime.training import autocast
 
 KIND = "torchvision_detector"
 
@@ -138,7 +139,8 @@ class TorchvisionTask(DetectionTask):
             {"boxes": boxes[valid], "labels": labels[valid]}
             for boxes, labels, valid in zip(batch.boxes, batch.labels, batch.valid, strict=True)
         ]
-        return self.model(unpadded(batch), targets)
+        with autocast(self.device, self.recipe.train.amp):
+            return self.model(unpadded(batch), targets)
 
     def checkpoint(self) -> dict[str, Any]:
         """What tells it from a detector of ours."""

@@ -84,6 +84,18 @@ def test_losses_are_those_that_torchvision_gives_for_the_same_images(fpn_config,
     assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
 
 
+@pytest.mark.parametrize(("amp", "dtype"), [("none", torch.float32), ("bf16", torch.bfloat16)])
+def test_it_trains_in_the_precision_that_the_config_asks_for(amp, dtype, fpn_config, tmp_path):
+    config = load_config(fpn_config, [f"train.amp={amp}"])
+    net = script.build(config, 2)
+    task = script.TorchvisionTask(config, net, build_dataset(config.data, "train", tmp_path), torch.device("cpu"))
+    seen = []
+    net.get_submodule("backbone.body.conv1").register_forward_hook(lambda _m, _i, output: seen.append(output.dtype))
+    losses = task.losses(next(task.batches(0)), 0)
+    assert seen == [dtype]
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+
+
 def test_a_run_that_was_stopped_ends_like_one_that_was_not(fpn_config, tmp_path, monkeypatch):
     config = load_config(fpn_config, ["schedule.iterations=2"])
     stopping = {"at": None, "stop": None}
