@@ -1,4 +1,4 @@
-"""Weights files by name: where each is published, where it is kept, and its download.
+"""Weights files by name: where each is published, and where it is kept once it was downloaded.
 
 | name | file |
 |---|---|
@@ -14,21 +14,15 @@ and detectron2 publish in their files' names and the Hub beside its files, and a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
-import shutil
 import sys
-import time
-from collections.abc import Iterator
-from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
-from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
+from configs.downloads import DownloadError, digest_of, download, locked
 from configs.errors import UserError
 from configs.files import home
 
@@ -41,11 +35,7 @@ BASES = {
 own affair: they are not compared with the published checksums."""
 MAX_BYTES = 8 << 30
 """A larger file is no detector's, and is not downloaded."""
-ATTEMPTS = 3
-"""How often in a row a connection may break without any progress."""
 _NAME = re.compile(r"(torchvision|detectron2|hf|https?):/+(.+)")
-_CHUNK = 1 << 20
-_TIMEOUT = 30.0
 
 
 class Remote(NamedTuple):
@@ -116,23 +106,6 @@ def _published_checksum(scheme: str, file: str) -> tuple[str, str] | None:
     return None
 
 
-class _Redirects(HTTPRedirectHandler):
-    """Follows redirections, but not from https to http, and keeps the SHA-256 that the Hub says on the way."""
-
-    sha256: str | None = None
-
-    def redirect_request(
-        self, req: Request, fp: Any, code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        """The next request."""
-        digest = headers.get("X-Linked-ETag", "").strip('"')
-        if re.fullmatch(r"[0-9a-f]{64}", digest):
-            self.sha256 = digest
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise HTTPException(f"the server leads to an insecure address, {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
 def fetch(name: Path | str, *, licence: str = "", pause: float = 1.0) -> Path:
     """The file of a name, downloaded unless it is kept already.
 
@@ -147,118 +120,32 @@ def fetch(name: Path | str, *, licence: str = "", pause: float = 1.0) -> Path:
     remote = locate(name)
     if remote.path.is_file():
         return remote.path
+    part = remote.path.with_name(f"{remote.path.name}.part")
     try:
         remote.path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(remote.path):
+        with locked(remote.path):
             if not remote.path.is_file():  # another process may have been first
                 print(f"downloading {remote.url}" + (f" (licence: {licence})" if licence else ""), file=sys.stderr)
-                part = remote.path.with_name(f"{remote.path.name}.part")
-                redirects = _Redirects()
-                _download(remote, part, pause, build_opener(redirects))
-                _check(part, remote, remote.checksum or ("sha256", redirects.sha256 or ""))
+                sha256 = download(remote.url, part, limit=MAX_BYTES, pause=pause, title=remote.path.name)
+                _check(part, remote, remote.checksum or ("sha256", sha256))
                 os.replace(part, remote.path)
+    except DownloadError as error:
+        raise UserError(
+            f"{remote.name}: cannot be downloaded ({error}): get {remote.url} on another machine and put it at "
+            f"{remote.path}"
+        ) from None
     except OSError as error:
         raise UserError(f"{name}: cannot be written: {error}: set RESIDUAL_DETECTION_HOME to another folder") from None
     return remote.path
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; where the system has no such locks (Windows), any number."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _download(remote: Remote, part: Path, pause: float, opener: OpenerDirector) -> None:
-    """Makes `part` the whole file, going on where an earlier attempt ended."""
-    failures = 0
-    while True:
-        done = part.stat().st_size if part.exists() else 0
-        try:
-            if _append(remote, part, done, opener):
-                return
-            reason: object = "the connection was closed early"
-        except HTTPError as error:
-            if error.code == 416 and done:  # there is nothing behind what is there: perhaps of another file
-                part.unlink()
-                continue
-            if error.code < 500 and error.code != 429:
-                raise _unavailable(remote, f"the server answers {error.code} {error.reason}") from None
-            reason = f"the server answers {error.code}"
-        except (URLError, HTTPException, TimeoutError, ConnectionError) as error:
-            reason = getattr(error, "reason", None) or error
-        progress = part.exists() and part.stat().st_size > done
-        failures = 0 if progress else failures + 1
-        if failures >= ATTEMPTS:
-            raise _unavailable(remote, reason)
-        time.sleep(pause * 2 ** max(0, failures - 1))
-
-
-def _append(remote: Remote, part: Path, done: int, opener: OpenerDirector) -> bool:
-    """Adds to `part` what is missing, anew where the server cannot go on; whether the file is whole."""
-    from tqdm import tqdm  # the benchmark reads names here, and does without
-
-    request = Request(remote.url, headers={"Range": f"bytes={done}-"} if done else {})
-
-    with opener.open(request, timeout=_TIMEOUT) as response:
-        continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-        start = done if continued else 0
-        total = _total_size(response, start)
-        _check_size(remote, total, start)
-        with (
-            part.open("ab" if continued else "wb") as file,
-            tqdm(total=total, initial=start, desc=remote.path.name, unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            while chunk := response.read(_CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
-                if file.tell() > MAX_BYTES:
-                    raise _unavailable(remote, f"it is larger than {MAX_BYTES >> 30} GiB")
-    return total is None or part.stat().st_size >= total
-
-
-def _total_size(response: HTTPResponse, start: int) -> int | None:
-    """Bytes of the whole file; None: the server does not say."""
-    length = response.headers.get("Content-Length")
-    return start + int(length) if length and length.isdecimal() else None
-
-
-def _check_size(remote: Remote, total: int | None, start: int) -> None:
-    if total is None:
-        return
-    if total > MAX_BYTES:
-        raise _unavailable(remote, f"it is larger than {MAX_BYTES >> 30} GiB")
-    free = shutil.disk_usage(remote.path.parent).free
-    if total - start > free:
-        raise UserError(
-            f"{remote.name}: {(total - start) / 1e6:.0f} MB are still to come, but {free / 1e6:.0f} MB are free in "
-            f"{remote.path.parent}: set RESIDUAL_DETECTION_HOME to another disk"
-        )
-
-
 def _check(part: Path, remote: Remote, checksum: tuple[str, str]) -> None:
-    """Compares a finished download with its checksum (algorithm, first digits); removes it where they differ."""
+    """Compare a finished download with its checksum (algorithm, first digits); remove it where they differ."""
     algorithm, beginning = checksum
-    if not beginning:
-        return
-    with part.open("rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
+    found = digest_of(part, algorithm)
     if not found.startswith(beginning):
         part.unlink()
         raise UserError(
             f"{remote.name}: the {algorithm} of {remote.url} is {found}, but should begin with {beginning}: the "
             "download was removed; try again"
         )
-
-
-def _unavailable(remote: Remote, reason: object) -> UserError:
-    return UserError(
-        f"{remote.name}: cannot be downloaded ({reason}): get {remote.url} on another machine and put it at "
-        f"{remote.path}"
-    )

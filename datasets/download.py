@@ -1,32 +1,25 @@
-"""Downloads of public data sets: resumed after a cut, verified by checksum, unpacked without leaving the folder.
+"""Public data sets: downloaded, verified by checksum, unpacked without leaving the folder.
 
 Which sets there are says `datasets.public_sets`. Imports no torch.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
 import os
 import shutil
 import stat
 import tarfile
 import tempfile
-import time
 import zipfile
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
+from configs import downloads
 from configs.errors import UserError
 from datasets.public_sets import Archive, PublicSet
 
-_CHUNK = 1 << 20
-_TIMEOUT = 60.0
 _MOST = 1 << 30
 """Bytes that are taken of an archive whose size nobody says."""
 
@@ -129,8 +122,7 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
         archive: what to fetch.
         path: where to.
         mirror: see `prepare`.
-        attempts: how often in a row a connection may break without any progress.
-        pause: seconds before the second attempt, doubled for each further one.
+        attempts, pause: see `configs.downloads.download`.
 
     Raises:
         UserError: no connection, or the checksum differs (the file is removed then).
@@ -138,75 +130,23 @@ def download(archive: Archive, path: Path, *, mirror: str | None = None, attempt
     if path.is_file():
         _check_md5(path, archive)
         return
-    part = path.with_name(path.name + ".part")
-    url, failures, size = _url(archive, mirror), 0, archive.size
-    while size is None or _bytes_there(path) < size:
-        done = _bytes_there(path)
-        try:
-            size = _fetch(url, part, done, archive)
-        except HTTPError as error:
-            if error.code < 500 and error.code != 429:
-                raise UserError(f"{url}: the server answers {error.code} {error.reason}: try --mirror URL") from error
-            reason: object = f"the server answers {error.code}"
-        except _TooLong:
-            part.unlink()
-            raise UserError(
-                f"{url}: sends more than the {archive.size or _MOST} bytes of {archive.name}: another file: "
-                "try --mirror URL"
-            ) from None
-        except (URLError, HTTPException, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _CANNOT_WRITE:
-                raise UserError(f"{part}: cannot be written: {error.strerror}") from error
-            reason = getattr(error, "reason", None) or error
-        else:
-            if size is None or _bytes_there(path) >= size:
-                break
-            reason = "the connection was closed early"
-        failures = 0 if _bytes_there(path) > done else failures + 1
-        if failures >= attempts:
-            raise UserError(f"{url}: cannot be downloaded: {reason}: call again to continue, or try --mirror URL")
-        time.sleep(pause * 2 ** max(0, failures - 1))
+    part, url = path.with_name(path.name + ".part"), _url(archive, mirror)
+    try:
+        downloads.download(
+            url, part, limit=archive.size or _MOST, size=archive.size, attempts=attempts, pause=pause, title=path.name
+        )
+    except downloads.DownloadError as error:
+        again = "" if error.final else "call again to continue, or "
+        raise UserError(f"{url}: cannot be downloaded: {error}: {again}try --mirror URL") from None
+    except OSError as error:
+        raise UserError(f"{part}: cannot be written: {error.strerror}") from error
     _check_md5(part, archive)
     os.replace(part, path)
 
 
-_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG)
-"""Errors of the disk, not of the network: trying again is no use."""
-
-
-class _TooLong(Exception):
-    """A server sends more than the file has."""
-
-
-def _fetch(url: str, part: Path, done: int, archive: Archive) -> int | None:
-    """Append to `part` what is missing; begin anew where the server cannot continue.
-
-    Returns:
-        Bytes of the whole archive, as published or as the server says; None: neither says.
-    """
-    request = Request(url, headers={"Range": f"bytes={done}-"} if done else {})
-    with urlopen(request, timeout=_TIMEOUT) as response:
-        continued = response.status == 206 and response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
-        start = done if continued else 0
-        size = archive.size
-        if size is None and (length := response.headers.get("Content-Length")):
-            size = start + int(length)
-        with (
-            part.open("ab" if continued else "wb") as file,
-            tqdm(total=size, initial=start, desc=archive.name, unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            while chunk := response.read(_CHUNK):
-                start += len(chunk)
-                if start > (size or _MOST):
-                    raise _TooLong
-                file.write(chunk)
-                bar.update(len(chunk))
-    return size
-
-
 def _check_md5(path: Path, archive: Archive) -> None:
     """Compare a file with its published checksum, if there is one; remove it where it differs."""
-    found = archive.md5 and _md5(path)
+    found = archive.md5 and downloads.digest_of(path, "md5")
     if found != archive.md5:
         path.unlink()
         raise UserError(
@@ -218,14 +158,9 @@ def _check_given(path: Path, archive: Archive) -> None:
     """The same of a file of the user's, which stays."""
     if not path.is_file():
         raise UserError(f"{path}: there is no such file: --archives is the folder that holds {archive.name}")
-    found = archive.md5 and _md5(path)
+    found = archive.md5 and downloads.digest_of(path, "md5")
     if found != archive.md5:
         raise UserError(f"{path}: its md5 is {found}, but {archive.name} has {archive.md5}: fetch it again")
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ unpacking

@@ -13,23 +13,22 @@ first needed, under `configs.files.home`.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import re
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 import numpy as np
 
+from configs.downloads import DownloadError, digest_of, download, locked
 from configs.errors import UserError
 from configs.files import home, read_json, replacing, write_text
 from datasets.columns import Rows
@@ -45,8 +44,9 @@ MAX_LABEL = 1 << 10
 """Bytes of a .cls member."""
 MAX_COPY = 1 << 37
 """Bytes of a shard that is fetched from a server."""
+_NO_SUCH_FILE = (403, 404)
+"""What servers answer then; object stores say 403."""
 _BLOCK = 512
-_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
@@ -347,8 +347,7 @@ def index_shards(pattern: str, class_names: Sequence[str] | None) -> Path:
     paths = [Path(path) for path in expand(pattern)]
     shards = []
     for path in paths:
-        with open(path, "rb") as file:
-            part = replace(scan(path), sha256=hashlib.file_digest(file, "sha256").hexdigest())
+        part = replace(scan(path), sha256=digest_of(path, "sha256"))
         shards.append({"name": path.name, "images": len(part.names), **vars(part)})
     content = {"class_names": None if class_names is None else list(class_names), "shards": shards}
     index = paths[0].parent / index_name(paths[0].name)
@@ -380,69 +379,38 @@ def fetch(url: str, path: Path, *, may_lack: bool = False, sha256: str = "") -> 
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with locked(path):
             if path.is_file() and not may_lack:
                 return
-            try:
-                with _open(url) as source, replacing(path) as temporary, open(temporary, "wb") as target:
-                    digest = hashlib.sha256()
-                    while block := source.read(1 << 20):
-                        digest.update(block)
-                        target.write(block)
-                    if sha256 and digest.hexdigest() != sha256:
-                        raise OSError("it is not the file of the index (another SHA-256)")
-            except FileNotFoundError:
-                if not may_lack:
-                    raise
-                path.unlink(missing_ok=True)
-    except FileNotFoundError:
-        raise UserError(f"{url}: there is no such file") from None
-    except (OSError, HTTPException) as error:
+            with replacing(path) as temporary:
+                _copy(url, temporary)
+                if sha256 and digest_of(temporary, "sha256") != sha256:
+                    raise DownloadError("it is not the file of the index (another SHA-256)")
+    except DownloadError as error:
+        if error.status not in _NO_SUCH_FILE:
+            raise UserError(f"{url}: cannot be copied to {path}: {error}") from None
+        if not may_lack:
+            raise UserError(f"{url}: there is no such file") from None
+        path.unlink(missing_ok=True)
+    except OSError as error:
         raise UserError(f"{url}: cannot be copied to {path}: {error}") from None
 
 
-def _open(url: str) -> Any:
+def _copy(url: str, target: Path) -> None:
+    """Make `target` what is behind an address; raises DownloadError, or OSError of the disk."""
     if url.lower().startswith(("http://", "https://")):
-        try:
-            return _Whole(urlopen(url, timeout=_TIMEOUT))
-        except OSError as error:  # HTTPError among them
-            if getattr(error, "code", None) in (404, 403):
-                raise FileNotFoundError(url) from None
-            raise
+        download(url, target, limit=MAX_COPY)
+        return
     try:
         import fsspec
 
-        return fsspec.open(url, "rb").open()  # type: ignore[union-attr]
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{url}: {error}") from None
-
-
-class _Whole:
-    """A response whose end before its announced length, or beyond `MAX_COPY`, is an error."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-        length = response.headers.get("Content-Length")
-        self._left = int(length) if length and length.isdecimal() else None
-        self._done = 0
-
-    def __enter__(self) -> _Whole:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._response.close()
-
-    def read(self, count: int) -> bytes:
-        data = self._response.read(count)
-        self._done += len(data)
-        if self._done > MAX_COPY:
-            raise OSError(f"it has more than {MAX_COPY} bytes")
-        if self._left is not None:
-            self._left -= len(data)
-            if not data and self._left > 0:
-                raise OSError("the connection ended before the file did")
-        return data
+        source = fsspec.open(url, "rb").open()
+    except FileNotFoundError as error:
+        raise DownloadError(error, status=404) from None
+    except (ImportError, ValueError, OSError) as error:
+        raise DownloadError(error) from None
+    with source, target.open("wb") as file:  # type: ignore[union-attr]
+        shutil.copyfileobj(source, file)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import glob
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from configs import downloads
 from configs.errors import UserError
 from datasets.images import IMAGE_SUFFIXES, image_file_size, read_image
 from detection.video import VideoReader
@@ -25,8 +23,6 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 ADDRESSES = ("http://", "https://")
 MAX_DOWNLOAD = 512 * 2**20
 """Bytes of a download; more than that is refused."""
-TIMEOUT = 30.0
-"""Seconds in which a server must answer, and in which more must come."""
 
 
 @dataclass(frozen=True)
@@ -190,20 +186,10 @@ def download(address: str, path: Path, *, limit: int | None = None) -> None:
     Raises:
         UserError: the server does not answer, answers with an error, or sends more than `limit` (`MAX_DOWNLOAD`) bytes.
     """
-    limit = MAX_DOWNLOAD if limit is None else limit
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "residual-detection"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer, path.open("wb") as file:
-            done = 0
-            while part := answer.read(2**20):
-                done += len(part)
-                if done > limit:
-                    raise UserError(f"{address}: is larger than {limit / 2**20:.0f} MiB: fetch it yourself")
-                file.write(part)
-    except urllib.error.HTTPError as error:
-        raise UserError(f"{address}: cannot be fetched: {error}") from error
-    except (urllib.error.URLError, HTTPException, TimeoutError, ConnectionError, ValueError) as error:
-        raise UserError(f"{address}: cannot be fetched: {getattr(error, 'reason', None) or error}") from error
+        downloads.download(address, path, limit=MAX_DOWNLOAD if limit is None else limit, attempts=1)
+    except downloads.DownloadError as error:
+        raise UserError(f"{address}: cannot be fetched: {error}") from None
 
 
 def _read_address(address: str) -> np.ndarray:

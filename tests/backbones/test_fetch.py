@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -18,64 +16,19 @@ from backbones import fetch as module
 from backbones.fetch import fetch, is_name, locate
 from backbones.pretrained import load_backbone_weights
 from backbones.zoo import build_backbone
+from configs.downloads import ATTEMPTS
 from configs.errors import UserError
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files`; `cut` bytes a request at most; `status` in place of an answer."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.ranges: list[str | None] = []
-        self.redirects: dict[str, str] = {}
-        self.cut: int | None = None
-        self.status = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.ranges.append(wanted)
-        if (target := self.server.redirects.get(self.path)) is not None:
-            self.send_response(302)
-            self.send_header("Location", target)
-            self.send_header("X-Linked-ETag", f'"{hashlib.sha256(DATA).hexdigest()}"')
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        data = self.server.files.get(self.path.removeprefix("/"))
-        if self.server.status or data is None:
-            self.send_error(self.server.status or 404)
-            return
-        start = int(wanted[6:-1]) if wanted else 0
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        self.wfile.write(data[start : start + self.server.cut] if self.server.cut else data[start:])
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+from tests.serving import Server, serving
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server in place of all publishers', and an empty cache."""
     monkeypatch.setenv("RESIDUAL_DETECTION_HOME", str(tmp_path / "home"))
-    with Server() as server:
+    with serving() as server:
         for variable, _ in module.BASES.values():
             monkeypatch.setenv(variable, server.url)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         yield server
-        server.shutdown()
 
 
 DATA = np.random.default_rng(0).bytes(100_000)
@@ -124,7 +77,7 @@ def test_a_download_shows_the_licence_and_comes_once(server, capsys):
     assert path.read_bytes() == DATA
     assert "/a.pth (licence: CC BY 4.0)" in capsys.readouterr().err
     assert fetch("torchvision://a.pth") == path
-    assert len(server.ranges) == 1
+    assert len(server.requests) == 1
     assert [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")] == ["a.pth"]
 
 
@@ -132,16 +85,16 @@ def test_a_cut_download_goes_on(server):
     server.files["a.pth"] = DATA
     server.cut = 40_000
     assert fetch("torchvision://a.pth", pause=0.0).read_bytes() == DATA
-    assert server.ranges == [None, "bytes=40000-", "bytes=80000-"]
+    assert [wanted for _, wanted in server.requests] == [None, "bytes=40000-", "bytes=80000-"]
 
 
-def test_what_an_earlier_run_left_is_continued_or_thrown_away(server):
+def test_what_an_earlier_run_left_is_continued(server):
     server.files["a.pth"] = DATA
     part = locate("torchvision://a.pth").path.with_name("a.pth.part")
     part.parent.mkdir(parents=True)
     part.write_bytes(DATA[:70_000])
     assert fetch("torchvision://a.pth").read_bytes() == DATA
-    assert server.ranges == ["bytes=70000-"]
+    assert [wanted for _, wanted in server.requests] == ["bytes=70000-"]
 
 
 def test_a_published_checksum_is_compared(server, monkeypatch):
@@ -158,7 +111,8 @@ def test_a_published_checksum_is_compared(server, monkeypatch):
 
 def test_the_hubs_checksum_comes_with_its_redirection(server):
     for file, data in (("right", DATA), ("wrong", DATA[::-1])):
-        server.redirects[f"/me/repo/resolve/main/{file}.pt"] = f"/cdn/{file}"
+        digest = {"X-Linked-ETag": f'"{hashlib.sha256(DATA).hexdigest()}"'}
+        server.redirects[f"/me/repo/resolve/main/{file}.pt"] = f"/cdn/{file}", digest
         server.files[f"cdn/{file}"] = data
     assert fetch("hf://me/repo/right.pt").read_bytes() == DATA
     with pytest.raises(UserError, match=r"the sha256 of .* should begin with"):
@@ -167,11 +121,11 @@ def test_the_hubs_checksum_comes_with_its_redirection(server):
 
 @pytest.mark.parametrize(("status", "words"), [(404, "the server answers 404"), (503, "the server answers 503")])
 def test_a_server_that_does_not_serve(server, status, words):
-    server.status = status
+    server.failures, server.status = 100, status
     with pytest.raises(UserError) as caught:
         fetch("hf://me/repo/a.pt", pause=0.0)
     assert words in str(caught.value)
-    assert len(server.ranges) == (1 if status == 404 else module.ATTEMPTS)
+    assert len(server.requests) == (1 if status == 404 else ATTEMPTS)
 
 
 def test_without_network_the_message_says_what_to_put_where(tmp_path, monkeypatch):
@@ -190,7 +144,7 @@ def test_without_network_the_message_says_what_to_put_where(tmp_path, monkeypatc
 def test_too_large_a_file_is_not_downloaded(server, monkeypatch):
     monkeypatch.setattr(module, "MAX_BYTES", 50_000)
     server.files["a.pth"] = DATA
-    with pytest.raises(UserError, match="it is larger than"):
+    with pytest.raises(UserError, match="sends more than 50,000 bytes"):
         fetch("torchvision://a.pth")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datasets.records import Records, make_records
-from tests.datasets.serving import Server, serving
+from tests.serving import Server, serving
 
 Objects = list[tuple]
 """(name, (xmin, ymin, xmax, ymax)[, flags]) of each object; flags: a set of words such as difficult."""

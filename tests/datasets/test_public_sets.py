@@ -31,7 +31,7 @@ from datasets.public_sets import (
     git_tree,
 )
 from datasets.voc import read_voc
-from tests.datasets.serving import Server, tar_of, zip_of
+from tests.serving import Server, tar_of, zip_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

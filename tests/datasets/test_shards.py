@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import tarfile
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -15,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs import downloads
 from configs.classification import ImageDataConfig, ImageSourceConfig
 from configs.errors import UserError
 from datasets import shards
@@ -22,6 +21,7 @@ from datasets.classification import build_splits, centre_batches, read_set, trai
 from datasets.folders import read_folders
 from datasets.images import image_file_size, read_image
 from datasets.shards import expand, index_name, read_shards, scan, write_shards
+from tests.serving import Server, serving
 
 COUNT = 10
 
@@ -226,53 +226,36 @@ def test_nothing_is_overwritten(folder: Path, written: str, tmp_path: Path) -> N
         list(write_shards(read_folders(folder), tmp_path / "out", "train", per_shard=9, order=np.arange(COUNT)))
 
 
-class _Quiet(SimpleHTTPRequestHandler):
-    asked: list[str] = []
-
-    def do_GET(self) -> None:
-        self.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The address of an HTTP server of tmp_path/out, without ranges."""
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server of tmp_path/out, without ranges."""
     monkeypatch.setenv("RESIDUAL_DETECTION_HOME", str(tmp_path / "home"))
-    _Quiet.asked = []
-    handler = functools.partial(_Quiet, directory=str(tmp_path / "out"))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(tmp_path / "out") as server:
+        server.ranges = False
+        yield server
 
 
 def test_over_http_each_shard_is_fetched_once_when_it_is_needed(folder, written, server) -> None:
-    source = ImageSourceConfig(format="webdataset", root=server + "/train-{000000..000003}.tar")
+    source = ImageSourceConfig(format="webdataset", root=server.url + "/train-{000000..000003}.tar")
     images = read_set(source, Path("/nowhere"))
     assert len(images) == COUNT
-    assert _Quiet.asked == ["/train.index.json"]  # the counts are known without a shard
+    assert server.asked == ["/train.index.json"]  # the counts are known without a shard
     files = read_folders(folder)
     for i in (4, 3, 9):
         assert images.path(i).read_bytes() == files.path(i).read_bytes()
-    assert _Quiet.asked[1:] == ["/train-000001.tar", "/train-000003.tar"]
+    assert server.asked[1:] == ["/train-000001.tar", "/train-000003.tar"]
     read_set(source, Path("/nowhere")).path(4).read_bytes()
-    assert _Quiet.asked[3:] == ["/train.index.json"]
+    assert server.asked[3:] == ["/train.index.json"]
 
 
 def test_over_http_another_shard_takes_the_place_of_its_copy(written, server, tmp_path) -> None:
-    pattern = server + "/train-{000000..000003}.tar"
+    pattern = server.url + "/train-{000000..000003}.tar"
     read_shards(pattern).path(0).read_bytes()
     for path in (tmp_path / "out").iterdir():
         path.unlink()
     images = read_shards(str(tar(tmp_path / "x.tar", ("a.jpg", picture(50)), ("a.cls", b"0"))))
     list(write_shards(images, tmp_path / "out", "train", per_shard=1, order=np.array([0])))
-    images = read_shards(server + "/train-{000000..000000}.tar")
+    images = read_shards(server.url + "/train-{000000..000000}.tar")
     assert images.path(0).read_bytes() == picture(50)
     copy = images.path(0).shard
     copy.unlink()
@@ -284,23 +267,22 @@ def test_over_http_another_shard_takes_the_place_of_its_copy(written, server, tm
 
 def test_over_http_without_an_index(written, server, tmp_path) -> None:
     (tmp_path / "out" / "train.index.json").unlink()
-    assert read_shards(server + "/train-{000000..000003}.tar").labels.tolist() == [0] * 6 + [1] * 4
+    assert read_shards(server.url + "/train-{000000..000003}.tar").labels.tolist() == [0] * 6 + [1] * 4
     with pytest.raises(UserError, match=r"train-000004\.tar: there is no such file"):
-        read_shards(server + "/train-{000000..000004}.tar")
+        read_shards(server.url + "/train-{000000..000004}.tar")
 
 
-def test_a_cut_answer_leaves_no_copy(tmp_path, monkeypatch) -> None:
-    class Response(io.BytesIO):
-        headers = {"Content-Length": "9"}
-
-    monkeypatch.setattr(shards, "urlopen", lambda url, timeout: Response(b"1234"))
-    with pytest.raises(UserError, match="the connection ended before the file did"):
-        shards.fetch("http://x/a.tar", tmp_path / "a.tar")
-    Response.headers = {}
+def test_a_cut_answer_leaves_no_copy(server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(downloads.time, "sleep", lambda seconds: None)
+    server.files["a.tar"], server.cut = b"123456789", 4
+    path = tmp_path / "copies" / "a.tar"
+    with pytest.raises(UserError, match=r"cannot be copied to .*: the connection was closed early"):
+        shards.fetch(f"{server.url}/a.tar", path)
+    server.cut = None
     monkeypatch.setattr(shards, "MAX_COPY", 3)
-    with pytest.raises(UserError, match="more than 3 bytes"):
-        shards.fetch("http://x/a.tar", tmp_path / "a.tar")
-    assert [path.name for path in tmp_path.iterdir()] == [".a.tar.lock"]
+    with pytest.raises(UserError, match="sends more than 3 bytes"):
+        shards.fetch(f"{server.url}/a.tar", path)
+    assert [file.name for file in path.parent.iterdir()] == [".a.tar.lock"]
 
 
 def test_other_places_by_fsspec(written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,15 +13,11 @@ from configs.loading import load_config
 from datasets.class_lists import COCO
 from detection.checkpoint import load_detector, read_detector_file
 from detection.zoo import CONFIGS, LICENCES, ZOO, card_of_file
+from tests.serving import serving
 from tools.runtime import cli
 from tools.runtime.setup import make_detector
 
 MODELS = torchvision.models.detection
-
-
-class Handler(SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
 
 
 @pytest.fixture
@@ -33,12 +26,10 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "published"
     folder.mkdir()
     monkeypatch.setenv("RESIDUAL_DETECTION_HOME", str(tmp_path / "home"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as server:
+    with serving(folder) as server:
         for variable in ("RESIDUAL_DETECTION_TORCHVISION_URL", "HF_ENDPOINT"):
-            monkeypatch.setenv(variable, f"http://127.0.0.1:{server.server_address[1]}")
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+            monkeypatch.setenv(variable, server.url)
         yield folder
-        server.shutdown()
 
 
 def test_the_table_is_torchvisions():
