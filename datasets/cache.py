@@ -105,10 +105,12 @@ def _code() -> str:
 
 
 class _logged(logging.Handler):
-    """What the readers log within a block: [logger, level, message] of each."""
+    """What the readers log within a block: [logger, level, message] of each; it is shown as it would be without."""
 
     def __enter__(self) -> list[list[Any]]:
         self.messages: list[list[Any]] = []
+        # A program that set up no logging sees warnings by the handler of last resort, which any other one silences.
+        self.shows = None if logging.getLogger("datasets").hasHandlers() else logging.lastResort
         logging.getLogger("datasets").addHandler(self)
         return self.messages
 
@@ -117,6 +119,8 @@ class _logged(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append([record.name, record.levelno, record.getMessage()])
+        if self.shows is not None and record.levelno >= self.shows.level:
+            self.shows.handle(record)
 
 
 # ---------------------------------------------------------------------------------------------- one set

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -62,7 +61,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Read, look, say, write."""
-    logging.basicConfig(format="reader: %(message)s", level=logging.WARNING)
     if (args.folder is None) == (args.cfg is None):
         raise UserError("give a FOLDER or --cfg FILE")
     if args.near and args.fast:

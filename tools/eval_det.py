@@ -16,7 +16,6 @@ docs/evaluation.md tells what the numbers mean.
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from pathlib import Path
 
@@ -67,7 +66,6 @@ def parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Read, score, print, write."""
-    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)
     if args.compare and not args.report:
         raise UserError("--compare shows another run in the report: give --report DIR too")
     for output in filter(None, (args.out, args.report)):

@@ -33,7 +33,7 @@ def main(args: argparse.Namespace) -> None:
     from tools.runtime.serving import LEAST_SCORE, Server
     from tools.runtime.serving_schema import Limits
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     cv2.setNumThreads(0)  # the reading threads are the parallelism
     predictors = {
         name: Predictor(path, args.device, LEAST_SCORE, args.overrides)

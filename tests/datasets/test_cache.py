@@ -75,6 +75,14 @@ def same(one: Records, other: Records) -> bool:
     return True
 
 
+def test_warnings_of_a_reading_are_seen_where_no_logging_is_set_up(tmp_path, capsys, monkeypatch) -> None:
+    content = {**CONTENT, "annotations": [{**item, "bbox": [100, 2, 9, 4]} for item in CONTENT["annotations"]]}
+    monkeypatch.setattr(logging.root, "handlers", [])  # pytest's own
+    records = build.build_records(coco(tmp_path, content), "train", tmp_path)
+    assert len(records.labels) == 6
+    assert "6 objects wholly outside the image" in capsys.readouterr().err
+
+
 def test_second_start_reads_nothing_and_says_the_same(tmp_path, readings, caplog) -> None:
     data = coco(tmp_path)
     started = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
@@ -183,6 +184,7 @@ def run(
 ) -> NoReturn:
     """Parse the command line, run `main`, and exit with the right code; `intermixed`: options may part the inputs."""
     args = parser.parse_intermixed_args(argv) if intermixed else parser.parse_args(argv)
+    logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)  # what readers and others warn of
     try:
         main(args)
         sys.stdout.flush()
