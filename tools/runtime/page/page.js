@@ -127,10 +127,11 @@ function draw(entry) {
   context.imageSmoothingEnabled = entry.scale < 4;
   if (entry.picture) context.drawImage(entry.picture, 0, 0, width, height);
   const side = Math.max(width, height);
-  const letters = Math.max(10, side / 55);
+  const shown = entry.canvas.clientWidth / width || 1; // on a narrow screen a picture is shown smaller than it is
+  const letters = Math.max(10 / shown, side / 55);
   context.font = `600 ${letters}px system-ui, "DejaVu Sans", sans-serif`;
   context.textBaseline = "top";
-  context.lineWidth = Math.max(1.5, side / 400);
+  context.lineWidth = Math.max(1.5 / shown, side / 400);
   const scaled = found.map((one) => [one, one.box.map((value) => value * entry.scale)]).reverse();
   for (const [one, [x1, y1]] of scaled) {
     const text = `${one.name} ${one.score.toFixed(2)}`;
@@ -184,6 +185,7 @@ $("threshold").oninput = () => {
   $("shown").textContent = threshold().toFixed(2);
   entries.forEach(draw);
 };
+window.onresize = () => entries.forEach(draw);
 $("model").onchange = async () => { for (const entry of entries) await detect(entry); };
 $("download").onclick = download;
 $("files").onchange = () => add([...$("files").files]);
