@@ -27,6 +27,7 @@ from datasets.batch import Batch
 from detection.model import Detector
 from detection.postprocess import BatchDetections
 from detection.rpn import Proposals
+from detection.sampling import Iteration
 
 BODY, RPN, DETECTOR = "backbone", "rpn", "roi_heads"
 """The parts of a detector that train or stay fixed as a whole; all but the body and the RPN belongs to the detector."""
@@ -111,7 +112,7 @@ class PhaseModel(nn.Module):
         return self
 
     def forward(
-        self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
+        self, batch: Batch, *, seed: int | None = None, iteration: Iteration | None = None
     ) -> dict[str, Tensor] | BatchDetections:
         """Two losses where `seed` and `iteration` are given, detections otherwise; see `Detector.forward`."""
         if iteration is None or seed is None:

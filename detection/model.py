@@ -33,6 +33,7 @@ from detection.postprocess import BatchDetections, only_classes, postprocess
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
+from detection.sampling import Iteration
 
 FPN_STRIDES = (4, 8, 16, 32)
 """Of P2..P5: conv2..conv5 of the ImageNet nets."""
@@ -107,7 +108,7 @@ class Detector(nn.Module):
         """What is known of published weights in it: source, licence, figures. Checkpoints keep it."""
 
     def forward(
-        self, batch: Batch, *, seed: int | None = None, iteration: int | None = None
+        self, batch: Batch, *, seed: int | None = None, iteration: Iteration | None = None
     ) -> dict[str, Tensor] | BatchDetections:
         """Losses where `seed` and `iteration` are given (they decide the samples), detections otherwise.
 
@@ -126,7 +127,7 @@ class Detector(nn.Module):
         """The maps that RoIs are pooled from: P6 serves the RPN only (Lin et al. 2017, Sec. 4.1)."""
         return features[:-1] if self.backbone.fpn is not None else features
 
-    def losses(self, batch: Batch, *, seed: int, iteration: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, *, seed: int, iteration: Iteration) -> dict[str, Tensor]:
         """Approximate joint training (Faster R-CNN, Sec. 3.2): the four losses of one step."""
         features = self.features(batch)
         output = self.rpn.predict(features)
@@ -134,13 +135,13 @@ class Detector(nn.Module):
         draw = {"seed": seed, "iteration": iteration}
         return self.rpn_losses(output, batch, **draw) | self.roi_losses(features, proposals, batch, **draw)
 
-    def rpn_losses(self, output: RpnOutput, batch: Batch, *, seed: int, iteration: int) -> dict[str, Tensor]:
+    def rpn_losses(self, output: RpnOutput, batch: Batch, *, seed: int, iteration: Iteration) -> dict[str, Tensor]:
         """The RPN's two losses, from what its head says."""
         draw = {"image_index": batch.index, "seed": seed, "iteration": iteration}
         return self.rpn.losses(output, batch.image_sizes, batch.boxes, batch.valid, **draw)
 
     def roi_losses(
-        self, features: list[Tensor], proposals: Proposals, batch: Batch, *, seed: int, iteration: int
+        self, features: list[Tensor], proposals: Proposals, batch: Batch, *, seed: int, iteration: Iteration
     ) -> dict[str, Tensor]:
         """The detector's two losses on some proposals, of its own RPN or of another network's."""
         draw = {"image_index": batch.index, "seed": seed, "iteration": iteration}

@@ -19,7 +19,7 @@ from detection.losses import box_loss, classification_loss, mean_count
 from detection.matching import match
 from detection.roi_features import RoiFeatures
 from detection.rpn import Proposals
-from detection.sampling import random_keys, sample
+from detection.sampling import Iteration, random_keys, sample
 
 SAMPLING_PURPOSE = 1
 """Tells the detector's random keys from the RPN's."""
@@ -104,7 +104,7 @@ class RoiHeads(nn.Module):
         image_index: Tensor,
         *,
         seed: int,
-        iteration: int,
+        iteration: Iteration,
     ) -> TrainingRois:
         """A sample of the proposals with its targets.
 

@@ -20,7 +20,7 @@ from detection.boxes import decode_clipped, encode_boxes, gather_boxes
 from detection.losses import box_loss, mean_count, objectness_loss
 from detection.matching import inside_image, match
 from detection.nms import nms
-from detection.sampling import random_keys, sample
+from detection.sampling import Iteration, random_keys, sample
 
 SAMPLING_PURPOSE = 0
 """Tells the RPN's random keys from the detector's."""
@@ -128,7 +128,7 @@ class Rpn(nn.Module):
         image_index: Tensor,
         *,
         seed: int,
-        iteration: int,
+        iteration: Iteration,
     ) -> dict[str, Tensor]:
         """Objectness and box losses, scalars.
 

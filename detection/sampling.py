@@ -15,6 +15,9 @@ from backbones.kernels import kernels_for
 
 _MASK32 = 0xFFFFFFFF
 
+Iteration = int | Tensor
+"""The number of a step; in a CUDA graph a () int64 tensor below 2^32, which each launch reads anew. Both draw alike."""
+
 
 class Sampled(NamedTuple):
     """A sample of S candidates for each of B images."""
@@ -47,7 +50,20 @@ def _mix_int(value: int) -> int:
             return mixed
 
 
-def random_keys(seed: int, iteration: int, purpose: int, image_index: Tensor, codes: Tensor) -> Tensor:
+def _mix_step(seed: int, iteration: Iteration, purpose: int) -> Iteration:
+    """`_mix_int` of seed, iteration and purpose side by side; of a tensor a tensor, which nobody waits for."""
+    word = _mix_int(seed)
+    if not isinstance(iteration, Tensor):
+        return _mix_int(word << 40 | iteration << 8 | purpose)
+    low = iteration << 8 | purpose
+    second, third = low >> 32 | (word << 8 & _MASK32), word >> 24
+    mixed = _mix32(low & _MASK32)
+    if third:
+        return _mix32(_mix32(mixed ^ second) ^ third)
+    return torch.where(second > 0, _mix32(mixed ^ second), mixed)  # `_mix_int` ends where nothing is left
+
+
+def random_keys(seed: int, iteration: Iteration, purpose: int, image_index: Tensor, codes: Tensor) -> Tensor:
     """Random keys (B, N) int64 in [0, 2^52), different for all candidates of an image.
 
     Args:
@@ -56,9 +72,11 @@ def random_keys(seed: int, iteration: int, purpose: int, image_index: Tensor, co
         image_index: (B,) int64, what the images are in their data set.
         codes: (N,) int64, what the candidates are, whatever the padding; N < 2^20.
     """
-    step = _mix_int(_mix_int(seed) << 40 | iteration << 8 | purpose)
     if kernels := kernels_for(codes, "detection.triton_assignment"):
-        return kernels.random_keys(step, image_index, codes)
+        if isinstance(iteration, Tensor):
+            return kernels.random_keys(_mix_int(seed), image_index, codes, iteration, purpose)
+        return kernels.random_keys(_mix_step(seed, iteration, purpose), image_index, codes)
+    step = _mix_step(seed, iteration, purpose)
     image = _mix32((image_index & _MASK32) ^ step)
     hashed = _mix32(_mix32((codes ^ (codes >> 32)) & _MASK32)[None] ^ image[:, None])
     # The position in the low bits tells apart the few that share a hash; `sample` on CUDA reads it there.

@@ -28,25 +28,45 @@ def _mix32(x, mask):
     return x ^ (x >> 16)
 
 
-@triton.jit(do_not_specialize=["step"])
-def _keys_kernel(image_index, codes, keys, count, step, mask, BLOCK: tl.constexpr):
-    """keys[image, candidate] = hash << 20 | candidate; `mask` is 2^32 - 1."""
+@triton.jit
+def _mix_step(seed, iteration, purpose, mask):
+    """`sampling._mix_step`, of a seed that is mixed."""
+    low = (iteration << 8) | purpose
+    second, third = (low >> 32) | ((seed << 8) & mask), seed >> 24
+    mixed = _mix32(low & mask, mask)
+    mixed = tl.where((second | third) != 0, _mix32(mixed ^ second, mask), mixed)
+    return tl.where(third != 0, _mix32(mixed ^ third, mask), mixed)
+
+
+@triton.jit(do_not_specialize=["step", "purpose"])
+def _keys_kernel(
+    image_index, codes, keys, iteration, count, step, purpose, mask, REPLAYED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """keys[image, candidate] = hash << 20 | candidate; `mask` is 2^32 - 1. REPLAYED: `step` is the seed alone, and the
+    iteration lies in memory."""
     image = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     code = tl.load(codes + at, mask=at < count, other=0)
-    of_image = _mix32((tl.load(image_index + image) ^ step.to(tl.int64)) & mask, mask)
+    number = step.to(tl.int64) & mask
+    if REPLAYED:
+        number = _mix_step(number, tl.load(iteration), purpose.to(tl.int64), mask)
+    of_image = _mix32((tl.load(image_index + image) ^ number) & mask, mask)
     hashed = _mix32(_mix32((code ^ (code >> 32)) & mask, mask) ^ of_image, mask)
     tl.store(keys + image * count + at, (hashed << 20) | at.to(tl.int64), mask=at < count)
 
 
-def random_keys(step: int, image_index: Tensor, codes: Tensor) -> Tensor:
-    """`detection.sampling.random_keys`; `step` is what it mixes seed, iteration and purpose to, below 2^32."""
+def random_keys(
+    step: int, image_index: Tensor, codes: Tensor, iteration: Tensor | None = None, purpose: int = 0
+) -> Tensor:
+    """`detection.sampling.random_keys`; `step`, below 2^32, is what it mixes seed, iteration and purpose to; with an
+    iteration on the device, the seed alone."""
     keys = torch.empty(len(image_index), len(codes), dtype=torch.int64, device=codes.device)
     signed = step - (1 << 32) if step >= 1 << 31 else step  # always an int32: one kernel for all steps
     if keys.numel():
         _keys_kernel[(triton.cdiv(len(codes), BLOCK), len(image_index))](
-            image_index, codes, keys, len(codes), signed, (1 << 32) - 1, BLOCK=BLOCK
-        )
+            image_index, codes, keys, image_index if iteration is None else iteration, len(codes), signed, purpose,
+            (1 << 32) - 1, REPLAYED=iteration is not None, BLOCK=BLOCK,
+        )  # fmt: skip
     return keys
 
 

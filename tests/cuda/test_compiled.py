@@ -63,8 +63,9 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     ),
     "random_keys": (
         assignment._keys_kernel,
-        {"image_index": LONG, "codes": LONG, "keys": LONG, "count": INT, "step": INT, "mask": "i64"},
-        {"BLOCK": assignment.BLOCK}, 4,
+        {"image_index": LONG, "codes": LONG, "keys": LONG, "iteration": LONG, "count": INT, "step": INT,
+         "purpose": INT, "mask": "i64"},
+        {"REPLAYED": True, "BLOCK": assignment.BLOCK}, 4,
     ),
     "decode": (
         assignment._decode_kernel,

@@ -78,7 +78,7 @@ KERNELS = """
 import torch
 from detection import triton_assignment as kernels
 from detection.matching import match
-from detection.sampling import _mix_int, random_keys
+from detection.sampling import _mix_int, _mix_step, random_keys
 generator = torch.Generator().manual_seed(0)
 kernels.BLOCK = 32
 
@@ -113,9 +113,11 @@ for shared, weights, count in ((True, None, 40), (False, torch.tensor([10.0, 10,
         torch.testing.assert_close(ours, theirs, equal_nan=True)
 
 images, codes = torch.tensor([0, 7, 123456789012]), torch.randint(0, 1 << 40, (77,), generator=generator)
-for seed, iteration, purpose in ((0, 0, 0), (3, 90000, 1), (1 << 40, 5, 2), (11, 12, 0)):
-    step = _mix_int(_mix_int(seed) << 40 | iteration << 8 | purpose)
-    assert torch.equal(kernels.random_keys(step, images, codes), random_keys(seed, iteration, purpose, images, codes))
+for seed, iteration, purpose in ((0, 0, 0), (3, 90000, 1), (1 << 40, 5, 2), (11, 12, 0), (0, 1 << 25, 1)):
+    expected = random_keys(seed, iteration, purpose, images, codes)
+    assert torch.equal(kernels.random_keys(_mix_step(seed, iteration, purpose), images, codes), expected)
+    on_device = torch.tensor(iteration), purpose  # as a CUDA graph has it
+    assert torch.equal(kernels.random_keys(_mix_int(seed), images, codes, *on_device), expected)
 
 from detection import triton_selection as selection
 from detection.sampling import sample

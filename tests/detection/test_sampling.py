@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from detection.sampling import random_keys, sample
@@ -18,6 +18,27 @@ def test_keys_depend_on_the_image_not_on_the_batch():
     assert torch.equal(both.flip(0), keys_of([9, 3], codes))
     assert not torch.equal(both[0], both[1])
     assert not torch.equal(keys_of([3], codes, iteration=1)[0], both[0])
+
+
+@given(st.integers(0, 1 << 70), st.integers(0, (1 << 32) - 1), st.integers(0, 255))
+@example(0, 0, 0)
+@example(0, 1 << 24, 1)  # seed 0 is mixed to 0, so that only a large iteration reaches the second 32 bits
+@example(0, (1 << 24) - 1, 0)
+def test_an_iteration_on_the_device_draws_as_the_number_does(seed, iteration, purpose):
+    """A CUDA graph reads it from memory, where it changes from replay to replay."""
+    images, codes = torch.tensor([0, 7]), torch.arange(5)
+    given = torch.zeros((), dtype=torch.int64)
+    expected = random_keys(seed, iteration, purpose, images, codes)
+    given.fill_(iteration)
+    assert torch.equal(random_keys(seed, given, purpose, images, codes), expected)
+    given.fill_(iteration ^ 1)
+    assert not torch.equal(random_keys(seed, given, purpose, images, codes), expected)
+
+
+def test_keys_are_what_they_were():
+    """Seeded runs repeat on any version."""
+    keys = random_keys(3, 90_000, 1, torch.tensor([5]), torch.tensor([0, 77, 1 << 30]))
+    assert keys.tolist() == [[2619938234695680, 4140613970690049, 3675245668990978]]
 
 
 def test_keys_are_distinct_and_even():
