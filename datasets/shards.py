@@ -404,13 +404,14 @@ def _copy(url: str, target: Path) -> None:
     try:
         import fsspec
 
-        source = fsspec.open(url, "rb").open()
+        opened: Any = fsspec.open(url, "rb")
+        source = opened.open()
     except FileNotFoundError as error:
         raise DownloadError(error, status=404) from None
     except (ImportError, ValueError, OSError) as error:
         raise DownloadError(error) from None
-    with source, target.open("wb") as file:  # type: ignore[union-attr]
-        shutil.copyfileobj(source, file)  # type: ignore[arg-type]
+    with source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 # ---------------------------------------------------------------------------------------------- writing
