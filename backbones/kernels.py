@@ -59,6 +59,20 @@ def _kept(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch
     return _pinned(rows, dtype).to(device, non_blocking=True)
 
 
+_of_graphs: list[torch.Tensor] = []
+
+
+def on_device(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A table that the host has just made, on a device; on CUDA copied without a wait. Where a graph is captured, the
+    host's is kept for good: each launch copies it anew."""
+    if device.type != "cuda":
+        return table.to(device)
+    pinned = table.pin_memory()
+    if torch.cuda.is_current_stream_capturing():
+        _of_graphs.append(pinned)
+    return pinned.to(device, non_blocking=True)
+
+
 @functools.cache
 def _kernels(module: str) -> ModuleType | None:
     if torch.version.hip is not None or importlib.util.find_spec("triton") is None:
