@@ -217,12 +217,26 @@ def adamw() -> dict[str, Any]:
 
 @case
 def gpu_check() -> dict[str, Any]:
-    """The row of a training step of `tools/gpu_check.py`; its own look at waits."""
+    """The rows of a training step of `tools/gpu_check.py`, and of a benchmark's; their own look at waits."""
+    from tools.benchmarks.cases import find_case, make_inputs
+    from tools.benchmarks.contestants import CONTESTANTS
+    from tools.benchmarks.detectors import runs_without_syncs
     from tools.benchmarks.gpu import training_row
 
-    row = training_row("frcnn_r101_voc", (64, 96), CUDA, tiny=True)
-    assert row["memory_gib"] > 0
-    return {"waits": 0 if row["sync_free"] is True else row["sync_free"]}
+    waits = {}
+    for graphs in (False, True):
+        row = training_row("frcnn_r101_voc", (64, 96), CUDA, tiny=True, graphs=graphs)
+        assert row["memory_gib"] > 0
+        waits[f"graphs {graphs}"] = row["sync_free"]
+    contestant = CONTESTANTS["ours_graphs"](find_case("tiny"), {}, CUDA, "bf16", True)
+    inputs = make_inputs(find_case("tiny"), 2, CUDA)
+    for _ in range(3):
+        contestant.train_step(inputs)
+    before = standins.counts()["graphs"]
+    waits["ours_graphs"] = runs_without_syncs(lambda: contestant.train_step(inputs))
+    assert standins.counts()["graphs"] == before + 1
+    bad = {name: wait for name, wait in waits.items() if wait is not True}
+    return {"waits": bad or 0}
 
 
 def in_graphs(net: nn.Module, forward: nn.Module, batches: list[Batch], config: DetectionConfig) -> Training:
