@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._autograd import DeviceType
 
+from backbones.kernels import why_no_kernels
 from configs.errors import UserError
 from tools.benchmarks import substitutes
 from tools.benchmarks.timing import compare
@@ -61,6 +62,7 @@ def environment_row(device: torch.device) -> dict[str, Any]:
         row["capability"] = f"{properties.major}.{properties.minor}"
         row["cudnn"] = torch.backends.cudnn.version()
         row["triton"] = importlib.metadata.version("triton") if _has("triton") else "none"
+        row["kernels"] = why_no_kernels() or "work"
     return row
 
 
