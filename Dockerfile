@@ -6,7 +6,7 @@
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
-# cpu or cuda: which builds of torch and torchvision.
+# cpu or cuda: which builds of torch and torchvision. On CUDA Triton builds its launcher with a C compiler.
 ARG TORCH=cpu
 WORKDIR /app
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 MPLCONFIGDIR=/tmp/matplotlib
@@ -18,6 +18,7 @@ RUN if [ "$TORCH" = cpu ]; then \
       grep -E '^(torch|torchvision)==' constraints.txt > torch.txt && \
       pip install -r torch.txt --index-url https://download.pytorch.org/whl/cpu; \
     elif [ "$TORCH" = cuda ]; then \
+      apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* && \
       pip install -c constraints.txt torch torchvision; \
     else echo "TORCH=$TORCH: must be cpu or cuda" >&2; exit 2; fi
 COPY backbones/ backbones/

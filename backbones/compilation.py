@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,9 @@ class Graphs:
 
     A shape runs as it is when it comes for the first time, which also tunes and compiles what it calls; when it comes
     again it is captured, and from then on replayed. Graphs share their memory, so that many need hardly more of it than
-    the largest; outputs are copied out of it, and may be kept. From the first failure of a capture on, and on
-    the CPU, everything runs as it is, after a warning of one line.
+    the largest; outputs are copied out of it, and may be kept. From the first failure of a capture on, where a new
+    shape finds too little memory beside the graphs', and on the CPU, everything runs as it is, after a warning of one
+    line.
 
     Args:
         name: what the warning calls the function.
@@ -97,7 +98,7 @@ class Graphs:
         call = (key, *((x.shape, x.stride(), x.dtype) for x in inputs))
         if call not in self.known:
             self._remember(call, None)
-            return function(*inputs)
+            return self._as_it_is(function, inputs)
         graph = self.known.pop(call) or self._captured(function, inputs)
         if graph is None:
             return function(*inputs)
@@ -107,6 +108,17 @@ class Graphs:
                 place.copy_(given)
         graph.replay()
         return tree_unflatten([x.clone() for x in graph.outputs], graph.structure)
+
+    def _as_it_is(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """Without a graph; once more without all graphs if they leave too little memory for it."""
+        try:
+            return function(*inputs)
+        except torch.OutOfMemoryError:
+            if not any(self.known.values()):
+                raise
+        # Not inside the handler, where the error keeps alive what the call has allocated.
+        self._give_up("graphs have memory of their own, and leave too little for a new shape")
+        return function(*inputs)
 
     def _remember(self, call: Hashable, graph: _Graph | None) -> None:
         self.known[call] = graph  # the last used one comes last
@@ -135,6 +147,60 @@ class Graphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
+
+
+class GraphedStep:
+    """Forward and backward pass of a training step as CUDA graphs (`Graphs`), one for each shape of the inputs.
+
+    Gradients of all graphs come out in the same memory, a copy beside the graphs', so that many graphs have gradients
+    once. They are those of a step without graphs, bit for bit.
+
+    Args:
+        name, remembered: see `Graphs`.
+        parameters: of the net; those that train get gradients.
+    """
+
+    def __init__(self, name: str, parameters: Iterable[nn.Parameter], remembered: int = GRAPHS) -> None:
+        self.graphs = Graphs(name, remembered)
+        self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
+        self._gradients: list[Tensor] | None = None
+        """Of those parameters that get one, in all steps the same tensors."""
+
+    def __call__(self, step: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
+        """What `step(*inputs)` gives; gradients are added to those that the parameters have.
+
+        Args:
+            step: see `Graphs`; goes backward, and gives tensors without gradients. In all calls the same.
+            inputs: see `Graphs`.
+        """
+        if self.graphs.gave_up:
+            return step(*inputs)
+        further = any(parameter.grad is not None for parameter in self._parameters)  # a further part of an update
+
+        def work(*inputs: Tensor) -> Any:
+            for parameter in self._parameters:
+                parameter.grad = None  # else gradients would be added to those of the capture
+            outputs = step(*inputs)
+            self._collect(further)
+            return outputs
+
+        outputs = self.graphs(work, inputs, further)
+        for parameter, gradient in zip(self._parameters, self._gradients or (), strict=True):
+            parameter.grad = gradient
+        return outputs
+
+    @torch.no_grad()
+    def _collect(self, further: bool) -> None:
+        """Move the gradients from where autograd put them; a graph's go on being part of its memory."""
+        fresh = [parameter.grad for parameter in self._parameters]
+        self._parameters = [p for p, gradient in zip(self._parameters, fresh, strict=True) if gradient is not None]
+        given = [gradient for gradient in fresh if gradient is not None]
+        if self._gradients is None:
+            self._gradients = [torch.empty_like(gradient) for gradient in given]
+        put = torch._foreach_add_ if further else torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]  # no public name
+        put(self._gradients, given)
+        for parameter in self._parameters:
+            parameter.grad = None
 
 
 def _capturable(inputs: Sequence[Tensor]) -> bool:

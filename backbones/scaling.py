@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backbones.kernels import kernels_for
+from backbones.kernels import kernels_for, on_device
 
 ALIGNMENT = 64
 """Elements that a weight's place in the common memory is a multiple of: 128 bytes in bf16."""
@@ -94,7 +94,7 @@ class _Plan:
             rows.append((self.size, weight.numel(), weight[0].numel(), first))
             self.size += -(-weight.numel() // ALIGNMENT) * ALIGNMENT
             first += len(weight)
-        self.rows = _on_device(torch.tensor(rows), device)
+        self.rows = on_device(torch.tensor(rows), device)
         """(T, 4) int64: offset, elements, elements of an output channel, the first one's scale."""
         self.scales = torch.cat(scales)
         self.programs: dict[int, Tensor] = {}
@@ -106,7 +106,7 @@ class _Plan:
             runs = [-(-count // block) for count in self._counts]
             weight = torch.arange(len(runs), dtype=torch.int32).repeat_interleave(torch.tensor(runs))
             run = torch.cat([torch.arange(count, dtype=torch.int32) for count in runs])
-            self.programs[block] = _on_device(torch.stack((weight, run), 1), self.scales.device)
+            self.programs[block] = on_device(torch.stack((weight, run), 1), self.scales.device)
         return self.programs[block]
 
     def empty(self, dtype: torch.dtype) -> list[Tensor]:
@@ -117,12 +117,7 @@ class _Plan:
 
 def _addresses(tensors: Sequence[Tensor]) -> Tensor:
     """(T,) int64 on their device."""
-    return _on_device(torch.tensor([tensor.data_ptr() for tensor in tensors]), tensors[0].device)
-
-
-def _on_device(table: Tensor, device: torch.device) -> Tensor:
-    """Copied without a wait."""
-    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table.to(device)
+    return on_device(torch.tensor([tensor.data_ptr() for tensor in tensors]), tensors[0].device)
 
 
 def _in_order(gradient: Tensor, weight: Tensor) -> Tensor:

@@ -437,6 +437,10 @@ class DetectionTrainConfig(TrainConfig):
     into the GPU's memory, tried before the first step; on a CPU optim.reference_batch_size."""
     compile: bool = False
     """torch.compile for the regions of fixed shape; falls back with a warning."""
+    graphs: bool = False
+    """On CUDA, the forward and backward pass of a step as one CUDA graph for each of `data.padded_sizes`, which must be
+    given, so that the host's time no longer bounds small batches. Losses and samples stay the same. Takes up to twice
+    the memory, falls back with a warning; for one process, and not with batch_size auto."""
     best_metric: Literal["voc07.mAP", "voc12.mAP", "coco.AP", "coco.AP50", "imagenet_det.mAP", "loss"] = "voc12.mAP"
     """Figure of the validation set that chooses best.pt."""
     transfer_classes: bool = False
@@ -542,6 +546,14 @@ class DetectionConfig(Section):
     """Thresholds of the detections, and what a test does beyond the plain one."""
     metrics: list[Literal["voc07", "voc12", "coco", "imagenet_det"]] = ["voc07", "voc12", "coco"]
     """Evaluation protocols that are computed."""
+
+    @model_validator(mode="after")
+    def _graphs_are_few(self) -> DetectionConfig:
+        if self.train.graphs and not self.data.padded_sizes:
+            raise ValueError("train.graphs keeps a graph for each padded size: say how many in data.padded_sizes (32)")
+        if self.train.graphs and not self.train.batch_size:
+            raise ValueError("train.graphs needs memory that train.batch_size auto does not reckon with: give a number")
+        return self
 
     @model_validator(mode="after")
     def _batch_divides(self) -> DetectionConfig:

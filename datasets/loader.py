@@ -270,11 +270,13 @@ class Collate:
 
     size_divisor: int = 32
     train_difficult: bool = False
+    min_objects: int = MIN_OBJECTS
+    """The least length of the padded ground truth, a power of two."""
 
     def __call__(self, samples: list[Sample]) -> Batch:
         sizes = np.array([sample.image.shape[:2] for sample in samples])
         padded = samples[0].padded_size or _common_size(sizes, self.size_divisor)
-        slots = padded_count(max(len(sample.target) for sample in samples), MIN_OBJECTS)
+        slots = padded_count(max(len(sample.target) for sample in samples), self.min_objects)
         boxes = np.zeros((len(samples), slots, 4), np.float32)
         labels = np.zeros((len(samples), slots), np.int64)
         valid = np.zeros((len(samples), slots), bool)
@@ -319,6 +321,7 @@ def train_loader(
     start_iteration: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    min_objects: int = MIN_OBJECTS,
     pin_memory: bool = False,
     multiprocessing_context: str | None = None,
 ) -> Loader[Batch]:
@@ -336,6 +339,7 @@ def train_loader(
         start_iteration: where to begin. Nothing before it is read; only the orders of the epochs are drawn that its
             images belong to, one or two.
         rank, world_size: this process and the number of processes.
+        min_objects: see `Collate`.
         pin_memory, multiprocessing_context: see `make_loader`.
 
     Raises:
@@ -352,7 +356,9 @@ def train_loader(
         padded_sizes=data.padded_sizes,
         start_iteration=start_iteration,
     )
-    return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context, images=len(dataset))
+    return _detection_loader(
+        dataset, sampler, data, pin_memory, multiprocessing_context, min_objects=min_objects, images=len(dataset)
+    )
 
 
 def epoch_orders(dataset: DetectionDataset, data: DataConfig, *, batch_size: int, seed: int = 0) -> EpochOrders:
@@ -398,12 +404,13 @@ def _detection_loader(
     pin_memory: bool,
     multiprocessing_context: str | None,
     *,
+    min_objects: int = MIN_OBJECTS,
     images: int | None = None,
 ) -> Loader[Batch]:
     return make_loader(
         dataset,
         sampler,
-        Collate(data.size_divisor, data.train_difficult),
+        Collate(data.size_divisor, data.train_difficult, min_objects),
         num_workers=data.num_workers,
         on_error=data.on_error,
         images=images,

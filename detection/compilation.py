@@ -1,19 +1,22 @@
-"""What makes a detector faster without changing it: torch.compile by region, and CUDA graphs of whole detections.
+"""What makes a detector faster without changing it: torch.compile by region, and CUDA graphs of whole detections and
+whole training steps.
 
 Compiled are the regions of a detector whose shapes are few: body and RPN head for each padded size of the images, conv5
 for a fixed number of RoIs. What lies between them (proposals, sampling, RoIAlign, NMS) stays as it is: a whole detector
-would break into dozens of graphs. A CUDA graph, in turn, holds all of a detection, for each padded size.
+would break into dozens of graphs. A CUDA graph, in turn, holds all of a detection, or all of the forward and backward
+pass of a step, for each padded size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from backbones.compilation import Graphs, with_fallback
+from backbones.compilation import GraphedStep, Graphs, with_fallback
 from datasets.batch import Batch, map_tensors, tensors_of
 from detection.model import Detector
 from detection.postprocess import BatchDetections
@@ -55,11 +58,48 @@ def graph_detections(model: Detector | Inference) -> Callable[[Batch], BatchDete
         batch = replace(batch, **none, index=batch.index.new_empty(0))
 
         def call(*tensors: Tensor) -> BatchDetections:
-            rest = iter(tensors)
-            found = model(map_tensors(batch, lambda _: next(rest)))
+            found = model(_with_tensors(batch, tensors))
             assert isinstance(found, BatchDetections)
             return found
 
         return graphs(call, list(tensors_of(batch)), tuple(part is None for part in batch.scaled))
 
     return detect
+
+
+def graphed_gradients(
+    graphed: GraphedStep,
+    losses: Callable[[Batch, Tensor], Mapping[str, Tensor]],
+    batch: Batch,
+    iteration: int,
+    parts: int = 1,
+) -> Mapping[str, Tensor]:
+    """The losses of a batch, detached; the gradients of their sum / `parts` are added to those that the parameters
+    have. On CUDA that is one CUDA graph for each padded size and padded number of objects.
+
+    Losses, gradients and samples are those without graphs (`detection.sampling.Iteration`). Parameters and buffers stay
+    where they are in memory as long as `graphed` is used; their values may change. What cannot be captured runs as it
+    is, and says so (`backbones.compilation.Graphs`).
+
+    Args:
+        graphed: of the net's parameters.
+        losses: name -> () loss, of a batch and a () int64 iteration on its device; in all calls the same.
+        batch, iteration: what is learned from, and the number of the step.
+        parts: batches that make up a step; in all calls the same.
+    """
+
+    def step(number: Tensor, *tensors: Tensor) -> dict[str, Tensor]:
+        found = losses(_with_tensors(batch, tensors), number)
+        total = sum(found.values())
+        assert isinstance(total, Tensor), "there are losses"
+        (total / parts).backward()
+        return {name: loss.detach() for name, loss in found.items()}
+
+    number = torch.full((), iteration, dtype=torch.int64, device=batch.images.device)
+    return graphed(step, [number, *tensors_of(batch)])
+
+
+def _with_tensors(batch: Batch, tensors: Iterable[Tensor]) -> Batch:
+    """The batch with other tensors, in the order of `tensors_of`."""
+    rest = iter(tensors)
+    return map_tensors(batch, lambda _: next(rest))

@@ -39,6 +39,7 @@ _FAST = "--amp bf16 --repetitions 10 --warmup 3"
 _FEW = "--repetitions 3 --warmup 1"
 GPU_ROWS = (
     f"train --case r101_c4_voc --batch-size 16 {_FAST}",
+    f"train --case r101_c4_voc --batch-size 4 --contestants ours_graphs,ours,torchvision {_FAST}",
     f"infer --case r101_c4_voc --batch-size 1 {_FAST}",
     f"infer --case r101_c4_voc --batch-size 16 {_FAST}",
     f"train --case r101_c4_coco --batch-size 16 {_FAST}",

@@ -82,11 +82,12 @@ def rows_of(stage: str, args: argparse.Namespace, device: Any) -> tuple[Path, di
     from tools.benchmarks import gpu, kernels
 
     steps = [f"{config} {size}" for size in gpu.IMAGE_SIZES for config in gpu.CONFIGS]
+    graphs = [f"{config} {size} graphs" for config, size in zip(gpu.CONFIGS, gpu.IMAGE_SIZES, strict=False)]
     names = {
         "environment": ["machine"],
         "tests": gpu.test_files(tiny=args.tiny),
         "kernels": list(kernels.KERNELS),
-        "training": ["frcnn_r101_voc tiny"] if args.tiny else steps,
+        "training": ["frcnn_r101_voc tiny", "frcnn_r101_voc tiny graphs"] if args.tiny else [*steps, *graphs],
         "profile": ["frcnn_r101_voc tiny"] if args.tiny else steps,
     }[stage]
     tiny = ["--tiny"] if args.tiny else []
@@ -112,10 +113,10 @@ def make_row(stage: str, name: str, device: Any, *, tiny: bool) -> dict[str, Any
     if stage == "kernels":
         return kernels.kernel_row(name, device, tiny=tiny)
     torch.backends.cudnn.benchmark = True
-    config, size = name.split(" ")
+    config, size, *graphs = name.split(" ")
     image_size = (64, 96) if size == "tiny" else gpu.IMAGE_SIZES[size]
     work = gpu.training_row if stage == "training" else gpu.profile_row
-    return work(config, image_size, device, tiny=tiny)
+    return work(config, image_size, device, tiny=tiny, graphs=bool(graphs))
 
 
 def load(args: argparse.Namespace, path: Path) -> dict[str, Any]:

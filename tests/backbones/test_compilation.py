@@ -11,7 +11,7 @@ from torch import nn
 from torch._inductor import config as inductor_config
 
 from backbones import compilation
-from backbones.compilation import Graphs, with_fallback
+from backbones.compilation import GraphedStep, Graphs, with_fallback
 
 
 def test_without_a_compiler_one_line_is_said_and_the_result_is_the_same(caplog, tmp_path: Path):
@@ -116,6 +116,61 @@ def test_without_a_gpu_one_line_is_said(caplog):
     assert [record.getMessage() for record in caplog.records] == [
         "a root is no CUDA graph, and runs as it is: its inputs are not on a GPU"
     ]
+
+
+def test_a_new_shape_for_which_graphs_leave_too_little_memory_runs_without_them(caplog, graphs_on_the_cpu):
+    """Once more without graphs; where there are none, the error is the caller's."""
+    graphs, full = Graphs("a root"), set()
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        if len(x) in full:
+            full.discard(2)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return x.sqrt()
+
+    for _ in range(2):
+        graphs(function, [torch.ones(1)])
+    full |= {2, 3}
+    with caplog.at_level(logging.WARNING):
+        assert graphs(function, [torch.full((2,), 4.0)]).tolist() == [2, 2]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        "a root is no CUDA graph, and runs as it is: graphs have memory of their own, and leave too little for a new "
+        "shape"
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        graphs(function, [torch.ones(3)])
+
+
+def test_gradients_of_a_step_as_graphs(graphs_on_the_cpu):
+    """Shapes in turns, one or two parts an update, an update in place behind it: as without graphs, in one memory."""
+    torch.manual_seed(0)
+    nets = [nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1), nn.Linear(9, 9)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets[0][0].bias.requires_grad_(False)
+    nets[1][0].bias.requires_grad_(False)
+    graphed, places = GraphedStep("a step", nets[1].parameters()), set()
+
+    def step(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        loss = net[:3](x).square().sum()  # the last layer takes no part
+        loss.backward()
+        return loss.detach()
+
+    for k in range(12):
+        parts = [torch.randn(2 + k % 2, 3) for _ in range(1 + k // 2 % 2)]
+        expected = [step(nets[0], x) for x in parts]
+        found = [graphed(lambda x: step(nets[1], x), [x]) for x in parts]
+        assert torch.equal(torch.stack(found), torch.stack(expected))
+        for mine, plain in zip(nets[1].parameters(), nets[0].parameters(), strict=True):
+            assert (mine.grad is None) == (plain.grad is None)
+            if mine.grad is not None:
+                assert torch.equal(mine.grad, plain.grad)
+                places.add(mine.grad.data_ptr())
+                for parameter in (mine, plain):
+                    parameter.data.sub_(parameter.grad, alpha=0.01)
+                    parameter.grad = None
+    assert len(graphs_on_the_cpu) == 4  # two shapes, first and further parts
+    assert len(places) == 3
 
 
 @pytest.mark.gpu

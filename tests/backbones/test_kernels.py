@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -19,9 +20,12 @@ ON_CUDA, ON_CPU = SimpleNamespace(is_cuda=True), torch.zeros(1)
 def _ask_anew(monkeypatch: pytest.MonkeyPatch):
     """A stand-in for the kernels' module, which cannot be imported without Triton; nothing is remembered."""
     monkeypatch.setitem(sys.modules, MODULE, ModuleType(MODULE))
-    kernels._kernels.cache_clear()
+    monkeypatch.setattr(kernels, "_try_one", lambda: None)
+    for asked in (kernels._kernels, kernels.why_no_kernels):
+        asked.cache_clear()
     yield
-    kernels._kernels.cache_clear()
+    for asked in (kernels._kernels, kernels.why_no_kernels):
+        asked.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -33,6 +37,33 @@ def test_on_cuda_with_triton_alone(monkeypatch, installed, hip, expected):
     found = kernels.kernels_for(ON_CUDA, MODULE)
     assert found is (sys.modules[MODULE] if expected else None)
     assert kernels.kernels_for(ON_CPU, MODULE) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (
+            RuntimeError("Failed to find C compiler. Please specify\nvia CC"),
+            "Failed to find C compiler. Please specify",
+        ),
+        (subprocess.CalledProcessError(1, ["/usr/bin/gcc", "main.c"]), "/usr/bin/gcc cannot build Triton's launcher"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_where_triton_does_not_work_one_line_says_why(monkeypatch, caplog, error, reason):
+    """As on a machine without a C compiler, which Triton needs at the first launch."""
+
+    def fails():
+        raise error
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(kernels, "_try_one", fails)
+    for _ in range(2):
+        assert kernels.kernels_for(ON_CUDA, MODULE) is None
+        assert kernels.kernels_for(ON_CUDA, "another") is None
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"Triton's kernels are not used, and slower operators do their work: {reason}")
+    assert "\n" not in line
 
 
 class _ByGrid:

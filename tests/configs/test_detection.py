@@ -173,6 +173,10 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
         assert expected in message(f"data.train.0={values}")
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
     assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
+    assert "say how many in data.padded_sizes (32)" in message("train.graphs=true")
+    assert "batch_size auto does not reckon" in message(
+        "train.graphs=true", "data.padded_sizes=8", "train.batch_size=auto"
+    )
 
 
 @pytest.mark.parametrize(

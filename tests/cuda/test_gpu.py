@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +65,21 @@ def test_graphs_at_true_shapes_find_the_same(case, caplog):
     for a, b in zip(found, expected, strict=True):
         assert a.labels.tolist() == b.labels.tolist()
         assert a.boxes == pytest.approx(b.boxes, abs=0.5)
+
+
+@pytest.mark.parametrize("name", ["r101_c4_voc", "r101_fpn_coco", "vgg16_voc"])
+def test_training_steps_as_graphs_have_the_same_losses(name, caplog):
+    """Five updates in bf16 at two sizes in turns, at true shapes: each size is captured and then replayed."""
+    case, device = find_case(name), torch.device("cuda")
+    sizes = [make_inputs(replace(case, image_size=size), 2, device) for size in (case.image_size, (480, 640))]
+    weights, losses = random_weights(case), []
+    for contestant in (Ours, OursAsGraphs):
+        one = contestant(case, weights, device, "bf16", True)
+        steps = [one.train_step(sizes[k % 2]) for k in range(5)]
+        losses.append([{name: loss.item() for name, loss in step.items()} for step in steps])
+    assert not caplog.records
+    for plain, graphed in zip(*losses, strict=True):
+        assert graphed == pytest.approx(plain, rel=1e-2)
 
 
 DISTRIBUTED = """

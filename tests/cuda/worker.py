@@ -6,7 +6,9 @@ LD_PRELOAD=.../libruntime.so python tests/cuda/worker.py [case ..]
 from __future__ import annotations
 
 import json
+import statistics
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -30,6 +32,7 @@ standins.install()
 
 from backbones import compilation
 from backbones.classification import build_classifier, classification_loss
+from backbones.compilation import GraphedStep
 from backbones.preprocess import Normalize
 from backbones.weights import IMAGENET
 from configs.classification import ClassificationConfig
@@ -39,7 +42,7 @@ from configs.localisation import LocalisationConfig
 from datasets.batch import Batch, ScaledImages
 from datasets.loader import prefetch
 from detection.alternating import PHASES, Alternating
-from detection.compilation import graph_detections
+from detection.compilation import graph_detections, graphed_gradients
 from detection.inference import Inference
 from detection.model import Detector, build_detector
 from detection.prediction import to_numpy
@@ -90,6 +93,8 @@ class Training:
 
     def __init__(self, net: nn.Module, optim: Any, losses: Callable[[int], dict[str, Tensor]], *, ema: bool = False):
         self.net, self.losses = net.train(), losses
+        self.gradients: Callable[[int, int], Any] | None = None
+        """Losses and gradients of an iteration, one of some parts, in the place of `losses`."""
         self.optimizer = build_optimizer(net, optim)
         self.monitor = LossMonitor(CUDA)
         self.ema = Ema(net, 0.99) if ema else None
@@ -99,20 +104,24 @@ class Training:
         set_rate(self.optimizer, 0.01)
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(accumulate):
-            with torch.autocast("cuda", torch.bfloat16, enabled=amp):
-                losses = self.losses(iteration)
-            (torch.stack(list(losses.values())).sum() / accumulate).backward()
+            if self.gradients is not None:
+                losses = self.gradients(iteration, accumulate)
+            else:
+                with torch.autocast("cuda", torch.bfloat16, enabled=amp):
+                    losses = self.losses(iteration)
+                (torch.stack(list(losses.values())).sum() / accumulate).backward()
             self.monitor.add(losses, torch.arange(2, device=CUDA))
         step_unless(self.optimizer, self.monitor.finish_step(iteration, self.parameters, 35.0))
         if self.ema is not None:
             self.ema.update(iteration)
 
-    def measured(self, **options: Any) -> dict[str, Any]:
-        """A second step without a wait, and where gradients lie otherwise in memory than their parameters."""
-        self.step(0, **options)
+    def measured(self, before: int = 1, **options: Any) -> dict[str, Any]:
+        """A step after others without a wait, and where gradients lie otherwise in memory than their parameters."""
+        for iteration in range(before):
+            self.step(iteration, **options)
         torch.cuda.reset_peak_memory_stats()
         with standins.no_waits() as found:
-            self.step(1, **options)
+            self.step(before, **options)
         memory = torch.cuda.max_memory_allocated() / 2**30
         return {**found, "memory_gib": round(memory, 2), "misplaced": self.misplaced()}
 
@@ -208,12 +217,86 @@ def adamw() -> dict[str, Any]:
 
 @case
 def gpu_check() -> dict[str, Any]:
-    """The row of a training step of `tools/gpu_check.py`; its own look at waits."""
+    """The rows of a training step of `tools/gpu_check.py`, and of a benchmark's; their own look at waits."""
+    from tools.benchmarks.cases import find_case, make_inputs
+    from tools.benchmarks.contestants import CONTESTANTS
+    from tools.benchmarks.detectors import runs_without_syncs
     from tools.benchmarks.gpu import training_row
 
-    row = training_row("frcnn_r101_voc", (64, 96), CUDA, tiny=True)
-    assert row["memory_gib"] > 0
-    return {"waits": 0 if row["sync_free"] is True else row["sync_free"]}
+    waits = {}
+    for graphs in (False, True):
+        row = training_row("frcnn_r101_voc", (64, 96), CUDA, tiny=True, graphs=graphs)
+        assert row["memory_gib"] > 0
+        waits[f"graphs {graphs}"] = row["sync_free"]
+    contestant = CONTESTANTS["ours_graphs"](find_case("tiny"), {}, CUDA, "bf16", True)
+    inputs = make_inputs(find_case("tiny"), 2, CUDA)
+    for _ in range(3):
+        contestant.train_step(inputs)
+    before = standins.counts()["graphs"]
+    waits["ours_graphs"] = runs_without_syncs(lambda: contestant.train_step(inputs))
+    assert standins.counts()["graphs"] == before + 1
+    bad = {name: wait for name, wait in waits.items() if wait is not True}
+    return {"waits": bad or 0}
+
+
+def in_graphs(net: nn.Module, forward: nn.Module, batches: list[Batch], config: DetectionConfig) -> Training:
+    """A training whose steps are CUDA graphs, of the batches in turns."""
+    training, step = Training(net, config.optim, lambda _: {}, ema=True), GraphedStep("a step", net.parameters())
+    said: list[str] = []
+    compilation.logger.warning = lambda text, *values: said.append(text % values)
+
+    def losses(batch: Batch, iteration: Any) -> dict[str, Tensor]:
+        with torch.autocast("cuda", torch.bfloat16):
+            return forward(batch, seed=0, iteration=iteration)
+
+    def gradients(iteration: int, parts: int) -> Any:
+        batch = batches[iteration % len(batches)].to(CUDA)
+        found = graphed_gradients(step, losses, batch, iteration, parts)
+        assert not said, said
+        return found
+
+    training.gradients = gradients
+    return training
+
+
+@case
+def c4_as_graph() -> dict[str, Any]:
+    """The forward and backward pass of a step as one launch; copies, guard, update and averages beside it. Of the
+    host's time, the share of a step without graphs."""
+    config = config_of("frcnn_r101_voc")
+    detector = make_detector(config).to(CUDA, memory_format=torch.channels_last)
+    batches = [make_batch(4, (600, 1000)), make_batch(4, (1000, 600))]
+    training = in_graphs(detector, detector, batches, config)
+    found = training.measured(5)
+    losses = lambda iteration: detector(batches[iteration % 2].to(CUDA), seed=0, iteration=iteration)
+    plain = Training(detector, config.optim, losses, ema=True)
+    plain.step(0)
+    ratios = []
+    for iteration in range(5):
+        seconds = []
+        for one in (training, plain):
+            start = time.process_time()
+            one.step(iteration)
+            seconds.append(time.process_time() - start)
+        ratios.append(seconds[0] / seconds[1])
+    return {**found, "host_share": statistics.median(ratios)}
+
+
+@case
+def graph_of_each_family() -> dict[str, Any]:
+    """Whatever trains can be captured, in parts too; dropout's random numbers are drawn anew by each launch."""
+    families = {
+        "fpn": ("frcnn_r50_fpn_coco_modern",),
+        "vgg": ("frcnn_vgg16_voc", "model.box.dropout=0.5"),
+        "roi_pool and batch norm": ("frcnn_r101_voc", *R50, "model.box.pool=roi_pool", "model.norm=batch"),
+        "context": ("frcnn_r101_coco_context", *R50),
+    }
+    found = {}
+    for name, (file, *overrides) in families.items():
+        config = config_of(file, *overrides)
+        detector = make_detector(config).to(CUDA, memory_format=torch.channels_last)
+        found[name] = in_graphs(detector, detector, [make_batch(2)], config).measured(3, accumulate=2)
+    return {"families": found, "misplaced": [name for each in found.values() for name in each["misplaced"]]}
 
 
 @case
@@ -227,6 +310,7 @@ def alternating() -> dict[str, Any]:
         model = course.model(phase)
         losses = lambda iteration, model=model: model(batch.to(CUDA), seed=0, iteration=iteration)
         phases[str(phase.number)] = Training(model, config.optim, losses).measured()
+        phases[f"{phase.number} as graph"] = in_graphs(model, model, [batch], config).measured(3)
     return {"phases": phases, "misplaced": [name for found in phases.values() for name in found["misplaced"]]}
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from backbones.batch_norm import FrozenBatchNorm2d
+from backbones.compilation import GraphedStep
 from backbones.weights import IMAGENET
 from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch, ScaledImages
-from detection.compilation import compile_regions, graph_detections
+from detection.compilation import compile_regions, graph_detections, graphed_gradients
 from detection.inference import Inference
 from detection.model import Detector, build_detector
 from detection.postprocess import BatchDetections
@@ -131,4 +132,42 @@ def test_a_graph_of_a_detection_finds_the_same_on_a_gpu(caplog, way):
             scaled = (None, ScaledImages(batch.images.repeat_interleave(2, 2), batch.image_sizes * 2))
             batch = replace(batch, scaled=scaled if way == "scales" else ()).to("cuda")
             assert_equal_detections(detect(batch), inference(batch), 1e-4)
+    assert not caplog.records
+
+
+def assert_equal_steps(device: str, tolerance: float, *, parts: int) -> None:
+    """Five updates at two sizes, with graphs and without: losses and gradients are the same, and so are the weights."""
+    nets = [tiny_detector("resnet18").train().to(device) for _ in range(2)]
+    parameters = [[p for p in net.parameters() if p.requires_grad] for net in nets]
+    graphed = GraphedStep("a step", parameters[1])
+    samples = []
+    for iteration in range(5):
+        for part in range(parts):
+            batch = tiny_batch(*((64, 96), (96, 64))[iteration % 2], seed=parts * iteration + part)
+            batch = replace(batch, index=torch.tensor([iteration])).to(device)
+            losses = nets[0](batch, seed=5, iteration=iteration)
+            (sum(losses.values()) / parts).backward()
+            forward = lambda given, number: nets[1](given, seed=5, iteration=number)  # noqa: E731
+            found = graphed_gradients(graphed, forward, batch, iteration, parts)
+            assert found.keys() == losses.keys()
+            for name, loss in losses.items():
+                torch.testing.assert_close(found[name], loss.detach(), rtol=tolerance, atol=tolerance, msg=name)
+            samples.append(losses["loss_rpn_box_reg"].item())
+        for plain, mine in zip(*parameters, strict=True):
+            torch.testing.assert_close(mine.grad, plain.grad, rtol=tolerance, atol=tolerance)
+            for parameter in (plain, mine):
+                parameter.data.sub_(parameter.grad, alpha=1e-3)
+                parameter.grad = None
+    assert len(set(samples)) == len(samples)
+
+
+def test_training_steps_as_graphs_are_the_same(graphs_on_the_cpu):
+    """Bit for bit; later steps sample otherwise than the one that was captured."""
+    assert_equal_steps("cpu", 0.0, parts=1)
+    assert len(graphs_on_the_cpu) == 2
+
+
+@pytest.mark.gpu
+def test_training_steps_as_graphs_are_the_same_on_a_gpu(caplog):
+    assert_equal_steps("cuda", 1e-3, parts=2)
     assert not caplog.records

@@ -21,14 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backbones.compilation import GraphedStep
 from backbones.preprocess import Normalize
 from backbones.weights import IMAGENET
 from configs.detection import ModelConfig
 from configs.errors import UserError
 from datasets.batch import Batch
-from detection.compilation import compile_regions, graph_detections
+from detection.compilation import compile_regions, graph_detections, graphed_gradients
 from detection.model import Detector, build_detector
 from detection.prediction import to_numpy
+from detection.sampling import Iteration
 from tools.benchmarks.cases import Case, Inputs, spread_weights
 from tools.benchmarks.torchvision_detector import TorchvisionDetector
 from tools.runtime.training import place, total
@@ -79,11 +81,16 @@ class Contestant(ABC):
 
     def train_step(self, inputs: Inputs) -> dict[str, Tensor]:
         """Losses, their gradients, one update by SGD, and gradients set to None; returns the losses."""
+        losses = self.gradients(inputs)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses
+
+    def gradients(self, inputs: Inputs) -> dict[str, Tensor]:
+        """The losses, gone backward."""
         with self.autocast():
             losses = self.losses(inputs)
         total(losses).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         return losses
 
     def autocast(self) -> AbstractContextManager:
@@ -140,12 +147,25 @@ class Ours(Contestant):
 
 
 class OursAsGraphs(Ours):
-    """The same, on CUDA each detection launched as one CUDA graph."""
+    """The same, on CUDA each detection, or forward and backward pass of a training step, launched as one CUDA graph."""
 
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
-        if device.type == "cuda" and not training:
+        self.graphed: GraphedStep | None = None
+        if device.type == "cuda" and training:
+            self.graphed = GraphedStep("the training step", self.model.parameters())
+        elif device.type == "cuda":
             self.detections = graph_detections(self.detector)
+
+    def gradients(self, inputs: Inputs) -> dict[str, Tensor]:
+        if self.graphed is None:
+            return super().gradients(inputs)
+
+        def losses(batch: Batch, iteration: Iteration) -> dict[str, Tensor]:
+            with self.autocast():
+                return self.model(batch, seed=0, iteration=iteration)
+
+        return dict(graphed_gradients(self.graphed, losses, self.batch(inputs), iteration=0))
 
 
 class OursCompiled(OursAsGraphs):

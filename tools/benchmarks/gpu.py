@@ -8,18 +8,25 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._autograd import DeviceType
 
+from backbones.kernels import why_no_kernels
 from configs.errors import UserError
 from tools.benchmarks import substitutes
 from tools.benchmarks.timing import compare
+
+if TYPE_CHECKING:  # at run time not before it is known that configs can be read
+    from configs.common import OptimConfig
+    from datasets.batch import Batch
+    from detection.model import Detector
+    from detection.sampling import Iteration
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ("frcnn_r101_voc", "frcnn_r101_fpn_coco_modern", "frcnn_vgg16_voc")
@@ -55,6 +62,7 @@ def environment_row(device: torch.device) -> dict[str, Any]:
         row["capability"] = f"{properties.major}.{properties.minor}"
         row["cudnn"] = torch.backends.cudnn.version()
         row["triton"] = importlib.metadata.version("triton") if _has("triton") else "none"
+        row["kernels"] = why_no_kernels() or "work"
     return row
 
 
@@ -119,6 +127,7 @@ def make_step(
     *,
     tiny: bool,
     amp: str | None = None,
+    graphs: bool = False,
     wrap: Callable[[nn.Module], nn.Module] = lambda detector: detector,
 ) -> Callable[[], Tensor]:
     """A training step of a published config on one generated batch, with random weights; gives the sum of the losses.
@@ -129,55 +138,74 @@ def make_step(
         device: where it runs.
         tiny: two images, few RoIs and ResNet-18 or VGG-16, for a test.
         amp: none or bf16; None: bf16 on CUDA.
+        graphs: as `train.graphs`.
         wrap: what is called in the detector's place.
 
     Raises:
         UserError: what reads configs is missing.
     """
     _see_that_configs_can_be_read()
+    from backbones.compilation import GraphedStep
+    from detection.compilation import graphed_gradients
+    from tools.runtime.optimizer import build_optimizer, set_rate, step_unless
+    from tools.runtime.training import LossMonitor, autocast, total
+
+    amp = amp or ("bf16" if device.type == "cuda" else "none")
+    detector, optim, batch = _learner(name, image_size, device, tiny=tiny)
+    optimizer, monitor = build_optimizer(detector, optim), LossMonitor(device)
+    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    set_rate(optimizer, RATE)
+    model = wrap(detector)
+    graphed = GraphedStep("the training step", parameters) if graphs else None
+    iterations = iter(range(10**9))
+
+    def losses(batch: Batch, iteration: Iteration) -> Mapping[str, Tensor]:
+        with autocast(device, amp):
+            return model(batch, seed=0, iteration=iteration)
+
+    def step() -> Tensor:
+        iteration = next(iterations)
+        if graphed is not None:
+            found = graphed_gradients(graphed, losses, batch, iteration)
+        else:
+            found = losses(batch, iteration)
+            total(found).backward()
+        monitor.add(found, batch.index)
+        step_unless(optimizer, monitor.finish_step(iteration, parameters, 10.0))
+        optimizer.zero_grad(set_to_none=True)
+        return total(found).detach()
+
+    return step
+
+
+def _learner(
+    name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool
+) -> tuple[Detector, OptimConfig, Batch]:
+    """A published config's detector with random weights, its options of the optimiser, and a generated batch."""
     from backbones.weights import IMAGENET
     from configs.loading import load_config
     from detection.model import build_detector
     from tools.benchmarks.cases import Case, make_inputs, spread_weights
     from tools.benchmarks.contestants import class_names, make_batch
-    from tools.runtime.optimizer import build_optimizer, set_rate, step_unless
-    from tools.runtime.training import LossMonitor, autocast, place, total
+    from tools.runtime.training import place
 
     small = ["model.box.batch_size_per_image=8", *([] if "vgg" in name else ["model.backbone=resnet18"])]
-    amp = amp or ("bf16" if device.type == "cuda" else "none")
-    config = load_config(ROOT / "configs" / f"{name}.yaml", [*small * tiny, f"train.amp={amp}"])
+    config = load_config(ROOT / "configs" / f"{name}.yaml", small * tiny)
     case = Case(name, {}, image_size, 80 if "coco" in name else 20)
     detector = build_detector(config.model, class_names(case), preprocessing=IMAGENET)
     spread_weights(detector)
     place(detector.train(), device, channels_last=True)
-    inputs = make_inputs(case, 2 if tiny else BATCH_SIZE, device)
-    batch = make_batch(inputs)
-    batch = replace(batch, images=(batch.images * 50 + 120).clamp(0, 255).to(torch.uint8))
-    optimizer, monitor = build_optimizer(detector, config.optim), LossMonitor(device)
-    parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    set_rate(optimizer, RATE)
-    model = wrap(detector)
-    iterations = iter(range(10**9))
-
-    def step() -> Tensor:
-        iteration = next(iterations)
-        with autocast(device, config.train.amp):
-            losses = model(batch, seed=0, iteration=iteration)
-        summed = total(losses)
-        summed.backward()
-        monitor.add(losses, batch.index)
-        step_unless(optimizer, monitor.finish_step(iteration, parameters, 10.0))
-        optimizer.zero_grad(set_to_none=True)
-        return summed.detach()
-
-    return step
+    batch = make_batch(make_inputs(case, 2 if tiny else BATCH_SIZE, device))
+    return detector, config.optim, replace(batch, images=(batch.images * 50 + 120).clamp(0, 255).to(torch.uint8))
 
 
-def training_row(name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool) -> dict[str, Any]:
+def training_row(
+    name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool, graphs: bool = False
+) -> dict[str, Any]:
     """50 steps: seconds a step, images a second, whether the losses fall, and on CUDA memory, busy share and waits."""
     from tools.benchmarks.detectors import busy_share, runs_without_syncs
 
-    step = make_step(name, image_size, device, tiny=tiny)
+    step = make_step(name, image_size, device, tiny=tiny, graphs=graphs)
     losses: list[Tensor] = []
     calls = 2 if tiny else 10
     if device.type == "cuda":
@@ -206,7 +234,9 @@ def training_row(name: str, image_size: tuple[int, int], device: torch.device, *
     return row
 
 
-def profile_row(name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool) -> dict[str, Any]:
+def profile_row(
+    name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool, graphs: bool = False
+) -> dict[str, Any]:
     """Milliseconds a training step by kernel (on the CPU by operator), the largest 40 first.
 
     Raises:
@@ -214,7 +244,7 @@ def profile_row(name: str, image_size: tuple[int, int], device: torch.device, *,
     """
     from torch.profiler import ProfilerActivity, profile
 
-    step = make_step(name, image_size, device, tiny=tiny)
+    step = make_step(name, image_size, device, tiny=tiny, graphs=graphs)
     cuda = device.type == "cuda"
     steps = 1 if tiny else 3
     for _ in range(1 if tiny else 5):

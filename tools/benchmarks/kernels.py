@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import Matcher
 
 from backbones.epilogue import bias_relu, sum_relu_backward
+from backbones.kernels import why_no_kernels
 from configs.errors import UserError
 from detection.matching import Matches, match
 from detection.nms import nms
@@ -215,8 +216,10 @@ def kernel_row(name: str, device: torch.device, *, tiny: bool = False) -> dict[s
         tiny: measure at the small shapes too, for a test.
 
     Raises:
-        UserError: the kernel does not compute what the oracle does; then no time is given.
+        UserError: the kernel does not compute what the oracle does, or cannot be used here; then no time is given.
     """
+    if device.type == "cuda" and (reason := why_no_kernels()) is not None:
+        raise UserError(f"{name}: no time, for Triton's kernels cannot be used: {reason}")
     small = KERNELS[name](device, True)
     on_cpu = [value.float().cpu() if value.is_floating_point() else value.cpu() for value in small.inputs]
     result = small.ours(*small.inputs)

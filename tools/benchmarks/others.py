@@ -16,7 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from backbones.compilation import Graphs
+from backbones.compilation import GraphedStep
 from backbones.zoo import build_backbone
 from configs.errors import UserError
 from tools.benchmarks.checks import LOSS_TOLERANCE
@@ -231,8 +231,8 @@ def _classify(
     for name, net, options in (("ours", ours, {"fused": True}), (reference, theirs, {})):
         optimizer = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, weight_decay=WEIGHT_DECAY, **options)
         inputs = images.contiguous(memory_format=torch.channels_last) if name == "ours" else images
-        one_launch = Graphs("the training step", remembered=1) if name == "ours" and graphs and cuda else None
-        works[name] = _classifier_step(net, optimizer, inputs, labels, amp, one_launch)
+        graphed = GraphedStep("the training step", net.parameters(), 1) if name == "ours" and graphs and cuda else None
+        works[name] = _classifier_step(net, optimizer, inputs, labels, amp, graphed)
     seconds = compare(works, reference=reference, repetitions=repetitions, warmup=warmup, device=device)
     clock = "wall" if cuda else "cpu"
     rates = {name: batch_size / value[clock]["median"] for name, value in seconds.items()}
@@ -240,28 +240,22 @@ def _classify(
 
 
 def _classifier_step(
-    net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, amp: str, graphs: Graphs | None
-) -> Callable[[], None]:
-    parameters = list(net.parameters())
-    gradients: list[Tensor | None] = []
-
+    net: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, amp: str,
+    graphed: GraphedStep | None,
+) -> Callable[[], None]:  # fmt: skip
     def forward_and_backward(images: Tensor, labels: Tensor) -> Tensor:
-        for parameter in parameters:
-            parameter.grad = None
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp == "bf16"):
             logits = net(images)
         loss = nn.functional.cross_entropy(logits.float(), labels)
         loss.backward()
-        gradients[:] = [parameter.grad for parameter in parameters]
         return loss.detach()
 
     def step() -> None:
-        if graphs is None:
+        optimizer.zero_grad(set_to_none=True)
+        if graphed is None:
             forward_and_backward(images, labels)
         else:
-            graphs(forward_and_backward, [images, labels])
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            graphed(forward_and_backward, [images, labels])
         optimizer.step()
 
     return step

@@ -38,6 +38,7 @@ from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import format_table
 from detection.model import Detector
 from detection.prediction import ImageDetections
+from detection.sampling import Iteration
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import score, write_results
@@ -133,7 +134,7 @@ class TorchvisionTask(DetectionTask):
     ) -> None:
         super().__init__(config, cast(Detector, net), train_set, None, device)
 
-    def losses(self, batch: Batch, iteration: int) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, iteration: Iteration) -> dict[str, Tensor]:
         """torchvision's four losses; it draws its samples from torch's generator, seeded for each step."""
         targets = [
             {"boxes": boxes[valid], "labels": labels[valid]}

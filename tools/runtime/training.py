@@ -36,6 +36,16 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=amp == "bf16")
 
 
+def refuse_several_processes(option: str) -> None:
+    """See that an option that is for one process is not used by several.
+
+    Raises:
+        UserError: it is.
+    """
+    if distributed.world_size() > 1:
+        raise UserError(f"{option}: is for one process: set it to false, or start the script without torchrun")
+
+
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """(trained, frozen) numbers of parameters."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -15,17 +15,16 @@ from backbones.classification import (
     classification_loss,
     wrong_answers,
 )
-from backbones.compilation import Graphs
+from backbones.compilation import GraphedStep
 from backbones.preprocess import Normalize
 from configs.classification import ClassificationConfig
-from configs.errors import UserError
 from datasets.classification import ImageFiles, Splits
 from tools.runtime import distributed
 from tools.runtime.classification import TrainBatch, TrainingError, compiled, format_errors, test_sets, train_feed
 from tools.runtime.loop import Task, Validation
 from tools.runtime.optimizer import scaled_rate
 from tools.runtime.schedule import make_schedule
-from tools.runtime.training import autocast
+from tools.runtime.training import autocast, refuse_several_processes
 
 WARMUP_WINDOW = 50
 """Iterations whose training error is compared with `schedule.warmup_until_error`."""
@@ -45,6 +44,8 @@ class ClassificationTask(Task[ClassificationConfig]):
             splits: the sets.
             device: where it trains.
         """
+        if config.train.graphs:
+            refuse_several_processes("train.graphs")
         self.recipe, self.net, self.normalize, self.splits, self.device = config, net.train(), normalize, splits, device
         self.model = distributed.wrap(compiled(net) if config.train.compile else net, device)
         self.validates = splits.val is not None or splits.test is not None
@@ -55,10 +56,7 @@ class ClassificationTask(Task[ClassificationConfig]):
         self.warmup = WarmupUntilError(plan.warmup_until_error, plan.warmup_until_factor)
         self.plateau = Plateau(plan.gamma, plan.plateau_patience, plan.plateau_threshold, plan.plateau_steps)
         self.error = TrainingError(device)
-        if config.train.graphs and distributed.world_size() > 1:
-            raise UserError("train.graphs: is for one process: set it to false, or start the script without torchrun")
-        self.graphs = Graphs("the training step", remembered=1) if config.train.graphs else None
-        self._written: list[tuple[nn.Parameter, Tensor | None]] = []
+        self.graphed = GraphedStep("the training step", net.parameters(), remembered=1) if config.train.graphs else None
 
     def batches(self, start_iteration: int) -> Iterator[TrainBatch]:
         """See `Task`."""
@@ -72,22 +70,16 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def gradients(self, batch: TrainBatch, iteration: int, parts: int) -> Mapping[str, Tensor]:
         """See `Task`; with `train.graphs` launched as one CUDA graph."""
-        if self.graphs is None:
+        if self.graphed is None:
             return super().gradients(batch, iteration, parts)
-        loss, wrong = self.graphs(self._forward_and_backward, [batch.images, batch.labels])
-        for parameter, gradient in self._written:
-            parameter.grad = gradient
+        loss, wrong = self.graphed(self._forward_and_backward, [batch.images, batch.labels])
         self._count(wrong)
         return {"cross_entropy": loss}
 
     def _forward_and_backward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """() loss and () wrong answers of a whole step; what it writes the gradients to is noted."""
-        parameters = [parameter for parameter, _ in self._written] or list(self.net.parameters())
-        for parameter in parameters:
-            parameter.grad = None  # else the gradients would be added to those that a graph finds there
+        """() loss and () wrong answers of a whole step."""
         loss, wrong = self._answer(images, labels, None)
         loss.backward()
-        self._written = [(parameter, parameter.grad) for parameter in parameters]
         return loss.detach(), wrong
 
     def _answer(self, images: Tensor, labels: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:

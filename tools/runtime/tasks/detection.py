@@ -9,25 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from backbones.compilation import GRAPHS, GraphedStep
 from configs.detection import DetectionConfig
 from configs.errors import UserError
-from datasets.batch import Batch
+from datasets.batch import Batch, padded_count
 from datasets.detection import DetectionDataset
-from datasets.loader import epoch_orders, prefetch, train_loader
+from datasets.loader import MIN_OBJECTS, epoch_orders, prefetch, train_loader
 from datasets.records import Records
 from detection.alternating import PhaseModel
+from detection.compilation import graphed_gradients
 from detection.drawing import sheet
 from detection.evaluation import voc
 from detection.evaluation.data import Detections, GroundTruth, align
 from detection.evaluation.evaluate import headline
 from detection.model import Detector
+from detection.sampling import Iteration
 from tools.runtime import distributed
 from tools.runtime.evaluation import run_detector, score
 from tools.runtime.loop import Task, Validation
 from tools.runtime.optimizer import scaled_rate
 from tools.runtime.pictures import choose_images, draw_image
 from tools.runtime.schedule import make_schedule
-from tools.runtime.training import autocast
+from tools.runtime.training import autocast, refuse_several_processes
 
 THRESHOLDS = 101
 """Of the curves in TensorBoard."""
@@ -57,6 +60,8 @@ class DetectionTask(Task[DetectionConfig]):
             learner: what gives the losses and is validated; None: the detector.
             start: the iteration at which the schedule begins.
         """
+        if config.train.graphs:
+            refuse_several_processes("train.graphs")
         self.recipe, self.net, self.detector, self.start = config, detector, detector, start
         self.learner: Detector | PhaseModel = detector.train() if learner is None else learner
         self.model = distributed.wrap(self.learner, device)
@@ -71,6 +76,12 @@ class DetectionTask(Task[DetectionConfig]):
             rate=scaled_rate(config.optim, batch_size),
             iterations_per_epoch=orders.epoch_length / batch_size,
         )
+        self.min_objects, self.graphed = MIN_OBJECTS, None
+        if config.train.graphs:
+            # All batches as many, so that sizes alone tell graphs apart: matching passes over what is padding.
+            self.min_objects = padded_count(int(np.diff(train_set.records.offsets).max(initial=0)), MIN_OBJECTS)
+            shapes = config.data.padded_sizes * min(config.train.accumulate, 2)  # a first part, and a further one
+            self.graphed = GraphedStep("the training step", self.net.parameters(), remembered=shapes + GRAPHS)
 
     def batches(self, start_iteration: int) -> Iterator[Batch]:
         """See `Task`."""
@@ -84,14 +95,21 @@ class DetectionTask(Task[DetectionConfig]):
             start_iteration=start_iteration,
             rank=distributed.rank(),
             world_size=distributed.world_size(),
+            min_objects=self.min_objects,
             pin_memory=self.device.type == "cuda",
         )
         return prefetch(loader, self.device)
 
-    def losses(self, batch: Batch, iteration: int) -> Mapping[str, Tensor]:
+    def losses(self, batch: Batch, iteration: Iteration) -> Mapping[str, Tensor]:
         """The RPN's and the detector's losses."""
         with autocast(self.device, self.recipe.train.amp):
             return self.model(batch, seed=self.recipe.seed, iteration=iteration)
+
+    def gradients(self, batch: Batch, iteration: int, parts: int) -> Mapping[str, Tensor]:
+        """See `Task`; with `train.graphs` launched as one CUDA graph."""
+        if self.graphed is None:
+            return super().gradients(batch, iteration, parts)
+        return graphed_gradients(self.graphed, self.losses, batch, iteration, parts)
 
     def validate(self, iteration: int) -> Validation:
         """The losses and the metrics of the plain test, and a picture."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from configs.errors import UserError
 from configs.loading import load_config
 from datasets.build import build_dataset
 from detection.evaluation.data import Detections
 from detection.model import build_detector
+from tools.runtime import training
 from tools.runtime.evaluation import Outcome
+from tools.runtime.loop import _update, make_plan
 from tools.runtime.tasks import detection as module
 from tools.runtime.tasks.detection import DetectionTask
 
@@ -47,6 +52,41 @@ def test_losses_are_the_detectors_at_the_runs_seed(tiny_config, tmp_path):
     assert task.net.state_dict().keys() == state.keys()
     again = next(made(tiny_config, tmp_path, "seed=3").batches(1))
     assert again.index.tolist() != batch.index.tolist()
+
+
+def test_steps_as_graphs_give_the_same_weights(tiny_config, tmp_path, graphs_on_the_cpu):
+    """Parts, averages, clipping and the watch over losses go on; all batches have room for as many objects."""
+    options = ("data.padded_sizes=2", "train.accumulate=2", "train.ema_decay=0.9", "optim.clip_norm=0.5")
+    plain, graphed = (
+        made(tiny_config, tmp_path, *options, f"train.graphs={graphs}", validates=False) for graphs in ("false", "true")
+    )
+    logged = []
+    for task in (plain, graphed):
+        plan, batches = make_plan(task, None, CPU), task.batches(0)
+        for _ in range(4):
+            _update(task, plan, [next(batches) for _ in range(2)])
+            plan.state.iteration += 1
+        logged.append((plan.monitor.read(task.image_name, task.rate), plan.ema.state_dict()))
+    assert logged[0][0] == logged[1][0]
+    for name, value in logged[0][1].items():
+        assert torch.equal(value, logged[1][1][name]), name
+    assert 0 < len(graphs_on_the_cpu) <= 4
+
+
+@pytest.mark.parametrize(("graphs", "room"), [("false", 8), ("true", 32)])
+def test_all_batches_of_graphs_have_room_for_the_most_objects_of_an_image(tiny_config, tmp_path, graphs, room):
+    task = made(tiny_config, tmp_path, "data.padded_sizes=2", f"train.graphs={graphs}")
+    records = task.train_set.records
+    crowded = replace(records, offsets=records.offsets + 19 * (np.arange(len(records.offsets)) > 5))  # of the last one
+    task.train_set.records = crowded
+    task = DetectionTask(task.recipe, task.net, task.train_set, None, CPU)
+    assert {next(task.batches(iteration)).valid.shape for iteration in range(2)} == {(2, room)}
+
+
+def test_graphs_are_for_one_process(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(training.distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"train\.graphs: is for one process"):
+        made(tiny_config, tmp_path, "train.graphs=true", "data.padded_sizes=2")
 
 
 def test_the_checkpoint_is_a_detectors(tiny_config, tmp_path):
