@@ -294,15 +294,20 @@ def save_openvino(onnx_file: Path, path: Path, metadata: dict[str, Any], images:
 
 
 def _not_of_the_net(model: Any) -> list[str]:
-    """Operations that are no layers of the network, by name: of coordinates and scores 8 bits would leave too little.
+    """Operations that are no layers, by name: of coordinates and scores 8 bits would leave too little.
 
-    Layers work on maps (B, C, H, W), or are fully connected.
+    Layers are what is computed of the images as maps (B, C, H, W) all the way, RoIs' maps among them, and what is fully
+    connected.
     """
-    return [
-        each.get_friendly_name()
-        for each in model.get_ordered_ops()
-        if each.get_output_size() and each.get_type_name() != "MatMul" and len(each.get_output_partial_shape(0)) != 4
-    ]
+    maps, rest = {INPUTS[0]}, []
+    for each in model.get_ordered_ops():
+        name, kind = each.get_friendly_name(), each.get_type_name()
+        of_maps = any(value.get_node().get_friendly_name() in maps for value in each.input_values())
+        if of_maps and each.get_output_size() and len(each.get_output_partial_shape(0)) == 4:
+            maps.add(name)
+        elif kind not in ("MatMul", "Constant", "Parameter", "Result"):
+            rest.append(name)
+    return rest
 
 
 def optional(*names: str) -> Any:

@@ -78,7 +78,7 @@ def run_detector(
     sums = _LossSums()
     were_training = [detector.training for detector in members]
     inference.eval()
-    detect = graph_detections(inference) if graphs else inference
+    detect = graph_detections(inference) if graphs and isinstance(inference, Inference) else inference
     # no_grad, not inference_mode: what modules cache here (anchors) is used in training later
     with torch.no_grad(), Progress(-(-len(dataset) // world_size), what, unit="image") as progress:
         for batch in prefetch(loader, device):
