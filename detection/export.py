@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -283,11 +284,30 @@ def save_openvino(onnx_file: Path, path: Path, metadata: dict[str, Any], images:
     model = openvino.convert_model(onnx_file)
     if images is not None:
         nncf = optional("nncf")
+        nncf.set_log_level(logging.WARNING)  # else a line for each operation that stays as it is
         feeds = [dict(zip(INPUTS, feed, strict=True)) for feed in images]
-        model = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds))
+        exact = nncf.IgnoredScope(names=_not_of_the_net(model), validate=False)
+        model = nncf.quantize(model, nncf.Dataset(feeds), subset_size=len(feeds), ignored_scope=exact)
     model.set_rt_info(json.dumps(metadata), METADATA)
     path.parent.mkdir(parents=True, exist_ok=True)
     openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _not_of_the_net(model: Any) -> list[str]:
+    """Operations that are no layers, by name: of coordinates and scores 8 bits would leave too little.
+
+    Layers are what is computed of the images as maps (B, C, H, W) all the way, RoIs' maps among them, and what is fully
+    connected.
+    """
+    maps, rest = {INPUTS[0]}, []
+    for each in model.get_ordered_ops():
+        name, kind = each.get_friendly_name(), each.get_type_name()
+        of_maps = any(value.get_node().get_friendly_name() in maps for value in each.input_values())
+        if of_maps and each.get_output_size() and len(each.get_output_partial_shape(0)) == 4:
+            maps.add(name)
+        elif kind not in ("MatMul", "Constant", "Parameter", "Result"):
+            rest.append(name)
+    return rest
 
 
 def optional(*names: str) -> Any:

@@ -1,4 +1,4 @@
-"""Exported files as functions, and images as they take them."""
+"""Exported files as functions and in a detector's place, and images as they take them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from configs.detection import DataConfig
 from configs.errors import UserError
-from datasets.batch import stack_images
+from datasets.batch import Batch, stack_images
 from datasets.resize import resize_image, resized_size
 from datasets.samplers import padded_size
-from detection.export import INPUTS, METADATA, OUTPUTS, Feed, optional
+from detection.export import FORMATS, INPUTS, METADATA, OUTPUTS, Feed, optional
+from detection.postprocess import BatchDetections, to_original
 
 Answers = dict[str, np.ndarray]
 """Output name -> array, see `detection.export`."""
@@ -22,24 +25,37 @@ Runner = Callable[[np.ndarray, np.ndarray], Answers]
 """From `images` and `image_sizes` to answers."""
 
 
-def open_exported(path: Path) -> tuple[Runner, dict[str, Any]]:
+def open_exported(path: Path, threads: int | None = None) -> tuple[Runner, dict[str, Any]]:
     """The function that an exported file is, on the CPU, and what the file says of itself.
+
+    Args:
+        path: of `tools/export.py`.
+        threads: that ONNX Runtime or OpenVINO may use; None: as many as they like. PyTorch uses its own number.
 
     Raises:
         UserError: the name's end is none of the formats', the runtime is not installed, or the file is not of
             `tools/export.py`.
     """
-    openers = {".onnx": _open_onnx, ".pt2": _open_torch_export, ".xml": _open_openvino}
-    if path.suffix not in openers:
+    openers: dict[str, Callable[[Path, int | None], tuple[Runner, dict[str, Any]]]] = {
+        ".onnx": _open_onnx, ".pt2": _open_torch_export, ".xml": _open_openvino,
+    }  # fmt: skip
+    if not is_exported(path):
         raise UserError(f"{path}: an exported file ends with {', '.join(openers)}")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    return openers[path.suffix](path)
+    return openers[path.suffix](path, threads)
 
 
-def _open_onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
+def is_exported(path: Path | str) -> bool:
+    """Whether a name is that of an exported file."""
+    return Path(path).suffix in FORMATS.values()
+
+
+def _open_onnx(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     runtime = optional("onnxruntime")
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: np.ndarray, image_sizes: np.ndarray) -> Answers:
         feed = dict(zip(INPUTS, (images, image_sizes), strict=True))
@@ -48,7 +64,7 @@ def _open_onnx(path: Path) -> tuple[Runner, dict[str, Any]]:
     return run, _metadata(session.get_modelmeta().custom_metadata_map.get(METADATA), path)
 
 
-def _open_torch_export(path: Path) -> tuple[Runner, dict[str, Any]]:
+def _open_torch_export(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     extra = {f"{METADATA}.json": ""}
     module = torch.export.load(path, extra_files=extra).module()
 
@@ -60,11 +76,12 @@ def _open_torch_export(path: Path) -> tuple[Runner, dict[str, Any]]:
     return run, _metadata(extra[f"{METADATA}.json"], path)
 
 
-def _open_openvino(path: Path) -> tuple[Runner, dict[str, Any]]:
+def _open_openvino(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     openvino = optional("openvino")
     model = openvino.Core().read_model(path)
     # Of its own accord OpenVINO takes bfloat16 where the processor has it.
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    options = {"INFERENCE_PRECISION_HINT": "f32", **({"INFERENCE_NUM_THREADS": threads} if threads else {})}
+    compiled = openvino.compile_model(model, "CPU", options)
 
     def run(images: np.ndarray, image_sizes: np.ndarray) -> Answers:
         values = compiled(dict(zip(INPUTS, (images, image_sizes), strict=True)))
@@ -100,3 +117,46 @@ def stack(images: Sequence[np.ndarray], preprocessing: dict[str, Any], batch: in
     height, width = (max(side, preprocessing["least_side"]) for side in padded)
     empty = [np.zeros((1, 1, 3), np.uint8)] * (batch - len(images))
     return np.ascontiguousarray(stack_images([*images, *empty], (height, width)).numpy()), sizes
+
+
+class ExportedDetector(nn.Module):
+    """An exported file in the place of a detector over a data set: batches in, detections out.
+
+    Args:
+        path: of `tools/export.py`.
+        data: the section of the config that decides the images' sizes.
+
+    Raises:
+        UserError: the file cannot be opened, or was made for other sizes.
+    """
+
+    scales = ()
+    """It sees an image in one size (see `detection.inference.Inference`)."""
+
+    def __init__(self, path: Path, data: DataConfig) -> None:
+        super().__init__()
+        self.run, about = open_exported(path)
+        self.batch: int = about["batch"]
+        self.class_names: list[str] = about["class_names"]
+        self.least: int = about["preprocessing"]["least_side"]
+        ours = {"min_size": data.test_min_size, "max_size": data.test_max_size, "pad_to_multiple": data.size_divisor}
+        for key, value in ours.items():
+            if about["preprocessing"][key] != value:
+                raise UserError(
+                    f"{path}: was made for {key} {about['preprocessing'][key]}, the config's data section says {value} "
+                    "(test_min_size, test_max_size, size_divisor): make them equal"
+                )
+
+    def forward(self, batch: Batch) -> BatchDetections:
+        """Boxes in pixels of the original images, scores and labels, by the file's own thresholds."""
+        images, sizes = batch.images.numpy(), batch.image_sizes.numpy()
+        count = -(-len(images) // self.batch) * self.batch
+        room = [max(side, self.least) for side in images.shape[2:]]
+        padded = np.zeros((count, 3, *room), np.uint8)
+        padded[: len(images), :, : images.shape[2], : images.shape[3]] = images
+        sizes = np.concatenate((sizes, np.zeros((count - len(images), 2), np.int64)))
+        answers = [self.run(padded[at : at + self.batch], sizes[at : at + self.batch])
+                   for at in range(0, count, self.batch)]  # fmt: skip
+        joined = (torch.from_numpy(np.concatenate([each[name] for each in answers])) for name in OUTPUTS)
+        found = BatchDetections(*(values[: len(images)] for values in joined))
+        return to_original(found, batch.image_sizes, batch.original_sizes)

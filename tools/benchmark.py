@@ -2,6 +2,7 @@
 
     python tools/benchmark.py count                               launches, host syncs, FLOPs; no GPU needed
     python tools/benchmark.py infer --case r101_c4_voc            detection
+    python tools/benchmark.py infer --weights W --exported a.onnx int8.xml      exported files, on the CPU
     python tools/benchmark.py train --batch-size 16 --amp bf16    training steps
     python tools/benchmark.py roofline                            the least time on an H200
     python tools/benchmark.py loader | eval | imagenet | cifar    loading, evaluators, classification
@@ -132,6 +133,13 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
         work = others.imagenet_mode if mode == "imagenet" else others.cifar_mode
         return work(net, device, batch_size=size, amp=args.amp, **common)
     case = find_case(args.case)
+    if args.exported:
+        if mode != "infer" or device.type != "cpu" or args.batch_size > 1 or args.amp != "none":
+            raise UserError("--exported goes with infer on the CPU, one image at a time and without --amp")
+        from tools.benchmarks.exported import exported_mode
+
+        given = {"weights": args.weights, "images": args.images, "threads": args.threads}
+        return exported_mode(args.exported, case=case, **given, **common)
     if mode == "roofline":
         return detectors.roofline_mode(case, args.batch_size or 16)
     makers = detectors.select(args.contestants.split(","), find_plugins(args.plugin))
@@ -161,6 +169,9 @@ def row_name(args: argparse.Namespace) -> str:
     if amp and args.reference_amp == "none":
         amp += " against float32"
     others = "" if args.contestants == CONTESTANTS else args.contestants
+    if args.exported:
+        subject = "/".join(Path(args.weights).parts[-2:]) if args.weights else args.case
+        others = ",".join(Path(name).name for name in args.exported)
     return " ".join(part for part in (mode, subject, size, amp, others) if part)
 
 
@@ -171,6 +182,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--case", default="r101_c4_voc", help="detector and image size: a name (see cases.py) or a JSON file")
     add("--contestants", default=CONTESTANTS, metavar="NAMES", help="who takes part (default: %(default)s)")
     add("--plugin", action="append", default=[], type=Path, metavar="FILE", help="another contestant: a Python file")
+    add("--exported", nargs="+", default=[], metavar="FILE", help="infer: files of export.py; or onnx, openvino, ...")
+    add("--weights", type=cli.weights_argument, metavar="W", help="infer: the checkpoint that the files were made of")
+    add("--images", type=Path, metavar="DIR", help="infer --exported: photos (default: a made-up picture)")
     add("--net", help="imagenet, cifar: the network (default: resnet101, cifar_resnet20)")
     add("--batch-size", type=int, default=0, help="default: 1; roofline 16, imagenet 4, cifar 128")
     add("--amp", choices=("none", "bf16"), default="none", help="precision of convolutions (default: %(default)s)")

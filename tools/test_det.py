@@ -4,10 +4,11 @@
     torchrun --nproc-per-node 8 tools/test_det.py --cfg configs/frcnn_r101_coco.yaml --weights last.pt --out results
 
     python tools/test_det.py --cfg my.yaml --weights runs/a/last.pt runs/b/last.pt --set test.refine_rounds=1
+    python tools/test_det.py --cfg my.yaml --weights detector_int8.xml
 
 `test` in the config switches on refinement, voting, multi-scale testing and test-time augmentation
 (docs/improvements.md). Several weights are an ensemble: each member is built from its own stored config, --cfg gives
-data and `test`.
+data and `test`. A file of tools/export.py is tested on the CPU as it is, with the thresholds that are in it.
 
 Prints the table and writes metrics.json, detections.json, pictures, the report (report/index.html) and, for VOC sets,
 comp4_det_test_<class>.txt; without annotations a submission file in place of metrics and report.
@@ -34,6 +35,7 @@ from detection.checkpoint import load_strictly, read_detector_file
 from detection.compilation import compile_regions
 from detection.ensemble import load_ensemble
 from detection.evaluation.evaluate import format_table
+from detection.exported import ExportedDetector, is_exported
 from detection.model import Detector, build_detector
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
@@ -54,15 +56,13 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     config = load_config(args.cfg, cli.config_overrides(args))
     data_root = cli.find_data_root(args.data_root)
     split: Split = args.split or ("test" if config.data.test else "val")
-    detectors = load_ensemble(args.weights)[0] if len(args.weights) > 1 else [load_one(args.weights[0], config)]
-    class_names = detectors[0].class_names
+    detectors = load_tested(args.weights, config)
+    class_names = (detectors if isinstance(detectors, ExportedDetector) else detectors[0]).class_names
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
-    for detector in detectors:
-        place(detector, device, channels_last=config.train.channels_last)
-        if device.type == "cuda":  # on the CPU the numbers are those of the end of the training, digit for digit
-            detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
-        if args.compile:
-            compile_regions(detector)
+    if isinstance(detectors, ExportedDetector):
+        device = torch.device("cpu")
+    else:
+        prepare(detectors, config, device, compiled=args.compile)
 
     outcome = run_detector(detectors, dataset, config, device, what=split, test=config.test, graphs=args.graphs)
     metrics = score(dataset.records, outcome.detections, config.metrics) if dataset.records.annotated else None
@@ -78,6 +78,26 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     write_pictures(folder / "pictures", dataset.records, outcome.detections)
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
+
+
+def load_tested(weights: list[Path | str], config: DetectionConfig) -> list[Detector] | ExportedDetector:
+    """What the weights are of: one detector, the members of an ensemble, or an exported file."""
+    exported = [path for path in weights if is_exported(path)]
+    if exported and len(weights) > 1:
+        raise UserError(f"--weights {exported[0]}: an exported file is tested alone: ensembles are of checkpoints")
+    if exported:
+        return ExportedDetector(Path(exported[0]), config.data)
+    return load_ensemble(weights)[0] if len(weights) > 1 else [load_one(weights[0], config)]
+
+
+def prepare(detectors: list[Detector], config: DetectionConfig, device: torch.device, *, compiled: bool) -> None:
+    """Put detectors on the device, ready to be tested."""
+    for detector in detectors:
+        place(detector, device, channels_last=config.train.channels_last)
+        if device.type == "cuda":  # on the CPU the numbers are those of the end of the training, digit for digit
+            detector.optimize_for_inference(torch.bfloat16 if config.train.amp == "bf16" else torch.float32)
+        if compiled:
+            compile_regions(detector)
 
 
 def default_folder(weights: list[Path | str]) -> Path:
@@ -125,7 +145,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
     parser.add_argument(
         "--weights", required=True, nargs="+", type=cli.weights_argument, metavar="W",
-        help="last.pt or best.pt of a run, or a name of docs/zoo.md; several: an ensemble",
+        help="last.pt or best.pt of a run, a name of docs/zoo.md, or a file of export.py; several: an ensemble",
     )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
     parser.add_argument(

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
-from detection import Predictor, export_check
+from datasets.batch import Batch, stack_images
+from detection import Predictor, export_check, exported
 from detection.export import (
     OPSET,
+    OUTPUTS,
     ExportGraph,
     _nms,
     _onnx_nms,
@@ -36,6 +38,7 @@ from detection.export_check import Differences, check, check_feeds, compare, exp
 from detection.exported import open_exported
 from detection.model import Detector, build_detector
 from detection.nms import nms
+from detection.prediction import to_numpy
 from tests.detection.made import VALUES, make_image
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
@@ -201,6 +204,13 @@ def test_int8_is_near(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     for feed in check_feeds(metadata):
         answers = run(*feed)
         assert answers["valid"].any() == (feed[1].sum() > 0)
+    # Boxes and scores are computed in float32: only the net's layers take numbers of 8 bits.
+    model = importlib.import_module("openvino").Core().read_model(tmp_path / "o.xml")
+    rounded = [each for each in model.get_ordered_ops() if each.get_type_name() == "FakeQuantize"]
+    takers = {input.get_node() for each in rounded for input in each.output(0).get_target_inputs()}
+    kinds = {each.get_type_name() for each in takers}
+    assert {"Convolution", "MatMul"} <= kinds
+    assert not kinds & {"Multiply", "Divide", "Sqrt", "Exp", "Minimum", "Maximum", "GatherElements"}, kinds
 
 
 # ---------------------------------------------------------------------------------------------- NMS
@@ -289,6 +299,43 @@ def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"a\.onnx: not written: it differs from PyTorch: boxes by 0\.1 px"):
         export_detector(detector, config, describe(detector, config, 1), "onnx", tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------------------------------------- in a detector's place
+
+
+def test_an_exported_file_stands_in_for_its_detector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images of different sizes by a graph of two: padded, in turns, and back in pixels of the files."""
+    detector, config = make_detector("c4")
+    graph = ExportGraph(detector, config)
+    least = describe(detector, config, 2)["preprocessing"]["least_side"]
+    asked = []
+
+    def run(images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
+        asked.append(images.shape)
+        with torch.no_grad():
+            values = graph(torch.from_numpy(images), torch.from_numpy(image_sizes))
+        return {name: value.numpy() for name, value in zip(OUTPUTS, values, strict=True)}
+
+    monkeypatch.setattr(exported, "open_exported", lambda path: (run, describe(detector, config, 2)))
+    images = [make_image(seed, size) for seed, size in enumerate([(96, 128), (96, 70), (60, 96)])]
+    sizes = torch.tensor([image.shape[:2] for image in images])
+    nothing = torch.zeros(3, 0)
+    batch = Batch(
+        stack_images(images, (96, 128)), sizes, sizes * 2, nothing[..., None].expand(-1, -1, 4), nothing.long(),
+        nothing.bool(), torch.arange(3),
+    )  # fmt: skip
+    found = exported.ExportedDetector(tmp_path / "a.onnx", config.data)(batch)
+    with torch.no_grad():
+        expected = graph.inference(batch)
+    assert asked == [(2, 3, max(96, least), max(128, least))] * 2
+    for ours, theirs in zip(to_numpy(found), to_numpy(expected), strict=True):
+        assert len(ours) > 5
+        np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.02)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+    other = config.data.model_copy(update={"test_min_size": 64})
+    with pytest.raises(UserError, match=r"a\.onnx: was made for min_size 96, the config's data section says 64"):
+        exported.ExportedDetector(tmp_path / "a.onnx", other)
 
 
 # ---------------------------------------------------------------------------------------------- mistakes

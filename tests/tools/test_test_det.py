@@ -118,6 +118,30 @@ def test_weights_of_another_model_are_refused(tiny_config, weights):
         run(tiny_config, weights.with_name("missing.pt"))
 
 
+def test_an_exported_file_is_tested_as_it_is(tiny_config, weights, tmp_path, monkeypatch):
+    """By the same loader, evaluators and files; alone, for ensembles are of checkpoints."""
+
+    class Knowing(torch.nn.Module):
+        scales, class_names = (), ("red", "blue")
+
+        def __init__(self, path, data):
+            super().__init__()
+            assert (path, data.test_min_size) == (tmp_path / "a.xml", load_config(tiny_config).data.test_min_size)
+            config = load_config(tiny_config).data
+            self.detect = perfect(build_dataset(config, "test", tmp_path, class_names=["red", "blue"]).records)
+
+        def forward(self, batch):
+            return self.detect(batch)
+
+    monkeypatch.setattr(test_det, "ExportedDetector", Knowing)
+    monkeypatch.setattr(evaluation, "ExportedDetector", Knowing)
+    monkeypatch.setattr(evaluation, "to_numpy", lambda found: found)
+    run(tiny_config, tmp_path / "a.xml", "--out", str(tmp_path / "out"))
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["voc12"]["mAP"] == pytest.approx(1.0)
+    with pytest.raises(UserError, match=r"a\.xml: an exported file is tested alone"):
+        run(tiny_config, [weights, tmp_path / "a.xml"])
+
+
 def test_validation_split_where_there_is_no_test_set(tiny_config, weights, tiny_voc, tmp_path, capsys):
     val = f"data.val=[{{format: voc, root: {tiny_voc}, image_set: train}}]"
     run(tiny_config, weights, "--set", val, "data.test=[]")

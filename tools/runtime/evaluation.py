@@ -19,6 +19,7 @@ from detection.evaluation.evaluate import Metrics, ProtocolName, evaluate, write
 from detection.evaluation.report import Run, write_report
 from detection.evaluation.submissions import write_submission
 from detection.evaluation.write import category_ids_of, write_comp4, write_detections_json
+from detection.exported import ExportedDetector
 from detection.inference import Inference, Tested
 from detection.prediction import ImageDetections, to_numpy
 from tools.runtime import distributed
@@ -39,7 +40,7 @@ class Outcome:
 
 
 def run_detector(
-    detectors: Tested | Sequence[Tested],
+    detectors: Tested | Sequence[Tested] | ExportedDetector,
     dataset: DetectionDataset,
     config: DetectionConfig,
     device: torch.device,
@@ -53,7 +54,7 @@ def run_detector(
 
     Args:
         detectors: one (a `Detector`, or the model of a phase of alternating training), or the members of an ensemble;
-            in any mode, they come back in the same.
+            in any mode, they come back in the same. Or an exported file, whose thresholds are its own.
         dataset: unaugmented.
         config: batch size, workers, autocast, seed.
         device: the detector's.
@@ -62,8 +63,11 @@ def run_detector(
         losses: compute the training losses of the (first) detector too, without dropout and with fixed samples.
         graphs: on CUDA, launch a batch as one CUDA graph for each padded size (`detection.compilation`).
     """
-    members: list[Tested] = list(detectors) if isinstance(detectors, Sequence) else [detectors]
-    inference = Inference(members, test or config.test.plain)
+    if isinstance(detectors, ExportedDetector):
+        members, inference = [], detectors
+    else:
+        members = list(detectors) if isinstance(detectors, Sequence) else [detectors]
+        inference = Inference(members, test or config.test.plain)
     dataset = dataset.with_scales(inference.scales) if inference.scales else dataset
     rank, world_size = distributed.rank(), distributed.world_size()
     batch_size = max(1, config.train.batch_size // (config.train.accumulate * world_size))
@@ -74,7 +78,7 @@ def run_detector(
     sums = _LossSums()
     were_training = [detector.training for detector in members]
     inference.eval()
-    detect = graph_detections(inference) if graphs else inference
+    detect = graph_detections(inference) if graphs and isinstance(inference, Inference) else inference
     # no_grad, not inference_mode: what modules cache here (anchors) is used in training later
     with torch.no_grad(), Progress(-(-len(dataset) // world_size), what, unit="image") as progress:
         for batch in prefetch(loader, device):
