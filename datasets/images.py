@@ -16,7 +16,7 @@ import re
 import struct
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -26,6 +26,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from configs.errors import PrintableFilter, UserError
+from configs.files import FOREIGN
 from configs.inputs import note
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,7 @@ warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF, without the f
 
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 _FOREIGN = {
-    b"<!doctype": "a web page", b"<html": "a web page", b"<svg": "an SVG drawing", b"<?xml": "XML",
-    b"version https://git-lfs": "a Git LFS pointer: run git lfs pull", b"%pdf": "a PDF",
-    b"\0\5\x16\7": "macOS' note about another file",
+    **FOREIGN, b"<!doctype": "a web page", b"<svg": "an SVG drawing", b"<?xml": "XML", b"\0\5\x16\7": "macOS' note about another file",
 }  # fmt: skip
 _ORIENTATION_TAG = 0x0112
 _INVERSE = {6: 8, 8: 6}
@@ -99,21 +98,31 @@ def same_name(path: Path) -> Path | None:
         stamp = path.parent.stat().st_mtime_ns
     except (OSError, ValueError):
         return None
-    found = _by_plain_name(path.parent, stamp).get(_plain(path.name), [])
+    found = _by_plain_name(path.parent, stamp).get(plain_name(path.name), [])
     return path.with_name(found[0]) if len(found) == 1 else None
 
 
 @functools.lru_cache(maxsize=4)
 def _by_plain_name(folder: Path, stamp: int) -> dict[str, list[str]]:
-    """A folder's files by `_plain`; `stamp`, the time of its last change, makes a changed folder another one."""
+    """A folder's files by `plain_name`; `stamp`, the time of its last change, makes a changed folder another one."""
     files: dict[str, list[str]] = {}
     for entry in os.scandir(folder) if folder.is_dir() else ():
         if not is_hidden(entry.name) and entry.is_file():
-            files.setdefault(_plain(entry.name), []).append(entry.name)
+            files.setdefault(plain_name(entry.name), []).append(entry.name)
     return files
 
 
-def _plain(name: str) -> str:
+def by_plain_name(names: Iterable[str]) -> dict[str, str]:
+    """The names by `plain_name`, without those that differ in nothing else."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        plain = plain_name(name)
+        found[plain] = None if plain in found else name
+    return {plain: name for plain, name in found.items() if name is not None}
+
+
+def plain_name(name: str) -> str:
+    """The name in small letters, letters and marks composed: what Windows and macOS take for the same."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
