@@ -44,7 +44,8 @@ warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF, without the f
 
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 _FOREIGN = {
-    **FOREIGN, b"<!doctype": "a web page", b"<svg": "an SVG drawing", b"<?xml": "XML", b"\0\5\x16\7": "macOS' note about another file",
+    **FOREIGN, b"<!doctype": "a web page", b"<svg": "an SVG drawing", b"<?xml": "XML",
+    b"\0\5\x16\7": "macOS' note about another file",
 }  # fmt: skip
 _ORIENTATION_TAG = 0x0112
 _INVERSE = {6: 8, 8: 6}
