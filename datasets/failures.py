@@ -108,6 +108,8 @@ class Reading:
 
 def moved(key: Any, step: int, images: int) -> Any:
     """The key of the image `step` places on in a set, all else being equal; after the last comes the first."""
+    if isinstance(key, int):
+        return (key + step) % images
     if isinstance(key, SampleKey):
         return key._replace(index=(key.index + step) % images)
     epoch, index = key

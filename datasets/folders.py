@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError, nearest
+from configs.errors import PrintableFilter, UserError, nearest
 from configs.files import read_lines
 from datasets.images import IMAGE_SUFFIXES, is_hidden
+
+logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
 
 FETCHED = {
     "ILSVRC": "imagenet",
@@ -58,7 +62,10 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageF
     Raises:
         UserError: no folder, a class folder without images, or a folder that is none of `class_names`.
     """
-    folders = sorted(entry.name for entry in list_folder(root) if entry.is_dir() and not is_hidden(entry.name))
+    entries = [entry for entry in list_folder(root) if not is_hidden(entry.name)]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    if folders and (beside := sum(_is_image(entry.name) for entry in entries if entry.name not in folders)):
+        logger.warning("%s: %d images lie beside the class folders, in none, and are passed over", root, beside)
     if not folders:
         raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
     class_names = list(class_names) if class_names is not None else folders

@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
@@ -23,7 +23,16 @@ from torch.utils.data import DataLoader, get_worker_info
 from configs.common import OnError
 from configs.detection import DataConfig
 from configs.errors import UserError
-from datasets.batch import Batch, ScaledImages, map_tensors, padded_count, stack_images, tensors_of, to_device
+from datasets.batch import (
+    Batch,
+    ScaledImages,
+    TensorBatch,
+    map_tensors,
+    padded_count,
+    stack_images,
+    tensors_of,
+    to_device,
+)
 from datasets.detection import DetectionDataset
 from datasets.failures import RESTARTS, HandedKeys, Read, Reading, Tally, WorkerLost, has_ended, logger, worker_lost
 from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
@@ -72,6 +81,8 @@ class Loader(Generic[T]):
                     for batch, faults in self._read():
                         losses = 0
                         tally.add(faults)
+                        if faults and isinstance(batch, TensorBatch):
+                            batch = replace(batch, replaced=len(faults))
                         yield batch
                     return
                 except WorkerLost as error:

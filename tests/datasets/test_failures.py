@@ -152,3 +152,4 @@ def test_detections_batches_with_a_vanished_image(random_records, workers: int) 
         for name in ("images", "boxes", "labels", "index"):
             assert torch.equal(getattr(one, name), getattr(other, name))
     assert sum(int((batch.index == 3).sum()) for batch in expected) == 4  # its own showings and those of image 2
+    assert sum(batch.to("cpu").replaced for batch in expected) == 2
