@@ -14,9 +14,12 @@ import logging
 import os
 import re
 import struct
+import tempfile
+import threading
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -308,13 +311,93 @@ _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2
 
 
 def _decode(data: np.ndarray, flags: int, path: ImageFile) -> np.ndarray:
-    try:
-        image = cv2.imdecode(data, flags) if len(data) else None
-    except cv2.error as error:
-        raise UserError(f"{path}: cannot be decoded: {error.err}") from error
+    with heard() as complaints:
+        try:
+            image = cv2.imdecode(data, flags) if len(data) else None
+        except cv2.error as error:
+            raise UserError(f"{path}: cannot be decoded: {error.err}") from error
     if image is None:
         raise UserError(f"{path}: cannot be decoded: the file is corrupt or its format unknown")
+    if complaints:
+        note_damage(f"{path}: is damaged inside, some pixels may be wrong ({complaints[0][:200]})")
     return image
+
+
+# ---------------------------------------------------------------------------------------------- damage inside
+
+
+_COMPLAINTS = re.compile(
+    r"Corrupt JPEG|Premature end of JPEG|Invalid SOS|Inconsistent progression|libpng (?:error|warn)|\[ ?(?:ERROR|WARN)"
+)
+"""How lines of decoders on the error stream begin."""
+_hearing = threading.Lock()
+_told: set[str] = set()
+_TELLABLE = 10_000
+"""Texts that are remembered; a server may see any number."""
+_kept: list[str] | None = None
+"""What `note_damage` was given and has not said; None: it says it."""
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """What decoders complain of within the block: libjpeg and libpng tell it on the error stream only, without a name.
+
+    What they call a warning is left out (profiles, tags). Within another such block, also one of another thread,
+    nothing is heard: the outer block hears it.
+    """
+    complaints: list[str] = []
+    if not _hearing.acquire(blocking=False):
+        yield complaints
+        return
+    try:
+        ear, before = _ear(os.getpid()), os.dup(2)
+        os.dup2(ear, 2)
+        try:
+            yield complaints
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            if os.fstat(ear).st_size:
+                lines = os.pread(ear, 1 << 16, 0).decode("utf-8", "replace").splitlines(keepends=True)
+                os.ftruncate(ear, 0)
+                os.lseek(ear, 0, os.SEEK_SET)
+                others = [line for line in lines if line.strip() and not _COMPLAINTS.match(line)]
+                os.write(2, "".join(others).encode("utf-8", "replace"))  # of another thread
+                said = [line.rpartition("] global ")[2].strip() for line in lines if _COMPLAINTS.match(line)]
+                complaints += [words for words in said if "warn" not in words.lower()]
+    finally:
+        _hearing.release()
+
+
+@functools.lru_cache(maxsize=1)
+def _ear(process: int) -> int:
+    """A file in memory that stands in for the error stream; each process needs its own."""
+    return os.memfd_create("decoders") if hasattr(os, "memfd_create") else os.dup(tempfile.TemporaryFile().fileno())
+
+
+def note_damage(text: str) -> None:
+    """Say that an image is damaged inside, once; or, after `keep_damage`, keep it."""
+    if text in _told or len(_told) >= _TELLABLE:
+        return
+    _told.add(text)
+    if _kept is None:
+        logger.warning("%s", text)
+    else:
+        _kept.append(text)
+
+
+def keep_damage() -> None:
+    """Let this process, a loader's worker, keep what it would say, for `take_damage`: another says it, once."""
+    global _kept
+    _kept = []
+
+
+def take_damage() -> tuple[str, ...]:
+    """What was kept since the last call."""
+    taken = tuple(_kept or ())
+    if taken:
+        keep_damage()
+    return taken
 
 
 def _check_range(pixels: np.ndarray, path: ImageFile) -> None:
