@@ -38,6 +38,17 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DECLARATION = re.compile(r"^\s*<\?xml[^>]*?\bencoding\s*=\s*[\"']([^\"']*)[\"'][^>]*\?>")
+_NO_ENCODINGS = ("idna", "punycode", "undefined", "unicode-escape", "raw-unicode-escape")
+"""Python's own codecs that are no encodings of files."""
+FOREIGN = {
+    b"version https://git-lfs": "a Git LFS pointer: run git lfs pull",
+    b"<!doctype html": "a web page",
+    b"<html": "a web page",
+    b"%pdf": "a PDF",
+    b"\x1f\x8b": "compressed with gzip: unpack it",
+    b"pk\x03\x04": "a zip archive: unpack it",
+}
+"""First bytes, in lower case, of files that are often taken for others."""
 _LEGACY = {"gb18030": "GBK", "shift_jis": "Shift-JIS", "big5": "Big5", "euc_kr": "EUC-KR", "cp1252": "Latin-1"}
 
 
@@ -109,7 +120,7 @@ def decode_text(data: bytes, path: str | Path) -> str:
     Raises:
         UserError: too many bytes, or no encoding is certain; names the line.
     """
-    _check_size(data, path)
+    _check_text(data, path)
     return _decode(data, _encoding_of(data), path)
 
 
@@ -121,7 +132,7 @@ def decode_xml(data: bytes, path: str | Path) -> str:
     Raises:
         UserError: an unknown encoding, or the bytes are not in it.
     """
-    _check_size(data, path)
+    _check_text(data, path)
     encoding = _encoding_of(data)
     if encoding == "utf-8":
         found = _DECLARATION.match(data[:512].decode("ascii", "replace"))
@@ -130,7 +141,7 @@ def decode_xml(data: bytes, path: str | Path) -> str:
         if declared and not declared.lower().replace("-", "").startswith(("utf8", "utf16", "utf32", "ucs")):
             try:
                 codec = codecs.lookup(declared)
-                if not codec._is_text_encoding:  # base64, rot13, zip, ...
+                if not codec._is_text_encoding or codec.name in _NO_ENCODINGS:  # base64, rot13, zip, ...
                     raise LookupError
             except (LookupError, ValueError):
                 raise UserError(f"{path}: declares the unknown encoding {declared!r}: save it as UTF-8") from None
@@ -146,6 +157,7 @@ def read_json(path: str | Path, what: str) -> Any:
         UserError: there is no such file, it is not JSON (names the line), or an object has a key twice.
     """
     data = read_bytes(path, what)
+    _refuse_foreign(data, path)
     encoding = _encoding_of(data)
     if encoding != "utf-8":
         data = _decode(data, encoding, path).encode("utf-8", "surrogatepass")
@@ -226,6 +238,18 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
 # ---------------------------------------------------------------------------------------------- parts
 
 
+def _refuse_foreign(data: bytes, path: str | Path) -> None:
+    """Refuse what is known by its first bytes to be something else.
+
+    Raises:
+        UserError: says what it is.
+    """
+    start = data[:200].lstrip().lower()
+    for mark, what in FOREIGN.items():
+        if start.startswith(mark):
+            raise UserError(f"{path}: it is {what}")
+
+
 def _without_doubles(pairs: list[tuple[str, Any]], path: str | Path) -> None:
     if len(pairs) != len(dict(pairs)):
         keys = [key for key, _ in pairs]
@@ -234,9 +258,10 @@ def _without_doubles(pairs: list[tuple[str, Any]], path: str | Path) -> None:
         raise UserError(f"{path}: an object{some} has the key {twice!r} twice: remove one")
 
 
-def _check_size(data: bytes, path: str | Path) -> None:
+def _check_text(data: bytes, path: str | Path) -> None:
     if len(data) > TEXT_LIMIT:
         raise UserError(f"{path}: has {len(data)} bytes, more than {TEXT_LIMIT}: is it a text file?")
+    _refuse_foreign(data, path)
 
 
 def _encoding_of(data: bytes) -> str:

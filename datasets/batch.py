@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,6 +20,9 @@ class TensorBatch:
     Fields may also be batches themselves, or tuples and lists of tensors and batches. Whatever else a field holds
     (None, numbers, names) goes along unchanged.
     """
+
+    replaced: int = field(default=0, kw_only=True)
+    """Images that could not be read, whose places others took (`data.on_error` is skip)."""
 
     def tensors(self) -> Iterator[Tensor]:
         """All tensors of the batch, in the order of its fields."""
@@ -80,8 +83,8 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, TensorBatch):
-        for field in fields(value):
-            yield from tensors_of(getattr(value, field.name))
+        for part in fields(value):
+            yield from tensors_of(getattr(value, part.name))
     elif isinstance(value, tuple | list):
         for item in value:
             yield from tensors_of(item)
@@ -96,7 +99,7 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, TensorBatch):
-        return replace(value, **{field.name: _mapped(getattr(value, field.name), change) for field in fields(value)})
+        return replace(value, **{part.name: _mapped(getattr(value, part.name), change) for part in fields(value)})
     if isinstance(value, tuple | list):
         return type(value)([_mapped(item, change) for item in value])
     return value

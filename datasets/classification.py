@@ -217,11 +217,14 @@ def centre_batches(
     rank: int = 0,
     world_size: int = 1,
     pin_memory: bool = False,
+    may_replace: bool = False,
 ) -> Iterable[LabelledBatch]:
     """The centre crop of each image, once over all processes; images in memory are taken as they are.
 
     All processes get equally many batches, and these are of equal size but for one image; only where there are fewer
     images than processes, or batches of a single image, some processes get one batch less.
+
+    `may_replace`: `data.on_error=skip` holds, which figures over a set do not allow.
     """
     count = -(-len(images) // (world_size * batch_size))
     parts = np.array_split(np.arange(rank, len(images), world_size), max(count, 1))
@@ -230,8 +233,9 @@ def centre_batches(
         return _ArrayBatches(images, keys)
     views = ViewImages(images, data, None)
     return make_loader(
-        views, keys, collate_single, num_workers=data.num_workers, on_error=data.on_error, pin_memory=pin_memory
-    )
+        views, keys, collate_single, num_workers=data.num_workers, on_error=data.on_error, pin_memory=pin_memory,
+        images=len(images) if may_replace else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

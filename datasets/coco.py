@@ -77,7 +77,8 @@ def read_coco_file(path: Path, what: str = "annotation file") -> CocoFile:
         images = _each_once(_all_rows(lists, "images", "image number"))
         categories = _each_once(_all_rows(lists, "categories", "category number"))
         image_ids, category_ids = images.ids("id"), categories.ids("id")
-        names = dict(zip(category_ids, categories.texts("name", "give the category a name"), strict=True))
+        texts = [text.strip() for text in categories.texts("name", "give the category a name")]
+        names = dict(zip(category_ids, texts, strict=True))
         category_ids = sorted(category_ids)
         class_names, twice = distinct_names([names[identity] for identity in category_ids], category_ids)
         if twice:
@@ -320,6 +321,9 @@ def _warn(file: CocoFile) -> None:
             "the last of them each time, and so does this; give each annotation its own id",
             file.path, len(ids) - different,
         )  # fmt: skip
+    if without := int(((file.area == 0) & (file.boxes[:, 2:] > 0).all(axis=1)).sum()):
+        logger.warning("%s: %d annotations have an area of 0, though not their boxes: they count as small; "
+                       "leave area out to have width x height", file.path, without)  # fmt: skip
     if negative := int((file.area < 0).sum()):
         logger.warning("%s: %d annotations have an area below 0: they count in no range of sizes", file.path, negative)
     names = [name for name in file.file_names if name]

@@ -136,11 +136,11 @@ class Rows:
         return array.astype(np.int64)
 
     def texts(self, key: str, fix: str) -> list[str]:
-        """The values of a key that all records must have, texts that are not empty; numbers are taken as text."""
+        """The values of a key that all records must have, texts that are not blank; numbers are taken as text."""
         values = self.column(key, fix)
-        if set(map(type, values)) - {str} or "" in values:
+        if set(map(type, values)) - {str} or any(not value or value.isspace() for value in values):
             values = [str(value) if type(value) in (int, float) else value for value in values]
-            bad = next((index for index, value in enumerate(values) if type(value) is not str or not value), None)
+            bad = next((i for i, value in enumerate(values) if type(value) is not str or not value.strip()), None)
             if bad is not None:
                 raise self.error(bad, f"{key} is {short(values[bad])}: {fix}")
         return values

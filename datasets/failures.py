@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from configs.common import OnError
 from configs.errors import PrintableFilter, UserError
+from datasets.images import take_damage
 from datasets.target import SampleKey
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Read(NamedTuple):
 
     sample: Any
     faults: tuple[str, ...] = ()
+    damage: tuple[str, ...] = ()
+    """Of images that were read, in a worker process."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +85,11 @@ class Reading:
 
     def __getitem__(self, key: Any) -> Read | UserError:
         try:
-            return Read(self._again(key) if self.on_error == "retry" else self.dataset[key])
+            read = Read(self._again(key) if self.on_error == "retry" else self.dataset[key])
         except UserError as error:
-            return error if self.images is None or self.on_error != "skip" else self._instead(key, error)
+            read = error if self.images is None or self.on_error != "skip" else self._instead(key, error)
+        damage = take_damage()
+        return read._replace(damage=damage) if damage and isinstance(read, Read) else read
 
     def _again(self, key: Any) -> Any:
         """The sample, tried again a few times: network drives come back."""
@@ -108,6 +113,8 @@ class Reading:
 
 def moved(key: Any, step: int, images: int) -> Any:
     """The key of the image `step` places on in a set, all else being equal; after the last comes the first."""
+    if isinstance(key, int):
+        return (key + step) % images
     if isinstance(key, SampleKey):
         return key._replace(index=(key.index + step) % images)
     epoch, index = key

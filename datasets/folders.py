@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError, nearest
+from configs.errors import PrintableFilter, UserError, nearest
 from configs.files import read_lines
 from datasets.images import IMAGE_SUFFIXES, is_hidden
+
+logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
 
 FETCHED = {
     "ILSVRC": "imagenet",
@@ -58,7 +62,10 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageF
     Raises:
         UserError: no folder, a class folder without images, or a folder that is none of `class_names`.
     """
-    folders = sorted(entry.name for entry in list_folder(root) if entry.is_dir() and not is_hidden(entry.name))
+    entries = [entry for entry in list_folder(root) if not is_hidden(entry.name)]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    if folders and (beside := sum(_is_image(entry.name) for entry in entries if entry.name not in folders)):
+        logger.warning("%s: %d images lie beside the class folders, in none, and are passed over", root, beside)
     if not folders:
         raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
     class_names = list(class_names) if class_names is not None else folders
@@ -87,13 +94,15 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
         UserError: a file is missing, or images and ground truth do not belong together.
     """
     names = _flat_images(root)
-    lines = [line.split() for line in _lines(ground_truth)]
+    lines = _lines(ground_truth)
     if ground_truth.suffix == ".csv":
         wnids = _wnids_by_name(names, _csv_rows(ground_truth), ground_truth)
-    elif all(len(line) == 1 and line[0].isdecimal() for line in lines):
-        wnids = _wnids_by_number(names, [int(line[0]) for line in lines], ground_truth)
+    elif all(line.strip().isdecimal() for line in lines):
+        wnids = _wnids_by_number(names, [int(line) for line in lines], ground_truth)
     else:
-        rows = [(line[0], line[1]) for line in lines if len(line) >= 2]
+        stems = {Path(name).stem for name in names}
+        rows = [name_and_rest(line, stems) for line in lines]
+        rows = [(name, rest.split()[0]) for name, rest in rows if rest]
         wnids = _wnids_by_name(names, rows, ground_truth)
     class_names = list(class_names) if class_names is not None else sorted(set(wnids))
     label_of = {wnid: find_class(wnid, class_names, str(ground_truth)) for wnid in sorted(set(wnids))}
@@ -243,17 +252,38 @@ def _lines(path: Path) -> list[str]:
     return [line for line in read_lines(path, "ground truth file") if line.strip()]
 
 
+def name_and_rest(line: str, stems: Collection[str]) -> tuple[str, str]:
+    """The image's name at the beginning of a line, without folders, quotes and suffix, and what follows it.
+
+    Args:
+        line: a name, then a wnid, a box, or both; names may hold blanks.
+        stems: the names of the images without suffix; where none of them fits, the first word is the name.
+    """
+    text = line.strip()
+    first, *others = text.split("\t", 1) if "\t" in text else text.split(None, 1)
+    forms = [(words[0], " ".join(words[1:])) for words in (text.rsplit(None, n) for n in (1, 4, 5))]
+    for before, after in [*forms, (first, " ".join(others))]:  # after a wnid, a box, or both; the longest name first
+        bare = before.strip().strip("\"'").replace("\\", "/").rsplit("/", 1)[-1]
+        stem = Path(bare).stem if _is_image(bare) else bare
+        if stem in stems:
+            return stem, after
+    return first, " ".join(others)
+
+
 def _csv_rows(path: Path) -> list[tuple[str, str]]:
     """(image id, wnid of the first object) of a LOC_val_solution.csv."""
     try:
         rows = list(csv.reader(_lines(path)))
     except csv.Error as error:
         raise UserError(f"{path}: not a table of comma-separated values: {error}") from None
-    return [(row[0], row[1].split()[0]) for row in rows[1:] if len(row) >= 2 and row[1].split()]
+    return [(Path(row[0]).stem, row[1].split()[0]) for row in rows[1:] if len(row) >= 2 and row[1].split()]
 
 
 def _wnids_by_name(names: list[str], rows: list[tuple[str, str]], path: Path) -> list[str]:
-    wnid_of = {Path(name).stem: wnid for name, wnid in rows}
+    wnid_of: dict[str, str] = {}
+    for name, wnid in rows:
+        if wnid_of.setdefault(name, wnid) != wnid:
+            raise UserError(f"{path}: says twice what {name} shows: {wnid_of[name]} and {wnid}")
     for name in names:
         if Path(name).stem not in wnid_of:
             raise UserError(f"{path}: has no line for {name}: it is the ground truth of another set, or damaged")

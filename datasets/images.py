@@ -14,9 +14,12 @@ import logging
 import os
 import re
 import struct
+import tempfile
+import threading
 import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -26,6 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from configs.errors import PrintableFilter, UserError
+from configs.files import FOREIGN
 from configs.inputs import note
 
 logger = logging.getLogger(__name__)
@@ -43,8 +47,7 @@ warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF, without the f
 
 _FORMATS = ("JPEG", "PNG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")
 _FOREIGN = {
-    b"<!doctype": "a web page", b"<html": "a web page", b"<svg": "an SVG drawing", b"<?xml": "XML",
-    b"version https://git-lfs": "a Git LFS pointer: run git lfs pull", b"%pdf": "a PDF",
+    **FOREIGN, b"<!doctype": "a web page", b"<svg": "an SVG drawing", b"<?xml": "XML",
     b"\0\5\x16\7": "macOS' note about another file",
 }  # fmt: skip
 _ORIENTATION_TAG = 0x0112
@@ -99,21 +102,31 @@ def same_name(path: Path) -> Path | None:
         stamp = path.parent.stat().st_mtime_ns
     except (OSError, ValueError):
         return None
-    found = _by_plain_name(path.parent, stamp).get(_plain(path.name), [])
+    found = _by_plain_name(path.parent, stamp).get(plain_name(path.name), [])
     return path.with_name(found[0]) if len(found) == 1 else None
 
 
 @functools.lru_cache(maxsize=4)
 def _by_plain_name(folder: Path, stamp: int) -> dict[str, list[str]]:
-    """A folder's files by `_plain`; `stamp`, the time of its last change, makes a changed folder another one."""
+    """A folder's files by `plain_name`; `stamp`, the time of its last change, makes a changed folder another one."""
     files: dict[str, list[str]] = {}
     for entry in os.scandir(folder) if folder.is_dir() else ():
         if not is_hidden(entry.name) and entry.is_file():
-            files.setdefault(_plain(entry.name), []).append(entry.name)
+            files.setdefault(plain_name(entry.name), []).append(entry.name)
     return files
 
 
-def _plain(name: str) -> str:
+def by_plain_name(names: Iterable[str]) -> dict[str, str]:
+    """The names by `plain_name`, without those that differ in nothing else."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        plain = plain_name(name)
+        found[plain] = None if plain in found else name
+    return {plain: name for plain, name in found.items() if name is not None}
+
+
+def plain_name(name: str) -> str:
+    """The name in small letters, letters and marks composed: what Windows and macOS take for the same."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -298,13 +311,93 @@ _REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2
 
 
 def _decode(data: np.ndarray, flags: int, path: ImageFile) -> np.ndarray:
-    try:
-        image = cv2.imdecode(data, flags) if len(data) else None
-    except cv2.error as error:
-        raise UserError(f"{path}: cannot be decoded: {error.err}") from error
+    with heard() as complaints:
+        try:
+            image = cv2.imdecode(data, flags) if len(data) else None
+        except cv2.error as error:
+            raise UserError(f"{path}: cannot be decoded: {error.err}") from error
     if image is None:
         raise UserError(f"{path}: cannot be decoded: the file is corrupt or its format unknown")
+    if complaints:
+        note_damage(f"{path}: is damaged inside, some pixels may be wrong ({complaints[0][:200]})")
     return image
+
+
+# ---------------------------------------------------------------------------------------------- damage inside
+
+
+_COMPLAINTS = re.compile(
+    r"Corrupt JPEG|Premature end of JPEG|Invalid SOS|Inconsistent progression|libpng (?:error|warn)|\[ ?(?:ERROR|WARN)"
+)
+"""How lines of decoders on the error stream begin."""
+_hearing = threading.Lock()
+_told: set[str] = set()
+_TELLABLE = 10_000
+"""Texts that are remembered; a server may see any number."""
+_kept: list[str] | None = None
+"""What `note_damage` was given and has not said; None: it says it."""
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """What decoders complain of within the block: libjpeg and libpng tell it on the error stream only, without a name.
+
+    What they call a warning is left out (profiles, tags). Within another such block, also one of another thread,
+    nothing is heard: the outer block hears it.
+    """
+    complaints: list[str] = []
+    if not _hearing.acquire(blocking=False):
+        yield complaints
+        return
+    try:
+        ear, before = _ear(os.getpid()), os.dup(2)
+        os.dup2(ear, 2)
+        try:
+            yield complaints
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
+            if os.fstat(ear).st_size:
+                lines = os.pread(ear, 1 << 16, 0).decode("utf-8", "replace").splitlines(keepends=True)
+                os.ftruncate(ear, 0)
+                os.lseek(ear, 0, os.SEEK_SET)
+                others = [line for line in lines if line.strip() and not _COMPLAINTS.match(line)]
+                os.write(2, "".join(others).encode("utf-8", "replace"))  # of another thread
+                said = [line.rpartition("] global ")[2].strip() for line in lines if _COMPLAINTS.match(line)]
+                complaints += [words for words in said if "warn" not in words.lower()]
+    finally:
+        _hearing.release()
+
+
+@functools.lru_cache(maxsize=1)
+def _ear(process: int) -> int:
+    """A file in memory that stands in for the error stream; each process needs its own."""
+    return os.memfd_create("decoders") if hasattr(os, "memfd_create") else os.dup(tempfile.TemporaryFile().fileno())
+
+
+def note_damage(text: str) -> None:
+    """Say that an image is damaged inside, once; or, after `keep_damage`, keep it."""
+    if text in _told or len(_told) >= _TELLABLE:
+        return
+    _told.add(text)
+    if _kept is None:
+        logger.warning("%s", text)
+    else:
+        _kept.append(text)
+
+
+def keep_damage() -> None:
+    """Let this process, a loader's worker, keep what it would say, for `take_damage`: another says it, once."""
+    global _kept
+    _kept = []
+
+
+def take_damage() -> tuple[str, ...]:
+    """What was kept since the last call."""
+    taken = tuple(_kept or ())
+    if taken:
+        keep_damage()
+    return taken
 
 
 def _check_range(pixels: np.ndarray, path: ImageFile) -> None:

@@ -33,7 +33,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "box-outside": ("warning", "reaches out of the image by more than a pixel"),
     "box-at-edge": ("note", "touches the edge of the image: the object may be cut"),
     "box-repeated": ("warning", "the same box and class twice in an image: exported or annotated twice"),
-    "boxes-as-corners": ("error", "x y width height seem to hold x1 y1 x2 y2: convert the boxes"),
+    "boxes-as-corners": ("error", "x y width height (YOLO: of the centre) seem to hold x1 y1 x2 y2: convert the boxes"),
     "boxes-as-fractions": ("error", "coordinates seem to be fractions of the image, not pixels: multiply by its sides"),
     "boxes-from-zero": ("warning", "coordinates below 1 in a set that counts from 1: set zero_based: true"),
     "anchors-miss": ("warning", "fewer than 70 % of the objects overlap an anchor by half: change model.anchors"),
@@ -295,9 +295,25 @@ def _lint_set(records: Records) -> list[Problem]:
         given = np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]))
         if looks_like_corners(given, records.area, limits):
             problems.append(Problem("boxes-as-corners", records.source))
+    elif _centres_look_like_corners(boxes, limits):
+        problems.append(Problem("boxes-as-corners", records.source, value="taken as centre, width and height"))
     if looks_like_fractions(records):
         problems.append(Problem("boxes-as-fractions", records.source, value=f"none above {boxes.max():.3g}"))
     return problems
+
+
+def _centres_look_like_corners(boxes: np.ndarray, limits: np.ndarray) -> bool:
+    """Whether centre, width and height of boxes (M, 4) make corners inside the image, where most of the boxes leave it.
+
+    Args:
+        boxes: x1 y1 x2 y2.
+        limits: (M, 2) width and height of each box's image.
+    """
+    centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    if len(boxes) < 8 or (sides <= centres).any():
+        return False
+    leaves = ((boxes[:, :2] < -1) | (boxes[:, 2:] > limits + 1)).any(axis=1)
+    return bool((leaves & (sides <= limits + 1).all(axis=1)).mean() > 0.5)
 
 
 def _lint_classes(records: Records) -> list[Problem]:

@@ -6,12 +6,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import cv2
@@ -19,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import UserError
-from datasets.images import image_file_size, read_image
+from datasets.images import heard, image_file_size, read_image
 from datasets.lint import Problem
 from datasets.records import Records
 
@@ -56,14 +52,13 @@ def lint_images(records: Records, *, threads: int = 2) -> tuple[list[Problem], d
     with ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(paths), _CHUNK):
             part, sizes = paths[start : start + _CHUNK], declared[start : start + _CHUNK]
-            with _heard() as heard:
+            with heard() as complaints:
                 looked = list(pool.map(_lint_image, part, sizes))
             for path, (found, of_image) in zip(part, looked, strict=True):
                 problems += found
                 if of_image is not None:
                     marks[path] = of_image
-            if heard:  # of one of them
-                print(*heard, sep="\n", file=sys.stderr)
+            if complaints:  # of one of them
                 readable = [(path, size) for path, size in zip(part, sizes, strict=True) if path in marks]
                 problems += [problem for path, size in readable for problem in _damage(path, size)]
     owner: dict[str, str] = {}
@@ -117,30 +112,11 @@ def lint_near(marks: Mapping[str, Mapping[str, Marks]]) -> list[Problem]:
 # ---------------------------------------------------------------------------------------------- parts
 
 
-@contextmanager
-def _heard() -> Iterator[list[str]]:
-    """What C libraries write to the error stream: libjpeg and libpng tell damage nowhere else, and without a name."""
-    heard: list[str] = []
-    sys.stderr.flush()
-    before = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield heard
-        finally:
-            sys.stderr.flush()
-            os.dup2(before, 2)
-            os.close(before)
-            file.seek(0)
-            heard += [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-
-
 def _damage(path: str, declared: tuple[int, int]) -> list[Problem]:
     """What the decoder says about one file."""
-    with _heard() as heard:
+    with heard() as complaints:
         read_image(path, declared)
-    said = [line.rpartition("] global ")[2] for line in heard if "warning" not in line.lower()]
-    return [Problem("image-damaged", path, value=said[0][:200])] if said else []
+    return [Problem("image-damaged", path, value=complaints[0][:200])] if complaints else []
 
 
 def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], Marks | None]:

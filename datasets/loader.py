@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
@@ -23,9 +23,19 @@ from torch.utils.data import DataLoader, get_worker_info
 from configs.common import OnError
 from configs.detection import DataConfig
 from configs.errors import UserError
-from datasets.batch import Batch, ScaledImages, map_tensors, padded_count, stack_images, tensors_of, to_device
+from datasets.batch import (
+    Batch,
+    ScaledImages,
+    TensorBatch,
+    map_tensors,
+    padded_count,
+    stack_images,
+    tensors_of,
+    to_device,
+)
 from datasets.detection import DetectionDataset
 from datasets.failures import RESTARTS, HandedKeys, Read, Reading, Tally, WorkerLost, has_ended, logger, worker_lost
+from datasets.images import keep_damage, note_damage
 from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
 from datasets.target import Sample
 
@@ -69,9 +79,13 @@ class Loader(Generic[T]):
         try:
             while True:
                 try:
-                    for batch, faults in self._read():
+                    for batch, faults, damage in self._read():
                         losses = 0
                         tally.add(faults)
+                        for text in damage:
+                            note_damage(text)
+                        if faults and isinstance(batch, TensorBatch):
+                            batch = replace(batch, replaced=len(faults))
                         yield batch
                     return
                 except WorkerLost as error:
@@ -83,8 +97,8 @@ class Loader(Generic[T]):
         finally:
             tally.close()
 
-    def _read(self) -> Iterator[tuple[T, tuple[str, ...]]]:
-        """Batches as long as the workers live, and why images in them were replaced."""
+    def _read(self) -> Iterator[tuple[T, tuple[str, ...], tuple[str, ...]]]:
+        """Batches as long as the workers live, each as `_Loaded`."""
         # From its first iterator on, torch raises an error about a worker's end anywhere in this process, in the midst
         # of an update too. It also looks itself, while it waits for a batch.
         handler = signal.getsignal(signal.SIGCHLD)
@@ -171,10 +185,12 @@ def make_loader(
 
 
 class _Loaded(NamedTuple):
-    """What a worker hands over: a batch, and why images in it were replaced."""
+    """What a worker hands over: a batch, why images in it were replaced, and which seem damaged."""
 
     batch: Any
     faults: tuple[str, ...]
+    damage: tuple[str, ...]
+    """Of images that are damaged inside."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +210,8 @@ class _Collated:
             batch = _shared(batch)
             if isinstance(batch, UserError):
                 return batch
-        return _Loaded(batch, tuple(fault for item in read for fault in item.faults))
+        faults = tuple(fault for item in read for fault in item.faults)
+        return _Loaded(batch, faults, tuple(text for item in read for text in item.damage))
 
 
 def _shared(batch: Any) -> Any:
@@ -227,6 +244,7 @@ def _free_megabytes() -> float:
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
+    keep_damage()
     # Ctrl-C reaches the whole process group: the training loop decides, and still needs its batches for that.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

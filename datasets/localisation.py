@@ -139,7 +139,9 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
     for file, folder, wnid in _tiny_files(root, split):
         present = {entry.name for entry in list_folder(folder)}
         for number, line in enumerate(_lines(file), 1):
-            fields = line.split()
+            fields = line.strip().rsplit(None, 4 if wnid else 5)  # a name may hold blanks
+            if fields[0] not in present:
+                fields = line.split()
             name, label = fields[0], wnid or (fields[1] if len(fields) > 1 else "")
             where = f"{file}:{number} ({name})"
             if name not in present:

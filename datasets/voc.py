@@ -7,7 +7,6 @@ tool. Sets of one's own often count from 0 and give edges (`zero_based`): they a
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,16 @@ from configs.errors import UserError, did_you_mean
 from configs.files import decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
 from datasets.folders import how_to_get
-from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images, same_name
+from datasets.images import (
+    IMAGE_SUFFIXES,
+    by_plain_name,
+    image_file_size,
+    is_hidden,
+    list_files,
+    list_images,
+    plain_name,
+    same_name,
+)
 from datasets.records import Records, logger, make_records, report
 
 
@@ -136,8 +144,8 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     image_ids = read_image_set(root, image_set)
     source = f"{root}/{image_set}"
     files = _images_by_stem(root / "JPEGImages")
-    present = _stems(root / "Annotations")
-    annotated = any(image_id in present or _has_xml(root, image_id) for image_id in image_ids)
+    present = set(map(plain_name, _stems(root / "Annotations")))
+    annotated = any(plain_name(image_id) in present or _has_xml(root, image_id) for image_id in image_ids)
 
     images, boxes, names, flags, counts = [], [], [], [], []
     for image_id in image_ids:
@@ -206,7 +214,8 @@ def listed_images(path: Path, root: Path) -> list[str]:
 
     A line is an id; or an id and a flag (1, 0 or -1, as in the official per-class lists). It is taken whole where there
     is such an annotation or image, for names may hold blanks; else without its flag, its quotes, the suffix of an
-    image, or the folders before it (Windows' too), in whichever of these forms it exists.
+    image, or the folders before it (Windows' too), in whichever of these forms it exists; else the only such name that
+    differs in case or in how letters with marks are composed.
 
     Args:
         path: the list.
@@ -216,9 +225,9 @@ def listed_images(path: Path, root: Path) -> list[str]:
         UserError: the file is not text, lists no image, or names one outside the folder.
     """
     known = _stems(root / "Annotations") | set(_images_by_stem(root / "JPEGImages"))
-    composed = {unicodedata.normalize("NFC", name): name for name in known}
+    plain = by_plain_name(known)
     lines = [line for line in read_lines(path, "image set") if line.strip()]
-    listed = [line if line in known else _image_id(line.strip(), known, composed, root) for line in lines]
+    listed = [line if line in known else _image_id(line.strip(), known, plain, root) for line in lines]
     for name in listed:
         if name.startswith("/") or ".." in name.split("/"):
             raise UserError(f"{path}: {name} leads out of {root}: an image set lists names of images")
@@ -230,7 +239,7 @@ def listed_images(path: Path, root: Path) -> list[str]:
     return unique
 
 
-def _image_id(line: str, known: set[str], composed: dict[str, str], root: Path) -> str:
+def _image_id(line: str, known: set[str], by_plain: dict[str, str], root: Path) -> str:
     """The id that a line of an image set means."""
     if line in known:
         return line
@@ -245,7 +254,7 @@ def _image_id(line: str, known: set[str], composed: dict[str, str], root: Path) 
     for form in forms:
         if form in known or _has_xml(root, form):
             return form
-        if (same := composed.get(unicodedata.normalize("NFC", form))) is not None:  # macOS takes letters apart
+        if (same := by_plain.get(plain_name(form))) is not None:
             return same
     return plain
 
@@ -278,6 +287,8 @@ def _image_path(root: Path, image_id: str, files: list[Path], filename: str) -> 
     folder = root / "JPEGImages"
     if "/" in image_id:
         files = [file for suffix in IMAGE_SUFFIXES if is_file(file := folder / f"{image_id}{suffix}")]
+    if not files:  # its annotation's name may differ in case
+        files = [found for suffix in IMAGE_SUFFIXES if (found := same_name(folder / f"{image_id}{suffix}"))]
     last = filename.replace("\\", "/").rsplit("/", 1)[-1]
     named = folder / last
     if len(files) == 1 or (files and named not in files):

@@ -9,7 +9,6 @@ classes.txt or obj.names beside the folders. An image without a text file has no
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from configs.errors import PrintableFilter, UserError, did_you_mean
 from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import number_in, short
-from datasets.images import image_file_size, list_files, list_images
+from datasets.images import by_plain_name, image_file_size, list_files, list_images, plain_name
 from datasets.records import Records, make_records
 
 logger = logging.getLogger(__name__)
@@ -56,10 +55,11 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
         path.relative_to(labels_folder).as_posix()[: -len(".txt")]: path
         for path in list_files(labels_folder, (".txt",))
     }
-    composed = {unicodedata.normalize("NFC", name): name for name in set(files) - set(names)}
-    for name in set(names) - set(files):  # macOS takes letters with marks apart
-        if (same := composed.get(unicodedata.normalize("NFC", name))) is not None:
-            files[name] = files.pop(same)
+    left = by_plain_name(set(files) - set(names))
+    for path, name in zip(paths, names, strict=True):
+        for other in (name, f"{name}{path.suffix}"):  # a.jpg.txt
+            if name not in files and (same := left.pop(plain_name(other), None)) is not None:
+                files[name] = files.pop(same)
     lines = LabelReader(len(class_names), keypoint_numbers(root))
     images, boxes, labels, counts = [], [], [], []
     appear = Counter(names)
@@ -94,8 +94,8 @@ def read_class_names(root: Path, image_set: str) -> list[str] | None:
     file, content = _data_yaml(root)
     if file is not None and content.get("names") is not None:
         names, count = checked_names(content["names"], file), content.get("nc")
-        if type(count) is int and count != len(names):
-            raise UserError(f"{file}: nc is {count}, but names lists {len(names)}: correct one of them")
+        if count is not None and str(count).strip() not in (str(len(names)), f"{len(names)}.0"):
+            raise UserError(f"{file}: nc is {short(count)}, but names lists {len(names)}: correct one of them")
         return names
     labels = root / "labels"
     for file in (root / "classes.txt", root / "obj.names", labels / "classes.txt", labels / image_set / "classes.txt"):
@@ -195,6 +195,12 @@ class LabelReader:
     polygon_lengths: set[int] = field(default_factory=set)
     all_keypoints: bool = True
     """Whether each polygon could be a box with keypoints."""
+    keypoints: float = 0.0
+    """How many these would be; one alone in its line says little, for it may be the third corner of a triangle."""
+    all_tracks: bool = True
+    """Whether each polygon could be a box with a score and the number of a track."""
+    last_track: float = 0.0
+    """The greatest of these numbers."""
 
     def read(self, path: Path, size: tuple[int, int]) -> list[tuple[int, tuple[float, ...]]]:
         """(label, box in pixels) of each line of a label file; a line that comes again is taken once."""
@@ -235,7 +241,11 @@ class LabelReader:
         if count > 4 and self.keypoint_numbers is None:
             self.polygon = self.polygon or where
             self.polygon_lengths.add(count)
-            self.all_keypoints &= _is_box_with_points(numbers)
+            points = _keypoints(numbers)
+            self.all_keypoints &= points > 0
+            self.keypoints += points if points > 1 else 0.5
+            self.all_tracks &= count == 6 and max(numbers[:5]) <= 1 <= numbers[5] and numbers[5].is_integer()
+            self.last_track = max(self.last_track, numbers[-1])
         if max(map(abs, numbers[:4] if count in (4, expected) else numbers)) > _LARGEST_FRACTION:
             self.in_pixels.append(where)
         return int(category) + 1, (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
@@ -256,15 +266,23 @@ class LabelReader:
                 "%s: %d objects seem to be in pixels, the first: %s: a YOLO line holds fractions of the image "
                 "(divide x and w by its width, y and h by its height)", source, len(self.in_pixels), self.in_pixels[0],
             )  # fmt: skip
-        if self.polygon and self.all_keypoints and len(self.polygon_lengths) == 1:
+        if self.polygon and self.all_tracks and self.last_track > 1:
+            raise UserError(
+                f"{self.polygon}: seems to hold a box, a score and the number of a track, not a polygon, as all such "
+                "lines of this set: keep the first five numbers of each line"
+            )
+        if self.polygon and self.all_keypoints and self.keypoints >= 2 and len(self.polygon_lengths) == 1:
             raise UserError(
                 f"{self.polygon}: holds a box and keypoints inside it, not a polygon, as all such lines of this set: "
                 "give kpt_shape: [number of keypoints, 2 or 3] in data.yaml"
             )
 
 
-def _is_box_with_points(numbers: list[float]) -> bool:
-    """Whether all points after the first four numbers lie in the box that these describe; a point at 0 0 is absent."""
+def _keypoints(numbers: list[float]) -> int:
+    """How many points follow the box that the first four numbers describe; 0: they do not all lie inside it.
+
+    A point at 0 0 is absent.
+    """
     cx, cy, w, h = numbers[:4]
     rest = numbers[4:]
     for step in (2, 3):
@@ -273,6 +291,6 @@ def _is_box_with_points(numbers: list[float]) -> bool:
         points = [(rest[i], rest[i + 1]) for i in range(0, len(rest), step)]
         visible = step == 2 or all(v in (0.0, 1.0, 2.0) for v in rest[2::3])
         seen = [(x, y) for x, y in points if x or y]
-        if visible and len(seen) >= 2 and all(abs(x - cx) <= w / 2 and abs(y - cy) <= h / 2 for x, y in seen):
-            return True
-    return False
+        if visible and all(abs(x - cx) <= w / 2 and abs(y - cy) <= h / 2 for x, y in seen):
+            return len(points)
+    return 0

@@ -29,6 +29,7 @@ from tools.runtime.checkpoint import load_checkpoint, save_checkpoint
 from tools.runtime.classification import describe, format_errors, make_normalize, recalibrate_over, test_sets
 from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
+from tools.runtime.guards import classification_warnings
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
 from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
@@ -50,6 +51,8 @@ def train(config: ClassificationConfig, job: Job) -> None:
     """The whole run, from the data to the figures of the test set."""
     splits = distributed.main_first(lambda: build_splits(config.data, job.data_root))
     class_names = splits.train.class_names
+    for warning in classification_warnings(splits) if distributed.is_main() else ():
+        say(f"warning: {warning}")
     checkpoint = job.checkpoint("classifier")
     if checkpoint is not None:
         refuse_another_training(job.run.last, checkpoint["config"], config, checkpoint["class_names"], class_names)

@@ -25,6 +25,7 @@ from torch import nn
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
 from configs.localisation import LocalisationConfig
+from datasets.lint import summary
 from datasets.localisation import read_localisation
 from datasets.records import Records
 from detection.checkpoint import load_matching
@@ -32,6 +33,7 @@ from detection.localisation import KIND, PerClassRcnn, PerClassRpn, build_locali
 from tools.runtime import cli, distributed
 from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
+from tools.runtime.guards import LARGE, common_images
 from tools.runtime.localisation import figures, predict, say_table, trivial_figures
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
 from tools.runtime.optimizer import describe_rate
@@ -55,6 +57,8 @@ def train(config: LocalisationConfig, job: Job) -> None:
     """The whole run, from the data to the figures of the test set."""
     sets = distributed.main_first(lambda: read_sets(config, job.data_root))
     class_names = sets["train"].class_names
+    if distributed.is_main():
+        check(config, sets)
     checkpoint = job.checkpoint(KIND)
     if checkpoint is not None:
         refuse_another_training(job.run.last, checkpoint["config"], config, checkpoint["class_names"], class_names)
@@ -90,6 +94,14 @@ def read_sets(config: LocalisationConfig, data_root: Path) -> dict[str, Records]
         if source is not None:
             sets[split] = read_localisation(source, data_root, sets["train"].class_names)
     return sets
+
+
+def check(config: LocalisationConfig, sets: dict[str, Records]) -> None:
+    """Say what is likely wrong with the sets, from their boxes and the files of their images."""
+    size, more = config.data.test_resize, "files and objects are named above, where they are errors"
+    say(f"check      {summary(sets, min_size=size, max_size=100 * size, more=more)}")
+    for warning in common_images({name: part.image_paths for name, part in sets.items() if len(part) <= LARGE}):
+        say(f"warning: {warning}")
 
 
 def make_localiser(config: LocalisationConfig, class_names: list[str], job: Job) -> PerClassRpn | PerClassRcnn:

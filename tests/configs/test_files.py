@@ -73,7 +73,7 @@ def test_a_declared_utf16_that_was_saved_as_utf8_is_read():
     assert decode_xml('<?xml version="1.0" encoding="utf-16"?><a>\u4e2d</a>'.encode(), "a.xml") == "<a>\u4e2d</a>"
 
 
-@pytest.mark.parametrize("codec", ["ANSI", "base64", "klingon", "x" * 300])
+@pytest.mark.parametrize("codec", ["ANSI", "base64", "undefined", "idna", "unicode_escape", "klingon", "x" * 300])
 def test_xml_of_an_unknown_encoding_is_one_line(codec):
     with pytest.raises(UserError, match=r"a\.xml: declares the unknown encoding"):
         decode_xml(f'<?xml version="1.0" encoding="{codec}"?><a/>'.encode(), "a.xml")
@@ -93,6 +93,12 @@ def test_json_with_a_mark_or_in_utf16(tmp_path):
         (b'{"images": [{"id": 7, "width": 1, "width": 2}]}', "that with id 7.*'width' twice"),
         (b'{"images": [], "images": []}', "'images' twice"),
         ('{"a": "\u7ea2"}'.encode("gbk"), "not text in UTF-8.*GBK"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n",
+            r"a\.json: it is a Git LFS pointer: run git lfs",
+        ),
+        (b"\n<!DOCTYPE html><html>404</html>", r"a\.json: it is a web page"),
+        (b"\x1f\x8b\x08\x00", r"a\.json: it is compressed with gzip"),
     ],
 )
 def test_bad_json_is_one_line(tmp_path, content, message):

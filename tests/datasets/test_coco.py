@@ -318,3 +318,11 @@ def test_areas_below_zero_and_fractions_are_told(write_coco, caplog) -> None:
     read_coco(*write_coco({"images": [image], "categories": [{"id": 1, "name": "c"}], "annotations": [annotation]}))
     assert "1 annotations have an area below 0" in caplog.text
     assert "the boxes seem to be in fractions of the image" in caplog.text
+
+
+def test_blanks_around_names_and_areas_of_zero(write_coco, caplog) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["categories"][0]["name"] = " toothbrush\n"
+    content["annotations"][0]["area"] = 0
+    assert read_coco(*write_coco(content)).class_names == ["person", "stop sign", "toothbrush"]
+    assert "1 annotations have an area of 0, though not their boxes: they count as small" in caplog.text

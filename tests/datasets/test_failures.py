@@ -5,19 +5,22 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from configs.detection import AugmentConfig, DataConfig
 from configs.errors import UserError
-from datasets import failures
+from datasets import failures, images
 from datasets.detection import DetectionDataset
 from datasets.failures import HandedKeys, Tally, WorkerLost, moved
 from datasets.loader import make_loader, train_loader
+from datasets.names import Names
 from datasets.target import SampleKey
 
 
@@ -152,3 +155,22 @@ def test_detections_batches_with_a_vanished_image(random_records, workers: int) 
         for name in ("images", "boxes", "labels", "index"):
             assert torch.equal(getattr(one, name), getattr(other, name))
     assert sum(int((batch.index == 3).sum()) for batch in expected) == 4  # its own showings and those of image 2
+    assert sum(batch.to("cpu").replaced for batch in expected) == 2
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_is_damaged_inside_is_named_once(random_records, workers: int, caplog, monkeypatch) -> None:
+    """libjpeg says so on the error stream, without a name; here in three epochs, by whatever process reads it."""
+    monkeypatch.setattr(images, "_told", set())
+    records = random_records([(40, 60), (60, 40), (48, 64), (50, 50)])
+    damaged = Path(records.image_paths[2]).with_suffix(".jpg")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(damaged, quality=95)
+    content = damaged.read_bytes()
+    middle = content.index(b"\xff\xda") + 400
+    damaged.write_bytes(content[:middle] + b"\xff\xd7" + content[middle + 300 :])
+    records = replace(records, image_paths=Names.of([*records.image_paths[:2], str(damaged), records.image_paths[3]]))
+    data = DataConfig(train=[], num_workers=workers, size_divisor=8)
+    dataset = DetectionDataset(records, min_sizes=[32], max_size=64, augment=AugmentConfig(), seed=1)
+    assert len(list(itertools.islice(train_loader(dataset, data, batch_size=2, seed=3), 6))) == 6
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith(f"{damaged}: is damaged inside, some pixels may be wrong (Corrupt JPEG data")

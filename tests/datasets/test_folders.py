@@ -79,6 +79,24 @@ def test_a_missing_folder_names_the_nearest(tmp_path):
 # ------------------------------------------------------------------------------------------------ ImageNet's folder
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "a b.png n02\nc,1.png n01\n",
+        '"a b.png"  n02\n"c,1.png" n01\n',
+        "a b.png\tn02\nc,1.png\tn01\n",
+        "val/a b.png n02\nC:\\val\\c,1.png n01\n",
+        "a b n02\nc,1 n01\n",
+        "a b.png n02 1 2 3 4\nc,1.png\tn01\t1\t2\t3\t4\n",
+    ],
+)
+def test_ground_truth_of_names_with_blanks_quotes_and_folders(tmp_path, lines):
+    for name in ("a b", "c,1"):
+        touch(tmp_path / "val" / f"{name}.png")
+    (tmp_path / "val.txt").write_text(lines)
+    assert labelled(read_imagenet_val(tmp_path / "val", tmp_path / "val.txt")) == ["n02", "n01"]
+
+
 @pytest.fixture
 def flat(tmp_path):
     """Four validation images in one folder."""
@@ -127,6 +145,9 @@ def test_ground_truth_by_file_name(flat, tmp_path):
     assert files.labels.tolist() == [3, 1, 3, 2]
     text.write_text("ILSVRC2012_val_00000001.JPEG n03\nILSVRC2012_val_00000002.JPEG n01\n")
     with pytest.raises(UserError, match=r"no line for ILSVRC2012_val_00000003\.JPEG"):
+        read_imagenet_val(flat, text)
+    text.write_text("".join(f"ILSVRC2012_val_0000000{n}.JPEG n0{k}\n" for n, k in ((1, 3), (2, 1), (1, 2))))
+    with pytest.raises(UserError, match=r"val\.txt: says twice what ILSVRC2012_val_00000001 shows: n03 and n02"):
         read_imagenet_val(flat, text)
     with pytest.raises(UserError, match="no such ground truth"):
         read_imagenet_val(flat, tmp_path / "absent.txt")

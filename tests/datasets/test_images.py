@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 
 from configs.errors import UserError
 from datasets import images
-from datasets.images import MAX_PIXELS, image_file_size, list_images, read_image
+from datasets.images import MAX_PIXELS, heard, image_file_size, list_images, read_image
 
 
 @pytest.fixture
@@ -260,3 +261,15 @@ def test_listing_passes_over_what_is_hidden(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b" / "x.JPG"]
     assert list_images(tmp_path, recursive=False) == [tmp_path / "a.png"]
+
+
+def test_what_others_write_while_a_decoder_is_heard_stays_on_the_error_stream(capfd) -> None:
+    with heard() as complaints:
+        os.write(
+            2, b"GET / 200\nCorrupt JPEG data: premature end of data segment\nlibpng warning: iCCP: known profile\n"
+        )
+        with heard() as inner:
+            os.write(2, b"[ERROR:0@1.2] global grfmt.cpp:1 damaged\n")
+    assert complaints == ["Corrupt JPEG data: premature end of data segment", "grfmt.cpp:1 damaged"]
+    assert inner == []
+    assert capfd.readouterr().err == "GET / 200\n"

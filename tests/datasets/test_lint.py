@@ -108,6 +108,14 @@ def test_boxes_of_another_meaning() -> None:
     assert "boxes-as-fractions" in codes(lint_records(coco(sides / 640)))
 
 
+def test_centres_that_hold_corners() -> None:
+    """YOLO lines with x1 y1 x2 y2, read as centre, width and height: 8 boxes in the lower right quarter."""
+    corners = np.array([[300 + 20 * i, 250 + 10 * i, 400 + 25 * i, 400 + 5 * i] for i in range(8)], float)
+    wrong = np.column_stack((corners[:, :2] - corners[:, 2:] / 2, corners[:, :2] + corners[:, 2:] / 2))
+    assert "boxes-as-corners" in codes(lint_records(records_of(wrong.tolist())))
+    assert "boxes-as-corners" not in codes(lint_records(records_of(corners.tolist())))
+
+
 def test_the_summary_counts_what_the_linter_lists(monkeypatch) -> None:
     parts = {
         "train": records_of([GOOD, (200, 100, 100, 180), (600, 100, 640, 180)], names=("cat", "Cat")),

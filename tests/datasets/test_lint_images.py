@@ -77,7 +77,7 @@ def test_damage_inside_a_file_is_told_with_its_name(tmp_path: Path, capfd) -> No
     (problem,) = [problem for problem in problems if problem.code == "image-damaged"]
     assert problem.file.endswith("b.jpg")
     assert "Corrupt JPEG data" in problem.value
-    assert "Corrupt JPEG data" in capfd.readouterr().err
+    assert capfd.readouterr().err == ""
 
 
 def test_nearly_the_same_picture(tmp_path: Path) -> None:

@@ -69,6 +69,10 @@ def test_tiny_imagenets_boxes_are_edges_as_they_stand(tiny, caplog):
     assert val.image_ids.tolist() == ["val_1", "val_0"]
     assert image_labels(val).tolist() == [0, 1]
     assert val.boxes[0].tolist() == [1, 2, 3, 40]
+    (tiny / "tiny/val/images/val_1.JPEG").rename(tiny / "tiny/val/images/val 1.JPEG")
+    listed = tiny / "tiny/val/val_annotations.txt"
+    listed.write_text(listed.read_text().replace("val_1", "val 1"))
+    assert read(tiny, TINY, "val", class_names=train.class_names).boxes[0].tolist() == [1, 2, 3, 40]
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,8 @@ def test_missing_image(write_voc) -> None:
             "</bndbox></object></annotation>",
             "object 0: <bndbox><xmin> is nan: give a finite number",
         ),
-        ("<html><body/></html>", "begins with <html>, not <annotation>"),
+        ("<html><body/></html>", "it is a web page"),
+        ("<objects/>", "begins with <objects>, not <annotation>"),
         ("<annotation><size><width>wide</width><height>3</height></size></annotation>", "<width> is 'wide'"),
         ("<annotation><size><width>1e400</width><height>3</height></size></annotation>", "<width> is 1e400"),
         (annotation_xml([("a", (1, 1, "3_0", 3))], None), "<bndbox><xmax> is '3_0', not a number"),
@@ -213,6 +214,7 @@ def test_missing_image_set_names_the_nearest(write_voc) -> None:
         ("JPEGImages\\plain.jpg\nC:\\data\\img (1).jpg\n/home/me/a,b #1.xml", ["plain", "img (1)", "a,b #1"]),
         ("cafe\u0301\n", ["caf\u00e9"]),
         ("img (1) 1 1\n", ["img (1) 1"]),
+        ("PLAIN.JPG\nIMG (2) -1\n", ["plain", "img (2)"]),
     ],
 )
 def test_lines_of_an_image_set_are_whole_names_where_those_exist(write_voc, lines: str, ids: list[str]) -> None:
@@ -322,3 +324,13 @@ def test_suffixes_in_upper_case_and_names_that_begin_with_a_blank(write_voc) -> 
     records = read_voc(root, "train")
     assert records.image_ids.tolist() == ["a", " b"]
     assert len(records.labels) == read_voc_ground_truth(root, "train").labels.size == 2
+
+
+def test_names_of_image_and_annotation_that_differ_in_case(write_voc) -> None:
+    root = write_voc({"one": ((30, 40), [("cat", (5, 5, 20, 20))])})
+    (root / "JPEGImages/one.jpg").rename(root / "JPEGImages/One.jpg")
+    for listed in ("one", "One"):
+        (root / "ImageSets/Main/train.txt").write_text(listed)
+        records = read_voc(root, "train")
+        assert records.image_paths[0].endswith("One.jpg")
+        assert records.boxes.tolist() == [[4, 4, 20, 20]]

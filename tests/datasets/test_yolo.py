@@ -133,6 +133,8 @@ def test_missing_things(root: Path, tmp_path: Path) -> None:
         ("data.yaml", "names: [cat]\nkpt_shape: 17", "kpt_shape is 17"),
         ("data.yaml", "names: [cat]\nkpt_shape: [-2, 2]", "kpt_shape is"),
         ("data.yaml", "names: [cat, dog]\nnc: 5", "nc is 5, but names lists 2"),
+        ("data.yaml", "names: [cat, dog]\nnc: '5'", "nc is '5', but names lists 2"),
+        ("data.yaml", "names: [cat, dog]\nnc: [2]", "nc is [2], but names lists 2"),
         ("data.yaml", "names: [cat]\nkpt_shape: [2, 4]", "kpt_shape is"),
         ("classes.txt", "cat\n\ndog", "the name of class 1 is ''"),
     ],
@@ -181,8 +183,23 @@ def test_keypoints_without_a_kpt_shape_are_refused(root: Path) -> None:
     label.write_text("1 0.5 0.5 0.4 0.5 0.45 0.4 0.55 0.6\n0 0.3 0.3 0.4 0.4 0.2 0.2 0.4 0.4\n")
     with pytest.raises(UserError, match=r"a\.txt line 1: holds a box and keypoints.*kpt_shape"):
         read_yolo(root, "train")
+    label.write_text("1 .5 .5 .4 .5 0 0 .55 .6 0 0\n0 .3 .3 .4 .4 0 0 0 0 0 0\n")  # one of six points is seen
+    with pytest.raises(UserError, match=r"a\.txt line 1: holds a box and keypoints.*kpt_shape"):
+        read_yolo(root, "train")
     label.write_text("1 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n")  # a rectangle by its corners
     assert read_yolo(root, "train").boxes == pytest.approx(np.array([[4, 2, 16, 10]]))
+    label.write_text("1 0.5 0.5 0.4 0.9 0.6 0.4\n")  # a triangle whose last corner would lie in such a box
+    assert read_yolo(root, "train").boxes == pytest.approx(np.array([[16, 8, 24, 18]]))
+
+
+def test_numbers_of_tracks_are_no_polygon(root: Path) -> None:
+    (root / "labels" / "train" / "b.txt").unlink()
+    label = root / "labels" / "train" / "a.txt"
+    label.write_text("1 0.5 0.5 0.25 0.5 0.9 1\n0 0.125 0.25 0.25 0.5 0.8 7\n")
+    with pytest.raises(UserError, match=r"a\.txt line 1: seems to hold a box, a score and the number of a track"):
+        read_yolo(root, "train")
+    label.write_text("1 0.5 0.5 0.25 0.5 0.9 1\n")  # a triangle down to the lower edge
+    assert read_yolo(root, "train").boxes == pytest.approx(np.array([[10, 10, 36, 20]]))
 
 
 def test_pixels_in_place_of_fractions_are_told(root: Path, caplog) -> None:
@@ -228,3 +245,10 @@ def test_names_whose_letters_are_composed_differently(root: Path) -> None:
     records = read_yolo(root, "train")
     assert len(records.labels) == 3
     assert records.offsets[-1] - records.offsets[-2] == 2  # of e, which is sorted last
+
+
+def test_names_that_differ_in_case_and_suffixes_kept_in_label_names(root: Path) -> None:
+    expected = read_yolo(root, "train").boxes.tolist()
+    (root / "labels/train/a.txt").rename(root / "labels/train/A.txt")
+    (root / "labels/train/b.txt").rename(root / "labels/train/b.png.txt")
+    assert read_yolo(root, "train").boxes.tolist() == expected

@@ -342,7 +342,7 @@ def recalibrate_over(
     shuffled = sample.take(np.random.default_rng(config.seed).permutation(len(sample)))
     loader = centre_batches(
         shuffled, config.data, batch_size=max(config.train.batch_size // distributed.world_size(), 1),
-        rank=distributed.rank(), world_size=distributed.world_size(),
+        rank=distributed.rank(), world_size=distributed.world_size(), may_replace=True,
     )  # fmt: skip
     with autocast(device, config.train.amp):
         recalibrate(net, (normalize(batch.to(device).images) for batch in loader), device)

@@ -5,13 +5,19 @@ Each function gives sentences for `say("warning: ...")`; none stops anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from configs.common import ScheduleConfig
 from configs.detection import DetectionConfig, SourceConfig
+from datasets.cifar import ImageArrays
+from datasets.classification import Splits
+from datasets.folders import ImageFiles
 from datasets.records import Records
 from datasets.survey import FEW, counts_from_zero, rare_classes
 from detection.evaluation.evaluate import PROTOCOLS
@@ -22,6 +28,10 @@ FEW_STEPS = 200
 NEARLY_ZERO = 0.005
 """Mean AP. A detector below it has learned nothing that counts."""
 _NAMED = 5
+LOOKED_AT = 100
+"""Images of a set whose content is looked for in another set."""
+LARGE = 50_000
+"""Images. Larger sets are not looked through: asking for the sizes of so many files takes 0.2 s."""
 
 
 def before_training(config: DetectionConfig, train: Records, others: Sequence[Records] = ()) -> list[str]:
@@ -181,3 +191,93 @@ def nothing_found(scores: np.ndarray | Sequence[float], threshold: float) -> str
     return (
         f"nothing reaches the threshold {threshold:g}: the best score was {best:.2g}: --threshold {shown:.2g} shows it"
     )
+
+
+CONSEQUENCES = {
+    ("val", "test"): "best.pt is chosen by the test set: its figures flatter",
+    ("train", "test"): "the test set's figures flatter",
+    ("train", "val"): "the validation flatters, and best.pt says nothing",
+}
+"""Of images that two sets have in common."""
+
+
+def common_images(sets: Mapping[str, Sequence[str | Path]]) -> Iterator[str]:
+    """Warnings of sets (train, val, test) that have images in common: the same files, or files of the same content.
+
+    Args:
+        sets: name -> the files of its images.
+    """
+    for (a, b), consequence in CONSEQUENCES.items():
+        if a not in sets or b not in sets:
+            continue
+        few, many = sorted((sets[a], sets[b]), key=len)
+        listed = set(map(str, few))
+        if common := len({str(path) for path in many if str(path) in listed}):
+            yield f"data.{a} and data.{b} have {common} images in common: {consequence}"
+        elif copies := copied(sets[a], sets[b]):
+            yield (
+                f"{copies[0]} of {copies[1]} images of data.{b} that were looked at are in data.{a} too, under another "
+                f"name or through a link: {consequence}"
+            )
+
+
+def copied(one: Sequence[str | Path], other: Sequence[str | Path]) -> tuple[int, int] | None:
+    """How many of some images of `other` are in `one` with the same content, and of how many; None: none is.
+
+    Fast rather than complete (`tools/check_data.py` compares all): only images of equal size in bytes are read, and
+    sets of more than `LARGE` images are not looked at.
+    """
+    if not len(other) or len(one) > LARGE:
+        return None
+    count = min(len(other), LOOKED_AT)
+    sample: dict[int, list[str | Path]] = defaultdict(list)
+    for number in range(count):
+        path = other[number * len(other) // count]
+        sample[_bytes_in(path)].append(path)
+    sample.pop(0, None)
+    same_size = [path for path in one if _bytes_in(path) in sample][: 10 * LOOKED_AT]
+    there = {_digest(path) for path in same_size}
+    found = sum(_digest(path) in there for paths in sample.values() for path in paths) if there else 0
+    return (found, count) if found else None
+
+
+def _bytes_in(path: str | Path) -> int:
+    """Of a file; 0: there is none, as the training itself will say."""
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return 0
+
+
+def _digest(path: str | Path) -> bytes:
+    try:
+        return hashlib.blake2b(Path(path).read_bytes()).digest()
+    except OSError:
+        return str(path).encode("utf-8", "surrogateescape")
+
+
+def classification_warnings(splits: Splits) -> Iterator[str]:
+    """All that is to be said before a classifier's training begins: of its classes, and of images in two sets."""
+    sets = {"train": splits.train, "val": splits.val, "test": splits.test}
+    given = {name: images for name, images in sets.items() if images is not None}
+    names = splits.train.class_names
+    if len(names) == 1:
+        yield (
+            f"there is only one class, {names[0]}, so there is nothing to tell apart: do the class folders lie one "
+            "folder further down?"
+        )
+    for name, images in given.items():
+        counts = np.bincount(images.labels[images.labels >= 0], minlength=len(names))
+        without = [text for text, count in zip(names, counts.tolist(), strict=True) if not count]
+        if 0 < len(without) < len(names):
+            named = ", ".join(without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")
+            yield f"data.{name} has no image of {len(without)} of {len(names)} classes: {named}"
+    small = {name: images for name, images in given.items() if type(images) is ImageFiles and len(images) <= LARGE}
+    yield from common_images({name: [images.path(i) for i in range(len(images))] for name, images in small.items()})
+    arrays = {name: images.images for name, images in given.items() if isinstance(images, ImageArrays)}
+    for (a, b), consequence in CONSEQUENCES.items():
+        if a in arrays and b in arrays:
+            chosen = arrays[b][:: -(-len(arrays[b]) // LOOKED_AT)]
+            there = {hash(image.tobytes()) for image in arrays[a]}
+            if found := sum(hash(image.tobytes()) in there for image in chosen):
+                yield f"{found} of {len(chosen)} images of data.{b} that were looked at are in data.{a}: {consequence}"

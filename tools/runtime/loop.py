@@ -155,6 +155,8 @@ class State:
     validations_without_better: int = 0
     metrics: dict[str, Any] | None = None
     """Of the newest validation."""
+    replaced: NonNegativeInt = 0
+    """Images that could not be read, whose places others took (`data.on_error` is skip), on all processes."""
 
     @classmethod
     def of(cls, checkpoint: Mapping[str, Any] | None) -> State:
@@ -199,6 +201,8 @@ class Plan:
     """Goes into every line of the log."""
     saved: tuple[int, int] | None = None
     """Of what last.pt is: (iteration, iteration of the newest validation); None: nothing was written yet."""
+    replaced: int = 0
+    """Images of this process to be added to the state's `replaced`."""
 
 
 def make_plan(
@@ -385,6 +389,7 @@ def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
                     raise
                 raise _out_of_memory(task, batch, iteration, error) from error
         plan.monitor.add(losses, batch.index)
+        plan.replaced += getattr(batch, "replaced", 0)
     skip = plan.monitor.finish_step(iteration, plan.parameters, recipe.optim.clip_norm)
     step_unless(plan.optimizer, skip)
     if plan.ema is not None:
@@ -422,9 +427,19 @@ def _log(task: Task, plan: Plan, batches: Timed) -> dict[str, float | str]:
         speed["memory_gib"] = torch.cuda.max_memory_allocated(plan.device) / 2**30
     rate = task.rate(iteration - 1)
     at = {**plan.constants, "epoch": task.schedule.epoch(iteration - task.start), "rate": rate}
-    plan.run.log(iteration, {**at, **losses, **figures, **speed}, prefix="train")
+    replaced = {"replaced": plan.state.replaced} if _count_replaced(task, plan) else {}
+    plan.run.log(iteration, {**at, **losses, **figures, **replaced, **speed}, prefix="train")
     share = f"{100 * speed['data_seconds'] / max(speed['seconds'], 1e-9):.0f}%"
     return {"loss": losses["loss"], **figures, "rate": rate, "data": share}
+
+
+def _count_replaced(task: Task, plan: Plan) -> bool:
+    """Whether images may be replaced; the state's number of them is then that of all processes."""
+    if getattr(getattr(task.recipe, "data", None), "on_error", None) != "skip":
+        return False
+    plan.state.replaced += sum(distributed.all_gather(plan.replaced))
+    plan.replaced = 0
+    return True
 
 
 # ---------------------------------------------------------------------------------------------- between two updates
@@ -469,6 +484,7 @@ def _save(task: Task, plan: Plan, path: Path, *, for_resume: bool = True) -> Non
     """Write a checkpoint; all processes take part, one writes."""
     plan.monitor.check(task.image_name, task.rate)
     average_statistics(task.net, plan.ema)
+    _count_replaced(task, plan)
     content = {"format": FORMAT, **task.checkpoint()}
     weights = task.net.state_dict()
     content["model"] = weights if plan.ema is None else plan.ema.state_dict()

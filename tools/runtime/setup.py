@@ -22,6 +22,7 @@ from detection.model import Detector, build_detector
 from detection.transfer import transfer_classes
 from tools.runtime import distributed
 from tools.runtime.distributed import say
+from tools.runtime.guards import common_images
 from tools.runtime.optimizer import describe_rate
 from tools.runtime.run_folder import RunFolder
 from tools.runtime.training import autocast, count_parameters, total
@@ -57,18 +58,8 @@ def check_validation(
     elif config.train.patience is not None:
         raise UserError("train.patience needs data.val: early stopping watches the validation set")
     sets = {"train": train_set, "val": val_set, "test": test_set}
-    consequences = {
-        ("val", "test"): "best.pt is chosen by the test set: its figures flatter",
-        ("train", "test"): "the test set's figures flatter",
-        ("train", "val"): "the validation flatters, and best.pt says nothing",
-    }
-    for (a, b), consequence in consequences.items():
-        if sets[a] is not None and sets[b] is not None:
-            few, many = sorted((sets[a].records.image_paths, sets[b].records.image_paths), key=len)
-            listed = set(few)
-            common = len({path for path in many if path in listed})
-            if common:
-                say(f"warning: data.{a} and data.{b} have {common} images in common: {consequence}")
+    for warning in common_images({name: part.records.image_paths for name, part in sets.items() if part is not None}):
+        say(f"warning: {warning}")
 
 
 def check_line(

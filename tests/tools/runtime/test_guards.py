@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,15 @@ from configs.common import ScheduleConfig
 from configs.detection import SourceConfig
 from configs.loading import load_config
 from datasets.build import build_records
+from datasets.cifar import ImageArrays
+from datasets.classification import Splits
+from datasets.folders import read_folders
 from datasets.records import Records, make_records
+from tests.datasets.conftest import write_image
 from tools.runtime.guards import (
     before_training,
+    classification_warnings,
+    common_images,
     data_warnings,
     nothing_found,
     schedule_warnings,
@@ -130,3 +137,39 @@ def test_why_the_mean_ap_is_zero(
     assert bool(found) == bool(said)
     if found is not None:  # the best of the protocols counts
         assert why_zero({**metrics, "coco": {"AP": 0.5}}, np.array(scores), 0.05, iterations) is None
+
+
+def test_images_that_two_sets_have_in_common(tmp_path: Path) -> None:
+    """The same files, copies under other names and links; not other images, though of the same size in bytes."""
+    for folder in ("train", "val"):
+        (tmp_path / folder).mkdir()
+    train = [tmp_path / "train" / f"{number}.png" for number in range(5)]
+    for number, path in enumerate(train):
+        path.write_bytes(bytes([number]) * 30)
+    val = [tmp_path / "val" / name for name in ("copy.png", "link.png", "own.png")]
+    val[0].write_bytes(train[3].read_bytes())
+    val[1].symlink_to(train[1])
+    val[2].write_bytes(bytes([9]) * 30)
+    (said,) = common_images({"train": train, "val": val})
+    assert said.startswith("2 of 3 images of data.val that were looked at are in data.train too, under another name")
+    assert list(common_images({"train": train, "val": val[2:]})) == []
+    (said,) = common_images({"train": train, "test": [*val[2:], train[0]]})
+    assert said == "data.train and data.test have 1 images in common: the test set's figures flatter"
+    assert list(common_images({"train": train, "val": [tmp_path / "gone.png"]})) == []
+
+
+def test_a_classifiers_sets(tmp_path: Path) -> None:
+    for name, classes in {"train": ("cat", "dog", "eel"), "val": ("cat", "dog")}.items():
+        for number, text in enumerate(classes):
+            write_image(tmp_path / name / text / "1.png", (20, 30), number)
+    train = read_folders(tmp_path / "train")
+    val = read_folders(tmp_path / "val", train.class_names)
+    without, common = classification_warnings(Splits(train, val, None))
+    assert without == "data.val has no image of 1 of 3 classes: eel"
+    assert common.startswith("2 of 2 images of data.val that were looked at are in data.train")
+    (alone,) = classification_warnings(Splits(replace(val, class_names=["train"], labels=val.labels * 0), None, None))
+    assert alone.startswith("there is only one class, train, so there is nothing to tell apart")
+    pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    both, second = (ImageArrays(pixels[k:], np.arange(k, 2), ["a", "b"]) for k in (0, 1))
+    (said,) = [text for text in classification_warnings(Splits(both, second, None)) if "no image of" not in text]
+    assert said.startswith("1 of 1 images of data.val that were looked at are in data.train")

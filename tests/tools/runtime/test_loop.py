@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +36,7 @@ class Numbers:
 
     value: Tensor
     index: Tensor
+    replaced: int = 0
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Recipe:
     seed: int
     optim: OptimConfig
     train: TrainConfig
+    data: Any = None
 
 
 class OneWeight(Task):
@@ -194,6 +198,24 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_in):
     one, other = load(whole / "last.pt"), load(parts / "last.pt")
     assert torch.equal(one["model"]["weight"], other["model"]["weight"])
     assert one["training"]["state"] == other["training"]["state"]
+
+
+def test_replaced_images_are_counted_in_the_log_also_after_a_resumption(tmp_path):
+    """Each batch but the first holds one; a run that is stopped after the second counts all five too."""
+
+    def start(fails_at):
+        task = OneWeight(6, validates=False, log_every=3)
+        task.recipe.data = SimpleNamespace(on_error="skip")
+        task.fails_at, batches = fails_at, task.batches
+        task.batches = lambda start: (replace(batch, replaced=int(batch.value > 0)) for batch in batches(start))
+        return task
+
+    train(start(None), tmp_path / "whole")
+    with pytest.raises(UserError):
+        train(start(2), tmp_path / "parts")
+    train(start(None), tmp_path / "parts", resumed=True)
+    assert [line["replaced"] for line in lines(tmp_path / "whole")] == [2, 5]
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
 def test_a_finished_run_that_goes_on_writes_nothing_again(tmp_path):
