@@ -404,13 +404,13 @@ def _copy(url: str, target: Path) -> None:
     try:
         import fsspec
 
-        source = fsspec.open(url, "rb").open()
+        source = fsspec.open(url, "rb").open()  # type: ignore[union-attr]
     except FileNotFoundError as error:
         raise DownloadError(error, status=404) from None
     except (ImportError, ValueError, OSError) as error:
         raise DownloadError(error) from None
-    with source, target.open("wb") as file:  # type: ignore[union-attr]
-        shutil.copyfileobj(source, file)  # type: ignore[arg-type]
+    with source, target.open("wb") as file:
+        shutil.copyfileobj(source, file)
 
 
 # ---------------------------------------------------------------------------------------------- writing

@@ -21,7 +21,8 @@ from configs.files import decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
 from datasets.folders import how_to_get
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, list_files, list_images, same_name
-from datasets.records import Records, logger, make_records, report
+from datasets.make_records import make_records, report
+from datasets.records import Records, logger
 
 
 @dataclass(frozen=True)

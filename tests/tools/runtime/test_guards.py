@@ -11,7 +11,8 @@ from configs.common import ScheduleConfig
 from configs.detection import SourceConfig
 from configs.loading import load_config
 from datasets.build import build_records
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from tools.runtime.guards import (
     before_training,
     data_warnings,
