@@ -23,7 +23,8 @@ from configs.files import is_file
 from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size, same_name
 from datasets.json_lists import JsonLists, read_lists
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())

@@ -12,7 +12,8 @@ from configs.errors import UserError
 from configs.files import is_file, is_folder
 from configs.inputs import note
 from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, same_name
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 
 Unlabelled = Literal["empty", "skip", "error"]
 """What a photo without annotation is: an image without objects, none of this set, or a mistake."""

@@ -26,7 +26,8 @@ from configs.files import is_file, read_lines
 from configs.inputs import note
 from datasets.class_lists import IMAGENET_DET_WNIDS
 from datasets.images import image_file_size
-from datasets.records import Records, logger, make_records
+from datasets.make_records import make_records
+from datasets.records import Records, logger
 from datasets.voc import VocAnnotation, read_annotation
 
 _CLASSES = len(IMAGENET_DET_WNIDS)

@@ -7,7 +7,7 @@ out, or clips, what a training cannot use.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from configs.errors import UserError
 from datasets.anchor_fit import anchor_shapes, better_anchors, reached
 from datasets.coco import looks_like_corners
 from datasets.images import list_files, list_images
-from datasets.records import Records, has_extent, looks_like_fractions, repeated
-from datasets.survey import resize_factors, resized_extents
+from datasets.make_records import box_faults, looks_like_fractions
+from datasets.records import Records, has_extent
+from datasets.survey import resize_factors, resized_extents, same_spellings
 from datasets.voc import read_annotation, read_image_set
 
 Severity = Literal["error", "warning", "note"]
@@ -108,7 +109,7 @@ def lint_records(
         from_one: the set's coordinates count from 1 (VOC's own): negative ones, counted from 0, are told.
     """
     problems = [
-        Problem(code, *_place(records, m), _box_words(records, m))
+        _box_problem(code, records, m)
         for code, mark in _object_marks(records, min_size, max_size, from_one).items()
         for m in np.flatnonzero(mark).tolist()
     ]
@@ -225,21 +226,12 @@ def clean(records: Records, policy: Literal["drop", "clip"]) -> Records:
         policy: `drop` leaves out every object whose box is an error or reaches out of its image by more than a pixel;
             `clip` cuts such boxes to the image and leaves out those without an extent.
     """
-    limits = records.sizes[records.image_of_object()][:, [1, 0, 1, 0]]
+    limits = records.limits()
     if policy == "clip":
-        boxes = np.clip(records.boxes, 0, limits)
-        keep = has_extent(boxes)
-    else:
-        boxes = records.boxes
-        keep = has_extent(boxes) & ((boxes >= -1) & (boxes <= limits + 1)).all(axis=1)
-    counts = np.bincount(records.image_of_object()[keep], minlength=len(records))
-    names = ("labels", "area", "iscrowd", "difficult", "truncated", "annotation_ids")
-    return replace(
-        records,
-        boxes=boxes[keep],
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-        **{name: getattr(records, name)[keep] for name in names},
-    )
+        clipped = np.clip(records.boxes, 0, limits)
+        return replace(records, boxes=clipped).with_objects(has_extent(clipped))
+    inside = ((records.boxes >= -1) & (records.boxes <= limits + 1)).all(axis=1)
+    return records.with_objects(has_extent(records.boxes) & inside)
 
 
 def table(problems: Iterable[Problem]) -> str:
@@ -259,22 +251,15 @@ def _below(path: Path, folder: Path) -> str:
 
 def _object_marks(records: Records, min_size: int, max_size: int, from_one: bool) -> dict[str, np.ndarray]:
     """Code -> (M,) bool: which objects have the problem."""
-    boxes, image_of = records.boxes, records.image_of_object()
-    limits = records.sizes[image_of][:, [1, 0, 1, 0]]
-    reversed_ = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-    without = ~has_extent(boxes) & ~reversed_
-    sound = ~reversed_ & ~without
-    off = sound & ((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2])).any(axis=1)
-    outside = sound & ~off & ((boxes < -1) | (boxes > limits + 1)).any(axis=1)
-    at_edge = sound & ~off & ~outside & ((boxes[:, :2] <= _EDGE) | (boxes[:, 2:] >= limits[:, :2] - _EDGE)).any(axis=1)
+    boxes, limits, marks = records.boxes, records.limits(), box_faults(records)
+    has_area = ~marks["box-reversed"] & ~marks["box-zero-extent"] & ~marks["box-off-image"]
+    at_edge = np.any((boxes[:, :2] <= _EDGE) | (boxes[:, 2:] >= limits[:, :2] - _EDGE), axis=1)
+    marks["box-at-edge"] = has_area & ~marks["box-outside"] & at_edge
     shorter = (boxes[:, 2:] - boxes[:, :2]).min(axis=1, initial=np.inf)
-    small = shorter * resize_factors(records.sizes, min_size, max_size)[image_of] < 4
-    marks = {
-        "box-reversed": reversed_, "box-zero-extent": without, "box-off-image": off, "box-outside": outside,
-        "box-at-edge": at_edge, "box-repeated": repeated(records), "object-small": sound & ~off & small,
-    }  # fmt: skip
+    factors = resize_factors(records.sizes, min_size, max_size)[records.image_of_object()]
+    marks["object-small"] = has_area & (shorter * factors < 4)
     if from_one:
-        marks["boxes-from-zero"] = (boxes[:, :2] < 0).any(axis=1)
+        marks["boxes-from-zero"] = np.any(boxes[:, :2] < 0, axis=1)
     return marks
 
 
@@ -317,29 +302,20 @@ def _centres_look_like_corners(boxes: np.ndarray, limits: np.ndarray) -> bool:
 
 
 def _lint_classes(records: Records) -> list[Problem]:
-    seen = np.bincount(records.labels, minlength=len(records.class_names) + 1)[1:]
     problems = [
         Problem("class-unseen", records.source, name)
-        for name, count in zip(records.class_names, seen, strict=True)
+        for name, count in zip(records.class_names, records.object_counts(), strict=True)
         if records.annotated and not count
     ]
-    alike: dict[str, list[str]] = defaultdict(list)
-    for name in records.class_names:
-        alike["".join(letter for letter in name.casefold() if letter.isalnum())].append(name)
-    for plain, names in alike.items():
-        if plain and len(names) > 1:
-            problems.append(Problem("class-spelling", records.source, names[1], f"beside {names[0]!r}"))
+    for names in same_spellings(records.class_names):
+        problems.append(Problem("class-spelling", records.source, names[1], f"beside {names[0]!r}"))
     return problems
 
 
-def _place(records: Records, m: int) -> tuple[str, str]:
-    """The file of object m, and its number there with its class."""
-    i = int(np.searchsorted(records.offsets, m, side="right")) - 1
-    file = records.annotation_file.replace("{}", str(records.image_ids[i]))
-    return file, f"object {m - int(records.offsets[i])} ({records.class_names[records.labels[m] - 1]})"
-
-
-def _box_words(records: Records, m: int) -> str:
-    i = int(np.searchsorted(records.offsets, m, side="right")) - 1
+def _box_problem(code: str, records: Records, m: int) -> Problem:
+    """The problem of object m: its file, its number there with its class, its box."""
+    i = records.image_of(m)
     height, width = records.image_size(i)
-    return f"{', '.join(f'{round(value, 2) + 0.0:g}' for value in records.boxes[m].tolist())} in {width} x {height}"
+    numbers = ", ".join(f"{round(value, 2) + 0.0:g}" for value in records.boxes[m].tolist())
+    thing = f"object {m - int(records.offsets[i])} ({records.class_names[records.labels[m] - 1]})"
+    return Problem(code, records.file_of(i), thing, f"{numbers} in {width} x {height}")

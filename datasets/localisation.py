@@ -24,7 +24,8 @@ from configs.localisation import LocalisationSourceConfig
 from datasets.columns import number_in
 from datasets.folders import find_class, list_folder, read_unlabelled
 from datasets.images import image_file_size, is_hidden, list_files
-from datasets.records import Records, logger, make_records
+from datasets.make_records import make_records
+from datasets.records import Records, logger
 from datasets.voc import read_annotation
 
 

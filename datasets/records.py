@@ -7,7 +7,6 @@ reference counts change; a handful of arrays is shared.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -15,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.errors import PrintableFilter, UserError, did_you_mean
-from datasets.images import image_file_size
 from datasets.names import Names
 from datasets.resize import clip_boxes
 from datasets.target import Target
@@ -27,8 +25,10 @@ MIN_EXTENT = 1.0
 """Pixels of the original image. A box that is not wider and higher than this is a slip of the mouse: nothing can be
 learned from it, and its logarithms ruin the loss. In VOC's inclusive pixels it is a box with xmax <= xmin."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _IMAGES = 1 << 16  # that are looked at together
+OF_OBJECTS = ("boxes", "labels", "area", "iscrowd", "difficult", "truncated", "annotation_ids")
+"""The columns of `Records` with a value for each object."""
+
 _EPSILON = 1e-6  # x2 - x1 of a box that was stored as x, y, w, h is off by rounding
 
 
@@ -122,6 +122,10 @@ class Records:
         """(M,) int64: the image of each object."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
+    def limits(self) -> np.ndarray:
+        """(M, 4) int64: W H W H of each object's image."""
+        return self.sizes[self.image_of_object()][:, [1, 0, 1, 0]]
+
     def classes_of_images(self, which: np.ndarray | None = None) -> np.ndarray:
         """(P, 2) int64: each image and each label of its objects, once, sorted.
 
@@ -146,28 +150,37 @@ class Records:
 
     def describe(self, m: int) -> str:
         """Object m in words: its file, its number within the image (from 0), its class."""
-        i = int(np.searchsorted(self.offsets, m, side="right")) - 1
-        name = self.class_names[self.labels[m] - 1]
-        file = self.annotation_file.replace("{}", str(self.image_ids[i]))
-        return f"{file} object {m - self.offsets[i]} ({name})"
+        i = self.image_of(m)
+        return f"{self.file_of(i)} object {m - self.offsets[i]} ({self.class_names[self.labels[m] - 1]})"
+
+    def image_of(self, m: int) -> int:
+        """The image of object m."""
+        return int(np.searchsorted(self.offsets, m, side="right")) - 1
+
+    def file_of(self, i: int) -> str:
+        """The annotation file of image i."""
+        return self.annotation_file.replace("{}", str(self.image_ids[i]))
 
     def subset(self, images: np.ndarray | Sequence[int]) -> Records:
         """The records of these images, in this order."""
         images = np.asarray(images, np.int64)
         starts, ends = self.offsets[images].tolist(), self.offsets[images + 1].tolist()
         parts = [np.arange(start, end) for start, end in zip(starts, ends, strict=True)]
-        counts = np.array([len(part) for part in parts], np.int64)
+        objects = np.concatenate([*parts, np.zeros(0, np.int64)])
         return replace(
-            self._take_objects(np.concatenate([*parts, np.zeros(0, np.int64)])),
+            self,
             image_paths=self.image_paths[images],
             image_ids=self.image_ids[images],
             sizes=self.sizes[images],
-            offsets=_offsets(counts),
+            offsets=offsets_of([len(part) for part in parts]),
+            **{name: getattr(self, name)[objects] for name in OF_OBJECTS},
         )
 
-    def _take_objects(self, objects: np.ndarray) -> Records:
-        names = ("boxes", "labels", "area", "iscrowd", "difficult", "truncated", "annotation_ids")
-        return replace(self, **{name: getattr(self, name)[objects] for name in names})
+    def with_objects(self, keep: np.ndarray) -> Records:
+        """The same images with those objects only that `keep`, (M,) bool, marks."""
+        counts = np.bincount(self.image_of_object()[keep], minlength=len(self))
+        objects = {name: getattr(self, name)[keep] for name in OF_OBJECTS}
+        return replace(self, offsets=offsets_of(counts), **objects)
 
     def with_classes(
         self,
@@ -198,15 +211,12 @@ class Records:
         labels = new_label[self.labels]
         if (labels == unknown).any():
             raise UserError(_unknown_class(self, int(np.argmax(labels == unknown)), renamed, known))
-        keep = labels != dropped
-        counts = np.bincount(self.image_of_object()[keep], minlength=len(self))
         id_of = dict(reversed(list(zip(renamed, self.category_ids.tolist(), strict=True))))
         none = "" if self.category_ids.dtype.kind == "U" else -1
         return replace(
-            replace(self, labels=labels)._take_objects(np.flatnonzero(keep)),
-            offsets=_offsets(counts),
+            replace(self, labels=labels).with_objects(labels != dropped),
             class_names=class_names,
-            category_ids=_id_array([id_of.get(name, none) for name in class_names]),
+            category_ids=id_array([id_of.get(name, none) for name in class_names]),
         )
 
 
@@ -230,211 +240,20 @@ def join(parts: Sequence[Records]) -> Records:
         form = None
     same_categories = all(np.array_equal(part.category_ids, parts[0].category_ids) for part in parts)
     shifts = np.cumsum([0] + [len(part.labels) for part in parts])
-    names = ("sizes", "boxes", "labels", "area", "iscrowd", "difficult", "truncated")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("sizes", *OF_OBJECTS)}
+    columns["annotation_ids"] = np.arange(1, shifts[-1] + 1)  # several parts may have the same
     return replace(
         parts[0],
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names},
+        **columns,
         image_paths=Names.join([part.image_paths for part in parts]),
         image_ids=np.concatenate(ids),
         offsets=np.concatenate([[0], *(p.offsets[1:] + s for p, s in zip(parts, shifts[:-1], strict=True))]),
-        annotation_ids=np.arange(1, shifts[-1] + 1),
         category_ids=parts[0].category_ids if same_categories else np.arange(1, len(parts[0].class_names) + 1),
         annotated=all(part.annotated for part in parts),
         source=" + ".join(part.source for part in parts),
         annotation_file="{}",
         form=form,
     )
-
-
-def make_records(
-    *,
-    images: list[tuple[str, str | int, tuple[int, int]]],
-    boxes: Sequence[Sequence[float]] | np.ndarray,
-    labels: Sequence[int] | np.ndarray,
-    counts: Sequence[int] | np.ndarray,
-    class_names: list[str],
-    source: str,
-    annotation_file: str,
-    area: Sequence[float] | np.ndarray | None = None,
-    iscrowd: Sequence[bool] | np.ndarray | None = None,
-    difficult: Sequence[bool] | np.ndarray | None = None,
-    truncated: Sequence[bool] | np.ndarray | None = None,
-    annotation_ids: Sequence[int] | np.ndarray | None = None,
-    category_ids: Sequence[Any] | None = None,
-    annotated: bool = True,
-    form: Literal["voc", "coco"] | None = None,
-) -> Records:
-    """Records of plain lists, as the readers collect them; reports what is wrong with the boxes.
-
-    Args:
-        images: (path, id, declared (H, W)) of each image.
-        boxes: M boxes, x1 y1 x2 y2, continuous pixels that count from 0.
-        labels: M labels, 1..K.
-        counts: number of objects of each image.
-        class_names, source, annotation_file, ...: as in `Records`.
-
-    Raises:
-        UserError: a coordinate is not finite, or the name of an image is not UTF-8.
-    """
-    _check_names(images, source)
-    corners = np.array(boxes, np.float64).reshape(-1, 4)
-    total = len(corners)
-    if area is None:
-        area = np.clip(corners[:, 2:] - corners[:, :2], 0, None).prod(axis=1)
-    ids = [image_id for _, image_id, _ in images]
-    records = Records(
-        image_paths=Names.of(path for path, _, _ in images),
-        image_ids=_id_array(ids),
-        sizes=np.array([size for _, _, size in images], np.int64).reshape(-1, 2),
-        offsets=_offsets(np.array(counts, np.int64)),
-        boxes=corners,
-        labels=np.array(labels, np.int64),
-        area=np.asarray(area, np.float64),
-        iscrowd=np.zeros(total, bool) if iscrowd is None else np.array(iscrowd, bool),
-        difficult=np.zeros(total, bool) if difficult is None else np.array(difficult, bool),
-        truncated=np.zeros(total, bool) if truncated is None else np.array(truncated, bool),
-        annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.array(annotation_ids, np.int64),
-        class_names=list(class_names),
-        category_ids=_id_array(list(category_ids or range(1, len(class_names) + 1))),
-        annotated=annotated,
-        source=source,
-        annotation_file=annotation_file,
-        form=form,
-    )
-    _check_finite(records)
-    records = _with_true_sizes(records)
-    _report_boxes(records)
-    return records
-
-
-def report(records: Records, which: np.ndarray, fault: str) -> None:
-    """Log one line about the objects that `which` (M,) marks: how many, the fault, the first three by name."""
-    found = np.flatnonzero(which)
-    if len(found):
-        examples = ", ".join(records.describe(int(m)) for m in found[:3])
-        more = ", ..." if len(found) > 3 else ""
-        plural = "s" if len(found) > 1 else ""
-        logger.warning("%s: %d object%s %s: %s%s", records.source, len(found), plural, fault, examples, more)
-
-
-def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
-    """Refuse image names whose bytes are not UTF-8, or that hold line ends and their like: lists cannot hold them."""
-    names = [f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images]
-    control = next((name for name in names if not name.isprintable() and _CONTROL.search(name)), None)
-    if control is not None:
-        raise UserError(f"{source}: the image name {control!r} holds a control character: rename it")
-    bad = [path for (path, _, _), name in zip(images, names, strict=True) if not _is_unicode(name)]
-    if bad:
-        raise UserError(
-            f"{source}: the name of {len(bad)} image{'s' if len(bad) > 1 else ''} is not UTF-8, the first: {bad[0]}: "
-            "rename them (convmv -f latin1 -t utf8 --notest FOLDER)"
-        )
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # os.fsdecode keeps bytes that are not UTF-8 as lone surrogates
-        return False
-    return True
-
-
-def _check_finite(records: Records) -> None:
-    bad = ~np.isfinite(records.boxes).all(axis=1)
-    if bad.any():
-        raise UserError(f"{records.describe(int(np.argmax(bad)))}: a coordinate is not a finite number")
-
-
-def _limits(records: Records) -> np.ndarray:
-    """(M, 4): W H W H of each object's image."""
-    return records.sizes[records.image_of_object()][:, [1, 0, 1, 0]]
-
-
-def _leaving(records: Records) -> np.ndarray:
-    """(M,) bool: objects that reach out of their image by more than a pixel."""
-    return np.any((records.boxes < -1) | (records.boxes > _limits(records) + 1), axis=1)
-
-
-def _with_true_sizes(records: Records) -> Records:
-    """The records with the size in the file's header for images whose boxes leave the declared one, for the image
-    counts; an image that cannot be read keeps what is declared."""
-    sizes, wrong = records.sizes.copy(), []
-    for i in np.unique(records.image_of_object()[_leaving(records)]):
-        try:
-            sizes[i] = image_file_size(str(records.image_paths[i]), records.image_size(i))
-        except UserError:  # the loader will say so, by its own policy
-            continue
-        if tuple(sizes[i]) != records.image_size(i):
-            wrong.append(i)
-    if wrong:
-        (height, width), (declared_height, declared_width) = sizes[wrong[0]], records.sizes[wrong[0]]
-        logger.warning(
-            "%s: %d image%s not of the declared size: the image counts: %s is %d wide and %d high, declared %d and %d",
-            records.source, len(wrong), " is" if len(wrong) == 1 else "s are", records.image_paths[wrong[0]],
-            width, height, declared_width, declared_height,
-        )  # fmt: skip
-    return replace(records, sizes=sizes)
-
-
-def _report_boxes(records: Records) -> None:
-    reversed_ = np.any(records.boxes[:, 2:] < records.boxes[:, :2], axis=1)
-    report(records, reversed_, _why_reversed(records, reversed_))
-    if looks_like_fractions(records):
-        logger.warning(
-            "%s: no coordinate is above 1.5: the boxes seem to be in fractions of the image, not in pixels: multiply x "
-            "by its width and y by its height", records.source,
-        )  # fmt: skip
-    without = ~has_extent(records.boxes) & ~reversed_
-    report(
-        records,
-        without,
-        f"at most {MIN_EXTENT:g} pixel wide or high will not be trained on (the evaluators count them)",
-    )
-    limits = _limits(records)
-    outside = np.any((records.boxes[:, 2:] <= 0) | (records.boxes[:, :2] >= limits[:, :2]), axis=1)
-    outside &= ~reversed_ & ~without
-    report(records, outside, "wholly outside the image will not be trained on (the evaluators count them)")
-    clipped = _leaving(records) & ~reversed_ & ~without & ~outside
-    report(records, clipped, "reach out of the image by more than a pixel and are clipped for training")
-    report(records, repeated(records), "annotated twice, with the same box and class in the same image")
-
-
-def looks_like_fractions(records: Records) -> bool:
-    """Whether the boxes rather hold fractions of their images: none reaches far beyond the first pixel, and some
-    coordinates are no whole numbers."""
-    boxes = records.boxes
-    return len(boxes) > 0 and bool(boxes.max() <= 1.5) and bool((boxes % 1).any())
-
-
-def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
-    """What is likely wrong with boxes whose second corner lies before the first."""
-    limits = _limits(records)[:, :2] + 1
-    as_sides = np.all(records.boxes[:, :2] + records.boxes[:, 2:] <= limits, axis=1)
-    causes = ["corners exchanged", "width and height in place of xmax and ymax"]
-    if not as_sides[reversed_].all():
-        causes = causes[:1]  # such a width or height would leave the image
-    elif as_sides.all() and len(as_sides) > 4:
-        causes = causes[1:]  # all boxes of the set fit if they are taken so
-    return f"with xmax below xmin or ymax below ymin will not be trained on: {', or '.join(causes)}?"
-
-
-def repeated(records: Records) -> np.ndarray:
-    """(M,) bool: objects with the box and the class of an earlier one in the same image."""
-    keys = np.column_stack([records.image_of_object(), records.labels, records.boxes])
-    # Equal rows have equal sums, so only rows of sums that occur twice are compared: fast for millions of objects.
-    sums = keys @ np.random.default_rng(0).random(keys.shape[1])
-    order = np.argsort(sums, kind="stable")
-    near = np.zeros(len(keys), bool)
-    same_sum = sums[order][1:] == sums[order][:-1]
-    near[order[1:][same_sum]] = near[order[:-1][same_sum]] = True
-    candidates = np.flatnonzero(near)
-    found = np.zeros(len(keys), bool)
-    seen: set[tuple[float, ...]] = set()
-    for m in candidates.tolist():
-        key = tuple(keys[m].tolist())
-        found[m] = key in seen
-        seen.add(key)
-    return found
 
 
 def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str]) -> str:
@@ -447,10 +266,11 @@ def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str
     )
 
 
-def _offsets(counts: np.ndarray) -> np.ndarray:
+def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(N + 1,) int64: where the objects of each image begin, of the numbers of objects."""
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
-def _id_array(ids: list[Any]) -> np.ndarray:
+def id_array(ids: list[Any]) -> np.ndarray:
     """(N,) int64 where the ids are numbers, else str."""
     return np.array(ids, np.int64 if ids and isinstance(ids[0], int) else np.str_)

@@ -11,6 +11,7 @@ import numpy as np
 
 from configs.errors import UserError
 from datasets.images import image_file_size
+from datasets.make_records import repeated
 from datasets.records import Records
 from datasets.resize import resized_size
 from datasets.voc import corners_from_zero
@@ -53,10 +54,8 @@ def resized_extents(records: Records, min_size: int, max_size: int) -> tuple[np.
     """Width and height, (M, 2) float64 pixels after resizing, of objects that can be trained on, and their labels."""
     usable = records.trainable(train_difficult=True)
     scales = resize_factors(records.sizes, min_size, max_size)
-    owners = records.image_of_object()
-    limits = records.sizes[owners][:, [1, 0, 1, 0]]
-    boxes = np.clip(records.boxes, 0, limits)
-    extents = (boxes[:, 2:] - boxes[:, :2]) * scales[owners][:, None] if len(boxes) else np.zeros((0, 2))
+    boxes = np.clip(records.boxes, 0, records.limits())
+    extents = (boxes[:, 2:] - boxes[:, :2]) * scales[records.image_of_object()][:, None]
     return extents[usable], records.labels[usable]
 
 
@@ -96,26 +95,21 @@ def problems(records: Records, part: str) -> list[str]:
             found.append(f"classes with fewer than {FEW} objects, of which little can be learned: {_some(rare)}")
     elif records.annotated and (absent := rare_classes(records, 1)):
         found.append(f"classes without objects, which cannot be measured: {_some(absent)}")
-    spellings = defaultdict(set)
-    for name in records.class_names:
-        spellings["".join(name.lower().replace("_", " ").replace("-", " ").split())].add(name)
-    for names in spellings.values():
-        if len(names) > 1:
-            found.append(
-                f"classes that may be one: {', '.join(sorted(names))}: data.rename_classes gives them one name"
-            )
-    found += _doubles(records)
+    for names in same_spellings(records.class_names):
+        found.append(f"classes that may be one: {', '.join(sorted(names))}: data.rename_classes gives them one name")
+    again = np.flatnonzero(repeated(records))
+    if len(again):
+        example = records.describe(int(again[0]))
+        found.append(f"{len(again)} objects are there twice, box and class, for example {example}")
     return found + _files(records)
 
 
-def _doubles(records: Records) -> list[str]:
-    """Boxes that are there twice with the same class."""
-    rows = np.column_stack([records.image_of_object(), records.labels, records.boxes])
-    _, first, counts = np.unique(rows, axis=0, return_index=True, return_counts=True)
-    if not (counts > 1).any():
-        return []
-    example = records.describe(int(first[np.argmax(counts > 1)]))
-    return [f"{int((counts - 1).sum())} objects are there twice, box and class, for example {example}"]
+def same_spellings(names: Sequence[str]) -> list[list[str]]:
+    """The names that differ in case, blanks or separators only, side by side."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups["".join(letter for letter in name.casefold() if letter.isalnum())].append(name)
+    return [group for plain, group in groups.items() if plain and len(group) > 1]
 
 
 def _files(records: Records) -> list[str]:

@@ -29,7 +29,8 @@ from datasets.images import (
     plain_name,
     same_name,
 )
-from datasets.records import Records, logger, make_records, report
+from datasets.make_records import make_records, report
+from datasets.records import Records, logger
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import number_in, short
 from datasets.images import by_plain_name, image_file_size, list_files, list_images, plain_name
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())

@@ -13,7 +13,6 @@ from configs.loading import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTS = re.compile(r"(python3?|torchrun --nproc-per-node \d+) +tools/\w+\.py\b")
-PARSERS = ("build_parser", "parser", "make_parser")
 
 
 def printed_commands(text: str) -> Iterator[str]:
@@ -35,11 +34,10 @@ def parse(command: str) -> argparse.Namespace:
     words = shlex.split(command)
     start = next(index for index, word in enumerate(words) if word.startswith("tools/"))
     script = importlib.import_module(words[start].removesuffix(".py").replace("/", "."))
-    made = next(getattr(script, name) for name in PARSERS if getattr(script, name, None) is not None)
     try:
-        options = made().parse_intermixed_args(words[start + 1 :])
+        options = script.make_parser().parse_intermixed_args(words[start + 1 :])
     except TypeError:  # a script with commands of its own, which cannot be intermixed
-        options = made().parse_args(words[start + 1 :])
+        options = script.make_parser().parse_args(words[start + 1 :])
     for word in words[start:]:
         if word.startswith(("tools/", "configs/")):
             assert (ROOT / word).exists(), word

@@ -25,15 +25,15 @@ from datasets.target import SampleKey
 from tools.runtime import cli
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = cli.make_parser(__doc__, config=True, data_root=True, seed=True)
-    add = options.add_argument
+    parser = cli.make_parser(__doc__, config=True, data_root=True, seed=True)
+    add = parser.add_argument
     add("--split", choices=("train", "val", "test"), default="train", help="which part of the config's data (train)")
     add("--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="the sheet (sheet.png)")
     add("--count", type=int, default=16, metavar="N", help="images on the sheet (16)")
     add("--epoch", type=int, default=0, metavar="N", help="of the draws of the augmentation (0)")
-    return options
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -90,4 +90,4 @@ def write_sheet(path: Path, dataset: DetectionDataset, count: int, epoch: int) -
 
 
 if __name__ == "__main__":
-    cli.run(main, parser())
+    cli.run(main, make_parser())

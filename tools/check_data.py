@@ -19,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from configs.detection import DataConfig, DetectionConfig
 from configs.errors import UserError, printable
 from configs.files import write_text
 from configs.loading import load_config
@@ -33,30 +34,19 @@ SHOWN = {"error": 20, "warning": 20, "note": 3}
 """Problems of a code that are printed, by severity; --json has all."""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = cli.make_parser(__doc__, data_root=True)
-    add = options.add_argument
-    add(
-        "folder",
-        nargs="?",
-        type=Path,
-        metavar="FOLDER",
-        help="photos and annotations in any layout of docs/own_data.md",
-    )
+    parser = cli.make_parser(__doc__, data_root=True)
+    add = parser.add_argument
+    add("folder", nargs="?", type=Path, metavar="FOLDER", help="photos and annotations in a layout of docs/own_data.md")
     add("--cfg", type=Path, metavar="FILE", help="a config, whose train, val and test sets are checked")
-    cli.add_set(options)
+    cli.add_set(parser)
     add("--fast", action="store_true", help="look at the annotations alone")
     add("--near", action="store_true", help="name pictures that look nearly like another one (perceptual hash)")
     add("--json", type=Path, metavar="FILE", help="write all problems here")
-    add(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="write problems.json, problems.txt and pictures of the worst images here",
-    )
+    add("--out", type=Path, metavar="DIR", help="write problems.json, problems.txt, pictures of the worst images here")
     add("--policy", choices=("error", "drop", "clip"), default="error", help="what happens to boxes that are wrong")
-    return options
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -65,9 +55,11 @@ def main(args: argparse.Namespace) -> None:
         raise UserError("give a FOLDER or --cfg FILE")
     if args.near and args.fast:
         raise UserError("--near compares pictures, which --fast does not open: give one of them")
-    problems = file_problems(args)
+    config = None if args.cfg is None else load_config(args.cfg, args.overrides)
+    root = cli.find_data_root(args.data_root)
+    problems = file_problems(config.data, root) if config is not None else []
     try:
-        parts, sizes = read_parts(args)
+        parts, sizes = read_parts(args.folder, config, root)
     except UserError as error:  # files that are told one by one may keep the set from being read
         if not any(problem.severity == "error" for problem in problems):
             raise
@@ -79,12 +71,14 @@ def main(args: argparse.Namespace) -> None:
         kept = records if args.policy == "error" else clean(records, args.policy)
         if len(kept.labels) < len(records.labels):
             print(f"{part}: --policy {args.policy} takes out {len(records.labels) - len(kept.labels)} objects")
-        problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1])
+        from_one = config is not None and counts_from_one(config.data, part)
+        problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1], from_one=from_one)
         if not args.fast:
             found, marks[part] = lint_images(records)
             problems += found
     problems += lint_splits(marks) + (lint_near(marks) if args.near else [])
-    problems += anchor_problems(args, parts, sizes)
+    if config is not None and "train" in parts:
+        problems += anchor_problems(config, parts["train"], sizes)
     say(parts, problems)
     write(args, problems)
     if args.out:
@@ -106,14 +100,15 @@ def write(args: argparse.Namespace, problems: list[Problem]) -> None:
         write_text(args.out / "problems.txt", "".join(f"{printable(problem.line())}\n" for problem in problems))
 
 
-def read_parts(args: argparse.Namespace) -> tuple[dict[str, Records], tuple[int, int]]:
+def read_parts(
+    folder: Path | None, config: DetectionConfig | None, root: Path
+) -> tuple[dict[str, Records], tuple[int, int]]:
     """The records of each part, and the shorter and the longer side that training resizes to."""
-    if args.folder is not None:
+    if config is None:
         from tools.runtime.own_data import read_own_data
 
-        return dict(read_own_data(args.folder).records), (600, 1000)
-    config = load_config(args.cfg, args.overrides)
-    root = cli.find_data_root(args.data_root)
+        assert folder is not None, "one of the two is given"
+        return dict(read_own_data(folder).records), (600, 1000)
     data = config.data
     parts: dict[str, Records] = {}
     for part in ("train", "val", "test"):
@@ -124,28 +119,27 @@ def read_parts(args: argparse.Namespace) -> tuple[dict[str, Records], tuple[int,
     return parts, (shortest, data.max_size)
 
 
-def file_problems(args: argparse.Namespace) -> list[Problem]:
+def counts_from_one(data: DataConfig, part: str) -> bool:
+    """Whether all sources of a part count pixels from 1, as VOC's own files do."""
+    return all(source.format == "voc" and not source.zero_based for source in getattr(data, part))
+
+
+def file_problems(data: DataConfig, root: Path) -> list[Problem]:
     """The problems of the files of VOC folders, each looked at by itself."""
-    if args.cfg is None:
-        return []
-    data = load_config(args.cfg, args.overrides).data
     sets: dict[Path, list[str]] = defaultdict(list)
     for part in ("train", "val", "test"):
         for source in getattr(data, part) or ():
             if source.format == "voc" and source.image_set:
-                sets[cli.find_data_root(args.data_root) / source.root].append(source.image_set)
+                sets[root / source.root].append(source.image_set)
     found = [problem for root, names in sets.items() for problem in lint_voc_files(root, names)]
     # A config may take some sets of a folder only: what the others list is not lonely.
     return [problem for problem in found if not problem.code.endswith("-lonely")]
 
 
-def anchor_problems(args: argparse.Namespace, parts: dict[str, Records], sizes: tuple[int, int]) -> list[Problem]:
+def anchor_problems(config: DetectionConfig, train: Records, sizes: tuple[int, int]) -> list[Problem]:
     """Whether the config's anchors fit the training set, with a line that says how well."""
-    if args.cfg is None or "train" not in parts:
-        return []
-    model = load_config(args.cfg, args.overrides).model
-    fpn, (min_size, max_size) = model.neck == "fpn", sizes
-    found, words = lint_anchors(parts["train"], model.anchors, fpn=fpn, min_size=min_size, max_size=max_size)
+    fpn, (min_size, max_size) = config.model.neck == "fpn", sizes
+    found, words = lint_anchors(train, config.model.anchors, fpn=fpn, min_size=min_size, max_size=max_size)
     print(words)
     return found
 
@@ -175,9 +169,8 @@ def draw(path: Path, parts: dict[str, Records], problems: list[Problem], count: 
         numbers[problem.file] += problem.severity != "note"
     worst: list[tuple[int, Records, int]] = []
     for records in parts.values():
-        for i, (image, identity) in enumerate(zip(records.image_paths, records.image_ids, strict=True)):
-            file = records.annotation_file.replace("{}", str(identity))
-            worst.append((numbers.get(str(image), 0) + numbers.get(file, 0), records, i))
+        for i, image in enumerate(records.image_paths):
+            worst.append((numbers.get(image, 0) + numbers.get(records.file_of(i), 0), records, i))
     worst = sorted((item for item in worst if item[0]), key=lambda item: -item[0])[:count]
     pictures = []
     for _, records, i in worst:
@@ -192,4 +185,4 @@ def draw(path: Path, parts: dict[str, Records], problems: list[Problem], count: 
 
 
 if __name__ == "__main__":
-    cli.run(main, parser())
+    cli.run(main, make_parser())

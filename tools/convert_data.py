@@ -25,17 +25,17 @@ from tools.runtime import cli
 from tools.runtime.own_data import read_own_data
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = cli.make_parser(__doc__)
-    add = options.add_argument
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
     add("folder", type=Path, metavar="IN", help="the data set, in any layout of docs/own_data.md")
     add("out", type=Path, metavar="OUT", help="a new folder")
     add("--to", required=True, choices=("voc", "coco", "yolo"), help="the format")
     add("--split", metavar="SHARES", help="make new parts: shares of train and val, and of test: .8,.2 or .7,.2,.1")
     add("--split-by", metavar="PATTERN", help="regular expression: images with equal first groups stay together")
     add("--seed", type=int, default=0, metavar="N", help="another one makes another division (0)")
-    return options
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -85,4 +85,4 @@ def _divided(
 
 
 if __name__ == "__main__":
-    cli.run(main, parser())
+    cli.run(main, make_parser())

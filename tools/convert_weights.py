@@ -26,21 +26,21 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError
-from tools.runtime.cli import add_set, make_parser, run
+from tools.runtime import cli
 
 SOURCES = ("torchvision", "msra", "caffe-vgg16", "detectron2", "akamaster")
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = make_parser(__doc__)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("--source", required=True, choices=SOURCES, help="the project that the file comes from")
     parser.add_argument("input", type=Path, metavar="IN", help="the file: .pth, .pt, .th, .pkl or .safetensors")
     parser.add_argument("output", type=Path, metavar="OUT", help="checkpoint to write: .pt or .safetensors")
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="of a detector: its config, as those in configs/zoo/")
     parser.add_argument("--overwrite", action="store_true", help="OUT may exist, and is replaced")
-    add_set(parser)
+    cli.add_set(parser)
     return parser
 
 
@@ -124,4 +124,4 @@ def describe(checkpoint: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run(main, build_parser())
+    cli.run(main, make_parser())

@@ -32,10 +32,10 @@ from detection.evaluation.results import read_detections
 from tools.runtime import cli
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = cli.make_parser(__doc__)
-    add = options.add_argument
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
     add("--format", choices=("voc", "coco", "imagenet_det"), help="of the ground truth and the detections")
     add("--gt", type=Path, help="ground truth: VOC or ILSVRC folder, or COCO annotation file")
     add(
@@ -45,8 +45,8 @@ def parser() -> argparse.ArgumentParser:
         help="in place of --format and --gt: a config whose data is the ground truth",
     )
     add("--split", choices=("train", "val", "test"), help="of --cfg (default: test, where the config has it, else val)")
-    cli.add_data_root(options)
-    cli.add_set(options)
+    cli.add_data_root(parser)
+    cli.add_set(parser)
     add("--dt", required=True, type=Path, help="detections: comp4 folder, VOC list or COCO results")
     add(
         "--image-set",
@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     add("--images", type=Path, metavar="DIR", help="report: folder of the images (VOC: default GT/JPEGImages)")
     add("--compare", type=Path, metavar="DT", help="report: another run's detections, shown side by side")
     add("--names", nargs=2, metavar=("THIS", "OTHER"), help="report: what to call the two runs")
-    return options
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -131,4 +131,4 @@ def read_part(args: argparse.Namespace) -> GroundTruth:
 
 
 if __name__ == "__main__":
-    cli.run(main, parser())
+    cli.run(main, make_parser())

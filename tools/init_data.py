@@ -31,17 +31,17 @@ SHEET = 16
 """Photos on the sheet."""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = cli.make_parser(__doc__)
-    add = options.add_argument
+    parser = cli.make_parser(__doc__)
+    add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds photos and annotations, at any depth")
     add("--out", type=Path, metavar="FILE", help="the config (default: the folder's name with .yaml, here)")
     add("--split", type=float, default=0.8, metavar="SHARE", help="share that trains where there are no parts (0.8)")
     add("--split-by", metavar="PATTERN", help="regular expression: photos with equal first groups stay together")
     add("--start", default="auto", metavar="NAME", help="auto; scratch: random weights; or a detector of docs/zoo.md")
     add("--overwrite", action="store_true", help="write over a config and a sheet that are there")
-    return options
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -143,4 +143,4 @@ def _draw(path: Path, records: Records) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parser())
+    cli.run(main, make_parser())

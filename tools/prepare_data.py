@@ -78,18 +78,18 @@ The halves val1 and val2 of R-CNN (Girshick et al. 2014) come with its code. Whe
 they are taken; otherwise val is halved by this project's own rule, balanced by class, the same each time."""
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    options = cli.make_parser(__doc__, data_root=True)
-    options.add_argument(
+    parser = cli.make_parser(__doc__, data_root=True)
+    parser.add_argument(
         "name", choices=[*PUBLIC_SETS, "imagenet", "imagenet_det"], metavar="NAME", help="which data set"
     )
-    options.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing")
-    source = options.add_mutually_exclusive_group()
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done; write nothing")
+    source = parser.add_mutually_exclusive_group()
     source.add_argument("--mirror", metavar="URL", help="the archives lie under this URL by their bare names")
     source.add_argument("--archives", type=Path, metavar="DIR", help="the archives lie in this folder already")
-    options.add_argument("--keep-archives", action="store_true", help="do not remove the archives after unpacking")
-    return options
+    parser.add_argument("--keep-archives", action="store_true", help="do not remove the archives after unpacking")
+    return parser
 
 
 def main(args: argparse.Namespace) -> None:
@@ -113,4 +113,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, parser())
+    cli.run(main, make_parser())

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from tests.serving import Server, serving
 
 Objects = list[tuple]

@@ -12,7 +12,8 @@ from PIL import Image
 
 from configs.errors import UserError
 from datasets.convert import convert, losses, new_names
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from tests.datasets.conftest import write_image
 from tools.runtime.own_data import read_own_data
 

@@ -19,7 +19,8 @@ from datasets.lint import (
     summary,
     table,
 )
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 
 SIZE = (480, 640)
 GOOD = (100.0, 100.0, 200.0, 180.0)

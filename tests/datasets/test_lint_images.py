@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from datasets.lint_images import lint_images, lint_near, lint_splits
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 
 
 def image_set(folder: Path, files: dict[str, tuple[int, int]]) -> Records:

@@ -26,7 +26,8 @@ from datasets.localisation_views import (
     train_views,
     visible_share,
 )
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 
 SOURCE = {"format": "tiny_imagenet", "root": "tiny", "split": "train"}
 

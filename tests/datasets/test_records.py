@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from datasets.records import Records, has_extent, join, make_records
+from datasets.make_records import make_records
+from datasets.records import Records, has_extent, join
 
 
 def _records(counts: list[int], names=("a", "b", "c"), first_id: int = 0, seed: int = 0) -> Records:

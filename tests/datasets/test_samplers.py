@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from datasets.records import make_records
+from datasets.make_records import make_records
 from datasets.resize import resized_size
 from datasets.samplers import (
     EpochOrders,

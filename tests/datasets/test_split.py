@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from datasets.records import make_records
+from datasets.make_records import make_records
 from datasets.split import choose_seed, group_keys, split_parts, split_records
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from datasets.survey import (
     class_counts,
     class_table,
@@ -69,7 +70,7 @@ def test_doubts(tmp_path: Path) -> None:
     )
     assert "Red cell (2), red_cell (1), x (1)" in text
     assert "classes that may be one: Red cell, red_cell" in text
-    assert "1 objects are there twice, box and class, for example 0 object 0 (Red cell)" in text
+    assert "1 objects are there twice, box and class, for example 0 object 1 (Red cell)" in text
     assert "c.png: cannot be read as an image" in text
     assert "b.png (60x50, declared 200x100)" in text
 

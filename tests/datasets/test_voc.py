@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from datasets.records import make_records
+from datasets.make_records import make_records
 from datasets.voc import read_annotation, read_voc
 from detection.evaluation.ground_truth import read_voc_ground_truth
 from tests.datasets.conftest import annotation_xml, write_image

@@ -20,9 +20,8 @@ WEIGHTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56
 
 
 def run(script, *arguments: object) -> None:
-    parser = getattr(script, "build_parser", None) or script.make_parser
     with pytest.raises(SystemExit) as ending:
-        cli.run(script.main, parser(), [str(argument) for argument in arguments])
+        cli.run(script.main, script.make_parser(), [str(argument) for argument in arguments])
     assert ending.value.code == 0
 
 

@@ -82,7 +82,7 @@ def checkpoint(expected: dict[str, np.ndarray], root: Path, tmp_path_factory: py
     with pytest.raises(SystemExit) as caught:
         run(
             convert_weights.main,
-            convert_weights.build_parser(),
+            convert_weights.make_parser(),
             [*map(str, arguments), "--set", "data.classes=voc"],
         )
     assert caught.value.code == 0

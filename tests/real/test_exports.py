@@ -24,7 +24,7 @@ def test_what_init_data_writes_reads_the_export(tool: str, data_dir: Path, tmp_p
     folder = data_dir / "exports" / tool
     expected = json.loads((data_dir / "exports/expected.json").read_text())
     out = tmp_path / "my.yaml"
-    init_data.main(init_data.parser().parse_args([str(folder), "--out", str(out), "--start", "scratch"]))
+    init_data.main(init_data.make_parser().parse_args([str(folder), "--out", str(out), "--start", "scratch"]))
     assert "layout" in capsys.readouterr().out
     assert (tmp_path / "my_sheet.jpg").stat().st_size > 10_000
     data = load_config(out).data

@@ -121,7 +121,7 @@ def tree(data_dir, tmp_path_factory) -> Path:
         {f"{kit}/ILSVRC2012_validation_ground_truth.txt": truth, f"{kit}/meta.mat": (root / "meta.mat").read_bytes()},
     )
     with redirect_stdout(io.StringIO()) as printed:
-        prepare_data.main(prepare_data.parser().parse_args(["imagenet", "--data-root", str(root)]))
+        prepare_data.main(prepare_data.make_parser().parse_args(["imagenet", "--data-root", str(root)]))
     block = printed.getvalue().split("and run there\n\n")[1].split("\n\nAfterwards")[0]
     subprocess.run(["bash", "-ec", block], cwd=folder, check=True, capture_output=True)
     return root

@@ -13,7 +13,7 @@ from tools import browse_data
 
 
 def run(*words: object) -> None:
-    browse_data.main(browse_data.parser().parse_args([str(word) for word in words]))
+    browse_data.main(browse_data.make_parser().parse_args([str(word) for word in words]))
 
 
 def test_sheet_and_numbers(tiny_config: Path, tmp_path: Path, capsys) -> None:

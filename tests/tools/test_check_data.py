@@ -36,7 +36,7 @@ def config(tmp_path: Path, **sets: Path) -> Path:
 
 
 def run(*args: object) -> None:
-    check_data.main(check_data.parser().parse_args([str(arg) for arg in args]))
+    check_data.main(check_data.make_parser().parse_args([str(arg) for arg in args]))
 
 
 def test_a_clean_set_passes(tmp_path: Path, capsys) -> None:
@@ -104,3 +104,13 @@ def test_near_pictures_and_anchors(tmp_path: Path, capsys) -> None:
     assert "image-near" in found
     with pytest.raises(UserError, match="--near compares pictures"):
         run(root, "--near", "--fast")
+
+
+def test_voc_sets_that_count_from_zero_are_told(tmp_path: Path) -> None:
+    path = config(tmp_path, train=voc_set(tmp_path / "v", {"a": [GOOD, ("cat", (0, 100, 180, 180))]}))
+    for overrides, expected in (
+        ((), {"boxes-from-zero", "box-at-edge"}),
+        (("data.train.0.zero_based=true",), {"box-at-edge"}),
+    ):
+        run("--cfg", path, "--fast", "--json", tmp_path / "p.json", *(("--set", *overrides) if overrides else ()))
+        assert {problem["code"] for problem in json.loads((tmp_path / "p.json").read_text())} == expected

@@ -12,7 +12,7 @@ from tools.runtime.own_data import read_own_data
 
 
 def run(*words: object) -> None:
-    convert_data.main(convert_data.parser().parse_args([str(word) for word in words]))
+    convert_data.main(convert_data.make_parser().parse_args([str(word) for word in words]))
 
 
 def test_parts_are_kept(tiny_voc: Path, tmp_path: Path, capsys) -> None:

@@ -8,14 +8,14 @@ import torch
 from backbones.pretrained import load_backbone_weights
 from backbones.weights import read_weights_file
 from backbones.zoo import build_backbone
-from tools.convert_weights import build_parser, main
+from tools.convert_weights import main, make_parser
 from tools.runtime.cli import run
 
 
 def convert(*arguments):
     """Exit code of the script."""
     with pytest.raises(SystemExit) as caught:
-        run(main, build_parser(), [str(argument) for argument in arguments])
+        run(main, make_parser(), [str(argument) for argument in arguments])
     return caught.value.code
 
 

@@ -193,7 +193,7 @@ def test_a_part_of_a_configs_data(tiny_voc: Path, tiny_config: Path, tmp_path: P
         )
         write_detections_json(tmp_path / f"{part}.json", found)
         words = ["--cfg", tiny_config, "--dt", tmp_path / f"{part}.json", "--out", tmp_path / "m.json"]
-        args = script.parser().parse_args([str(word) for word in [*words, "--set", *overrides]])
+        args = script.make_parser().parse_args([str(word) for word in [*words, "--set", *overrides]])
         if part == "val":
             script.main(args)
             assert json.loads((tmp_path / "m.json").read_text())["voc12"]["mAP"] == 1.0
@@ -205,4 +205,4 @@ def test_a_part_of_a_configs_data(tiny_voc: Path, tiny_config: Path, tmp_path: P
 @pytest.mark.parametrize("words", [[], ["--cfg", "a.yaml", "--gt", "b"], ["--format", "voc"]])
 def test_the_ground_truth_is_named_once(words: list[str]) -> None:
     with pytest.raises(UserError, match="--format and --gt"):
-        script.main(script.parser().parse_args([*words, "--dt", "d.json"]))
+        script.main(script.make_parser().parse_args([*words, "--dt", "d.json"]))

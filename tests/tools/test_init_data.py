@@ -34,7 +34,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def run(*words: object) -> None:
-    init_data.main(init_data.parser().parse_args([str(word) for word in words]))
+    init_data.main(init_data.make_parser().parse_args([str(word) for word in words]))
 
 
 def test_it_writes_a_config_that_builds(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:

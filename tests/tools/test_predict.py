@@ -18,7 +18,7 @@ from configs.loading import load_config
 from datasets.detection import DetectionDataset
 from datasets.images import image_file_size, read_image
 from datasets.loader import Collate
-from datasets.records import make_records
+from datasets.make_records import make_records
 from datasets.target import SampleKey
 from detection import predictor
 from detection.checkpoint import load_detector

@@ -85,7 +85,7 @@ def test_download_through_the_script(tmp_path: Path, monkeypatch, capsys) -> Non
     def run(mirror: str) -> int | str | None:
         arguments = ["voc2012", "--data-root", str(tmp_path / "data"), "--mirror", mirror]
         with pytest.raises(SystemExit) as exit_:
-            cli.run(prepare_data.main, prepare_data.parser(), arguments)
+            cli.run(prepare_data.main, prepare_data.make_parser(), arguments)
         return exit_.value.code
 
     assert run((tmp_path / "mirror").as_uri()) == 0

@@ -18,11 +18,14 @@ from configs.detection import DetectionConfig, SourceConfig
 from datasets.cifar import ImageArrays
 from datasets.classification import Splits
 from datasets.folders import ImageFiles
+from datasets.names import Names
 from datasets.records import Records
 from datasets.survey import FEW, counts_from_zero, rare_classes
 from detection.evaluation.evaluate import PROTOCOLS
 from tools.runtime.schedule import make_schedule
 
+Files = Sequence[str | Path] | Names
+"""Of the images of a set."""
 FEW_STEPS = 200
 """Updates. Random weights, or a new head on old ones, have learned next to nothing after fewer."""
 NEARLY_ZERO = 0.005
@@ -201,7 +204,7 @@ CONSEQUENCES = {
 """Of images that two sets have in common."""
 
 
-def common_images(sets: Mapping[str, Sequence[str | Path]]) -> Iterator[str]:
+def common_images(sets: Mapping[str, Files]) -> Iterator[str]:
     """Warnings of sets (train, val, test) that have images in common: the same files, or files of the same content.
 
     Args:
@@ -221,7 +224,7 @@ def common_images(sets: Mapping[str, Sequence[str | Path]]) -> Iterator[str]:
             )
 
 
-def copied(one: Sequence[str | Path], other: Sequence[str | Path]) -> tuple[int, int] | None:
+def copied(one: Files, other: Files) -> tuple[int, int] | None:
     """How many of some images of `other` are in `one` with the same content, and of how many; None: none is.
 
     Fast rather than complete (`tools/check_data.py` compares all): only images of equal size in bytes are read, and

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
-from datasets.records import make_records
+from datasets.make_records import make_records
 from detection.evaluation import boxes as frames
 from detection.evaluation.data import Detections, GroundTruth, align
 from detection.evaluation.evaluate import evaluate

@@ -15,7 +15,8 @@ from datasets.build import build_records
 from datasets.cifar import ImageArrays
 from datasets.classification import Splits
 from datasets.folders import read_folders
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from tests.datasets.conftest import write_image
 from tools.runtime.guards import (
     before_training,

@@ -14,7 +14,8 @@ from backbones.weights import IMAGENET
 from configs.loading import parse_config
 from configs.localisation import LocalisationConfig
 from datasets.localisation import read_localisation
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from detection.localisation import build_localiser
 from tests.tools.made import localisation_values
 from tools.runtime import localisation as module

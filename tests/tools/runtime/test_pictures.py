@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from detection.evaluation.data import Detections
 from tools.runtime import pictures
 from tools.runtime.pictures import choose_images, draw_image, picture_names, write_picture, write_pictures

@@ -7,7 +7,8 @@ import pytest
 
 from configs.detection import DetectionConfig, SourceConfig
 from configs.loading import parse_config, parse_yaml
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from tools.runtime.suggest import (
     Machine,
     anchor_sizes,

@@ -1,0 +1,209 @@
+"""Records of plain lists, as the readers collect them, and what is wrong with their boxes. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from configs.errors import UserError
+from datasets.images import image_file_size
+from datasets.names import Names
+from datasets.records import MIN_EXTENT, Records, has_extent, id_array, logger, offsets_of
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def make_records(
+    *,
+    images: list[tuple[str, str | int, tuple[int, int]]],
+    boxes: Sequence[Sequence[float]] | np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    counts: Sequence[int] | np.ndarray,
+    class_names: list[str],
+    source: str,
+    annotation_file: str,
+    area: Sequence[float] | np.ndarray | None = None,
+    iscrowd: Sequence[bool] | np.ndarray | None = None,
+    difficult: Sequence[bool] | np.ndarray | None = None,
+    truncated: Sequence[bool] | np.ndarray | None = None,
+    annotation_ids: Sequence[int] | np.ndarray | None = None,
+    category_ids: Sequence[Any] | None = None,
+    annotated: bool = True,
+    form: Literal["voc", "coco"] | None = None,
+) -> Records:
+    """Records of plain lists, as the readers collect them; reports what is wrong with the boxes.
+
+    Args:
+        images: (path, id, declared (H, W)) of each image.
+        boxes: M boxes, x1 y1 x2 y2, continuous pixels that count from 0.
+        labels: M labels, 1..K.
+        counts: number of objects of each image.
+        class_names, source, annotation_file, ...: as in `Records`.
+
+    Raises:
+        UserError: a coordinate is not finite, or the name of an image is not UTF-8.
+    """
+    _check_names(images, source)
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    total = len(corners)
+    if area is None:
+        area = np.clip(corners[:, 2:] - corners[:, :2], 0, None).prod(axis=1)
+    ids = [image_id for _, image_id, _ in images]
+    records = Records(
+        image_paths=Names.of(path for path, _, _ in images),
+        image_ids=id_array(ids),
+        sizes=np.array([size for _, _, size in images], np.int64).reshape(-1, 2),
+        offsets=offsets_of(counts),
+        boxes=corners,
+        labels=np.array(labels, np.int64),
+        area=np.asarray(area, np.float64),
+        iscrowd=np.zeros(total, bool) if iscrowd is None else np.array(iscrowd, bool),
+        difficult=np.zeros(total, bool) if difficult is None else np.array(difficult, bool),
+        truncated=np.zeros(total, bool) if truncated is None else np.array(truncated, bool),
+        annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.array(annotation_ids, np.int64),
+        class_names=list(class_names),
+        category_ids=id_array(list(category_ids or range(1, len(class_names) + 1))),
+        annotated=annotated,
+        source=source,
+        annotation_file=annotation_file,
+        form=form,
+    )
+    _check_finite(records)
+    records = _with_true_sizes(records)
+    _report_boxes(records)
+    return records
+
+
+def report(records: Records, which: np.ndarray, fault: str) -> None:
+    """Log one line about the objects that `which` (M,) marks: how many, the fault, the first three by name."""
+    found = np.flatnonzero(which)
+    if len(found):
+        examples = ", ".join(records.describe(int(m)) for m in found[:3])
+        more = ", ..." if len(found) > 3 else ""
+        plural = "s" if len(found) > 1 else ""
+        logger.warning("%s: %d object%s %s: %s%s", records.source, len(found), plural, fault, examples, more)
+
+
+def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
+    """Refuse image names whose bytes are not UTF-8, or that hold line ends and their like: lists cannot hold them."""
+    names = [f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images]
+    control = next((name for name in names if not name.isprintable() and _CONTROL.search(name)), None)
+    if control is not None:
+        raise UserError(f"{source}: the image name {control!r} holds a control character: rename it")
+    bad = [path for (path, _, _), name in zip(images, names, strict=True) if not _is_unicode(name)]
+    if bad:
+        raise UserError(
+            f"{source}: the name of {len(bad)} image{'s' if len(bad) > 1 else ''} is not UTF-8, the first: {bad[0]}: "
+            "rename them (convmv -f latin1 -t utf8 --notest FOLDER)"
+        )
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # os.fsdecode keeps bytes that are not UTF-8 as lone surrogates
+        return False
+    return True
+
+
+def _check_finite(records: Records) -> None:
+    bad = ~np.isfinite(records.boxes).all(axis=1)
+    if bad.any():
+        raise UserError(f"{records.describe(int(np.argmax(bad)))}: a coordinate is not a finite number")
+
+
+def _with_true_sizes(records: Records) -> Records:
+    """The records with the size in the file's header for images whose boxes leave the declared one, for the image
+    counts; an image that cannot be read keeps what is declared."""
+    leaving = ((records.boxes < -1) | (records.boxes > records.limits() + 1)).any(axis=1)
+    sizes, wrong = records.sizes.copy(), []
+    for i in np.unique(records.image_of_object()[leaving]):
+        try:
+            sizes[i] = image_file_size(str(records.image_paths[i]), records.image_size(i))
+        except UserError:  # the loader will say so, by its own policy
+            continue
+        if tuple(sizes[i]) != records.image_size(i):
+            wrong.append(i)
+    if wrong:
+        (height, width), (declared_height, declared_width) = sizes[wrong[0]], records.sizes[wrong[0]]
+        logger.warning(
+            "%s: %d image%s not of the declared size: the image counts: %s is %d wide and %d high, declared %d and %d",
+            records.source, len(wrong), " is" if len(wrong) == 1 else "s are", records.image_paths[wrong[0]],
+            width, height, declared_width, declared_height,
+        )  # fmt: skip
+    return replace(records, sizes=sizes)
+
+
+def _report_boxes(records: Records) -> None:
+    faults = box_faults(records)
+    report(records, faults["box-reversed"], _why_reversed(records, faults["box-reversed"]))
+    if looks_like_fractions(records):
+        logger.warning(
+            "%s: no coordinate is above 1.5: the boxes seem to be in fractions of the image, not in pixels: multiply x "
+            "by its width and y by its height", records.source,
+        )  # fmt: skip
+    for code, words in _FAULTS.items():
+        report(records, faults[code], words)
+
+
+_FAULTS = {
+    "box-zero-extent": f"at most {MIN_EXTENT:g} pixel wide or high will not be trained on (the evaluators count them)",
+    "box-off-image": "wholly outside the image will not be trained on (the evaluators count them)",
+    "box-outside": "reach out of the image by more than a pixel and are clipped for training",
+    "box-repeated": "annotated twice, with the same box and class in the same image",
+}
+
+
+def box_faults(records: Records) -> dict[str, np.ndarray]:
+    """Code of `datasets.lint` -> (M,) bool: which boxes have the fault; of the first four each box has one at most."""
+    boxes, limits = records.boxes, records.limits()
+    reversed_ = np.any(boxes[:, 2:] < boxes[:, :2], axis=1)
+    without = ~has_extent(boxes) & ~reversed_
+    off = ~reversed_ & ~without & np.any((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2]), axis=1)
+    outside = ~reversed_ & ~without & ~off & np.any((boxes < -1) | (boxes > limits + 1), axis=1)
+    return {
+        "box-reversed": reversed_, "box-zero-extent": without, "box-off-image": off, "box-outside": outside,
+        "box-repeated": repeated(records),
+    }  # fmt: skip
+
+
+def looks_like_fractions(records: Records) -> bool:
+    """Whether the boxes rather hold fractions of their images: none reaches far beyond the first pixel, and some
+    coordinates are no whole numbers."""
+    boxes = records.boxes
+    return len(boxes) > 0 and bool(boxes.max() <= 1.5) and bool((boxes % 1).any())
+
+
+def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
+    """What is likely wrong with boxes whose second corner lies before the first."""
+    limits = records.limits()[:, :2] + 1
+    as_sides = np.all(records.boxes[:, :2] + records.boxes[:, 2:] <= limits, axis=1)
+    causes = ["corners exchanged", "width and height in place of xmax and ymax"]
+    if not as_sides[reversed_].all():
+        causes = causes[:1]  # such a width or height would leave the image
+    elif as_sides.all() and len(as_sides) > 4:
+        causes = causes[1:]  # all boxes of the set fit if they are taken so
+    return f"with xmax below xmin or ymax below ymin will not be trained on: {', or '.join(causes)}?"
+
+
+def repeated(records: Records) -> np.ndarray:
+    """(M,) bool: objects with the box and the class of an earlier one in the same image."""
+    keys = np.column_stack([records.image_of_object(), records.labels, records.boxes])
+    # Equal rows have equal sums, so only rows of sums that occur twice are compared: fast for millions of objects.
+    sums = keys @ np.random.default_rng(0).random(keys.shape[1])
+    order = np.argsort(sums, kind="stable")
+    near = np.zeros(len(keys), bool)
+    same_sum = sums[order][1:] == sums[order][:-1]
+    near[order[1:][same_sum]] = near[order[:-1][same_sum]] = True
+    candidates = np.flatnonzero(near)
+    found = np.zeros(len(keys), bool)
+    seen: set[tuple[float, ...]] = set()
+    for m in candidates.tolist():
+        key = tuple(keys[m].tolist())
+        found[m] = key in seen
+        seen.add(key)
+    return found

@@ -1,0 +1,69 @@
+"""Records of lists: each fault of a box is found and told once, whatever the readers call it."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+
+from configs.errors import UserError
+from datasets.make_records import box_faults, looks_like_fractions, make_records, repeated
+from datasets.records import Records
+
+
+def records_of(boxes: list[tuple[float, ...]], labels: list[int] | None = None, name: str = "a.jpg") -> Records:
+    """An image of 100 x 60 (H x W), where boxes of 60 x 100 would leave it."""
+    return make_records(
+        images=[(name, "a", (100, 60))],
+        boxes=boxes,
+        labels=labels or [1] * len(boxes),
+        counts=[len(boxes)],
+        class_names=["cat", "dog"],
+        source="set",
+        annotation_file="{}.xml",
+    )
+
+
+def test_each_box_has_one_fault_and_one_line(caplog) -> None:
+    faults = {
+        "box-reversed": (30, 20, 10, 40),
+        "box-zero-extent": (10, 20, 11, 40),
+        "box-off-image": (61, 20, 80, 40),
+        "box-outside": (10, 20, 30, 102),
+        "": (10, 20, 60.9, 100.9),  # less than a pixel outside
+    }
+    with caplog.at_level(logging.WARNING):
+        found = box_faults(records_of(list(faults.values())))
+    for number, code in enumerate(faults):
+        assert [name for name, mark in found.items() if mark[number]] == ([code] if code else [])
+    lines = [line for line in caplog.messages if "declared size" not in line]
+    assert len(lines) == 4
+    for number, line in enumerate(lines):
+        assert line.startswith("set: 1 object ")
+        assert line.endswith(f": a.xml object {number} (cat)")
+
+
+def test_repeated_is_the_same_box_and_class_in_the_same_image() -> None:
+    box, other = (10, 20, 30, 40), (10, 20, 30, 41)
+    assert repeated(records_of([box, other, box, box], [1, 1, 2, 1])).tolist() == [False, False, False, True]
+
+
+def test_fractions_are_small_and_not_whole() -> None:
+    assert looks_like_fractions(records_of([(0.1, 0.2, 1.0, 0.9)]))
+    assert not looks_like_fractions(records_of([(0, 0, 1, 1)]))
+    assert not looks_like_fractions(records_of([(0.1, 0.2, 1.0, 1.6)]))
+    assert not looks_like_fractions(records_of([]))
+
+
+def test_an_area_that_is_not_given_is_the_boxs() -> None:
+    np.testing.assert_array_equal(records_of([(10, 20, 30, 50), (30, 20, 10, 50)]).area, [600, 0])
+
+
+def test_what_cannot_be_kept_is_refused() -> None:
+    with pytest.raises(UserError, match=r"a\.xml object 0 \(cat\): a coordinate is not a finite number"):
+        records_of([(10, 20, np.nan, 40)])
+    with pytest.raises(UserError, match=r"the image name 'a\\nb\.jpga' holds a control character"):
+        records_of([], name="a\nb.jpg")
+    with pytest.raises(UserError, match="the name of 1 image is not UTF-8"):
+        records_of([], name="a\udcff.jpg")
