@@ -117,6 +117,7 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
     """
     from tools.benchmarks import detectors, others
     from tools.benchmarks.cases import find_case
+    from tools.benchmarks.contestants import load_plugin
 
     common = {"repetitions": args.repetitions, "warmup": args.warmup}
     if mode == "loader":
@@ -142,20 +143,13 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
         return exported_mode(args.exported, case=case, **given, **common)
     if mode == "roofline":
         return detectors.roofline_mode(case, args.batch_size or 16)
-    makers = detectors.select(args.contestants.split(","), find_plugins(args.plugin))
+    makers = detectors.select(args.contestants.split(","), {path.stem: load_plugin(path) for path in args.plugin})
     if mode == "count":
         return detectors.count_mode(case, makers, args.amp)
     if device.type == "cpu" and args.amp == "bf16" and not detectors.has_bf16():
         raise UserError("--amp bf16: this processor has no bf16 instructions, so there is nothing to measure")
     amps = {"amp": args.amp, "reference_amp": args.reference_amp or args.amp}
     return detectors.compare_mode(mode, case, makers, device, batch_size=args.batch_size or 1, **amps, **common)
-
-
-def find_plugins(paths: list[Path]) -> dict[str, Any]:
-    """The contestants of plug-in files, named after them."""
-    from tools.benchmarks.contestants import load_plugin
-
-    return {path.stem: load_plugin(path) for path in paths}
 
 
 def row_name(args: argparse.Namespace) -> str:
