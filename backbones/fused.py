@@ -222,7 +222,7 @@ class _Run(torch.autograd.Function):
     """`run` with its gradient.
 
     Of the maps between the layers nobody else knows: they are kept here, not by autograd, and each is given up as soon
-    as the backward pass has used it.
+    as the backward pass has used it, unless the graph is retained.
     """
 
     @staticmethod
@@ -245,15 +245,20 @@ class _Run(torch.autograd.Function):
         ctx: Any, gradient: Tensor
     ) -> tuple[Tensor | None, ...]:
         chain: Chain = ctx.chain
-        if ctx.kept is None:
-            raise RuntimeError("a stage's gradient is asked for a second time: run the forward pass again")
-        kept, ctx.kept = [*ctx.saved_tensors, *ctx.kept], None
+        kept = [*ctx.saved_tensors, *ctx.kept]  # autograd raises its error where these are freed
+        if not _retained():
+            ctx.kept = None
         if ctx.versions != list(map(_version, (kept[-1], *chain.weights()))):
             raise RuntimeError("a stage's output or a weight was changed in place before the stage's gradient was made")
         wanted = ctx.needs_input_grad[2], ctx.needs_input_grad[4:]
         of_x, of_shortcut, of_folded = _backward(chain, gradient, kept, ctx.folded, *wanted)
         unfolded = chain.scaled.unfold(of_folded) if chain.scaled is not None else of_folded
         return None, None, of_x, of_shortcut, *unfolded
+
+
+def _retained() -> bool:
+    """Whether the backward pass that runs was asked to retain the graph."""
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def _backward(

@@ -31,7 +31,7 @@ MISSING = substitutes.install()
 
 from configs.errors import UserError
 from configs.files import read_json
-from tools.benchmarks.report import environment, print_comparison, print_result, write_report
+from tools.benchmarks.report import environment, print_comparison, print_result, with_warnings, write_report
 from tools.runtime import cli
 
 MODES = ("count", "infer", "train", "loader", "eval", "imagenet", "cifar", "roofline", "records", "suite")
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
         run_suite(args, report)
     else:
         name = row_name(args)
-        report["results"][name] = run_mode(args.mode, args, device)
+        report["results"][name] = with_warnings(lambda: run_mode(args.mode, args, device))
         print_result(name, report["results"][name])
     if args.compare:
         print_comparison(report["results"], read_json(args.compare, "report").get("results", {}))

@@ -89,7 +89,7 @@ def test_the_backward_pass_is_for_the_weights_of_the_forward_pass():
     """Kept maps are given up on the way, and folded weights lie where the next forward pass puts its own."""
     stage = make_stages("bottleneck")[0]
     output = fused.run(Chain(list(stage)), torch.randn(1, 64, 5, 5)).sum()
-    output.backward(retain_graph=True)
+    output.backward()
     with pytest.raises(RuntimeError, match="second time"):
         output.backward()
     output = fused.run(Chain(list(stage)), torch.randn(1, 64, 5, 5)).sum()
@@ -101,6 +101,20 @@ def test_the_backward_pass_is_for_the_weights_of_the_forward_pass():
     output.add_(1.0)
     with pytest.raises(RuntimeError, match="was changed"):
         output.sum().backward()
+
+
+@pytest.mark.parametrize("unit", ["basic", "bottleneck"])
+def test_a_retained_graph_gives_the_same_gradients_again(unit):
+    """As often as asked, over several stages; afterwards maps are given up as ever."""
+    stages = make_stages(unit)
+    weights = [parameter for stage in stages for parameter in stage.parameters()]
+    output = fused.run(Chain(list(stages[1])), fused.run(Chain(list(stages[0])), torch.randn(1, 64, 5, 5))).sum()
+    found = [torch.autograd.grad(output, weights, retain_graph=retained) for retained in (True, True, False)]
+    for first, second, third in zip(*found, strict=True):
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(output, weights)
 
 
 def test_a_change_is_noticed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch.autograd.profiler_util import FunctionEvent
 
 from configs.errors import UserError
 from tools import gpu_check
-from tools.benchmarks import gpu, kernels
+from tools.benchmarks import gpu, kernels, report
 from tools.benchmarks.gpu_report import markdown
 from tools.benchmarks.processes import environment_variables, install_wheels
 from tools.runtime import cli
@@ -179,6 +180,7 @@ def test_rows_of_two_machines_do_not_share_a_report(calls, tmp_path):
         ({"failed": 0, "passed": 9}, False),
         ({"loss_falls": False}, True),
         ({"loss_falls": True, "sync_free": True}, False),
+        ({"loss_falls": True, "sync_free": True, "warnings": "the training step is no CUDA graph"}, True),
         ({"loss_falls": True, "sync_free": "called a synchronizing CUDA operation"}, True),
     ],
 )
@@ -186,9 +188,28 @@ def test_what_counts_as_failed(row, bad):
     assert gpu_check.failed(row) is bad
 
 
+def test_a_row_keeps_what_was_warned_of(capsys):
+    """A step that falls back is not what its row is called; others' warnings say nothing about it."""
+
+    def make(names):
+        for name in names:
+            logging.getLogger(name).warning("%s fell back", name)
+        return {"ms": 1}
+
+    names = ["backbones.compilation", "urllib3", "detection", "detection"]
+    assert report.with_warnings(lambda: make(names)) == {
+        "ms": 1,
+        "warnings": "backbones.compilation fell back; detection fell back",
+    }
+    assert "urllib3 fell back" in capsys.readouterr().err
+    assert report.with_warnings(lambda: make(["torch"])) == {"ms": 1}
+    assert not any(isinstance(handler, report._Warnings) for handler in logging.getLogger().handlers)
+
+
 def test_tables_of_training_tests_and_profiles():
     training = {
         "batch_size": 16, "ms_per_step": 51.26, "images_per_second": 312.1, "busy": 0.934, "memory_gib": 31.25,
+        "reserved_gib": 40.0, "warnings": "no graph",
         "loss_first": 9.0, "loss_last": 1.5, "steps": 50, "sync_free": "waited",
     }  # fmt: skip
     text = markdown(
@@ -203,7 +224,7 @@ def test_tables_of_training_tests_and_profiles():
         }
     )
     assert "| tests/a.py | 3 | 1 | 0 | test_b: no |" in text
-    assert "| one | 16 | 51.3 | 312.1 | 93 % | 31.2 | 9 -> 1.5 in 50 steps | no: waited |" in text
+    assert "| one (no graph) | 16 | 51.3 | 312.1 | 93 % | 31.2 | 40.0 | 9 -> 1.5 in 50 steps | no: waited |" in text
     assert "| gemm | 12 | 3.5 | 50 % |" in text
     assert "| train | ours 0.50 (0.40 to 0.60) | 40 % | ours 90 % |  |" in text
 

@@ -229,6 +229,7 @@ def training_row(
     }
     if device.type == "cuda":
         row["memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        row["reserved_gib"] = torch.cuda.max_memory_reserved(device) / 2**30  # with all that graphs work in
         row["sync_free"] = runs_without_syncs(step)
         row["busy"] = busy_share(step)
     return row

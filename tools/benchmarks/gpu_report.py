@@ -30,7 +30,7 @@ def _table(rows: dict[str, Row], columns: dict[str, Callable[[Row], str]]) -> st
             cells = [f"not run: {row['not_run']}", *[""] * (len(columns) - 1)]
         else:
             cells = [column(row) for column in columns.values()]
-        lines.append(_line([name, *cells]))
+        lines.append(_line([f"{name} ({row['warnings']})" if "warnings" in row else name, *cells]))
     return "\n".join(lines)
 
 
@@ -119,6 +119,7 @@ TABLES: dict[str, tuple[str, dict[str, Callable[[Row], str]]]] = {
             "images/s": _number("images_per_second", ".1f"),
             "GPU busy": _busy,
             "memory, GiB": _number("memory_gib", ".1f"),
+            "reserved": _number("reserved_gib", ".1f"),
             "loss": lambda row: f"{row['loss_first']:.3g} -> {row['loss_last']:.3g} in {row['steps']} steps",
             "sync-free": _sync_free,
         },

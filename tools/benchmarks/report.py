@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from configs.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = ("backbones", "datasets", "detection", "tools")
+"""Packages whose warnings a row keeps."""
 
 
 def environment(device: Any, missing: list[str]) -> dict[str, Any]:
@@ -52,6 +56,30 @@ def processor() -> str:
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+class _Warnings(logging.StreamHandler):
+    """Prints what is logged, and keeps what this project warned of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if record.levelno >= logging.WARNING and record.name.partition(".")[0] in OURS:
+            self.said.append(record.getMessage())
+
+
+def with_warnings(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A row of the report, and under `warnings` what was said meanwhile: a fallback is not what the row is called."""
+    handler = _Warnings()
+    logging.getLogger().addHandler(handler)
+    try:
+        row = make()
+    finally:
+        logging.getLogger().removeHandler(handler)
+    return {**row, "warnings": "; ".join(dict.fromkeys(handler.said))} if handler.said else row
 
 
 def write_report(path: Path, report: dict[str, Any]) -> None:
