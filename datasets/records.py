@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -136,13 +136,20 @@ class Records:
     def trainable(self, *, train_difficult: bool = True) -> np.ndarray:
         """(M,) bool: objects that can take part in training: no crowd, inside the image, with an extent."""
         usable = ~self.iscrowd
-        for start in range(0, len(self), _IMAGES):  # not all at once: of 25 million boxes each column takes 200 MB
-            images = slice(start, start + _IMAGES)
-            objects = slice(int(self.offsets[start]), int(self.offsets[min(start + _IMAGES, len(self))]))
-            counts = np.diff(self.offsets[start : start + _IMAGES + 1])
-            limits = np.repeat(self.sizes[images][:, [1, 0, 1, 0]], counts, axis=0)
-            usable[objects] &= has_extent(np.clip(self.boxes[objects], 0, limits))
+        for objects, images in self.parts():
+            usable[objects] &= has_extent(np.clip(self.boxes[objects], 0, self.limits(images)))
         return usable if train_difficult else usable & ~self.difficult
+
+    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(objects, (m,) the image of each) of some images after another: columns of 25 million boxes take 0.8 GB."""
+        for start in range(0, len(self), _IMAGES):
+            offsets = self.offsets[start : start + _IMAGES + 1]
+            images = np.repeat(np.arange(start, start + len(offsets) - 1), np.diff(offsets))
+            yield slice(int(offsets[0]), int(offsets[-1])), images
+
+    def limits(self, images: np.ndarray) -> np.ndarray:
+        """(m, 4) int64: W H W H of some images (m,), which boxes are held against."""
+        return self.sizes[images][:, [1, 0, 1, 0]]
 
     def describe(self, m: int) -> str:
         """Object m in words: its file, its number within the image (from 0), its class."""
@@ -198,13 +205,15 @@ class Records:
         labels = new_label[self.labels]
         if (labels == unknown).any():
             raise UserError(_unknown_class(self, int(np.argmax(labels == unknown)), renamed, known))
-        keep = labels != dropped
-        counts = np.bincount(self.image_of_object()[keep], minlength=len(self))
+        keep, kept, offsets = labels != dropped, replace(self, labels=labels), self.offsets
+        if not keep.all():
+            kept = kept._take_objects(np.flatnonzero(keep))
+            offsets = _offsets(np.bincount(self.image_of_object()[keep], minlength=len(self)))
         id_of = dict(reversed(list(zip(renamed, self.category_ids.tolist(), strict=True))))
         none = "" if self.category_ids.dtype.kind == "U" else -1
         return replace(
-            replace(self, labels=labels)._take_objects(np.flatnonzero(keep)),
-            offsets=_offsets(counts),
+            kept,
+            offsets=offsets,
             class_names=class_names,
             category_ids=_id_array([id_of.get(name, none) for name in class_names]),
         )
@@ -277,7 +286,7 @@ def make_records(
         UserError: a coordinate is not finite, or the name of an image is not UTF-8.
     """
     _check_names(images, source)
-    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)  # columns that are arrays already are not copied
     total = len(corners)
     if area is None:
         area = np.clip(corners[:, 2:] - corners[:, :2], 0, None).prod(axis=1)
@@ -288,12 +297,12 @@ def make_records(
         sizes=np.array([size for _, _, size in images], np.int64).reshape(-1, 2),
         offsets=_offsets(np.array(counts, np.int64)),
         boxes=corners,
-        labels=np.array(labels, np.int64),
+        labels=np.asarray(labels, np.int64),
         area=np.asarray(area, np.float64),
-        iscrowd=np.zeros(total, bool) if iscrowd is None else np.array(iscrowd, bool),
+        iscrowd=np.zeros(total, bool) if iscrowd is None else np.asarray(iscrowd, bool),
         difficult=np.zeros(total, bool) if difficult is None else np.array(difficult, bool),
         truncated=np.zeros(total, bool) if truncated is None else np.array(truncated, bool),
-        annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.array(annotation_ids, np.int64),
+        annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.asarray(annotation_ids, np.int64),
         class_names=list(class_names),
         category_ids=_id_array(list(category_ids or range(1, len(class_names) + 1))),
         annotated=annotated,
@@ -345,14 +354,13 @@ def _check_finite(records: Records) -> None:
         raise UserError(f"{records.describe(int(np.argmax(bad)))}: a coordinate is not a finite number")
 
 
-def _limits(records: Records) -> np.ndarray:
-    """(M, 4): W H W H of each object's image."""
-    return records.sizes[records.image_of_object()][:, [1, 0, 1, 0]]
-
-
 def _leaving(records: Records) -> np.ndarray:
     """(M,) bool: objects that reach out of their image by more than a pixel."""
-    return np.any((records.boxes < -1) | (records.boxes > _limits(records) + 1), axis=1)
+    leaving = np.zeros(len(records.labels), bool)
+    for objects, images in records.parts():
+        boxes = records.boxes[objects]
+        leaving[objects] = np.any((boxes < -1) | (boxes > records.limits(images) + 1), axis=1)
+    return leaving
 
 
 def _with_true_sizes(records: Records) -> Records:
@@ -390,8 +398,10 @@ def _report_boxes(records: Records) -> None:
         without,
         f"at most {MIN_EXTENT:g} pixel wide or high will not be trained on (the evaluators count them)",
     )
-    limits = _limits(records)
-    outside = np.any((records.boxes[:, 2:] <= 0) | (records.boxes[:, :2] >= limits[:, :2]), axis=1)
+    outside = np.zeros(len(records.labels), bool)
+    for objects, images in records.parts():
+        boxes = records.boxes[objects]
+        outside[objects] = np.any((boxes[:, 2:] <= 0) | (boxes[:, :2] >= records.limits(images)[:, :2]), axis=1)
     outside &= ~reversed_ & ~without
     report(records, outside, "wholly outside the image will not be trained on (the evaluators count them)")
     clipped = _leaving(records) & ~reversed_ & ~without & ~outside
@@ -408,8 +418,10 @@ def looks_like_fractions(records: Records) -> bool:
 
 def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
     """What is likely wrong with boxes whose second corner lies before the first."""
-    limits = _limits(records)[:, :2] + 1
-    as_sides = np.all(records.boxes[:, :2] + records.boxes[:, 2:] <= limits, axis=1)
+    as_sides = np.zeros(len(records.labels), bool)
+    for objects, images in records.parts():
+        boxes = records.boxes[objects]
+        as_sides[objects] = np.all(boxes[:, :2] + boxes[:, 2:] <= records.limits(images)[:, :2] + 1, axis=1)
     causes = ["corners exchanged", "width and height in place of xmax and ymax"]
     if not as_sides[reversed_].all():
         causes = causes[:1]  # such a width or height would leave the image
@@ -420,20 +432,21 @@ def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
 
 def repeated(records: Records) -> np.ndarray:
     """(M,) bool: objects with the box and the class of an earlier one in the same image."""
-    keys = np.column_stack([records.image_of_object(), records.labels, records.boxes])
-    # Equal rows have equal sums, so only rows of sums that occur twice are compared: fast for millions of objects.
-    sums = keys @ np.random.default_rng(0).random(keys.shape[1])
-    order = np.argsort(sums, kind="stable")
-    near = np.zeros(len(keys), bool)
-    same_sum = sums[order][1:] == sums[order][:-1]
-    near[order[1:][same_sum]] = near[order[:-1][same_sum]] = True
-    candidates = np.flatnonzero(near)
-    found = np.zeros(len(keys), bool)
-    seen: set[tuple[float, ...]] = set()
-    for m in candidates.tolist():
-        key = tuple(keys[m].tolist())
-        found[m] = key in seen
-        seen.add(key)
+    found = np.zeros(len(records.labels), bool)
+    weights = np.random.default_rng(0).random(6)
+    for objects, images in records.parts():
+        keys = np.column_stack([images, records.labels[objects], records.boxes[objects]])
+        # Equal rows have equal sums, so only rows of sums that occur twice are compared: fast for millions of objects.
+        sums = keys @ weights
+        order = np.argsort(sums, kind="stable")
+        near = np.zeros(len(keys), bool)
+        same_sum = sums[order][1:] == sums[order][:-1]
+        near[order[1:][same_sum]] = near[order[:-1][same_sum]] = True
+        seen: set[tuple[float, ...]] = set()
+        for m in np.flatnonzero(near).tolist():
+            key = tuple(keys[m].tolist())
+            found[objects.start + m] = key in seen
+            seen.add(key)
     return found
 
 
