@@ -117,18 +117,21 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
         raise UserError(f"{annotations}: lists no image")
     if file.unknown is not None:
         raise file.unknown
+    counts = np.bincount(file.image_index, minlength=len(file.image_ids))
     order = np.argsort(file.image_index, kind="stable")
-    x, y, width, height = file.boxes[order].T
     ids = file.annotation_ids
+    columns = vars(file)  # taken out, so that a column and its sorted copy do not stay in memory
+    boxes = columns.pop("boxes")[order]
+    boxes[:, 2:] += boxes[:, :2]
     return make_records(
         images=_images(file, images),
-        boxes=np.stack([x, y, x + width, y + height], axis=1),
-        labels=file.labels[order],
-        counts=np.bincount(file.image_index, minlength=len(file.image_ids)),
+        boxes=boxes,
+        labels=columns.pop("labels")[order],
+        counts=counts,
         class_names=file.class_names,
         source=str(annotations),
         annotation_file=f"{annotations} image {{}}",
-        area=file.area[order],
+        area=columns.pop("area")[order],
         iscrowd=file.iscrowd[order],
         annotation_ids=(ids if isinstance(ids, np.ndarray) else _numbered(ids))[order],
         category_ids=file.category_ids,
@@ -206,7 +209,7 @@ def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]
                 unknown[key] = rows.error(m, f"{key} {short(rows.items[m][key])} is not among the {owner}")
     all_numbers = all(isinstance(part, np.ndarray) for part in ids)
     return {
-        **{name: np.concatenate(parts) for name, parts in columns.items()},
+        **{name: np.concatenate(columns.pop(name)) for name in list(columns)},
         "lacks_area": lacks_area,
         "annotation_ids": np.concatenate(ids) if all_numbers else [identity for part in ids for identity in part],
         "unknown": unknown.get("image_id") or unknown.get("category_id"),

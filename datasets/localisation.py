@@ -139,6 +139,7 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
     grey = []
     for file, folder, wnid in _tiny_files(root, split):
         present = {entry.name for entry in list_folder(folder)}
+        found: dict[str, _Found] = {}
         for number, line in enumerate(_lines(file), 1):
             fields = line.strip().rsplit(None, 4 if wnid else 5)  # a name may hold blanks
             if fields[0] not in present:
@@ -147,10 +148,16 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
             where = f"{file}:{number} ({name})"
             if name not in present:
                 raise UserError(f"{where}: no such image in {folder}{did_you_mean(name, sorted(present)[:1000])}")
-            box = _tiny_box(fields[1 if wnid else 2 :], where)
+            item = label, _tiny_box(fields[1 if wnid else 2 :], where)
+            if name in found:  # another object of the image, or the same line again
+                if label != found[name].objects[0][0]:
+                    raise UserError(f"{where}: is of {label} here, but of {found[name].objects[0][0]} above")
+                found[name].objects.extend([item] * (item not in found[name].objects))
+                continue
             size, is_grey = _header(folder / name)
             grey += [name] * is_grey
-            yield _Found(folder / name, size, [(label, box)])
+            found[name] = _Found(folder / name, size, [item])
+        yield from found.values()
     if grey:
         logger.warning("%s/%s: %d grey images are read as RGB: %s, ...", root, split, len(grey), grey[0])
 

@@ -34,7 +34,7 @@ def write_detections_json(path: Path, detections: Detections, category_ids: dict
 
 def voc_records(detections: Detections) -> list[dict[str, Any]]:
     """Detections in VOC's frame as the dicts of the VOC list."""
-    ids, names = _printable_ids(detections), detections.class_names
+    ids, names = [writable_id(i) for i in detections.image_ids], detections.class_names
     return [
         {"image_id": ids[image], "category": names[label - 1], "bbox": box, "score": score}
         for image, label, box, score in _rows(detections)
@@ -48,7 +48,7 @@ def coco_records(detections: Detections, category_ids: dict[str, Any] | None = N
         detections: of the frame coco.
         category_ids: class name -> id in the annotation file; None: the labels.
     """
-    ids, names = _printable_ids(detections), detections.class_names
+    ids, names = [writable_id(i) for i in detections.image_ids], detections.class_names
     categories = [0] + [
         label if category_ids is None else category_ids[name] for label, name in enumerate(names, start=1)
     ]
@@ -58,9 +58,9 @@ def coco_records(detections: Detections, category_ids: dict[str, Any] | None = N
     ]
 
 
-def _printable_ids(detections: Detections) -> list[Any]:
-    """The images' ids; a file name whose bytes are not UTF-8 (predict.py takes any) with escapes."""
-    return [i if isinstance(i, int) else i.encode("utf-8", "backslashreplace").decode() for i in detections.image_ids]
+def writable_id(image_id: Any) -> Any:
+    """An image's id as it is written; a file name whose bytes are not UTF-8 (predict.py takes any) with escapes."""
+    return image_id.encode("utf-8", "backslashreplace").decode() if isinstance(image_id, str) else image_id
 
 
 def _rows(detections: Detections) -> Iterator[tuple[int, int, list[float], float]]:

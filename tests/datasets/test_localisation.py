@@ -69,9 +69,16 @@ def test_tiny_imagenets_boxes_are_edges_as_they_stand(tiny, caplog):
     assert val.image_ids.tolist() == ["val_1", "val_0"]
     assert image_labels(val).tolist() == [0, 1]
     assert val.boxes[0].tolist() == [1, 2, 3, 40]
-    (tiny / "tiny/val/images/val_1.JPEG").rename(tiny / "tiny/val/images/val 1.JPEG")
     listed = tiny / "tiny/val/val_annotations.txt"
-    listed.write_text(listed.read_text().replace("val_1", "val 1"))
+    once = listed.read_text()
+    listed.write_text(once + "val_1.JPEG\tn01\t1\t2\t3\t40\nval_1.JPEG\tn01\t5\t6\t7\t8\n")
+    assert read(tiny, TINY, "val").offsets.tolist() == [0, 2, 3]
+    listed.write_text(once + "val_1.JPEG\tn02\t1\t2\t3\t40\n")
+    with pytest.raises(UserError, match=r":3 \(val_1.JPEG\): is of n02 here, but of n01 above"):
+        read(tiny, TINY, "val")
+    listed.write_text(once)
+    (tiny / "tiny/val/images/val_1.JPEG").rename(tiny / "tiny/val/images/val 1.JPEG")
+    listed.write_text(once.replace("val_1", "val 1"))
     assert read(tiny, TINY, "val", class_names=train.class_names).boxes[0].tolist() == [1, 2, 3, 40]
 
 

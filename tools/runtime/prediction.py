@@ -21,7 +21,7 @@ import numpy as np
 from configs.errors import UserError
 from configs.files import replacing
 from detection.evaluation.data import Detections, ImageId
-from detection.evaluation.write import coco_records, voc_records
+from detection.evaluation.write import coco_records, voc_records, writable_id
 from detection.inputs import file_input, is_address, is_video, open_video
 from detection.prediction import ImageDetections
 from detection.predictor import Predictor
@@ -92,10 +92,10 @@ class PredictionFiles:
 
     def _csv_rows(self, found: ImageDetections) -> Iterator[list[Any]]:
         for record in self._voc(found):
-            yield [_plain_text(found.name), _plain_text(record["category"]), *record["bbox"], record["score"]]
+            yield [_plain_text(record["image_id"]), _plain_text(record["category"]), *record["bbox"], record["score"]]
 
     def _write_line(self, file: IO[str], found: ImageDetections) -> None:
-        line: dict[str, Any] = {"image_id": found.name}
+        line: dict[str, Any] = {"image_id": writable_id(found.name)}
         if found.image_size is not None:
             line |= {"height": found.image_size[0], "width": found.image_size[1]}
         if found.frame is not None:

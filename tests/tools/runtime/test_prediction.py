@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,14 @@ def test_files_by_hand(tmp_path: Path) -> None:
         {"image_id": "a.png", "category_id": 2, "bbox": [0.0, 1.0, 10.5, 19.0], "score": 0.75}
     ]
     assert (tmp_path / "detections.csv").read_text().splitlines()[1] == "a.png,dog,1.0,2.0,10.5,20.0,0.75"
+
+
+def test_names_that_are_not_utf8_are_written_with_escapes(tmp_path: Path) -> None:
+    with PredictionFiles(tmp_path, ["cat", "dog"], coco=True, csv=True) as files:
+        files.add(replace(FOUND, name=os.fsdecode(b"Mu\xf1oz.png")))
+    for name in ("detections.json", "detections.jsonl", "detections_coco.json"):
+        assert "Mu\\\\udcf1oz.png" in (tmp_path / name).read_text()
+    assert "Mu\\udcf1oz.png,dog" in (tmp_path / "detections.csv").read_text()
 
 
 def test_without_images_the_lists_are_empty(tmp_path: Path) -> None:
