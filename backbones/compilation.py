@@ -110,7 +110,8 @@ class Graphs:
         return tree_unflatten([x.clone() for x in graph.outputs], graph.structure)
 
     def _as_it_is(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
-        """Without a graph; once more without all graphs if they leave too little memory for it."""
+        """Without a graph; once more without all graphs if they leave too little memory for it (what the first try has
+        reached of batch norm's statistics then moves twice)."""
         try:
             return function(*inputs)
         except torch.OutOfMemoryError:
@@ -227,7 +228,10 @@ def _capture(function: Callable[[], Any], pool: Any) -> tuple[Callable[[], None]
             torch._C._cuda_endAllocateToPool(stream.device_index, pool)
     torch.clear_autocast_cache()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # error, traceback, this frame, error: such a cycle would keep all that the capture has made
     return graph.replay, outputs
 
 

@@ -80,6 +80,7 @@ ELSEWHERE = {
     "tools/benchmarks/gpu.py": "tests/tools/test_gpu_check.py",
     "tools/benchmarks/gpu_report.py": "tests/tools/test_gpu_check.py",
     "tools/benchmarks/kernels.py": "tests/tools/test_gpu_check.py",
+    "tools/benchmarks/kernel_cases.py": "tests/tools/test_gpu_check.py",
     "tools/benchmarks/report.py": "tests/tools/test_benchmark.py",
 }  # fmt: skip
 """Modules whose tests have another file, and why."""

@@ -100,7 +100,7 @@ def detector() -> dict:
         write_tiny_voc(WORK / "voc")
     values = detector_values(WORK / "voc")
     values["data"]["val"] = values["data"]["test"]
-    values["data"]["num_workers"] = 2
+    values["data"] |= {"num_workers": 2, "padded_sizes": 2}
     stages = [{"units": 1, "width": 8, "stride": stride} for stride in (1, 2, 2, 2)]
     values["model"]["backbone"] = {"stem": {"kernel": 7, "width": 8, "stride": 2}, "stages": stages, "unit": "basic"}
     values["train"] |= {"validate_every": 2, "ema_decay": 0.9, "amp": "bf16", "accumulate": 2}
@@ -114,9 +114,13 @@ def train_a_detector() -> dict[str, Any]:
 
 @case
 def resume_it() -> dict[str, Any]:
+    """With steps as CUDA graphs."""
     values = detector()
-    values["schedule"]["iterations"] = 6
-    return train(train_det, values, "detector", "--resume")
+    values["schedule"]["iterations"] = 8
+    values["train"]["graphs"] = True
+    before = standins.counts()["graphs"]
+    found = train(train_det, values, "detector", "--resume")
+    return {**found, "graphs": standins.counts()["graphs"] - before}
 
 
 @case

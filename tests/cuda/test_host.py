@@ -74,6 +74,7 @@ def test_a_capture_that_fails_says_so_once_and_everything_runs_as_it_is(results)
     assert line.startswith("waiting is no CUDA graph, and runs as it is: ")
     assert "\n" not in line
     assert (found["results"], found["graphs"]) == (3, 1)
+    assert found["kept"] == 0  # of the failed capture's tensors
 
 
 def test_memory(results):

@@ -30,7 +30,7 @@ WRITTEN = {
     "test_the_localiser": ("metrics.json", "predictions.json"),
 }
 UPDATES = {
-    "train_a_detector": 4, "resume_it": 2, "train_in_phases": 4 * 3, "pretrain_in_memory": 6, "pretrain_from_files": 6,
+    "train_a_detector": 4, "resume_it": 4, "train_in_phases": 4 * 3, "pretrain_in_memory": 6, "pretrain_from_files": 6,
     "train_a_localiser": 6, "train_its_second_stage": 6,
 }  # fmt: skip
 
@@ -57,6 +57,11 @@ def check(name, found, least_launches=100):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in SLOW])
 def test_a_script_runs_through(scripts, name):
     check(name, scripts[name])
+
+
+def test_a_resumed_training_goes_on_as_graphs(scripts):
+    """Of its 4 updates of two parts each; every padded size first runs as it is."""
+    assert 2 <= scripts["resume_it"]["graphs"] <= 6
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ LD_PRELOAD=.../libruntime.so python tests/cuda/worker.py [case ..]
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
 import sys
 import time
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -584,13 +586,23 @@ def graph_that_fails() -> dict[str, Any]:
     compilation.logger.warning = lambda text, *values: said.append(text % values)
     waiting, simple = compilation.Graphs("waiting"), compilation.Graphs("simple")
     x = torch.ones(3, device=CUDA)
-    results = [waiting(lambda x: (x + 1).sum().item(), [x]) for _ in range(3)]
+    made: list[weakref.ref[Tensor]] = []
+
+    def wait(x: Tensor) -> float:
+        y = x + 1
+        made.append(weakref.ref(y))
+        return y.sum().item()
+
+    gc.disable()  # what a failed capture has made must not wait for it
+    results = [waiting(wait, [x]) for _ in range(3)]
+    kept = sum(ref() is not None for ref in made)
+    gc.enable()
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     for _ in range(2):
         simple(torch.sqrt, [x])
     with standins.no_waits() as found:
         simple(torch.sqrt, [x])
-    return {"said": said, "results": len(results), "graphs": found["graphs"]}
+    return {"said": said, "results": len(results), "graphs": found["graphs"], "kept": kept}
 
 
 # ---------------------------------------------------------------------------------------------- loading

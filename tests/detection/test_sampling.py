@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from backbones.compilation import Graphs
 from detection.sampling import random_keys, sample
 
 
@@ -33,6 +37,36 @@ def test_an_iteration_on_the_device_draws_as_the_number_does(seed, iteration, pu
     assert torch.equal(random_keys(seed, given, purpose, images, codes), expected)
     given.fill_(iteration ^ 1)
     assert not torch.equal(random_keys(seed, given, purpose, images, codes), expected)
+
+
+def check_replays(device: str) -> None:
+    """Replays of one graph draw what steps without graphs draw, other samples in each."""
+    generator = torch.Generator().manual_seed(0)
+    positive = torch.rand(2, 300, generator=generator) < 0.2
+    images, codes, graphs, drawn = torch.tensor([4, 9]), torch.arange(300), Graphs("a sample"), []
+    masks, places = [x.to(device) for x in (positive, ~positive)], [x.to(device) for x in (images, codes)]
+
+    def draw(number: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(sample(*masks, random_keys(3, number, 1, *places), 16, 0.25))
+
+    for iteration in (0, 1, 2, 70_000, 1 << 25):
+        found = graphs(draw, [torch.full((), iteration, device=device)])
+        expected = sample(positive, ~positive, random_keys(3, iteration, 1, images, codes), 16, 0.25)
+        for mine, theirs in zip(found, expected, strict=True):
+            assert torch.equal(mine.cpu(), theirs)
+        drawn.append(expected.index.tolist())
+    assert not graphs.gave_up
+    assert all(a != b for a, b in itertools.combinations(drawn, 2))
+
+
+def test_replays_draw_anew(graphs_on_the_cpu):
+    check_replays("cpu")
+    assert len(graphs_on_the_cpu) == 1
+
+
+@pytest.mark.gpu
+def test_replays_draw_anew_on_a_gpu():
+    check_replays("cuda")
 
 
 def test_keys_are_what_they_were():
