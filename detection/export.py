@@ -31,7 +31,6 @@ from configs.files import write_bytes
 from datasets.batch import Batch
 from detection.inference import Inference
 from detection.model import FPN_STRIDES, Detector
-from detection.roi_align import with_image
 
 INPUTS = ("images", "image_sizes")
 OUTPUTS = ("boxes", "scores", "labels", "valid")
@@ -78,7 +77,7 @@ class ExportGraph(nn.Module):
 
 
 def trace(graph: ExportGraph, multiple: int, batch: int = 1) -> ExportedProgram:
-    """The graph as `torch.export` sees it, with operators of PyTorch and torchvision alone.
+    """The graph as `torch.export` sees it, with operators of PyTorch and torchvision, and our NMS.
 
     Args:
         graph: on the CPU.
@@ -91,8 +90,7 @@ def trace(graph: ExportGraph, multiple: int, batch: int = 1) -> ExportedProgram:
     sizes = torch.tensor([images.shape[2:]] * batch)
     shapes = {"images": {2: height, 3: width}, "image_sizes": None}
     with torch.no_grad():
-        program = torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
-        return program.run_decompositions({torch.ops.detection.roi_align.default: _roi_align})
+        return torch.export.export(graph, (images, sizes), dynamic_shapes=shapes, strict=False)
 
 
 def least_side(multiple: int) -> int:
@@ -100,15 +98,7 @@ def least_side(multiple: int) -> int:
     return max(2, FPN_STRIDES[-1] * 2 // multiple + 1) * multiple
 
 
-# ---------------------------------------------------------------------------------------------- our operators
-
-
-def _roi_align(
-    feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int, aligned: bool
-) -> Tensor:
-    """`detection::roi_align` by torchvision's operator, which exporters know."""
-    pooled = torchvision.ops.roi_align(feature, with_image(rois), size, scale, sampling_ratio, aligned)
-    return pooled[:, :, ::step, ::step]
+# ---------------------------------------------------------------------------------------------- NMS
 
 
 def _nms(
@@ -176,9 +166,20 @@ def _onnx_roi_pool() -> Callable[..., Any]:
 
 
 def describe(
-    detector: Detector, config: DetectionConfig, batch: int, card: Mapping[str, str] | None = None
+    detector: Detector,
+    config: DetectionConfig,
+    batch: int,
+    card: Mapping[str, str] | None = None,
+    precision: str = "float32",
 ) -> dict[str, Any]:
-    """What a file tells about itself, as plain values: how images are prepared, what its labels mean, its origin."""
+    """What a file tells about itself, as plain values: how images are prepared, what its labels mean, its origin.
+
+    Args:
+        detector, config: what is exported.
+        batch: images that the graph takes at a time.
+        card: what is known of the weights (source, licence).
+        precision: of the net's layers: float32, or int8.
+    """
     data, test = config.data, config.test
     return {
         "class_names": list(detector.class_names),
@@ -203,6 +204,7 @@ def describe(
             "backbone": config.model.backbone if isinstance(config.model.backbone, str) else "described in the config",
             "neck": config.model.neck,
             "pool": config.model.box.pool,
+            "precision": precision,
         },
         "card": dict(card or {}),
         "torch": torch.__version__,
@@ -235,6 +237,7 @@ def model_card(metadata: Mapping[str, Any], name: str, check: Mapping[str, Any])
 
 
 def _cell(value: Any) -> str:
+    value = f"{value:.3g}" if isinstance(value, float) else value
     return " ".join(str(value).split()).replace("|", "\\|")
 
 

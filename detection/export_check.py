@@ -86,22 +86,46 @@ def check_feeds(metadata: dict[str, Any], photos: Sequence[np.ndarray] = ()) -> 
 # ---------------------------------------------------------------------------------------------- comparison
 
 
+def as_runner(graph: ExportGraph) -> Runner:
+    """PyTorch in the form of an exported file."""
+
+    @torch.no_grad()
+    def run(images: np.ndarray, image_sizes: np.ndarray) -> Answers:
+        values = graph(torch.from_numpy(images), torch.from_numpy(image_sizes))
+        return {name: value.numpy() for name, value in zip(OUTPUTS, values, strict=True)}
+
+    return run
+
+
 def check(run: Runner, graph: ExportGraph, feeds: Sequence[Feed]) -> Differences:
     """How far a file's answers to some batches are from PyTorch's.
 
     Raises:
         UserError: an output has another shape or dtype, or of an empty image something was found.
     """
+    ours = as_runner(graph)
+    expected, answers = ([each(*feed) for feed in feeds] for each in (ours, run))
+    return compare_batches(expected, answers, feeds, graph.inference.test.score_thresh)
+
+
+def compare_batches(
+    expected: Sequence[Answers], answers: Sequence[Answers], feeds: Sequence[Feed], least: float
+) -> Differences:
+    """PyTorch's and a file's answers to some batches.
+
+    Args:
+        expected, answers: of each batch.
+        feeds: the batches.
+        least: the score threshold.
+
+    Raises:
+        UserError: an output has another shape or dtype, or of an empty image something was found.
+    """
     total = Differences(0, 0, 0.0, 0.0)
-    for feed in feeds:
-        with torch.no_grad():
-            values = graph(*map(torch.from_numpy, feed))
-        expected = {name: value.numpy() for name, value in zip(OUTPUTS, values, strict=True)}
-        answers = run(*feed)
-        _check_form(answers, expected, feed)
-        least = graph.inference.test.score_thresh
+    for ours, theirs, feed in zip(expected, answers, feeds, strict=True):
+        _check_form(theirs, ours, feed)
         for image in range(len(feed[0])):
-            one = compare(_of_image(expected, image), _of_image(answers, image), least)
+            one = compare(_of_image(ours, image), _of_image(theirs, image), least)
             total = Differences(
                 total.detections + one.detections,
                 total.unmatched + one.unmatched,

@@ -119,8 +119,12 @@ class _OnCuda(torch.autograd.Function):
 def align(
     feature: Tensor, rois: Tensor, scale: float, size: int, step: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """`roi_align`, called as a function where nothing is traced."""
+    """`roi_align`, called as a function where nothing is traced; in an exported graph torchvision's operator, which
+    other runtimes know."""
     options = (scale, size, step, sampling_ratio, aligned)
+    if torch.compiler.is_exporting():
+        pooled = torchvision.ops.roi_align(feature, with_image(rois), size, scale, sampling_ratio, aligned)
+        return pooled[:, :, ::step, ::step]
     if not torch.compiler.is_compiling() and (kernels := kernels_for(feature, "detection.triton_kernels")):
         return cast(Tensor, _OnCuda.apply(feature, rois, kernels, *options))
     return roi_align(feature, rois, *options)

@@ -48,8 +48,8 @@ def main(args: argparse.Namespace) -> None:
     if folder and not files:
         raise UserError(f"{folder}: no images here")
     detector, config = load_detector(args.weights, overrides=args.overrides)
-    card = {"weights": str(args.weights), **read_detector_file(args.weights).get("card", {})}
-    metadata = describe(detector, config, args.batch, card)
+    card = {"weights": origin(args.weights), **read_detector_file(args.weights).get("card", {})}
+    metadata = describe(detector, config, args.batch, card, "int8" if args.int8 else "float32")
     calibration = None
     if args.int8:
         groups = [files[at : at + args.batch] for at in range(0, len(files), args.batch)]
@@ -66,6 +66,11 @@ def main(args: argparse.Namespace) -> None:
     if not found.detections:
         print("there was nothing to compare: give photographs with objects by --images DIR", file=sys.stderr)
     print(f"written   {args.out}, its model card {args.out.with_suffix('.md')}")
+
+
+def origin(weights: str) -> str:
+    """What a file says it was made of: a name of the zoo, or the checkpoint's folder and file, never a whole path."""
+    return weights if "://" in weights else "/".join(Path(weights).resolve().parts[-2:])
 
 
 def check_arguments(args: argparse.Namespace) -> None:

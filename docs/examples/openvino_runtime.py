@@ -9,7 +9,8 @@ import openvino
 
 model = openvino.Core().read_model(sys.argv[1])
 about = json.loads(model.get_rt_info(["detector"]).astype(str))
-detect = openvino.compile_model(model, "CPU")
+exact = {"INFERENCE_PRECISION_HINT": "f32"}  # without it processors that have bfloat16 use it, and boxes move by pixels
+detect = openvino.compile_model(model, "CPU", exact)
 rule = about["preprocessing"]
 photo = cv2.cvtColor(cv2.imread(sys.argv[2]), cv2.COLOR_BGR2RGB)
 scale = min(rule["min_size"] / min(photo.shape[:2]), rule["max_size"] / max(photo.shape[:2]))

@@ -90,14 +90,12 @@ def save_checkpoint(path: Path, kind: str) -> Path:
 # ---------------------------------------------------------------------------------------------- whole detectors
 
 
-@pytest.mark.parametrize(
-    ("kind", "batch"), [pytest.param("fpn", 1, marks=pytest.mark.slow), ("vgg", 1)]
-)  # a pyramid takes half a minute to trace
-def test_files_say_what_pytorch_says(kind: str, batch: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["fpn", "vgg"])
+def test_files_say_what_pytorch_says(kind: str, tmp_path: Path) -> None:
     detector, config = make_detector(kind)
-    metadata = describe(detector, config, batch)
+    metadata = describe(detector, config, 1)
     graph = ExportGraph(detector, config)
-    program = trace(graph, 32, batch)
+    program = trace(graph, 32)
     save_onnx(program, tmp_path / "a.onnx", metadata)
     save_torch_export(program, tmp_path / "a.pt2", metadata)
     feeds = check_feeds(metadata)
@@ -119,8 +117,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a C4 detector's checkpoint and its exported files, for batches of two."""
     folder = tmp_path_factory.mktemp("export")
     save_checkpoint(folder / "w.pt", "c4")
-    with warnings.catch_warnings():
+    traced: list[Any] = []
+
+    def trace_once(*given: Any) -> Any:  # what it is a trace of is the same for both files
+        if not traced:
+            traced.append(trace(*given))
+        return traced[0]
+
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
+        patch.setattr(export_check, "trace", trace_once)
         for name, kind in {"c4.onnx": "onnx", "c4.pt2": "torch_export"}.items():
             export(folder / "w.pt", folder / name, "--format", kind, "--batch", "2")
     return folder
@@ -136,6 +142,8 @@ def test_script_writes_files_and_model_cards(written: Path) -> None:
     assert {"c4.onnx", "c4.pt2", "c4.md", "w.pt"} == {path.name for path in written.iterdir()}
     card = (written / "c4.md").read_text()
     assert "red, blue" in card
+    assert f"| weights | {written.name}/w.pt |" in card  # no path of the machine that made it
+    assert "| precision | float32 |" in card
     assert r"| licence | CC0 \| free |" in card
     _, metadata = open_exported(written / "c4.onnx")
     assert metadata["card"]["licence"] == "CC0 | free"
@@ -154,16 +162,16 @@ def found_by_example(script: str, file: Path, image: np.ndarray) -> list[tuple[s
     return [(name, float(score), [float(value) for value in box]) for name, score, *box in rows]
 
 
-def assert_example_finds_the_same(script: str, file: Path, scores: float = 2e-3, boxes: float = 0.1) -> None:
+def assert_example_finds_the_same(script: str, file: Path) -> None:
     image = make_image(3, (50, 90))
     expected = Predictor(file.parent / "w.pt", device="cpu", threshold=0.05)(image)[0]
     found = found_by_example(script, file, image)
     assert len(found) == len(expected) > 5
-    np.testing.assert_allclose([score for _, score, _ in found], expected.scores, atol=scores)
+    np.testing.assert_allclose([score for _, score, _ in found], expected.scores, atol=2e-3)
     assert sorted(name for name, _, _ in found) == sorted(expected.names)
     for name, score, box in found:
         same = expected.boxes[[one == name for one in expected.names]]
-        assert np.abs(same - box).max(1).min() <= boxes, (name, score, box)
+        assert np.abs(same - box).max(1).min() <= 0.1, (name, score, box)
 
 
 @pytest.mark.parametrize(("script", "name"), [("onnx_runtime.py", "c4.onnx"), ("torch_export.py", "c4.pt2")])
@@ -186,7 +194,7 @@ def test_openvino_says_what_pytorch_says(kind: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "w.pt", kind)
     export(tmp_path / "w.pt", tmp_path / "o.xml", "--format", "openvino")
     assert {"o.xml", "o.bin", "o.md", "w.pt"} == {path.name for path in tmp_path.iterdir()}
-    assert_example_finds_the_same("openvino_runtime.py", tmp_path / "o.xml", 0.02, 1.0)  # bfloat16 on some processors
+    assert_example_finds_the_same("openvino_runtime.py", tmp_path / "o.xml")
 
 
 @pytest.mark.slow
@@ -371,5 +379,6 @@ def test_foreign_files_are_told_apart(tmp_path: Path) -> None:
 
 def test_model_card_has_no_broken_table() -> None:
     detector, config = make_detector("c4")
-    card = model_card(describe(detector, config, 1, {"note": "a|b\nc"}), "a.onnx", {"boxes": 0.0})
+    card = model_card(describe(detector, config, 1, {"note": "a|b\nc"}), "a.onnx", {"boxes": 1.2345e-5})
     assert r"| note | a\|b c |" in card
+    assert "| boxes | 1.23e-05 |" in card

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from backbones.weights import IMAGENET
@@ -24,7 +23,6 @@ from datasets.images import list_images, read_image
 from detection.checkpoint import load_detector
 from detection.export import (
     FORMATS,
-    OUTPUTS,
     ExportGraph,
     Feed,
     describe,
@@ -33,7 +31,7 @@ from detection.export import (
     save_torch_export,
     trace,
 )
-from detection.export_check import check, made_up_image
+from detection.export_check import as_runner, compare_batches, made_up_image
 from detection.exported import Answers, Runner, open_exported, prepare
 from detection.model import Detector, build_detector
 from tools.benchmarks.cases import Case, spread_weights
@@ -82,13 +80,14 @@ def exported_mode(
     graph = ExportGraph(detector, config)
     with tempfile.TemporaryDirectory(prefix="exported-") as folder:
         made = make_files([name for name in names if name in KINDS], graph, metadata, feeds, Path(folder))
-        runners: dict[str, Runner] = {"ours": runner_of(graph)}
+        runners: dict[str, Runner] = {"ours": as_runner(graph)}
         report: dict[str, Any] = {"images": len(feeds), "differences": {}}
+        expected = [runners["ours"](*feed) for feed in feeds]
         for name in names:
             path = made.get(name) or Path(name)
             key = name if name in made else path.name
             runners[key] = open_file(path, metadata, threads)
-            report["differences"][key] = compare_outputs(path, runners[key], graph, feeds)
+            report["differences"][key] = compare_outputs(path, runners[key], expected, feeds, config.test.score_thresh)
         works: dict[str, Callable[[], object]] = {name: turns(run, feeds) for name, run in runners.items()}
         report["seconds"] = compare(
             works, reference="ours", repetitions=repetitions, warmup=warmup, device=torch.device("cpu"),
@@ -146,17 +145,6 @@ def make_files(
     return files
 
 
-def runner_of(graph: ExportGraph) -> Runner:
-    """PyTorch in the form of an exported file."""
-
-    @torch.inference_mode()
-    def run(images: np.ndarray, image_sizes: np.ndarray) -> Answers:
-        values = graph(torch.from_numpy(images), torch.from_numpy(image_sizes))
-        return {name: value.numpy() for name, value in zip(OUTPUTS, values, strict=True)}
-
-    return run
-
-
 def open_file(path: Path, metadata: dict[str, Any], threads: int) -> Runner:
     """The function that a file is.
 
@@ -173,13 +161,16 @@ def open_file(path: Path, metadata: dict[str, Any], threads: int) -> Runner:
     return run
 
 
-def compare_outputs(path: Path, run: Runner, graph: ExportGraph, feeds: Sequence[Feed]) -> dict[str, float]:
-    """How far a file is from PyTorch on the images that are timed.
+def compare_outputs(
+    path: Path, run: Runner, expected: Sequence[Answers], feeds: Sequence[Feed], least: float
+) -> dict[str, float]:
+    """How far a file is from PyTorch on the images that are timed; `least` is the score threshold.
 
     Raises:
         UserError: it differs by more than rounding, and holds no 8-bit numbers, which would explain it.
     """
-    found = check(run, graph, feeds)
+    answers = [run(*feed) for feed in feeds]
+    found = compare_batches(expected, answers, feeds, least)
     if not found.detections:
         raise UserError(f"ours detects nothing: there is nothing to compare {path} with: give other --images")
     if not (found.within_tolerance or is_int8(path)):
@@ -187,8 +178,8 @@ def compare_outputs(path: Path, run: Runner, graph: ExportGraph, feeds: Sequence
             f"no ratio: {path} differs from PyTorch: boxes by {found.boxes:.3g} px, scores by {found.scores:.3g}, "
             f"{found.unmatched} of {found.detections} detections without a counterpart"
         )
-    ours, theirs = ([detected(one(*feed)) for feed in feeds] for one in (runner_of(graph), run))
-    return {**found._asdict(), "resembling_detections": resemblance(theirs, ours)}
+    alike = resemblance([detected(each) for each in answers], [detected(each) for each in expected])
+    return {**found._asdict(), "resembling_detections": alike}
 
 
 def is_int8(path: Path) -> bool:

@@ -164,7 +164,7 @@ def _run_figure(rows: Rows) -> Figure:
     _draw_validations(validations, rows)
     _plot(rates, curve(rows, TRAIN, "rate"), "", _COLOURS[0])
     rates.set(title="learning rate", ylim=(0, None))
-    rates.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+    rates.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # a common power of ten would lift the title
     for name, label, colour in (
         ("seconds", "whole step", _COLOURS[0]),
         ("data_seconds", "of it waiting for data", _COLOURS[1]),

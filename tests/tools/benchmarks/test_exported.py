@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 def fake_files(folder: Path, monkeypatch: pytest.MonkeyPatch, *, shift: float = 0.0, **changes: object) -> list:
     """Files that answer as the checkpoint does, boxes shifted; returns the threads that were asked for."""
     detector, config = load_detector(folder / "w.pt")
-    exact, asked = exported.runner_of(ExportGraph(detector, config)), []
+    exact, asked = exported.as_runner(ExportGraph(detector, config)), []
 
     def run(images: np.ndarray, image_sizes: np.ndarray) -> dict[str, np.ndarray]:
         answers = exact(images, image_sizes)
