@@ -8,6 +8,7 @@ and height, YOLO's fractions have all their digits.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,9 +38,12 @@ def convert(parts: Mapping[str, Records], out: Path, to: Format) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: is there already, and nothing is written over: name a new folder")
     names = new_names(parts)
-    if to == "yolo":  # before anything is written
-        for records in parts.values():
+    for records in parts.values():  # before anything is written
+        if to == "yolo":
             _check_upright(records)
+        control = next((name for name in records.class_names if not _WRITABLE.fullmatch(name)), None)
+        if control is not None:
+            raise UserError(f"{records.source}: the class {control!r} holds control characters: rename it")
     unfinished = out.with_name(f".{out.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -47,6 +51,10 @@ def convert(parts: Mapping[str, Records], out: Path, to: Format) -> None:
     if out.exists():
         out.rmdir()
     unfinished.rename(out)
+
+
+_WRITABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]*")
+"""Texts that XML, YAML and lists of names can hold."""
 
 
 def new_names(parts: Mapping[str, Records]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, printable
 from datasets.images import image_file_size
 from datasets.make_records import repeated
 from datasets.records import Records
@@ -30,12 +30,12 @@ def class_table(parts: Mapping[str, Records]) -> list[str]:
     """Lines of a table: objects of each class in each part, and in how many of its images."""
     names = next(iter(parts.values())).class_names
     counts = {part: class_counts(records) for part, records in parts.items()}
-    width = max(len("images"), *(min(len(name), 40) for name in names)) if names else 6
+    shown = [printable(name)[:40] for name in names]
+    width = max(len("images"), *map(len, shown)) if names else 6
     rows = [["", *parts], ["images", *(f"{len(records)}" for records in parts.values())]]
     rows.append(["  empty", *(f"{int((np.diff(records.offsets) == 0).sum())}" for records in parts.values())])
     rows += [
-        [name[:40], *(f"{objects[k]} in {images[k]}" for objects, images in counts.values())]
-        for k, name in enumerate(names)
+        [name, *(f"{objects[k]} in {images[k]}" for objects, images in counts.values())] for k, name in enumerate(shown)
     ]
     return ["  " + row[0].ljust(width) + "".join(f"{cell:>18}" for cell in row[1:]) for row in rows]
 

@@ -53,7 +53,7 @@ def draw_detections(
     boxes, labels = np.asarray(boxes, float).reshape(-1, 4), np.asarray(labels, int).reshape(-1)
     picture = Image.fromarray(np.ascontiguousarray(image))
     if scale != 1.0:
-        size = (round(picture.width * scale), round(picture.height * scale))
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
         picture = picture.resize(size, Image.Resampling.LANCZOS if scale < 4 else Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(picture, "RGBA")
     short = min(picture.size)

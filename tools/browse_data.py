@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import refuse_overwriting
 from configs.loading import load_config
 from datasets.build import build_dataset
 from datasets.detection import DetectionDataset
@@ -45,6 +46,7 @@ def main(args: argparse.Namespace) -> None:
     config = load_config(args.cfg, cli.config_overrides(args))
     dataset = build_dataset(config.data, args.split, cli.find_data_root(args.data_root), seed=config.seed)
     records = dataset.records
+    refuse_overwriting(args.out, [Path(path) for path in records.image_paths if Path(path).name == args.out.name])
     print(f"set        {args.split}: {len(records)} images of {records.source}")
     print("\n".join(size_lines(records, min(dataset.min_sizes), dataset.max_size)))
     print("\n".join(class_table({args.split: records})))

@@ -53,6 +53,8 @@ def main(args: argparse.Namespace) -> None:
     """Read, look, say, write."""
     if (args.folder is None) == (args.cfg is None):
         raise UserError("give a FOLDER or --cfg FILE")
+    if args.json is not None and args.json.is_file() and not is_earlier_output(args.json):
+        raise UserError(f"{args.json}: is there already, and is no list of problems: name another file with --json")
     if args.near and args.fast:
         raise UserError("--near compares pictures, which --fast does not open: give one of them")
     config = None if args.cfg is None else load_config(args.cfg, args.overrides)
@@ -88,6 +90,15 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f"{errors} error{'s' * (errors > 1)} (see above): repair, or take out with --policy drop or clip"
         )
+
+
+def is_earlier_output(path: Path) -> bool:
+    """Whether a file is what `--json` wrote before."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, list) and all(isinstance(item, dict) and "code" in item for item in content)
 
 
 def write(args: argparse.Namespace, problems: list[Problem]) -> None:

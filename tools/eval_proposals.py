@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from configs.errors import UserError
-from configs.files import read_json
+from configs.files import read_json, refuse_overwriting
 from detection.evaluation import boxes as frames
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth
@@ -45,6 +45,8 @@ def main(args: argparse.Namespace) -> None:
     counts = sorted(set(args.counts))
     if counts[0] < 1:
         raise UserError(f"--counts: numbers from 1, not {counts[0]}")
+    for output in filter(None, (args.save, args.out)):
+        refuse_overwriting(output, list(filter(None, (args.proposals, args.gt, args.cfg, args.weights))))
     if args.weights is not None:
         truth, found = of_checkpoint(args, counts[-1])
     elif args.proposals is not None and args.gt is not None and args.format is not None:

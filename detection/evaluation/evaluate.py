@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, printable
 from configs.files import write_text
 from detection.evaluation import coco, imagenet_det, voc
 from detection.evaluation.data import Aligned, Detections, GroundTruth, align
@@ -119,7 +119,7 @@ def format_table(metrics: Metrics) -> str:
         names += [key for key in metrics[name]["per_class"] if key not in names]
     means = {name: headline(metrics[name]) for name in present}
     rows = [["class", *(_COLUMN_TITLES[name] for name in present)]]
-    rows += [[key, *(_percent(metrics[name]["per_class"].get(key)) for name in present)] for key in names]
+    rows += [[printable(key), *(_percent(metrics[name]["per_class"].get(key)) for name in present)] for key in names]
     rows.append(["mean", *(_percent(means[name]) for name in present)])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []

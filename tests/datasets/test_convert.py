@@ -138,3 +138,11 @@ def test_boxes_on_an_image_that_viewers_turn(tmp_path):
     )  # drawn as a viewer shows it
     convert({"train": turned}, tmp_path / "yolo", "yolo")
     assert read_own_data(tmp_path / "yolo").records["all"].boxes == pytest.approx(np.array([[1, 2, 9, 30]]))
+
+
+@pytest.mark.parametrize("to", ["voc", "coco", "yolo"])
+def test_names_that_files_cannot_hold_are_refused_before_anything_is_written(random_records, tmp_path, to) -> None:
+    records = replace(random_records([(20, 30)]), class_names=["a", "b\x1b[31m"])
+    with pytest.raises(UserError, match=r"the class 'b\\x1b\[31m' holds control characters"):
+        convert({"train": records}, tmp_path / "out", to)
+    assert not (tmp_path / "out").exists()

@@ -131,3 +131,7 @@ def test_strips_are_not_enlarged_beyond_a_bound(size):
     assert overview.shape[0] * overview.shape[1] < 4e6
     small = draw([[0, 0, 1, 1]], [1], image=np.full((100, 10, 3), 128, np.uint8), scale=48)
     assert small.shape == (2000, 200, 3)
+
+
+def test_a_strip_that_is_drawn_smaller_keeps_a_row() -> None:
+    assert draw([], [], image=np.zeros((2, 20_000, 3), np.uint8), scale=0.02).shape == (1, 400, 3)

@@ -33,8 +33,14 @@ def places(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(value, (*path, key))
 
 
+PIECES = [
+    b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\xff" * 8, b"\r", b"{", b"'",
+]  # fmt: skip
+"""What is put into bytes."""
+
+
 def mutate_tree(tree: Any, rng: random.Random) -> Any:
-    """A copy of a JSON tree with one to three values replaced, removed or doubled."""
+    """A copy of a JSON tree with one to three values replaced, removed, doubled, wrapped or exchanged."""
     tree = copy.deepcopy(tree)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         path = rng.choice(list(places(tree)))
@@ -46,9 +52,17 @@ def mutate_tree(tree: Any, rng: random.Random) -> Any:
         for step in path[:-1]:
             parent = parent[step]
         what = rng.random()
-        if what < 0.7:
+        if what < 0.55:
             parent[path[-1]] = copy.deepcopy(rng.choice(VALUES))
-        elif what < 0.85:
+        elif what < 0.65:
+            size = 10.0 ** rng.randint(-300, 300)
+            parent[path[-1]] = rng.choice((rng.uniform(-2000, 2000), rng.randint(-100, 2000), rng.random() * size))
+        elif what < 0.7:
+            parent[path[-1]] = [parent[path[-1]]] * rng.choice((1, 2))
+        elif what < 0.75:  # exchanged with another value beside it
+            other = rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
+            parent[path[-1]], parent[other] = parent[other], parent[path[-1]]
+        elif what < 0.87:
             del parent[path[-1]]
         elif isinstance(parent, list):
             parent.append(copy.deepcopy(parent[path[-1]]))
@@ -58,8 +72,14 @@ def mutate_tree(tree: Any, rng: random.Random) -> Any:
 
 
 def as_json(tree: Any, rng: random.Random) -> bytes:
-    """The tree as JSON, at times with a damaged byte or in another encoding."""
+    """The tree as JSON, at times with a damaged byte, in another encoding, or such as only other parsers take."""
     text = json.dumps(tree, ensure_ascii=rng.random() < 0.5)
+    if rng.random() < 0.1:
+        old, new = rng.choice((
+            (": ", ': 7, "id": '), (", ", ", /* x */ "), (": ", f": {'9' * 5000}"), ("[", "[" * 100_000), ("}", ",}"),
+            ('"', "'"), (": ", ": NaN, "), ("{", '{"a": Infinity, '),
+        ))  # fmt: skip
+        text = text.replace(old, new, rng.choice((1, 1, -1)) if len(new) < 100 else 1)
     data = text.encode(rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16")))
     return mutate_bytes(data, rng) if rng.random() < 0.15 else data
 
@@ -75,7 +95,16 @@ def mutate_text(text: str, rng: random.Random) -> bytes:
         elif what < 0.7:
             separators = rng.choice((" ", ">", "<", ",", ": "))
             words = text.split(separators)
-            words[rng.randrange(len(words))] = rng.choice(WORDS)
+            place, other = rng.randrange(len(words)), rng.randrange(len(words))
+            change = rng.randrange(4)
+            if change == 0:
+                words[place] = rng.choice(WORDS)
+            elif change == 1:
+                words[place], words[other] = words[other], words[place]
+            elif change == 2:
+                words[place : place + 2] = ["".join(words[place : place + 2])]
+            else:
+                words[place] *= rng.choice((2, 100, 5000))
             text = separators.join(words)
         elif what < 0.85:
             text = "\n".join([*lines, rng.choice(lines)])
@@ -96,8 +125,10 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         start = rng.randrange(len(content))
         end = min(len(content), start + rng.choice((1, 1, 2, 4, 16, 256)))
         what = rng.random()
-        if what < 0.5:
+        if what < 0.4:
             content[start] = rng.choice((0, 1, 127, 128, 255, content[start] ^ (1 << rng.randrange(8))))
+        elif what < 0.5:
+            content[start : start + rng.choice((0, 4))] = rng.choice((*PIECES, rng.randbytes(4)))
         elif what < 0.65:
             del content[start:end]
         elif what < 0.75:

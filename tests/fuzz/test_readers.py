@@ -1,7 +1,8 @@
 """Mutated files of each format: read, or refused in one printable line, within seconds, and never silently changed.
 
-Mutations of each format run with the other tests, thousands with those marked slow (COUNT of them). A case is a pure
-function of its format and number, which a failure names; `run_case(format, number, folder)` repeats it.
+Mutations of each format run with the other tests, thousands with those marked slow (COUNT of them, others for another
+SEED). A case is a pure function of its format and number, which a failure names; `run_case(format, number, folder)`
+repeats it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from configs.errors import MESSAGE_LIMIT, UserError
 from tests.fuzz.formats import FORMATS, make_folder
 
 COUNT = int(os.environ.get("COUNT", "10000"))
+FIRST = int(os.environ.get("SEED", "0")) * 1_000_000
+"""The number of the first case; another seed has other cases."""
 SECONDS = 10.0
 """Of CPU time; no case may take longer."""
 MEMORY = 2 << 30
@@ -65,12 +68,12 @@ def _resident(which: str) -> int:
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutated_files_are_read_or_refused_in_one_line(name: str, folder: Path) -> None:
-    read = [run_case(name, number, folder) for number in range(100)]
+    read = [run_case(name, number, folder) for number in range(FIRST, FIRST + 100)]
     assert 0 < sum(read) < len(read)  # the mutations are neither harmless nor all fatal
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_many_mutated_files(name: str, folder: Path) -> None:
-    for number in range(100, COUNT):
+    for number in range(FIRST + 100, FIRST + COUNT):
         run_case(name, number, folder)

@@ -44,6 +44,13 @@ def test_a_clean_set_passes(tmp_path: Path, capsys) -> None:
     run("--cfg", config(tmp_path, train=root), "--json", tmp_path / "p.json")
     assert "no problems" in capsys.readouterr().out
     assert json.loads((tmp_path / "p.json").read_text()) == []
+    run("--cfg", config(tmp_path, train=root), "--json", tmp_path / "p.json")  # its own earlier list may go
+    for given in (root / "Annotations" / "a.xml", tmp_path / "coco.json"):
+        given.touch()
+        before = given.read_bytes()
+        with pytest.raises(UserError, match=r"is there already, and is no list of problems"):
+            run("--cfg", config(tmp_path, train=root), "--json", given)
+        assert given.read_bytes() == before
 
 
 def test_errors_are_named_counted_and_written(tmp_path: Path, capsys) -> None:

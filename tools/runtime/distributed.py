@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from configs.errors import UserError
+from configs.errors import UserError, printable
 
 Value = TypeVar("Value")
 _hang_limit = 0.0
@@ -138,9 +138,9 @@ def is_main() -> bool:
 
 
 def say(*words: object) -> None:
-    """Print, from one process only."""
+    """Print, from one process only; control characters, which names from data may hold, are escaped."""
     if is_main():
-        print(*words, flush=True)
+        print(*(printable(str(word), sys.maxsize) for word in words), flush=True)
 
 
 def all_gather(value: Value) -> list[Value]:
