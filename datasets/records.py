@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, did_you_mean
+from configs.errors import PrintableFilter, UserError, did_you_mean, examples
 from datasets.names import Names
 from datasets.resize import clip_boxes
 from datasets.target import Target
@@ -258,9 +258,8 @@ def join(parts: Sequence[Records]) -> Records:
 
 def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str]) -> str:
     name = renamed[records.labels[m] - 1]
-    listed = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     return (
-        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]"
+        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{examples(known)}]"
         f"{did_you_mean(name, known)}: "
         "add it to data.classes, map it with data.rename_classes, or choose with data.keep_classes"
     )
