@@ -48,7 +48,7 @@ def make_records(
         UserError: a coordinate is not finite, or the name of an image is not UTF-8.
     """
     _check_names(images, source)
-    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)  # columns that are arrays already are not copied
     total = len(corners)
     if area is None:
         area = np.clip(corners[:, 2:] - corners[:, :2], 0, None).prod(axis=1)
@@ -59,12 +59,12 @@ def make_records(
         sizes=np.array([size for _, _, size in images], np.int64).reshape(-1, 2),
         offsets=offsets_of(counts),
         boxes=corners,
-        labels=np.array(labels, np.int64),
+        labels=np.asarray(labels, np.int64),
         area=np.asarray(area, np.float64),
-        iscrowd=np.zeros(total, bool) if iscrowd is None else np.array(iscrowd, bool),
+        iscrowd=np.zeros(total, bool) if iscrowd is None else np.asarray(iscrowd, bool),
         difficult=np.zeros(total, bool) if difficult is None else np.array(difficult, bool),
         truncated=np.zeros(total, bool) if truncated is None else np.array(truncated, bool),
-        annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.array(annotation_ids, np.int64),
+        annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.asarray(annotation_ids, np.int64),
         class_names=list(class_names),
         category_ids=id_array(list(category_ids or range(1, len(class_names) + 1))),
         annotated=annotated,
@@ -119,9 +119,12 @@ def _check_finite(records: Records) -> None:
 def _with_true_sizes(records: Records) -> Records:
     """The records with the size in the file's header for images whose boxes leave the declared one, for the image
     counts; an image that cannot be read keeps what is declared."""
-    leaving = ((records.boxes < -1) | (records.boxes > records.limits() + 1)).any(axis=1)
     sizes, wrong = records.sizes.copy(), []
-    for i in np.unique(records.image_of_object()[leaving]):
+    leaving = [np.zeros(0, np.int64)]
+    for objects, images in records.parts():
+        boxes = records.boxes[objects]
+        leaving.append(np.unique(images[np.any((boxes < -1) | (boxes > records.limits(images) + 1), axis=1)]))
+    for i in np.concatenate(leaving):
         try:
             sizes[i] = image_file_size(str(records.image_paths[i]), records.image_size(i))
         except UserError:  # the loader will say so, by its own policy
@@ -160,15 +163,17 @@ _FAULTS = {
 
 def box_faults(records: Records) -> dict[str, np.ndarray]:
     """Code of `datasets.lint` -> (M,) bool: which boxes have the fault; of the first four each box has one at most."""
-    boxes, limits = records.boxes, records.limits()
-    reversed_ = np.any(boxes[:, 2:] < boxes[:, :2], axis=1)
-    without = ~has_extent(boxes) & ~reversed_
-    off = ~reversed_ & ~without & np.any((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2]), axis=1)
-    outside = ~reversed_ & ~without & ~off & np.any((boxes < -1) | (boxes > limits + 1), axis=1)
-    return {
-        "box-reversed": reversed_, "box-zero-extent": without, "box-off-image": off, "box-outside": outside,
-        "box-repeated": repeated(records),
-    }  # fmt: skip
+    codes = ("box-reversed", "box-zero-extent", "box-off-image", "box-outside")
+    faults = {code: np.zeros(len(records.labels), bool) for code in codes}
+    for objects, images in records.parts():
+        boxes, limits = records.boxes[objects], records.limits(images)
+        reversed_ = np.any(boxes[:, 2:] < boxes[:, :2], axis=1)
+        without = ~has_extent(boxes) & ~reversed_
+        off = ~reversed_ & ~without & np.any((boxes[:, 2:] <= 0) | (boxes[:, :2] >= limits[:, :2]), axis=1)
+        outside = ~reversed_ & ~without & ~off & np.any((boxes < -1) | (boxes > limits + 1), axis=1)
+        for code, mark in zip(codes, (reversed_, without, off, outside), strict=True):
+            faults[code][objects] = mark
+    return {**faults, "box-repeated": repeated(records)}
 
 
 def looks_like_fractions(records: Records) -> bool:
@@ -180,8 +185,10 @@ def looks_like_fractions(records: Records) -> bool:
 
 def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
     """What is likely wrong with boxes whose second corner lies before the first."""
-    limits = records.limits()[:, :2] + 1
-    as_sides = np.all(records.boxes[:, :2] + records.boxes[:, 2:] <= limits, axis=1)
+    as_sides = np.zeros(len(records.labels), bool)
+    for objects, images in records.parts():
+        boxes = records.boxes[objects]
+        as_sides[objects] = np.all(boxes[:, :2] + boxes[:, 2:] <= records.limits(images)[:, :2] + 1, axis=1)
     causes = ["corners exchanged", "width and height in place of xmax and ymax"]
     if not as_sides[reversed_].all():
         causes = causes[:1]  # such a width or height would leave the image
@@ -192,18 +199,19 @@ def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
 
 def repeated(records: Records) -> np.ndarray:
     """(M,) bool: objects with the box and the class of an earlier one in the same image."""
-    keys = np.column_stack([records.image_of_object(), records.labels, records.boxes])
-    # Equal rows have equal sums, so only rows of sums that occur twice are compared: fast for millions of objects.
-    sums = keys @ np.random.default_rng(0).random(keys.shape[1])
-    order = np.argsort(sums, kind="stable")
-    near = np.zeros(len(keys), bool)
-    same_sum = sums[order][1:] == sums[order][:-1]
-    near[order[1:][same_sum]] = near[order[:-1][same_sum]] = True
-    candidates = np.flatnonzero(near)
-    found = np.zeros(len(keys), bool)
-    seen: set[tuple[float, ...]] = set()
-    for m in candidates.tolist():
-        key = tuple(keys[m].tolist())
-        found[m] = key in seen
-        seen.add(key)
+    found = np.zeros(len(records.labels), bool)
+    weights = np.random.default_rng(0).random(6)
+    for objects, images in records.parts():
+        keys = np.column_stack([images, records.labels[objects], records.boxes[objects]])
+        # Equal rows have equal sums, so only rows of sums that occur twice are compared: fast for millions of objects.
+        sums = keys @ weights
+        order = np.argsort(sums, kind="stable")
+        near = np.zeros(len(keys), bool)
+        same_sum = sums[order][1:] == sums[order][:-1]
+        near[order[1:][same_sum]] = near[order[:-1][same_sum]] = True
+        seen: set[tuple[float, ...]] = set()
+        for m in np.flatnonzero(near).tolist():
+            key = tuple(keys[m].tolist())
+            found[objects.start + m] = key in seen
+            seen.add(key)
     return found

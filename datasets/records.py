@@ -7,7 +7,7 @@ reference counts change; a handful of arrays is shared.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -122,10 +122,6 @@ class Records:
         """(M,) int64: the image of each object."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def limits(self) -> np.ndarray:
-        """(M, 4) int64: W H W H of each object's image."""
-        return self.sizes[self.image_of_object()][:, [1, 0, 1, 0]]
-
     def classes_of_images(self, which: np.ndarray | None = None) -> np.ndarray:
         """(P, 2) int64: each image and each label of its objects, once, sorted.
 
@@ -140,13 +136,20 @@ class Records:
     def trainable(self, *, train_difficult: bool = True) -> np.ndarray:
         """(M,) bool: objects that can take part in training: no crowd, inside the image, with an extent."""
         usable = ~self.iscrowd
-        for start in range(0, len(self), _IMAGES):  # not all at once: of 25 million boxes each column takes 200 MB
-            images = slice(start, start + _IMAGES)
-            objects = slice(int(self.offsets[start]), int(self.offsets[min(start + _IMAGES, len(self))]))
-            counts = np.diff(self.offsets[start : start + _IMAGES + 1])
-            limits = np.repeat(self.sizes[images][:, [1, 0, 1, 0]], counts, axis=0)
-            usable[objects] &= has_extent(np.clip(self.boxes[objects], 0, limits))
+        for objects, images in self.parts():
+            usable[objects] &= has_extent(np.clip(self.boxes[objects], 0, self.limits(images)))
         return usable if train_difficult else usable & ~self.difficult
+
+    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(objects, (m,) the image of each) of some images after another: columns of 25 million boxes take 0.8 GB."""
+        for start in range(0, len(self), _IMAGES):
+            offsets = self.offsets[start : start + _IMAGES + 1]
+            images = np.repeat(np.arange(start, start + len(offsets) - 1), np.diff(offsets))
+            yield slice(int(offsets[0]), int(offsets[-1])), images
+
+    def limits(self, images: np.ndarray | None = None) -> np.ndarray:
+        """(m, 4) int64: W H W H of some images (m,), which boxes are held against; None: of each object's image."""
+        return self.sizes[self.image_of_object() if images is None else images][:, [1, 0, 1, 0]]
 
     def describe(self, m: int) -> str:
         """Object m in words: its file, its number within the image (from 0), its class."""
@@ -178,6 +181,8 @@ class Records:
 
     def with_objects(self, keep: np.ndarray) -> Records:
         """The same images with those objects only that `keep`, (M,) bool, marks."""
+        if keep.all():
+            return self
         counts = np.bincount(self.image_of_object()[keep], minlength=len(self))
         objects = {name: getattr(self, name)[keep] for name in OF_OBJECTS}
         return replace(self, offsets=offsets_of(counts), **objects)
