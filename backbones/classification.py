@@ -196,7 +196,7 @@ def load_classifier(weights: str | Path, model: ClassifierConfig, data_root: Pat
     if str(weights).startswith("torchvision:"):
         net = build_classifier(model, 1000)
         preprocessing = load_backbone_weights(
-            net, str(model.backbone), str(weights), stride_in_1x1=model.stride_in_1x1, data_root=data_root,
+            net, model.backbone, str(weights), stride_in_1x1=model.stride_in_1x1, data_root=data_root,
             for_classification=True,
         )  # fmt: skip
         return Classifier(net.eval(), Normalize(preprocessing), [], None)

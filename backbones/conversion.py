@@ -19,6 +19,7 @@ from torch import Tensor
 from backbones.weights import (
     BOTTLENECK_NETS,
     CAFFE_VGG,
+    FORMAT,
     IMAGENET,
     MSRA,
     Preprocessing,
@@ -77,14 +78,19 @@ def from_msra(content: dict[str, Any], path: Path) -> Converted:
         raise UserError(f"{path}: torchvision's weights renamed, not MSRA's: convert torchvision's own file")
     tensors = _tensors(content.get("blobs", content.get("model", content)), path)
     state = {name: value for key, value in tensors.items() if (name := residual_name(key))}
-    for key in [key for key in state if re.search(r"(bn\d|downsample\.1)\.weight$", key)]:
-        layer = key.removesuffix("weight")
-        state.setdefault(f"{layer}running_mean", torch.zeros_like(state[key]))
-        state.setdefault(f"{layer}running_var", torch.full_like(state[key], 1.0 - BATCH_NORM_EPS))
+    add_statistics(state, variance=1.0 - BATCH_NORM_EPS)
     if "conv1.bias" in state and "bn1.running_mean" in state:
         # ResNet-50's first convolution has a bias: s * (conv + bias) + b is batch norm with the mean -bias.
         state["bn1.running_mean"] = state["bn1.running_mean"] - state.pop("conv1.bias")
     return Converted(state, MSRA, stride_in_1x1=True)
+
+
+def add_statistics(state: dict[str, Tensor], *, variance: float) -> None:
+    """Give each batch norm that has none the mean 0 and this variance, in place."""
+    for key in [key for key in state if re.search(r"(bn\d|downsample\.1)\.weight$", key)]:
+        layer = key.removesuffix("weight")
+        state.setdefault(f"{layer}running_mean", torch.zeros_like(state[key]))
+        state.setdefault(f"{layer}running_var", torch.full_like(state[key], variance))
 
 
 _MSRA_SUFFIXES = {
@@ -180,7 +186,7 @@ def convert(content: dict[str, Any], source: str, path: Path) -> dict[str, Any]:
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     check_keys(own, state, name, path)
     return {
-        "format": 1,
+        "format": FORMAT,
         "kind": "classifier",
         "config": {"model": {**model, "num_classes": classes}},
         "class_names": _class_names(name, classes),

@@ -117,7 +117,11 @@ def fetch(name: Path | str, *, licence: str = "", pause: float = 1.0) -> Path:
     Raises:
         UserError: it cannot be had: says which file to put where.
     """
-    remote = locate(name)
+    return obtain(locate(name), licence=licence, pause=pause)
+
+
+def obtain(remote: Remote, *, licence: str = "", pause: float = 1.0) -> Path:
+    """The published file, downloaded unless it is kept already; see `fetch`."""
     if remote.path.is_file():
         return remote.path
     part = remote.path.with_name(f"{remote.path.name}.part")
@@ -135,7 +139,9 @@ def fetch(name: Path | str, *, licence: str = "", pause: float = 1.0) -> Path:
             f"{remote.path}"
         ) from None
     except OSError as error:
-        raise UserError(f"{name}: cannot be written: {error}: set RESIDUAL_DETECTION_HOME to another folder") from None
+        raise UserError(
+            f"{remote.name}: cannot be written: {error}: set RESIDUAL_DETECTION_HOME to another folder"
+        ) from None
     return remote.path
 
 

@@ -8,7 +8,6 @@ classifier checkpoint of this project (of tools/pretrain.py or tools/convert_wei
 from __future__ import annotations
 
 import re
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,12 @@ import torchvision
 from torch import nn
 
 from backbones.conversion import convert
-from backbones.fetch import fetch, is_name
+from backbones.fetch import Remote, fetch, is_name, obtain
 from backbones.weights import (
     IMAGENET,
     Preprocessing,
     as_classifier,
     check_net,
-    first_line,
     load_checked,
     read_weights_file,
 )
@@ -32,7 +30,7 @@ from configs.errors import UserError
 
 def load_backbone_weights(
     net: nn.Module,
-    name: str,
+    backbone: str | dict[str, Any],
     weights: str,
     *,
     stride_in_1x1: bool,
@@ -42,8 +40,8 @@ def load_backbone_weights(
     """Loads `weights` into `net` strictly and returns the preprocessing that belongs to them.
 
     Args:
-        net: as `build_backbone(name)` built it, with its classifier and all stages.
-        name: the net's name in the zoo, or what messages shall call a net of one's own.
+        net: as `build_backbone(backbone)` built it, with its classifier and all stages.
+        backbone: the net's name in the zoo, or its table.
         weights: see the module's first lines. `random` leaves the net as it is and returns `IMAGENET`.
         stride_in_1x1: the style that the net was built with; it must be the one that the weights were trained with.
         data_root: torchvision's files are looked for in `data_root/weights/` before torch hub's cache.
@@ -55,6 +53,7 @@ def load_backbone_weights(
     """
     if weights == "random":
         return IMAGENET
+    name = backbone if isinstance(backbone, str) else "the net"
     if is_version(weights):
         path = _torchvision_file(name, weights.removeprefix("torchvision:"), data_root)
         checkpoint = as_classifier(read_weights_file(path), path)
@@ -101,25 +100,12 @@ def _torchvision_file(name: str, version: str, data_root: Path | None) -> Path:
         raise UserError(f"torchvision:{version}: torchvision's weights of {name} are {' and '.join(enum.__members__)}")
     url = enum[version].url
     file_name = url.rsplit("/", 1)[-1]
+    if data_root is not None and (data_root / "weights" / file_name).is_file():
+        return data_root / "weights" / file_name
     cache = Path(torch.hub.get_dir()) / "checkpoints"
-    folders = ([data_root / "weights"] if data_root is not None else []) + [cache]
-    for folder in folders:
-        if (folder / file_name).is_file():
-            return folder / file_name
-    cache.mkdir(parents=True, exist_ok=True)
-    timeout = socket.getdefaulttimeout()
-    try:
-        socket.setdefaulttimeout(30.0)
-        prefix = re.search(r"-([0-9a-f]{8,})\.", file_name)
-        torch.hub.download_url_to_file(url, str(cache / file_name), prefix[1] if prefix else None)
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"torchvision:{version}: {file_name} is not in {' or '.join(map(str, folders))} and cannot be downloaded "
-            f"({first_line(error)}): fetch {url} and put it into {folders[0]}"
-        ) from None
-    finally:
-        socket.setdefaulttimeout(timeout)
-    return cache / file_name
+    prefix = re.search(r"-([0-9a-f]{8,})\.", file_name)
+    checksum = ("sha256", prefix[1]) if prefix else None
+    return obtain(Remote(f"torchvision:{version}", url, cache / file_name, checksum))
 
 
 def described_net(weights: str, data_root: Path | None = None) -> dict[str, Any]:

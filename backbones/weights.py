@@ -26,6 +26,8 @@ from configs.errors import UserError, nearest
 from configs.files import replacing
 from configs.pickles import PickleError, read_pickle
 
+FORMAT = 1
+"""Of this project's checkpoints."""
 BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
 

@@ -14,13 +14,15 @@ from configs.common import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
-    OnError,
+    OnErrorOption,
     OptimConfig,
     PositiveFloat,
     PositiveInt,
     ScheduleConfig,
     Section,
     TrainConfig,
+    check_crop_ranges,
+    check_parts,
 )
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -98,12 +100,7 @@ class ImageAugmentConfig(Section):
 
     @model_validator(mode="after")
     def _ranges_grow(self) -> ImageAugmentConfig:
-        for name in ("scale", "area", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: {low} is greater than {high}")
-        if self.area[1] > 1:
-            raise ValueError(f"area: at most the whole image (1), not {self.area[1]}")
+        check_crop_ranges(self)
         if self.crop == "pad" and self.trivial_augment:
             raise ValueError("trivial_augment works on images read from files: not with crop: pad")
         return self
@@ -142,12 +139,7 @@ class ImageDataConfig(Section):
     slightly different pixels."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
-    on_error: OnError = "stop"
-    """When an image cannot be read during the training, or the system ends a loader process. stop: one line, after a
-    checkpoint of the last step. skip: the next image of the set that can be read takes the image's place (which
-    depends on nothing but the step, so workers and resumption change nothing), and they are counted in the log. retry:
-    the image is read again up to three times within 11 seconds. With skip and retry ended processes start again at the
-    same batch. Validation and test never go on without an image: the figures would be others."""
+    on_error: OnErrorOption = "stop"
 
     @property
     def in_memory(self) -> bool:
@@ -271,11 +263,9 @@ class ClassificationConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ClassificationConfig:
-        batch_size, parts = self.train.batch_size, self.train.accumulate
-        if batch_size % parts:
-            raise ValueError(f"train.batch_size {batch_size} is not a multiple of train.accumulate {parts}")
+        check_parts("batch_size", self.train.batch_size, self.train)
         changing = {
-            "train.accumulate": parts > 1,
+            "train.accumulate": self.train.accumulate > 1,
             "data.augment.mixup": self.data.augment.mixup > 0,
             "data.augment.cutmix": self.data.augment.cutmix > 0,
         }

@@ -15,6 +15,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OnError = Literal["stop", "skip", "retry"]
+OnErrorOption = Annotated[
+    OnError,
+    Field(
+        description="When an image cannot be read during the training, or the system ends a loader process. stop: one "
+        "line, after a checkpoint of the last step. skip: the next image of the set that can be read takes the image's "
+        "place (which depends on nothing but the step, so workers and resumption change nothing), and they are counted "
+        "in the log. retry: the image is read again up to three times within 11 seconds. With skip and retry ended "
+        "processes start again at the same batch. Validation and test never go on without an image: the figures would "
+        "be others."
+    ),
+]
+"""`data.on_error` of all three stages."""
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -61,6 +73,20 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+
+def check_crop_ranges(augment: Any) -> None:
+    """See that `scale`, `area` and `ratio` of random crops grow, and that no crop has more than the image's area.
+
+    Raises:
+        ValueError: names the option.
+    """
+    for name in ("scale", "area", "ratio"):
+        low, high = getattr(augment, name)
+        if low > high:
+            raise ValueError(f"{name}: {low} is greater than {high}")
+    if augment.area[1] > 1:
+        raise ValueError(f"area: at most the whole image (1), not {augment.area[1]}")
 
 
 class OptimConfig(Section):
@@ -146,3 +172,13 @@ class TrainConfig(Section):
     passed over when a run goes on."""
     patience: PositiveInt | None = None
     """Stop after this many validations without a better `best_metric`; null: never."""
+
+
+def check_parts(name: str, batch_size: int, train: TrainConfig) -> None:
+    """See that a batch size, called train.`name`, can be cut into `train.accumulate` parts.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if batch_size % train.accumulate:
+        raise ValueError(f"train.{name} {batch_size} is not a multiple of train.accumulate {train.accumulate}")

@@ -14,7 +14,7 @@ from configs.common import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
-    OnError,
+    OnErrorOption,
     OptimConfig,
     PositiveFloat,
     PositiveInt,
@@ -22,6 +22,7 @@ from configs.common import (
     Section,
     TrainConfig,
     check_backbone,
+    check_parts,
 )
 
 # ---------------------------------------------------------------------------------------------- data
@@ -190,12 +191,7 @@ class DataConfig(Section):
     cache: bool = True
     """Annotations of large sets, once read, are kept under `~/.cache/residual-detection` (or
     `$RESIDUAL_DETECTION_HOME`) until one of the files changes; all processes share them in memory."""
-    on_error: OnError = "stop"
-    """When an image cannot be read during the training, or the system ends a loader process. stop: one line, after a
-    checkpoint of the last step. skip: the next image of the set that can be read takes the image's place (which
-    depends on nothing but the step, so workers and resumption change nothing), and they are counted in the log. retry:
-    the image is read again up to three times within 11 seconds. With skip and retry ended processes start again at the
-    same batch. Validation and test never go on without an image: the figures would be others."""
+    on_error: OnErrorOption = "stop"
 
     @field_validator("min_size")
     @classmethod
@@ -557,12 +553,9 @@ class DetectionConfig(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> DetectionConfig:
-        sizes = {"batch_size": self.train.batch_size}
+        check_parts("batch_size", self.train.batch_size, self.train)
         if self.train.alternating is not None:
             for name in ("rpn", "detector"):
-                size = getattr(self.train.alternating, name).batch_size
-                sizes[f"alternating.{name}.batch_size"] = size or self.train.batch_size
-        for name, size in sizes.items():
-            if size % self.train.accumulate:
-                raise ValueError(f"train.{name} {size} is not a multiple of train.accumulate {self.train.accumulate}")
+                size = getattr(self.train.alternating, name).batch_size or self.train.batch_size
+                check_parts(f"alternating.{name}.batch_size", size, self.train)
         return self

@@ -1,10 +1,10 @@
-"""The one error class for mistakes that the user can fix, what makes any text safe to print, and the nearest name."""
+"""The one error class for mistakes that the user can fix, what makes any text safe to print, and words of messages."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MESSAGE_LIMIT = 1500
 """Characters of a message; what is longer is cut in its middle, for the file stands first and the fix last."""
@@ -55,3 +55,8 @@ def did_you_mean(name: object, choices: Iterable[object]) -> str:
     """' (did you mean X?)' for the nearest choice, to stand behind a name in a message; nothing where none is near."""
     found = nearest(name, choices)
     return f" (did you mean {found}?)" if found else ""
+
+
+def examples(values: Sequence[object], at_most: int = 5) -> str:
+    """The first values, separated by commas, and dots if there are more."""
+    return ", ".join(str(value) for value in values[:at_most]) + (", ..." if len(values) > at_most else "")

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from configs.errors import UserError
+from configs.errors import UserError, examples
 from configs.inputs import note, note_place
 
 TEXT_LIMIT = 1 << 28
@@ -314,4 +314,4 @@ def _neighbours(path: Path) -> str:
         alike = sorted(item.name for item in path.parent.iterdir() if item.suffix == path.suffix)
     except OSError:
         return ""
-    return f": the folder has {', '.join(alike[:3])}{', ...' if len(alike) > 3 else ''}" if alike else ""
+    return f": the folder has {examples(alike, 3)}" if alike else ""

@@ -15,13 +15,15 @@ from configs.common import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
-    OnError,
+    OnErrorOption,
     OptimConfig,
     PositiveFloat,
     PositiveInt,
     ScheduleConfig,
     Section,
     TrainConfig,
+    check_crop_ranges,
+    check_parts,
 )
 from configs.detection import AnchorConfig
 
@@ -80,12 +82,7 @@ class LocalisationAugmentConfig(Section):
 
     @model_validator(mode="after")
     def _ranges_grow(self) -> LocalisationAugmentConfig:
-        for name in ("scale", "area", "ratio"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name}: {low} is greater than {high}")
-        if self.area[1] > 1:
-            raise ValueError(f"area: at most the whole image (1), not {self.area[1]}")
+        check_crop_ranges(self)
         return self
 
 
@@ -106,12 +103,7 @@ class LocalisationDataConfig(Section):
     """Random views of the training images."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
-    on_error: OnError = "stop"
-    """When an image cannot be read during the training, or the system ends a loader process. stop: one line, after a
-    checkpoint of the last step. skip: the next image of the set that can be read takes the image's place (which
-    depends on nothing but the step, so workers and resumption change nothing), and they are counted in the log. retry:
-    the image is read again up to three times within 11 seconds. With skip and retry ended processes start again at the
-    same batch. Validation and test never go on without an image: the figures would be others."""
+    on_error: OnErrorOption = "stop"
 
     @model_validator(mode="after")
     def _parts_fit(self) -> LocalisationDataConfig:
@@ -285,9 +277,7 @@ class LocalisationConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> LocalisationConfig:
-        batch_size, parts = self.train.batch_size, self.train.accumulate
-        if batch_size % parts:
-            raise ValueError(f"train.batch_size {batch_size} is not a multiple of train.accumulate {parts}")
+        check_parts("batch_size", self.train.batch_size, self.train)
         if self.train.patience is not None and (self.data.val is None or self.train.validate_every is None):
             raise ValueError("train.patience watches the validation error: give data.val and train.validate_every")
         if self.train.best_metric != "true_class_error" and not self.model.rpn.classification_loss_weight:

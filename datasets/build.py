@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.detection import DataConfig, SourceConfig
-from configs.errors import UserError, did_you_mean
+from configs.errors import UserError, did_you_mean, examples
 from datasets.annotation_files import read_folder, unlisted_images
 from datasets.annotation_tables import read_csv, read_via
 from datasets.cache import kept_records
@@ -214,10 +214,10 @@ def _for_training(records: Records, data: DataConfig) -> Records:
     per_class = np.bincount(records.labels[usable], minlength=len(records.class_names) + 1)[1:]
     absent = [name for name, count in zip(records.class_names, per_class, strict=True) if not count]
     if absent:
-        listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
         logger.warning(
-            "%s: %d of %d classes have no object to train on: %s", records.source, len(absent), len(per_class), listed
-        )
+            "%s: %d of %d classes have no object to train on: %s",
+            records.source, len(absent), len(per_class), examples(absent),
+        )  # fmt: skip
     if data.train_empty:
         return records
     has_objects = np.bincount(records.image_of_object()[usable], minlength=len(records)) > 0

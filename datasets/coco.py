@@ -65,14 +65,14 @@ class CocoFile:
     """False: the file has no list of annotations (COCO's image_info_test-dev2017.json)."""
 
 
-def read_coco_file(path: Path, what: str = "annotation file") -> CocoFile:
+def read_coco_file(path: Path) -> CocoFile:
     """The content of a COCO annotation file, each value of the type that it must have.
 
     Raises:
         UserError: no such file, no JSON, or a value is missing or of the wrong type; names record, id and key.
     """
     with no_garbage_collection():
-        lists = read_lists(path, what, tuple(_WANTED))
+        lists = read_lists(path, "annotation file", tuple(_WANTED))
         if "images" not in lists:
             raise UserError(f"{path}: not a COCO annotation file: it has no list of images: is it a results file?")
         images = _each_once(_all_rows(lists, "images", "image number"))

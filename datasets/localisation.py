@@ -71,7 +71,7 @@ def read_localisation(
     names = list(class_names) if class_names is not None else sorted({wnid for wnid, _ in objects})
     label_of = {wnid: find_class(wnid, names, name) + 1 for wnid in sorted({wnid for wnid, _ in objects})}
     return make_records(
-        images=[(str(image.path), _image_id(image.path), image.size) for image in annotated],
+        images=[(str(image.path), image.path.stem, image.size) for image in annotated],
         boxes=[box for _, box in objects],
         labels=[label_of[wnid] for wnid, _ in objects],
         counts=[len(image.objects) for image in annotated],
@@ -86,7 +86,7 @@ def _read_test(folder: Path, class_names: list[str]) -> Records:
     files = read_unlabelled(folder, class_names)
     paths = [files.path(index) for index in range(len(files))]
     return make_records(
-        images=[(str(path), _image_id(path), image_file_size(path)) for path in paths],
+        images=[(str(path), path.stem, image_file_size(path)) for path in paths],
         boxes=[],
         labels=[],
         counts=[0] * len(paths),
@@ -102,11 +102,6 @@ def image_labels(records: Records) -> np.ndarray:
     if not records.annotated:
         return np.zeros(len(records), np.int64)
     return records.labels[records.offsets[:-1]] - 1
-
-
-def _image_id(path: Path) -> str:
-    """ImageNet's training images are named with their class (n01440764_10026), as are Tiny-ImageNet's."""
-    return path.stem
 
 
 def _folder(given: str | None, usual: Path, data_root: Path) -> Path:

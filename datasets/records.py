@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, did_you_mean
+from configs.errors import PrintableFilter, UserError, did_you_mean, examples
 from datasets.names import Names
 from datasets.resize import clip_boxes
 from datasets.target import Target
@@ -122,17 +122,6 @@ class Records:
         """(M,) int64: the image of each object."""
         return np.repeat(np.arange(len(self)), np.diff(self.offsets))
 
-    def limits(self, images: np.ndarray | None = None) -> np.ndarray:
-        """(m, 4) int64: W H W H of some images (m,), which boxes are held against; default: of each object's image."""
-        return self.sizes[self.image_of_object() if images is None else images][:, [1, 0, 1, 0]]
-
-    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """(objects, (m,) the image of each) of some images after another: columns of 25 million boxes take 0.8 GB."""
-        for start in range(0, len(self), _IMAGES):
-            offsets = self.offsets[start : start + _IMAGES + 1]
-            images = np.repeat(np.arange(start, start + len(offsets) - 1), np.diff(offsets))
-            yield slice(int(offsets[0]), int(offsets[-1])), images
-
     def classes_of_images(self, which: np.ndarray | None = None) -> np.ndarray:
         """(P, 2) int64: each image and each label of its objects, once, sorted.
 
@@ -150,6 +139,17 @@ class Records:
         for objects, images in self.parts():
             usable[objects] &= has_extent(np.clip(self.boxes[objects], 0, self.limits(images)))
         return usable if train_difficult else usable & ~self.difficult
+
+    def parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(objects, (m,) the image of each) of some images after another: columns of 25 million boxes take 0.8 GB."""
+        for start in range(0, len(self), _IMAGES):
+            offsets = self.offsets[start : start + _IMAGES + 1]
+            images = np.repeat(np.arange(start, start + len(offsets) - 1), np.diff(offsets))
+            yield slice(int(offsets[0]), int(offsets[-1])), images
+
+    def limits(self, images: np.ndarray | None = None) -> np.ndarray:
+        """(m, 4) int64: W H W H of some images (m,), which boxes are held against; None: of each object's image."""
+        return self.sizes[self.image_of_object() if images is None else images][:, [1, 0, 1, 0]]
 
     def describe(self, m: int) -> str:
         """Object m in words: its file, its number within the image (from 0), its class."""
@@ -263,9 +263,8 @@ def join(parts: Sequence[Records]) -> Records:
 
 def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str]) -> str:
     name = renamed[records.labels[m] - 1]
-    listed = ", ".join(known[:5]) + (", ..." if len(known) > 5 else "")
     return (
-        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{listed}]"
+        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{examples(known)}]"
         f"{did_you_mean(name, known)}: "
         "add it to data.classes, map it with data.rename_classes, or choose with data.keep_classes"
     )

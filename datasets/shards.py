@@ -315,7 +315,7 @@ def _read_index(path: Path, names: list[str]) -> tuple[list[str] | None, list[Sh
     """The classes' names and the shards of an index."""
     content = read_json(path, "index of shards")
     if not isinstance(content, dict) or not isinstance(content.get("shards"), list):
-        raise UserError(f"{path}: is no index of shards: write it anew with tools/prepare_data.py shards")
+        raise UserError(f"{path}: is no index of shards: write it anew with tools/write_shards.py --index")
     class_names = content.get("class_names")
     if class_names is not None and not (isinstance(class_names, list) and all(type(n) is str for n in class_names)):
         raise UserError(f"{path}: class_names is no list of texts")
@@ -324,7 +324,7 @@ def _read_index(path: Path, names: list[str]) -> tuple[list[str] | None, list[Sh
     parts = []
     for name in names:
         if name not in place:
-            raise UserError(f"{path}: does not list {name}: write it anew with tools/prepare_data.py shards")
+            raise UserError(f"{path}: does not list {name}: write it anew with tools/write_shards.py --index")
         parts.append(_listed(rows.items[place[name]], f"{path}: what it says of {name} cannot be: write it anew"))
     return class_names, parts
 

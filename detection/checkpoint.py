@@ -14,14 +14,12 @@ import torch
 from torch import nn
 
 from backbones.fetch import is_name
-from backbones.weights import Preprocessing, check_fields, first_line, read_weights_file
+from backbones.weights import FORMAT, Preprocessing, check_fields, first_line, read_weights_file
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
 from detection.model import Detector, build_detector
 from detection.zoo import read_by_name
-
-FORMAT = 1
 
 
 def read_detector_file(path: Path | str) -> dict:

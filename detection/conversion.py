@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from backbones.conversion import BATCH_NORM_EPS, residual_name
-from backbones.weights import IMAGENET, Preprocessing, check_keys
+from backbones.conversion import BATCH_NORM_EPS, add_statistics, residual_name
+from backbones.weights import FORMAT, IMAGENET, Preprocessing, check_keys
 from configs.detection import DataConfig, DetectionConfig, ModelConfig
 from configs.errors import UserError
 from datasets.class_lists import CLASS_LISTS, COCO
@@ -127,12 +127,7 @@ def from_detectron2(content: Mapping[str, Any], model: ModelConfig, class_names:
     for key, value in tensors.items():
         if not _DETECTRON2_DROPPED.fullmatch(key):
             state[detectron2_name(key) or key] = value
-    for key in [key for key in state if re.search(r"(bn\d|downsample\.1)\.weight$", key)]:
-        layer = key.removesuffix(
-            "weight"
-        )  # files of its first versions lack the statistics, which it takes for 0 and 1
-        state.setdefault(f"{layer}running_mean", torch.zeros_like(state[key]))
-        state.setdefault(f"{layer}running_var", torch.ones_like(state[key]))
+    add_statistics(state, variance=1.0)  # the first versions' files lack them, and detectron2 takes 0 and 1
     outputs = _outputs(state, path)
     _check_classes(outputs, class_names, path)
     _check_anchors(tensors, model, path)
@@ -251,7 +246,7 @@ def convert_detector(
     state = {**counters, **{key: value.float().contiguous() for key, value in converted.state.items()}}
     check_keys(own, state, "the config's detector", path)
     return {
-        "format": 1,
+        "format": FORMAT,
         "kind": "detector",
         "config": config.model_dump(mode="json"),
         "class_names": names,

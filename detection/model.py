@@ -221,9 +221,9 @@ def build_detector(
         plain=config.plain,
     )  # fmt: skip
     if preprocessing is None:
-        name = config.backbone if isinstance(config.backbone, str) else "the net"
-        style = bool(config.stride_in_1x1)
-        preprocessing = load_backbone_weights(net, name, config.weights, stride_in_1x1=style, data_root=data_root)
+        preprocessing = load_backbone_weights(
+            net, config.backbone, config.weights, stride_in_1x1=bool(config.stride_in_1x1), data_root=data_root
+        )
     net.freeze_stages(config.frozen_stages)
     classifier = net.pop_classifier()
     if net.head is None:

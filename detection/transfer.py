@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from configs.errors import UserError
+from configs.errors import UserError, examples
 from detection.model import Detector
 
 SYNONYMS: tuple[frozenset[str], ...] = tuple(
@@ -68,8 +68,8 @@ def transfer_classes(detector: Detector, state: Mapping[str, Tensor], old_names:
     labels = same_classes(old_names, detector.class_names)
     if not labels:
         raise UserError(
-            f"none of the classes to start from ({_some(old_names)}) is one of the new ones "
-            f"({_some(detector.class_names)}): start with fresh class layers"
+            f"none of the classes to start from ({examples(old_names, 4)}) is one of the new ones "
+            f"({examples(detector.class_names, 4)}): start with fresh class layers"
         )
     new_rows = torch.tensor([0, *labels.keys()])
     old_rows = torch.tensor([0, *labels.values()])
@@ -89,7 +89,3 @@ def transfer_classes(detector: Detector, state: Mapping[str, Tensor], old_names:
             else:
                 new.unflatten(0, (-1, row_size))[new_rows] = old.unflatten(0, (-1, row_size))[old_rows].to(new.dtype)
     return [detector.class_names[label - 1] for label in labels]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

@@ -43,8 +43,6 @@ Scored = tuple[np.ndarray, np.ndarray]
 
 def main(args: argparse.Namespace) -> None:
     counts = sorted(set(args.counts))
-    if counts[0] < 1:
-        raise UserError(f"--counts: numbers from 1, not {counts[0]}")
     for output in filter(None, (args.save, args.out)):
         refuse_overwriting(output, list(filter(None, (args.proposals, args.gt, args.cfg, args.weights))))
     if args.weights is not None:
@@ -176,7 +174,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--image-set", default="test", metavar="NAME", help="VOC: ImageSets/Main/NAME.txt")
     parser.add_argument("--zero-based", action="store_true", help="VOC: the XML counts pixels from 0")
     parser.add_argument("--proposals", type=Path, metavar="FILE", help="saved proposals")
-    parser.add_argument("--counts", type=int, nargs="+", default=list(COUNTS), metavar="N", help="best N an image")
+    parser.add_argument(
+        "--counts", type=cli.positive, nargs="+", default=list(COUNTS), metavar="N", help="best N an image"
+    )
     parser.add_argument("--save", type=Path, metavar="FILE", help="write the proposals here")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the recall here, as JSON")
     return parser

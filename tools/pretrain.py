@@ -61,7 +61,7 @@ def train(config: ClassificationConfig, job: Job) -> None:
     normalize = make_normalize(config, net, splits.train, checkpoint, job.data_root).to(job.device)
     place(net, job.device, channels_last=config.train.channels_last, winograd=config.train.winograd)
     task = ClassificationTask(config, net, normalize, splits, job.device)
-    describe(config, net, splits, task.schedule.describe(), job.device, job.run)
+    describe(config, net, splits, task.schedule, job.device, job.run)
     header = provenance(job.data_root) + dump_config(config)
     plan = make_plan(task, job.run, job.device, header=header, stop=job.stop, checkpoint=checkpoint)
     state = fit(task, plan)

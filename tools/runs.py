@@ -38,6 +38,7 @@ from tools.runtime.curves import (
     write_comparison,
 )
 from tools.runtime.runs import Run, find_runs, read_run, training_time
+from tools.runtime.texts import markdown_table
 
 
 def main(args: argparse.Namespace) -> None:
@@ -112,12 +113,6 @@ def _width(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
-
-
 def as_csv(rows: Sequence[Sequence[str]]) -> str:
     """Comma-separated values."""
     text = io.StringIO()
@@ -125,7 +120,7 @@ def as_csv(rows: Sequence[Sequence[str]]) -> str:
     return text.getvalue().rstrip("\n")
 
 
-FORMATS = {"text": as_text, "markdown": as_markdown, "csv": as_csv}
+FORMATS = {"text": as_text, "markdown": lambda rows: markdown_table(rows[0], rows[1:]), "csv": as_csv}
 
 
 def make_parser() -> argparse.ArgumentParser:

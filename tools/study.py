@@ -14,9 +14,9 @@ same command can be given again. Then OUT holds, as PNG and CSV: curves (trainin
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,14 +27,14 @@ from backbones.classification import load_classifier
 from backbones.views import VIEWS
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
+from configs.files import read_json
 from configs.loading import load_config
 from datasets.classification import build_splits
 from tools.pretrain import train
 from tools.runtime import cli, distributed
 from tools.runtime.classification import evaluate
-from tools.runtime.distributed import say
-from tools.runtime.run_folder import RunFolder, write_json
-from tools.runtime.start import Job
+from tools.runtime.run_folder import write_json
+from tools.runtime.start import carry_out
 from tools.runtime.study import Run, write_results
 
 
@@ -44,7 +44,9 @@ def main(args: argparse.Namespace) -> None:
     runs = plan(args.cfg, args.seeds, args.overrides, args.out)
     with distributed.processes(device), cli.StopRequest() as stop:
         for run in runs:
-            carry_out(run, data_root, device, stop)
+            check_config(run)
+            start = partial(train, run.config)
+            carry_out(run.folder, start, device=device, stop=stop, data_root=data_root)
         errors = [final_errors(run, args.views, data_root, device) for run in runs]
         if distributed.is_main():
             write_results(runs, errors, data_root, device, args.out)
@@ -72,26 +74,11 @@ def plan(configs: Sequence[Path], seeds: Sequence[int], overrides: Sequence[str]
     ]
 
 
-def carry_out(run: Run, data_root: Path, device: torch.device, stop: cli.StopRequest) -> None:
-    """Train, go on with, or leave as it is.
-
-    Raises:
-        UserError: the folder holds the run of another config.
-        Interrupted: asked to stop.
-    """
+def check_config(run: Run) -> None:
+    """Refuse a folder that holds the run of another config."""
     saved = run.folder / "config.yaml"
     if saved.is_file() and load_config(saved, (), ClassificationConfig) != run.config:
         raise UserError(f"{run.folder}: was made with another config or other --set values: choose another --out")
-    if run.finished:
-        say(f"{run.folder}: finished")
-        return
-    say(f"\n{run.folder}")
-    with RunFolder(run.folder, writes=distributed.is_main()) as folder:
-        resumes = distributed.on_main(lambda: folder.prepare(resume="auto"))
-        try:
-            train(run.config, Job(device, stop, folder, data_root, None, resumes))
-        except cli.Interrupted:
-            raise cli.Interrupted(f"interrupted in {run.folder}: the same command goes on") from None
 
 
 def final_errors(run: Run, views: str, data_root: Path, device: torch.device) -> dict[str, float]:
@@ -106,7 +93,7 @@ def final_errors(run: Run, views: str, data_root: Path, device: torch.device) ->
         nets = [(member.net.to(device), member.normalize.to(device))]
         values = evaluate(nets, images, run.config.data, device, view=views, batch_size=32, what=f"{run.name} {views}")
         distributed.on_main(lambda: write_json(path, values))
-    return distributed.on_main(lambda: json.loads(path.read_text(encoding="utf-8")))
+    return distributed.on_main(lambda: read_json(path, "file of metrics"))
 
 
 def make_parser() -> argparse.ArgumentParser:

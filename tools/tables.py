@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,8 +24,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from configs.errors import UserError
+from configs.files import read_json
 from tools.runtime import cli
 from tools.runtime.results_page import look_up
+from tools.runtime.texts import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "tools" / "paper_tables.yaml"
@@ -39,7 +40,7 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"there is no Table {unknown}: the paper has 1 to {max(tables)}")
     results = Results(args.runs, args.results)
     chosen = [laid_out(tables[number], results) for number in args.numbers or tables]
-    text = "\n\n".join(as_markdown(*table) for table in chosen) + "\n"
+    text = "\n\n".join(f"**{heading}**\n\n{markdown_table(titles, rows)}" for heading, titles, rows in chosen) + "\n"
     print(text, end="")
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")
@@ -71,18 +72,11 @@ class Results:
             folder = file.parent
             of_run = config == folder.name or (config == folder.parent.name and folder.name.startswith("seed"))
             if of_run and file.name == name:
-                yield _read(file)
+                yield read_json(file, "file of results")
             elif views and file.name == "metrics.json" and config in file.parts:
-                content = _read(file)
+                content = read_json(file, "file of results")
                 if isinstance(content, dict) and content.get("views") == views:
                     yield content
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error}): remove it, or run its config again") from None
 
 
 def _stored_results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -92,7 +86,7 @@ def _stored_results(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     form and are passed over, and so are runs of a config with changes (tools/experiments.py).
     """
     for file in sorted(folder.glob("*.json")):
-        content = _read(file)
+        content = read_json(file, "file of results")
         entries = content.get("runs") if isinstance(content, dict) else None
         for entry in entries if isinstance(entries, list) else []:
             if isinstance(entry, dict) and "config" in entry and not entry.get("overrides"):
@@ -147,12 +141,6 @@ def _digits(value: Any) -> int:
 def _number(value: Any, digits: int) -> str:
     """A figure with as many digits as the others of its column, as the paper prints it."""
     return "" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
-def as_markdown(heading: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """One table."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    return f"**{heading}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def as_html(tables: Sequence[Table]) -> str:

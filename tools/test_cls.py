@@ -32,6 +32,7 @@ from tools.runtime import cli, distributed
 from tools.runtime.classification import EVALUATION_BATCH, evaluate, rank_classes
 from tools.runtime.distributed import say
 from tools.runtime.run_folder import write_json
+from tools.runtime.texts import differing
 from tools.runtime.training import place
 
 BATCH = {"center": EVALUATION_BATCH, "10crop": 32, "multiscale": 16}
@@ -72,8 +73,8 @@ def check_members(members: list[Classifier], weights: list[str]) -> None:
         if count_classes(member) != count_classes(first):
             raise UserError(f"{path}: has {count_classes(member)} classes, {weights[0]} {count_classes(first)}")
         if member.class_names and first.class_names and member.class_names != first.class_names:
-            differing = sorted(set(member.class_names) ^ set(first.class_names)) or ["their order"]
-            raise UserError(f"{path}: other classes than {weights[0]} ({', '.join(differing[:5])} differ)")
+            which = differing(member.class_names, first.class_names)
+            raise UserError(f"{path}: other classes than {weights[0]} ({which} differ)")
 
 
 def count_classes(member: Classifier) -> int:
@@ -152,7 +153,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--views", choices=VIEWS, default="center", help="what a net sees of an image")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time")
+    parser.add_argument("--batch-size", type=cli.positive, metavar="N", help="images at a time")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json there")
     return parser
 

@@ -44,6 +44,7 @@ from tools.runtime.localisation import (
     write_predictions,
 )
 from tools.runtime.run_folder import write_json
+from tools.runtime.texts import differing
 
 
 def main(args: argparse.Namespace) -> None:
@@ -116,8 +117,8 @@ def check_classes(members: list[tuple[Path, Localiser]]) -> None:
     first_path, first = members[0]
     for path, member in members[1:]:
         if member.class_names != first.class_names:
-            differing = sorted(set(member.class_names) ^ set(first.class_names)) or ["their order"]
-            raise UserError(f"{path}: other classes than {first_path} ({', '.join(differing[:5])} differ)")
+            which = differing(member.class_names, first.class_names)
+            raise UserError(f"{path}: other classes than {first_path} ({which} differ)")
 
 
 def load_classifiers(
@@ -142,8 +143,8 @@ def load_classifiers(
     for path in paths:
         member = load_classifier(path, config.model, data_root)
         if member.class_names != rpns[0].class_names:
-            differing = sorted(set(member.class_names) ^ set(rpns[0].class_names)) or ["their order"]
-            raise UserError(f"{path}: other classes than the localiser's ({', '.join(differing[:5])} differ)")
+            which = differing(member.class_names, rpns[0].class_names)
+            raise UserError(f"{path}: other classes than the localiser's ({which} differ)")
         loaded.append(member._replace(net=member.net.to(device), normalize=member.normalize.to(device)))
     return loaded
 
@@ -159,7 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--view", choices=("center", "dense"), help="what a net sees of an image (default: test.view)")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="images at a time")
+    parser.add_argument("--batch-size", type=cli.positive, metavar="N", help="images at a time")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json and predictions.json there")
     return parser
 

@@ -45,12 +45,11 @@ from tools.runtime.setup import (
     check_line,
     check_validation,
     describe,
-    describe_schedule,
     make_detector,
     rehearse,
     with_size,
 )
-from tools.runtime.start import Job, training
+from tools.runtime.start import Job, say_steps, training
 from tools.runtime.tasks.alternating import PhaseTask
 from tools.runtime.tasks.detection import DetectionTask
 from tools.runtime.training import place
@@ -113,7 +112,7 @@ def train_task(
         task, job.run, job.device, header=header, stop=job.stop, state=state, checkpoint=checkpoint, what=what,
         constants={"phase": phase} if phase else {},
     )  # fmt: skip
-    describe_schedule(config, task.schedule.describe())
+    say_steps(config, task.schedule)
     if job.device.type == "cuda":
         rehearse(task.model, task.train_set, config, job.device)
     return fit(task, plan)

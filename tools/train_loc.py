@@ -36,11 +36,12 @@ from tools.runtime.distributed import say
 from tools.runtime.guards import LARGE, common_images
 from tools.runtime.localisation import figures, predict, say_table, trivial_figures
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
-from tools.runtime.optimizer import describe_rate
 from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
-from tools.runtime.start import Job, training
+from tools.runtime.schedule import Schedule
+from tools.runtime.start import Job, say_place, say_steps, training
 from tools.runtime.tasks.localisation import LocalisationTask
+from tools.runtime.texts import differing, net_name
 from tools.runtime.training import count_parameters, place
 
 CLASS_LAYERS = ("siblings.cls_logits.", "siblings.bbox_pred.", "net.fc.", "net.classifier.6.")
@@ -67,7 +68,7 @@ def train(config: LocalisationConfig, job: Job) -> None:
     place(net, job.device, channels_last=config.train.channels_last, winograd=config.train.winograd)
     proposer = load_proposer(config, job.data_root, class_names, job.device)
     task = LocalisationTask(config, net, proposer, sets["train"], sets.get("val"), job.device)
-    describe(config, net, sets, task.schedule.describe(), job.run)
+    describe(config, net, sets, task.schedule, job.device, job.run)
     header = provenance(job.data_root) + dump_config(config)
     plan = make_plan(task, job.run, job.device, header=header, stop=job.stop, checkpoint=checkpoint)
     state = fit(task, plan)
@@ -133,26 +134,29 @@ def load_proposer(
     path = given if given.is_file() or not (data_root / given).is_file() else data_root / given
     localiser = load_localiser(path, "rpn", device=device)
     if localiser.class_names != class_names:
-        differing = sorted(set(localiser.class_names) ^ set(class_names)) or ["their order"]
-        raise UserError(f"{path}: was trained on other classes than the data's ({', '.join(differing[:5])} differ)")
+        which = differing(localiser.class_names, class_names)
+        raise UserError(f"{path}: was trained on other classes than the data's ({which} differ)")
     return localiser.net.requires_grad_(False)
 
 
 def describe(
-    config: LocalisationConfig, net: nn.Module, sets: dict[str, Records], schedule: str, run: RunFolder
+    config: LocalisationConfig,
+    net: nn.Module,
+    sets: dict[str, Records],
+    schedule: Schedule,
+    device: torch.device,
+    run: RunFolder,
 ) -> None:
     """Say what will be done."""
-    name = config.model.backbone if isinstance(config.model.backbone, str) else "a net of one's own"
     kind = {"rpn": "per-class RPN", "rcnn": "R-CNN"}[config.model.stage]
     train_set = sets["train"]
     others = "".join(f", {len(records):,} to {split}" for split, records in sets.items() if split != "train")
     say(f"data       {len(train_set):,} images with {len(train_set.labels):,} objects to train on{others}")
     say(f"classes    {len(train_set.class_names)}: {', '.join(train_set.class_names[:10])}, ...")
-    say(f"model      {kind} on {name}, weights {config.model.weights}: {count_parameters(net)[0]:,} parameters train")
-    say(f"step       {config.train.batch_size} images, {config.optim.name}, "
-        f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
-    say(f"schedule   {schedule}")
-    say(f"run        {run.path}")
+    kind += f" on {net_name(config.model.backbone)}, weights {config.model.weights}"
+    say(f"model      {kind}: {count_parameters(net)[0]:,} parameters train")
+    say_steps(config, schedule)
+    say_place(device, config.train.amp, run)
 
 
 def finish(task: LocalisationTask, sets: dict[str, Records], run: RunFolder, state: State) -> None:

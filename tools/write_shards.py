@@ -35,8 +35,6 @@ def main(args: argparse.Namespace) -> None:
     from datasets.classification import read_set  # imports torch
     from datasets.folders import ImageFiles
 
-    if args.per_shard < 1:
-        raise UserError(f"--per-shard {args.per_shard}: give a number of images")
     config = load_config(args.cfg, cli.config_overrides(args), ClassificationConfig)
     source = getattr(config.data, args.split)
     if source is None:
@@ -63,7 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--split", choices=("train", "val", "test"), default="train", help="default: %(default)s")
     add("--out", type=Path, metavar="DIR", help="the folder of the shards")
     add("--name", help="the shards are NAME-000000.tar, ... (default: the split)")
-    add("--per-shard", type=int, default=1000, metavar="N", help="images in each (default: %(default)s)")
+    add("--per-shard", type=cli.positive, default=1000, metavar="N", help="images in each (default: %(default)s)")
     add("--shuffle", type=int, metavar="SEED", help="mix the images, for readers that read from front to back")
     add("--index", metavar="SHARDS", help="only write the index of these shards, e.g. train-{000000..000127}.tar")
     return parser

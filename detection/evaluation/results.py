@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, did_you_mean
+from configs.errors import PrintableFilter, UserError, did_you_mean, examples
 from configs.files import read_json, read_lines
 from datasets.columns import Rows, no_garbage_collection, number_in, short
 from detection.evaluation.boxes import voc_to_coco
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.messages import examples
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())

@@ -9,11 +9,11 @@ import torch
 
 from backbones.classification import build_classifier
 from backbones.pretrained import load_backbone_weights
-from backbones.weights import Preprocessing, read_weights_file
+from backbones.weights import FORMAT, Preprocessing, read_weights_file
 from configs.errors import UserError
 from configs.loading import parse_config
 from configs.localisation import LocalisationConfig, LocaliserConfig
-from detection.checkpoint import FORMAT, load_strictly
+from detection.checkpoint import load_strictly
 from detection.localisation.rcnn import PerClassRcnn
 from detection.localisation.rpn import PerClassRpn
 
@@ -41,9 +41,8 @@ def build_localiser(
     """
     net = build_classifier(model, num_classes)
     if preprocessing is None:
-        name = model.backbone if isinstance(model.backbone, str) else "the net"
         preprocessing = load_backbone_weights(
-            net, name, model.weights, stride_in_1x1=model.stride_in_1x1, data_root=data_root
+            net, model.backbone, model.weights, stride_in_1x1=model.stride_in_1x1, data_root=data_root
         )
     if model.stage == "rpn":
         return PerClassRpn(net, model.rpn, num_classes, preprocessing)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.errors import did_you_mean, nearest
+from configs.errors import did_you_mean, examples, nearest
 
 
 def test_nearest_is_the_most_similar_choice_or_none():
@@ -15,3 +15,11 @@ def test_nearest_is_the_most_similar_choice_or_none():
 def test_did_you_mean_stands_behind_a_name():
     assert f"no set trian{did_you_mean('trian', ['train'])}: see" == "no set trian (did you mean train?): see"
     assert did_you_mean("trian", ["cat"]) == ""
+
+
+def test_examples():
+    assert examples(["a", 2, "c"]) == "a, 2, c"
+    assert examples(range(5)) == "0, 1, 2, 3, 4"
+    assert examples(range(6)) == "0, 1, 2, 3, 4, ..."
+    assert examples("abc", 2) == "a, b, ..."
+    assert examples([]) == ""

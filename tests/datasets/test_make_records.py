@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
+from datasets import records as module
 from datasets.make_records import box_faults, looks_like_fractions, make_records, repeated
 from datasets.records import Records
 
@@ -47,6 +48,25 @@ def test_each_box_has_one_fault_and_one_line(caplog) -> None:
 def test_repeated_is_the_same_box_and_class_in_the_same_image() -> None:
     box, other = (10, 20, 30, 40), (10, 20, 30, 41)
     assert repeated(records_of([box, other, box, box], [1, 1, 2, 1])).tolist() == [False, False, False, True]
+
+
+def test_images_are_looked_at_some_at_a_time(monkeypatch) -> None:
+    """In any portions the faults are the same; images without objects stand between others."""
+    rng = np.random.default_rng(0)
+    boxes = rng.integers(-20, 120, (60, 4)).astype(float)
+    boxes[0] = (5, 5, 5.5, 40)
+    boxes[30:] = boxes[rng.integers(0, 30, 30)]
+    counts = [0, 10, 0, 25, 1, 24, 0]
+    images = [(f"{i}.jpg", str(i), (100, 60)) for i in range(len(counts))]
+    options = {"class_names": ["cat"], "source": "set", "annotation_file": "{}.xml"}
+    records = make_records(images=images, boxes=boxes, labels=[1] * 60, counts=counts, **options)
+    whole = box_faults(records), records.trainable()
+    assert all(mark.any() for mark in whole[0].values())
+    for portion in (1, 2, 5):
+        monkeypatch.setattr(module, "_IMAGES", portion)
+        faults = box_faults(records)
+        assert all((faults[code] == mark).all() for code, mark in whole[0].items())
+        assert (records.trainable() == whole[1]).all()
 
 
 def test_fractions_are_small_and_not_whole() -> None:

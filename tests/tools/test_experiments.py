@@ -247,4 +247,4 @@ def test_names_and_files_that_are_not_there(study, tmp_path, capsys):
     study["--results"].mkdir()
     (study["--results"] / "tiny.json").write_text("{")
     assert run("table", *options(study, "--experiments", "--results"), "--page", tmp_path / "results.md") == 2
-    assert "tiny.json: cannot be read as JSON" in capsys.readouterr().err
+    assert "tiny.json: not valid JSON" in capsys.readouterr().err

@@ -17,11 +17,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from backbones.weights import read_weights_file
+from backbones.weights import FORMAT, read_weights_file
 from configs.errors import UserError
 from configs.files import replacing
-
-FORMAT = 1
 
 
 class NonFiniteWeights(UserError):
@@ -107,21 +105,15 @@ def _move_up(path: Path, keep: int) -> None:
         file.unlink()
 
 
-def load_checkpoint(path: Path, *, kind: str | None = None) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's content, on the CPU.
 
-    Args:
-        path: the file.
-        kind: "detector" or "classifier": what it must be.
-
     Raises:
-        UserError: missing, damaged, or no checkpoint of this kind.
+        UserError: missing, damaged, or no checkpoint.
     """
     content = read_weights_file(path)
     if content.get("format") != FORMAT or "model" not in content:
         raise UserError(f"{path}: not a checkpoint of this project: convert it with tools/convert_weights.py")
-    if kind is not None and content.get("kind") != kind:
-        raise UserError(f"{path}: holds a {content.get('kind')}, not a {kind}")
     return content
 
 

@@ -34,9 +34,11 @@ from datasets.loader import prefetch
 from datasets.samplers import TrainStream, local_parts
 from tools.runtime import distributed
 from tools.runtime.distributed import say
-from tools.runtime.optimizer import describe_rate
 from tools.runtime.progress import Progress
 from tools.runtime.run_folder import RunFolder
+from tools.runtime.schedule import Schedule
+from tools.runtime.start import say_place, say_steps
+from tools.runtime.texts import net_name
 from tools.runtime.training import autocast, count_parameters
 
 EVALUATION_BATCH = 256
@@ -54,10 +56,9 @@ def make_normalize(
         return Normalize(Preprocessing.from_dict(checkpoint["preprocessing"]), checkpoint.get("mean_image"))
     model, data = config.model, config.data
     if model.weights != "random":
-        name = model.backbone if isinstance(model.backbone, str) else "the net"
         style = model.stride_in_1x1
         preprocessing = distributed.main_first(  # who goes first may download them
-            lambda: load_backbone_weights(net, name, model.weights, stride_in_1x1=style, data_root=data_root)
+            lambda: load_backbone_weights(net, model.backbone, model.weights, stride_in_1x1=style, data_root=data_root)
         )
         say(f"weights    {model.weights}, whose own mean and std stand in for the config's")
         return Normalize(preprocessing)
@@ -78,23 +79,22 @@ def compiled(net: nn.Module) -> nn.Module:
 
 
 def describe(
-    config: ClassificationConfig, net: nn.Module, splits: Splits, schedule: str, device: torch.device, run: RunFolder
+    config: ClassificationConfig,
+    net: nn.Module,
+    splits: Splits,
+    schedule: Schedule,
+    device: torch.device,
+    run: RunFolder,
 ) -> None:
     """Say what will be done."""
     sets = {"to train on": splits.train, "to validate": splits.val, "to test": splits.test}
     sizes = [f"{len(images):,} {verb}" for verb, images in sets.items() if images is not None]
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
-    name = config.model.backbone if isinstance(config.model.backbone, str) else "a net of one's own"
-    kind = f"{name}{', plain' if config.model.plain else ''}"
+    kind = f"{net_name(config.model.backbone)}{', plain' if config.model.plain else ''}"
     say(f"data       {', '.join(sizes)} images{', in memory' if config.data.in_memory else ''}")
     say(f"classes    {len(splits.train.class_names)}: {', '.join(splits.train.class_names[:10])}, ...")
     say(f"model      {kind}: {count_parameters(net)[0]:,} parameters")
-    say(f"step       {config.train.batch_size} images, {config.optim.name}, "
-        f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
-    say(f"schedule   {schedule}")
-    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
-    say(f"run        {run.path}")
+    say_steps(config, schedule)
+    say_place(device, config.train.amp, run)
     if splits.val is None and splits.test is not None:
         say("best.pt is chosen by the test set, as there is no validation set: report the figures of last.pt")
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from configs.errors import UserError, did_you_mean
 from configs.files import read_text, write_bytes
+from tools.runtime.texts import leaves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,22 +49,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             values = json.loads(line)
-            rows.append({"split": "", **_flat(values), "iteration": int(values["iteration"])})
+            rows.append({"split": "", **dict(leaves(values)), "iteration": int(values["iteration"])})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: is not a line of figures with an iteration: {error}") from None
     return rows
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def curve(rows: Rows, split: str, name: str) -> Curve:

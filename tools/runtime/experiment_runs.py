@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,18 +9,19 @@ from typing import Any
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.experiments import TestedConfig
+from configs.files import read_json
 from configs.loading import load_config
 from configs.localisation import LocalisationConfig
 from datasets.build import Split
 from detection.ensemble import load_ensemble
 from tools import deepen, pretrain, test_det, train_det, train_loc
 from tools.benchmarks import torchvision_training
-from tools.runtime import cli
+from tools.runtime import start
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score
 from tools.runtime.experiments import Machine, Training, cpu_seconds, timed
 from tools.runtime.results_page import look_up
-from tools.runtime.run_folder import RunFolder, write_json
+from tools.runtime.run_folder import write_json
 from tools.runtime.start import Job
 from tools.runtime.training import place
 
@@ -38,22 +38,16 @@ def carry_out(training: Training, machine: Machine) -> None:
     if training.weights is not None:  # the folder may have moved
         asked["model"]["weights"] = training.entry.starts_from
     known = folder / "experiment.json"
-    if known.is_file() and json.loads(known.read_text(encoding="utf-8")) != asked:
+    if known.is_file() and read_json(known, "file of a config") != asked:
         raise UserError(f"{folder}: was made with another config or overrides: remove it, or choose another --out")
-    if training.finished:
-        say(f"{folder}: finished")
-        return
-    say(f"\n{folder}")
-    make_start(training, machine)
-    with RunFolder(folder) as run:
-        resumes = run.prepare(resume="auto")
+
+    def train(job: Job) -> None:
+        make_start(training, machine)
         write_json(known, asked)
-        job = Job(machine.device, machine.stop, run, machine.data_root, None, resumes)
-        try:
-            with timed(folder, machine.commit):
-                trainer_of(training)(config, job)
-        except cli.Interrupted:
-            raise cli.Interrupted(f"interrupted in {folder}: the same command goes on") from None
+        with timed(folder, machine.commit):
+            trainer_of(training)(config, job)
+
+    start.carry_out(folder, train, device=machine.device, stop=machine.stop, data_root=machine.data_root)
 
 
 def trainer_of(training: Training) -> Callable[[Any, Job], None]:
@@ -67,10 +61,10 @@ def trainer_of(training: Training) -> Callable[[Any, Job], None]:
 
 def make_start(training: Training, machine: Machine) -> None:
     """Deepen the net that the training starts from, where that is asked for and not done yet."""
-    start, deeper = training.start, training.entry.deepen
-    if start is None or deeper is None or training.weights is None or training.weights.is_file():
+    first, deeper = training.start, training.entry.deepen
+    if first is None or deeper is None or training.weights is None or training.weights.is_file():
         return
-    before, units = start.folder, [str(number) for number in deeper]
+    before, units = first.folder, [str(number) for number in deeper]
     words = ["--cfg", str(before / "config.yaml"), "--weights", str(before / "last.pt"), "--units", *units]
     words += ["--out", str(training.weights), "--data-root", str(machine.data_root)]
     deepen.main(deepen.make_parser().parse_args([*words, "--device", machine.device.type]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import statistics
@@ -20,13 +19,14 @@ from configs.classification import ClassificationConfig
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.experiments import ExperimentConfig, TrainedConfig
-from configs.files import read_text, write_text
+from configs.files import read_json, read_text, write_text
 from configs.loading import load_config, parse_yaml
 from configs.localisation import LocalisationConfig
 from datasets.classification import build_splits
 from tools.runtime import cli
 from tools.runtime.distributed import say
 from tools.runtime.run_folder import write_json
+from tools.runtime.start import is_finished
 from tools.runtime.study import Run, measure_responses, read_curves, thinned
 
 CURVE_POINTS = 60
@@ -51,7 +51,7 @@ class Training:
 
     @property
     def finished(self) -> bool:
-        return (self.folder / "metrics.json").is_file() and (self.folder / "last.pt").is_file()
+        return is_finished(self.folder)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def timed(folder: Path, commit: str | None) -> Iterator[None]:
     path = folder / "time.json"
     values = {"cpu_seconds": 0.0, "wall_seconds": 0.0, "sessions": 0, "ended": 0, "commit": commit}
     if path.is_file():
-        values.update(json.loads(path.read_text(encoding="utf-8")))
+        values.update(read_json(path, "file of times"))
     values["sessions"] += 1
     write_json(path, values)
     cpu, wall = cpu_seconds(), time.perf_counter()
@@ -152,7 +152,7 @@ def cpu_seconds() -> float:
 def figures_of(training: Training, machine: Machine, *, responses: bool) -> dict[str, Any]:
     """What a finished training has come to: an entry of `runs` in the experiment's JSON file."""
     entry = training.entry
-    spent = json.loads((training.folder / "time.json").read_text(encoding="utf-8"))
+    spent = read_json(training.folder / "time.json", "file of times")
     figures = {
         "name": entry.name,
         "config": entry.config,
@@ -165,7 +165,7 @@ def figures_of(training: Training, machine: Machine, *, responses: bool) -> dict
         "wall_seconds": round(spent["wall_seconds"], 1),
         "sessions": spent["sessions"],
         "time_is_whole": spent["sessions"] == spent["ended"],
-        "metrics": json.loads((training.folder / "metrics.json").read_text(encoding="utf-8")),
+        "metrics": read_json(training.folder / "metrics.json", "file of metrics"),
     }
     if isinstance(training.config, ClassificationConfig):
         run = Run(entry.name, training.seed, training.config, training.folder)

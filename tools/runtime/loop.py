@@ -21,12 +21,12 @@ from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from backbones.weights import first_line
+from backbones.weights import FORMAT, first_line
 from configs.common import OptimConfig, TrainConfig
 from configs.errors import UserError
 from detection.checkpoint import load_strictly
 from tools.runtime import cli, distributed
-from tools.runtime.checkpoint import FORMAT, save_checkpoint, without_training
+from tools.runtime.checkpoint import save_checkpoint, without_training
 from tools.runtime.distributed import say, without_sync
 from tools.runtime.ema import Ema
 from tools.runtime.optimizer import build_optimizer, load_optimizer, set_rate, step_unless

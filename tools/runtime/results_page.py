@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,8 @@ from typing import Any
 
 from configs.errors import UserError
 from configs.experiments import ClaimConfig, ColumnConfig, ExperimentConfig
+from configs.files import read_json
+from tools.runtime.texts import markdown_table
 
 _BLOCK = re.compile(r"(<!-- drawn: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 _MARKER = re.compile(r"<!-- (?:drawn|end): \w+ -->")
@@ -65,10 +66,7 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or no mapping.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}): remove it, or run its experiment again") from None
+    content = read_json(path, "file of results")
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds no mapping: remove it, or run its experiment again")
     return content
@@ -102,7 +100,7 @@ def _experiments(page: Page) -> str:
         claims = [(claim.claim, judge(claim, page.entries(name))) for claim in experiment.claims] or [("", "")]
         for place, (claim, verdict) in enumerate(claims):
             rows.append([f"`{name}`" if place == 0 else "", page.state(name) if place == 0 else "", claim, verdict])
-    parts = [_markdown(["experiment", "state", "claim", "here"], rows)]
+    parts = [markdown_table(["experiment", "state", "claim", "here"], rows)]
     parts += [_section(page, name) for name in page.experiments if page.state(name) != "not run"]
     return "\n\n".join(parts)
 
@@ -155,7 +153,7 @@ def _section(page: Page, name: str) -> str:
     for form, title_row in (("results", _SPEED), ("costs", _COSTS)):
         rows = [row for each in experiment.measurements for row in _FORMS[form](page, each.file)]
         if rows:
-            parts.append(_markdown(title_row, rows))
+            parts.append(markdown_table(title_row, rows))
     notes = [page.results.get(each.file, {}).get("assumptions", []) for each in experiment.measurements]
     parts += ["\n".join(f"- {line}" for line in lines) for lines in notes if lines]
     if experiment.reading != "not run":
@@ -173,7 +171,7 @@ def _run_table(experiment: ExperimentConfig, entries: Entries) -> str:
         cells = [cell([column.factor * value for value in figures(of, name, column.metric)], column)
                  for column in experiment.columns]  # fmt: skip
         rows.append([f"{name} (chosen: {chosen})" if chosen else name, seeds, *cells])
-    return _markdown(["", "seeds", *(column.title for column in experiment.columns)], rows)
+    return markdown_table(["", "seeds", *(column.title for column in experiment.columns)], rows)
 
 
 def cell(values: Sequence[float], column: ColumnConfig) -> str:
@@ -253,14 +251,7 @@ def _two_seeds(page: Page) -> str:
         cells = [f"{left['voc07']:.3f}", f"{left['voc12']:.3f}", f"{left['AP']:.3f}{spread}", f"{left['AP75']:.3f}"]
         cells += [f"{left['seconds']:.2f}", f"{right['voc07']:.3f}", f"{right['voc12']:.3f}", f"{right['AP']:.4f}"]
         rows.append([title, *cells, f"{right['seconds']:.2f}"])
-    return _markdown(titles, rows)
+    return markdown_table(titles, rows)
 
 
 _BLOCKS = {"experiments": _experiments, "improvements_two_seeds": _two_seeds}
-
-
-def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [titles, *rows]
-    text = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
-    return "\n".join([text[0], "|---" * len(titles) + "|", *text[1:]])

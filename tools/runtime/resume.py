@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from configs.errors import UserError
 from configs.moved import with_new_names
 from tools.runtime.distributed import say
+from tools.runtime.texts import differing, leaves
 
 MAY_CHANGE = (
     "data.train", "data.val", "data.test", "data.num_workers", "data.cache", "data.on_error", "metrics", "schedule",
@@ -31,7 +32,7 @@ def refuse_another_training(
         UserError: the key that may not change, or the classes that do not fit.
     """
     stored = with_new_names(stored, type(config), str(path), stored=True)
-    old, new = dict(_flat(stored)), dict(_flat(config.model_dump(mode="json")))
+    old, new = dict(leaves(stored)), dict(leaves(config.model_dump(mode="json")))
     for name in _in_both(old, new):
         before, now = old.get(name, "a section"), new.get(name, "a section")
         if before == now:
@@ -43,8 +44,8 @@ def refuse_another_training(
             )
         say(f"resumed with {name} {now} (before: {before})")
     if stored_classes != class_names:
-        differing = sorted(set(stored_classes) ^ set(class_names)) or ["their order"]
-        raise UserError(f"{path}: was trained on other classes than the data's ({', '.join(differing[:5])} differ)")
+        which = differing(stored_classes, class_names)
+        raise UserError(f"{path}: was trained on other classes than the data's ({which} differ)")
 
 
 def _in_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -56,12 +57,3 @@ def _in_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for one, other in ((old, new), (new, old)):
         names += [name for name in one if name not in other and any(key.startswith(f"{name}.") for key in other)]
     return names
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested mappings under dotted names; lists are leaves."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

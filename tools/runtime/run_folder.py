@@ -21,6 +21,7 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.files import write_text
+from tools.runtime.texts import leaves
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
 _FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png")
@@ -227,7 +228,9 @@ class RunFolder:
             self._metrics_file.flush()
         self.lines = (self.lines or 0) + 1
         with self._telling("tensorboard"):
-            for name, value in _flat(values):
+            for name, value in leaves(_plain(values)):
+                if not isinstance(value, int | float) or isinstance(value, bool):
+                    continue
                 self._tensorboard.add_scalar(f"{prefix}/{name}" if prefix else name, value, iteration)
 
     def log_picture(self, iteration: int, name: str, picture: np.ndarray) -> None:
@@ -338,14 +341,3 @@ def _plain(values: Any) -> Any:
     if isinstance(values, np.generic):
         values = values.item()
     return None if isinstance(values, float) and not math.isfinite(values) else values
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    """The finite numbers of nested mappings under dotted names."""
-    flat: list[tuple[str, float]] = []
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat += _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value):
-            flat.append((prefix + str(name), float(value)))
-    return flat

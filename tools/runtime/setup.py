@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones.weights import Preprocessing
 from configs.detection import DataConfig, DetectionConfig, SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, examples
 from datasets.batch import Batch
 from datasets.build import Split, build_dataset
 from datasets.detection import DetectionDataset
@@ -23,8 +23,9 @@ from detection.transfer import transfer_classes
 from tools.runtime import distributed
 from tools.runtime.distributed import say
 from tools.runtime.guards import common_images
-from tools.runtime.optimizer import describe_rate
 from tools.runtime.run_folder import RunFolder
+from tools.runtime.start import say_place
+from tools.runtime.texts import net_name
 from tools.runtime.training import autocast, count_parameters, total
 
 
@@ -203,23 +204,10 @@ def describe(
         f"{len(part)} to {verb}" for part, verb in ((val_set, "validate"), (test_set, "test")) if part is not None
     ]
     names = detector.class_names
-    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
     trained, frozen = count_parameters(detector)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     model = config.model
-    net = model.backbone if isinstance(model.backbone, str) else "a net of one's own"
     say(f"data       {', '.join(sizes)}")
-    say(f"classes    {len(names)}: {shown}")
-    say(f"model      {net}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
+    say(f"classes    {len(names)}: {examples(names, 20)}")
+    say(f"model      {net_name(model.backbone)}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
         f"{trained:,} parameters train, {frozen:,} are frozen")  # fmt: skip
-    say(f"device     {where}{several}{', bf16 autocast' if config.train.amp == 'bf16' else ''}")
-    say(f"run        {run.path}")
-
-
-def describe_schedule(config: DetectionConfig, schedule: str) -> None:
-    """Say how large the steps are and how many there will be."""
-    parts = f" in {config.train.accumulate} parts" if config.train.accumulate > 1 else ""
-    say(f"step       {config.train.batch_size} images{parts}, {config.optim.name}, "
-        f"rate {describe_rate(config.optim, config.train.batch_size)}")  # fmt: skip
-    say(f"schedule   {schedule}")
+    say_place(device, config.train.amp, run)

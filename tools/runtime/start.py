@@ -1,10 +1,10 @@
-"""How every training begins: device and processes, a way to stop, the run's folder."""
+"""How every training begins: device and processes, a way to stop, the run's folder, what is said before it."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,10 @@ from configs.files import replacing
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import load_checkpoint, older
 from tools.runtime.distributed import say
+from tools.runtime.loop import Recipe
+from tools.runtime.optimizer import describe_rate
 from tools.runtime.run_folder import RunFolder
+from tools.runtime.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -91,3 +94,44 @@ def training(args: argparse.Namespace) -> Iterator[Job]:
         yield Job(
             device, stop, run, cli.find_data_root(args.data_root), args.init_from if not resumes else None, resumes
         )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a training has come to its end there."""
+    return (folder / "metrics.json").is_file() and (folder / "last.pt").is_file()
+
+
+def carry_out(
+    folder: Path, train: Callable[[Job], None], *, device: torch.device, stop: cli.StopRequest, data_root: Path
+) -> None:
+    """Train, go on with, or leave as it is: one of several trainings of a command, which may be given again.
+
+    Raises:
+        Interrupted: asked to stop.
+    """
+    if is_finished(folder):
+        say(f"{folder}: finished")
+        return
+    say(f"\n{folder}")
+    with RunFolder(folder, writes=distributed.is_main()) as run:
+        resumes = distributed.on_main(lambda: run.prepare(resume="auto"))
+        try:
+            train(Job(device, stop, run, data_root, None, resumes))
+        except cli.Interrupted:
+            raise cli.Interrupted(f"interrupted in {folder}: the same command goes on") from None
+
+
+def say_steps(recipe: Recipe, schedule: Schedule) -> None:
+    """Say how large the steps are and how many there will be."""
+    train, optim = recipe.train, recipe.optim
+    parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
+    say(f"step       {train.batch_size} images{parts}, {optim.name}, rate {describe_rate(optim, train.batch_size)}")
+    say(f"schedule   {schedule.describe()}")
+
+
+def say_place(device: torch.device, amp: str, run: RunFolder) -> None:
+    """Say where it trains, and where it is written."""
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
+    say(f"device     {where}{several}{', bf16 autocast' if amp == 'bf16' else ''}")
+    say(f"run        {run.path}")

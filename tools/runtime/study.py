@@ -21,8 +21,9 @@ from matplotlib.figure import Figure
 from backbones.analysis import layer_responses
 from backbones.classification import load_classifier
 from configs.classification import ClassificationConfig
-from configs.files import replacing, write_text
+from configs.files import read_json, replacing, write_text
 from datasets.classification import Splits, build_splits, centre_batches, spread
+from tools.runtime.texts import markdown_table
 from tools.runtime.training import count_parameters
 
 RESPONSE_IMAGES = 1000
@@ -40,10 +41,6 @@ class Run:
     seed: int
     config: ClassificationConfig
     folder: Path
-
-    @property
-    def finished(self) -> bool:
-        return (self.folder / "metrics.json").is_file() and (self.folder / "last.pt").is_file()
 
     @property
     def measured(self) -> str:
@@ -171,27 +168,19 @@ def write_table(runs: list[Run], curves: list[Curves], errors: list[dict[str, fl
         top5 = [100 * errors[index]["top5_error"] for index in chosen]
         training = [100 * curves[index].last_epoch for index in chosen]
         net = load_classifier(runs[chosen[0]].folder / "last.pt", runs[chosen[0]].config.model).net
-        length = json.loads((runs[chosen[0]].folder / "metrics.json").read_text(encoding="utf-8"))["iteration"]
+        length = read_json(runs[chosen[0]].folder / "metrics.json", "file of metrics")["iteration"]
         deviation = f"{statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
         rows.append((
             name, count_parameters(net)[0], len(chosen), f"{statistics.fmean(top1):.2f}", deviation,
             f"{min(top1):.2f}", f"{statistics.fmean(top5):.2f}", f"{statistics.fmean(training):.2f}", length,
         ))  # fmt: skip
     write_csv(out / "table.csv", header, rows)
-    titles = (
-        "config",
-        "parameters",
-        "seeds",
-        "error %: best (mean ± std)",
-        "top-5 %",
-        "training error %",
-        "iterations",
-    )
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    titles = "config", "parameters", "seeds", "error %: best (mean ± std)", "top-5 %", "training error %", "iterations"
+    cells = []
     for name, parameters, seeds, mean, deviation, best, top5, training, length in rows:
         error = f"{best} ({mean} ± {deviation})" if deviation else mean  # as in the paper's Table 6
-        lines.append(f"| {name} | {parameters:,} | {seeds} | {error} | {top5} | {training} | {length:,} |")
-    write_text(out / "table.md", "\n".join(lines) + "\n")
+        cells.append([name, f"{parameters:,}", str(seeds), error, top5, training, f"{length:,}"])
+    write_text(out / "table.md", markdown_table(titles, cells) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------- responses

@@ -7,7 +7,6 @@ of blood cells in 16 epochs. Its 4,700 showings of an image of 240x320 are the m
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from dataclasses import dataclass
@@ -66,7 +65,9 @@ def this_machine() -> Machine:
     """The processors that this process may use, and the first GPU."""
     import torch
 
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from datasets.loader import usable_cpus
+
+    cpus = usable_cpus()
     if not torch.cuda.is_available():
         return Machine(cpus)
     return Machine(cpus, torch.cuda.get_device_properties(0).total_memory / 2**30)

@@ -111,7 +111,7 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(fpn_config, tmp_path,
             stopping["stop"] = stop
             resumes = run.prepare(resume="auto")
             script.train(config, Job(torch.device("cpu"), stop, run, tmp_path, None, resumes))
-        return load_checkpoint(tmp_path / folder / "last.pt", kind=script.KIND)["model"]
+        return load_checkpoint(tmp_path / folder / "last.pt")["model"]
 
     whole = train("whole")
     assert (tmp_path / "whole/metrics.json").is_file()

@@ -22,7 +22,7 @@ def test_checkpoint_round_trip_executes_no_code(tmp_path):
     save_checkpoint(
         path, content(training={"iteration": 3, "optimizer": {"state": {0: torch.ones(2)}, "betas": (0.9, 1)}})
     )
-    read = load_checkpoint(path, kind="detector")
+    read = load_checkpoint(path)
     assert torch.equal(read["model"]["w"], torch.arange(3.0))
     assert read["training"]["optimizer"]["betas"] == (0.9, 1)
     assert os.listdir(tmp_path) == ["last.pt"]
@@ -74,9 +74,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     torch.save({"weight": torch.ones(1)}, tmp_path / "bare.pt")
     with pytest.raises(UserError, match="convert_weights"):
         load_checkpoint(tmp_path / "bare.pt")
-    save_checkpoint(tmp_path / "net.pt", content(kind="classifier"))
-    with pytest.raises(UserError, match="holds a classifier, not a detector"):
-        load_checkpoint(tmp_path / "net.pt", kind="detector")
 
 
 def test_the_newest_files_are_kept(tmp_path):

@@ -13,7 +13,7 @@ from configs.errors import UserError
 from tools.runtime import cli
 from tools.runtime.checkpoint import save_checkpoint
 from tools.runtime.run_folder import RunFolder
-from tools.runtime.start import training
+from tools.runtime.start import is_finished, training
 
 
 def arguments(tmp_path: Path, *more: str) -> argparse.Namespace:
@@ -112,3 +112,10 @@ def test_a_checkpoint_of_another_kind_stays(tmp_path):
     ):
         job.checkpoint("classifier")
     assert path.read_bytes() == before
+
+
+def test_a_run_is_finished_when_both_files_are_there(tmp_path):
+    for name in ("metrics.json", "last.pt"):
+        assert not is_finished(tmp_path)
+        (tmp_path / name).touch()
+    assert is_finished(tmp_path)

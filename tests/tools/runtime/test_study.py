@@ -47,14 +47,6 @@ def test_curves_of_a_run_by_hand(tmp_path):
     assert math.isnan(read_curves(run_of(tmp_path, test="a set")).last_epoch)
 
 
-def test_a_run_is_finished_when_both_files_are_there(tmp_path):
-    run = run_of(tmp_path)
-    for name in ("metrics.json", "last.pt"):
-        assert not run.finished
-        (tmp_path / name).touch()
-    assert run.finished
-
-
 def test_curves_as_a_table(tmp_path):
     runs = [run_of(tmp_path / "net", plain=True), run_of(tmp_path / "other", test="a set")]
     curves = [Curves([(1, 0.5)], [(2, 1 / 3)], 0.5), Curves([], [(4, 0.25)], 0.5)]

@@ -1,0 +1,31 @@
+"""What all scripts print and write in one form: nested figures by dotted names, differing classes, Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested mappings under dotted names; lists and empty mappings are values."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def differing(names: Sequence[str], others: Sequence[str]) -> str:
+    """Up to five names that only one of two lists has, for '(... differ)' in a message; or 'their order'."""
+    return ", ".join((sorted(set(names) ^ set(others)) or ["their order"])[:5])
+
+
+def net_name(backbone: str | Mapping[str, Any] | None) -> str:
+    """What to call a net: its name, where it is not described by a table."""
+    return backbone if isinstance(backbone, str) else "a net of one's own"
+
+
+def markdown_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, without the last line's end; bars in cells are escaped."""
+    lines = [f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in (titles, *rows)]
+    return "\n".join([lines[0], "|---" * len(titles) + "|", *lines[1:]])
