@@ -258,7 +258,7 @@ class _Run(torch.autograd.Function):
 
 def _retained() -> bool:
     """Whether the backward pass that runs was asked to retain the graph."""
-    return torch._C._autograd._get_current_graph_task_keep_graph()
+    return torch._C._autograd._get_current_graph_task_keep_graph()  # pyright: ignore[reportAttributeAccessIssue]  # no stub
 
 
 def _backward(
