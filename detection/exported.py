@@ -138,6 +138,7 @@ class ExportedDetector(nn.Module):
         self.run, about = open_exported(path)
         self.batch: int = about["batch"]
         self.class_names: list[str] = about["class_names"]
+        self.thresholds: dict[str, float] = about["thresholds"]
         self.least: int = about["preprocessing"]["least_side"]
         ours = {"min_size": data.test_min_size, "max_size": data.test_max_size, "pad_to_multiple": data.size_divisor}
         for key, value in ours.items():

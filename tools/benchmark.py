@@ -135,12 +135,9 @@ def run_mode(mode: str, args: argparse.Namespace, device: Any) -> dict[str, Any]
         return work(net, device, batch_size=size, amp=args.amp, **common)
     case = find_case(args.case)
     if args.exported:
-        if mode != "infer" or device.type != "cpu" or args.batch_size > 1 or args.amp != "none":
-            raise UserError("--exported goes with infer on the CPU, one image at a time and without --amp")
-        from tools.benchmarks.exported import exported_mode
+        from tools.benchmarks.exported import run_exported
 
-        given = {"weights": args.weights, "images": args.images, "threads": args.threads}
-        return exported_mode(args.exported, case=case, **given, **common)
+        return run_exported(args, case, device)
     if mode == "roofline":
         return detectors.roofline_mode(case, args.batch_size or 16)
     makers = detectors.select(args.contestants.split(","), {path.stem: load_plugin(path) for path in args.plugin})

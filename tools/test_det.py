@@ -56,6 +56,8 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     config = load_config(args.cfg, cli.config_overrides(args))
     data_root = cli.find_data_root(args.data_root)
     split: Split = args.split or ("test" if config.data.test else "val")
+    if is_exported(args.weights[0]) and (args.compile or args.graphs):
+        raise UserError("--compile and --graphs: are of checkpoints: an exported file runs as it is, on the CPU")
     detectors = load_tested(args.weights, config)
     class_names = (detectors if isinstance(detectors, ExportedDetector) else detectors[0]).class_names
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
@@ -86,7 +88,12 @@ def load_tested(weights: list[Path | str], config: DetectionConfig) -> list[Dete
     if exported and len(weights) > 1:
         raise UserError(f"--weights {exported[0]}: an exported file is tested alone: ensembles are of checkpoints")
     if exported:
-        return ExportedDetector(Path(exported[0]), config.data)
+        found = ExportedDetector(Path(exported[0]), config.data)
+        wanted = {"score": config.test.score_thresh, "detections_per_img": config.test.detections_per_img}
+        if differing := {key: value for key, value in wanted.items() if found.thresholds[key] != value}:
+            own = ", ".join(f"{key} {found.thresholds[key]} (the config's {value})" for key, value in differing.items())
+            say(f"{exported[0]}: its own thresholds count: {own}")
+        return found
     return load_ensemble(weights)[0] if len(weights) > 1 else [load_one(weights[0], config)]
 
 

@@ -118,11 +118,11 @@ def test_weights_of_another_model_are_refused(tiny_config, weights):
         run(tiny_config, weights.with_name("missing.pt"))
 
 
-def test_an_exported_file_is_tested_as_it_is(tiny_config, weights, tmp_path, monkeypatch):
+def test_an_exported_file_is_tested_as_it_is(tiny_config, weights, tmp_path, monkeypatch, capsys):
     """By the same loader, evaluators and files; alone, for ensembles are of checkpoints."""
 
     class Knowing(torch.nn.Module):
-        scales, class_names = (), ("red", "blue")
+        scales, class_names, thresholds = (), ("red", "blue"), {"score": 0.75, "detections_per_img": 100}
 
         def __init__(self, path, data):
             super().__init__()
@@ -138,6 +138,9 @@ def test_an_exported_file_is_tested_as_it_is(tiny_config, weights, tmp_path, mon
     monkeypatch.setattr(evaluation, "to_numpy", lambda found: found)
     run(tiny_config, tmp_path / "a.xml", "--out", str(tmp_path / "out"))
     assert json.loads((tmp_path / "out/metrics.json").read_text())["voc12"]["mAP"] == pytest.approx(1.0)
+    assert "its own thresholds count: score 0.75 (the config's" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--compile and --graphs: are of checkpoints"):
+        run(tiny_config, tmp_path / "a.xml", "--graphs")
     with pytest.raises(UserError, match=r"a\.xml: an exported file is tested alone"):
         run(tiny_config, [weights, tmp_path / "a.xml"])
 

@@ -6,6 +6,7 @@ All get the same resized and padded images, on the CPU, and include normalisatio
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import logging
 import tempfile
@@ -44,6 +45,20 @@ MOST_IMAGES = 8
 INT8 = "openvino_int8"
 KINDS = (*FORMATS, INT8)
 """What can be made on the spot, in the place of a file."""
+
+
+def run_exported(args: argparse.Namespace, case: Case, device: torch.device) -> dict[str, Any]:
+    """`exported_mode` by the options of benchmark.py.
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    if args.mode != "infer" or device.type != "cpu" or args.batch_size > 1 or args.amp != "none":
+        raise UserError("--exported goes with infer on the CPU, one image at a time and without --amp")
+    return exported_mode(
+        args.exported, weights=args.weights, case=case, images=args.images, threads=args.threads,
+        repetitions=args.repetitions, warmup=args.warmup,
+    )  # fmt: skip
 
 
 def exported_mode(

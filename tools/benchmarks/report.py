@@ -106,7 +106,7 @@ def print_result(name: str, result: dict[str, Any]) -> None:
     if isinstance(result.get("seconds"), dict):
         for contestant, figures in result["seconds"].items():
             shown = [f"{unit} {v['median']:.4g} ({v['q1']:.4g} to {v['q3']:.4g})" for unit, v in figures.items()]
-            print(f"  {contestant:<14}{', '.join(shown)}")
+            print(f"  {contestant:<13} {', '.join(shown)}")
     for key, value in flatten({k: v for k, v in result.items() if k != "seconds"}).items():
         print(f"  {key:<48} {value:,}" if isinstance(value, int) else f"  {key:<48} {value:.4g}")
     for key, value in result.items():
