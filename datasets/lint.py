@@ -7,6 +7,7 @@ out, or clips, what a training cannot use.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -240,6 +241,15 @@ def table(problems: Iterable[Problem]) -> str:
     rows = [f"{counts[code]:8d}  {severity:7s}  {code}" for code, (severity, _) in CODES.items() if counts[code]]
     order = {"error": 0, "warning": 1, "note": 2}
     return "\n".join(sorted(rows, key=lambda row: order[row.split()[1]])) or "no problems"
+
+
+def is_problem_list(path: Path) -> bool:
+    """Whether a file is a JSON list of problems, as `tools/check_data.py` writes them."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, list) and all(isinstance(item, dict) and "code" in item for item in content)
 
 
 # ---------------------------------------------------------------------------------------------- parts

@@ -24,7 +24,7 @@ from configs.errors import UserError, printable
 from configs.files import write_text
 from configs.loading import load_config
 from datasets.build import build_records
-from datasets.lint import Problem, clean, lint_anchors, lint_records, lint_voc_files, table
+from datasets.lint import Problem, clean, is_problem_list, lint_anchors, lint_records, lint_voc_files, table
 from datasets.lint_images import Marks, lint_images, lint_near, lint_splits
 from datasets.records import Records
 from datasets.survey import class_table
@@ -53,7 +53,7 @@ def main(args: argparse.Namespace) -> None:
     """Read, look, say, write."""
     if (args.folder is None) == (args.cfg is None):
         raise UserError("give a FOLDER or --cfg FILE")
-    if args.json is not None and args.json.is_file() and not is_earlier_output(args.json):
+    if args.json is not None and args.json.is_file() and not is_problem_list(args.json):
         raise UserError(f"{args.json}: is there already, and is no list of problems: name another file with --json")
     if args.near and args.fast:
         raise UserError("--near compares pictures, which --fast does not open: give one of them")
@@ -90,15 +90,6 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(
             f"{errors} error{'s' * (errors > 1)} (see above): repair, or take out with --policy drop or clip"
         )
-
-
-def is_earlier_output(path: Path) -> bool:
-    """Whether a file is what `--json` wrote before."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(content, list) and all(isinstance(item, dict) and "code" in item for item in content)
 
 
 def write(args: argparse.Namespace, problems: list[Problem]) -> None:

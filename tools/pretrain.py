@@ -31,7 +31,7 @@ from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.guards import classification_warnings
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
-from tools.runtime.resume import refuse_another_training
+from tools.runtime.resume import data_state, refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
 from tools.runtime.start import Job, training
 from tools.runtime.tasks.classification import ClassificationTask
@@ -63,7 +63,8 @@ def train(config: ClassificationConfig, job: Job) -> None:
     task = ClassificationTask(config, net, normalize, splits, job.device)
     describe(config, net, splits, task.schedule, job.device, job.run)
     header = provenance(job.data_root) + dump_config(config)
-    plan = make_plan(task, job.run, job.device, header=header, stop=job.stop, checkpoint=checkpoint)
+    data = data_state(splits.train) if distributed.is_main() else None
+    plan = make_plan(task, job.run, job.device, header=header, stop=job.stop, checkpoint=checkpoint, data=data)
     state = fit(task, plan)
     try:
         finish(task, job.run, state)

@@ -37,7 +37,7 @@ from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.guards import before_training, why_zero
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
 from tools.runtime.pictures import write_pictures
-from tools.runtime.resume import refuse_another_training
+from tools.runtime.resume import data_state, refuse_another_training
 from tools.runtime.run_folder import provenance
 from tools.runtime.setup import (
     automatic_batch_size,
@@ -111,6 +111,7 @@ def train_task(
     plan = make_plan(
         task, job.run, job.device, header=header, stop=job.stop, state=state, checkpoint=checkpoint, what=what,
         constants={"phase": phase} if phase else {},
+        data=data_state(task.train_set.records) if distributed.is_main() else None,
     )  # fmt: skip
     say_steps(config, task.schedule)
     if job.device.type == "cuda":

@@ -36,7 +36,7 @@ from tools.runtime.distributed import say
 from tools.runtime.guards import LARGE, common_images
 from tools.runtime.localisation import figures, predict, say_table, trivial_figures
 from tools.runtime.loop import State, fit, how_to_resume, make_plan
-from tools.runtime.resume import refuse_another_training
+from tools.runtime.resume import data_state, refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
 from tools.runtime.schedule import Schedule
 from tools.runtime.start import Job, say_place, say_steps, training
@@ -70,7 +70,8 @@ def train(config: LocalisationConfig, job: Job) -> None:
     task = LocalisationTask(config, net, proposer, sets["train"], sets.get("val"), job.device)
     describe(config, net, sets, task.schedule, job.device, job.run)
     header = provenance(job.data_root) + dump_config(config)
-    plan = make_plan(task, job.run, job.device, header=header, stop=job.stop, checkpoint=checkpoint)
+    data = data_state(sets["train"]) if distributed.is_main() else None
+    plan = make_plan(task, job.run, job.device, header=header, stop=job.stop, checkpoint=checkpoint, data=data)
     state = fit(task, plan)
     try:
         finish(task, sets, job.run, state)

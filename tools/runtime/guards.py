@@ -236,15 +236,15 @@ def copied(one: Files, other: Files) -> tuple[int, int] | None:
     sample: dict[int, list[str | Path]] = defaultdict(list)
     for number in range(count):
         path = other[number * len(other) // count]
-        sample[_bytes_in(path)].append(path)
+        sample[bytes_in(path)].append(path)
     sample.pop(0, None)
-    same_size = [path for path in one if _bytes_in(path) in sample][: 10 * LOOKED_AT]
+    same_size = [path for path in one if bytes_in(path) in sample][: 10 * LOOKED_AT]
     there = {_digest(path) for path in same_size}
     found = sum(_digest(path) in there for paths in sample.values() for path in paths) if there else 0
     return (found, count) if found else None
 
 
-def _bytes_in(path: str | Path) -> int:
+def bytes_in(path: str | Path) -> int:
     """Of a file; 0: there is none, as the training itself will say."""
     try:
         return Path(path).stat().st_size

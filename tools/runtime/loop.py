@@ -31,6 +31,7 @@ from tools.runtime.distributed import say, without_sync
 from tools.runtime.ema import Ema
 from tools.runtime.optimizer import build_optimizer, load_optimizer, set_rate, step_unless
 from tools.runtime.progress import Progress, Timed
+from tools.runtime.resume import say_what_changed
 from tools.runtime.run_folder import RunFolder
 from tools.runtime.schedule import Schedule
 from tools.runtime.training import LossMonitor, average_statistics, seed_step, total
@@ -199,6 +200,8 @@ class Plan:
     """A word for the progress bar."""
     constants: dict[str, Any] = field(default_factory=dict)
     """Goes into every line of the log."""
+    data: dict[str, str] = field(default_factory=dict)
+    """`tools.runtime.resume.data_state` of the training set."""
     saved: tuple[int, int] | None = None
     """Of what last.pt is: (iteration, iteration of the newest validation); None: nothing was written yet."""
     replaced: int = 0
@@ -216,6 +219,7 @@ def make_plan(
     checkpoint: Mapping[str, Any] | None = None,
     what: str = "training",
     constants: Mapping[str, Any] | None = None,
+    data: Mapping[str, str] | None = None,
 ) -> Plan:
     """The plan of a task, from its start or from a checkpoint of it.
 
@@ -229,6 +233,7 @@ def make_plan(
         checkpoint: of `tools.runtime.checkpoint.load_checkpoint`, to go on from.
         what: a word for the progress bar.
         constants: values for every line of the log.
+        data: `tools.runtime.resume.data_state` of the training set, kept in the checkpoints.
 
     Raises:
         UserError: the checkpoint does not fit.
@@ -236,8 +241,7 @@ def make_plan(
     optimizer = build_optimizer(task.net, task.recipe.optim)
     decay = task.recipe.train.ema_decay
     ema = Ema(task.net, decay) if decay else None
-    monitor = LossMonitor(device)
-    state = state or State.of(checkpoint)
+    monitor, state = LossMonitor(device), state or State.of(checkpoint)
     if checkpoint is not None:
         with _damage_told(run.last):
             training = checkpoint["training"]
@@ -248,18 +252,20 @@ def make_plan(
             monitor.load_state_dict(training.get("monitor"))
             run.lines = TypeAdapter(NonNegativeInt | None).validate_python(training.get("log_lines"), strict=True)
             task.load(training)
+        say_what_changed(run.last, training.get("data"), data or {})
     return Plan(
         run=run,
         device=device,
         stop=stop or cli.StopRequest(),
         optimizer=optimizer,
-        parameters=[parameter for parameter in task.net.parameters() if parameter.requires_grad],
+        parameters=[one for one in task.net.parameters() if one.requires_grad],
         ema=ema,
         state=state,
         monitor=monitor,
         header=header,
         what=what,
         constants=dict(constants or {}),
+        data=dict(data or {}),
         saved=(state.iteration, state.validated) if _is_as(checkpoint, task) else None,
     )
 
@@ -495,6 +501,7 @@ def _save(task: Task, plan: Plan, path: Path, *, for_resume: bool = True) -> Non
         "optimizer": plan.optimizer.state_dict(),
         "monitor": plan.monitor.state_dict(),
         "log_lines": plan.run.lines,
+        "data": plan.data,
         **({"weights": weights} if plan.ema is not None else {}),
         **content.get("training", {}),
     }

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import BaseModel
 
 from configs.errors import UserError
 from configs.moved import with_new_names
+from datasets.classification import ImageSet
+from datasets.folders import ImageFiles
+from datasets.records import Records
 from tools.runtime.distributed import say
+from tools.runtime.guards import LARGE, bytes_in
 from tools.runtime.texts import differing, leaves
 
 MAY_CHANGE = (
@@ -57,3 +63,39 @@ def _in_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for one, other in ((old, new), (new, old)):
         names += [name for name in one if name not in other and any(key.startswith(f"{name}.") for key in other)]
     return names
+
+
+def data_state(data: Records | ImageSet) -> dict[str, str]:
+    """What tells whether a training set has changed: digests of its annotations, and of its images.
+
+    Of files the sizes in bytes count, and only of sets of up to `LARGE` images: all files would have to be read.
+    """
+    annotations, images = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    if isinstance(data, Records):
+        columns = (data.image_ids, data.sizes, data.offsets, data.boxes, data.labels, data.iscrowd, data.difficult)
+        paths = data.image_paths if len(data) <= LARGE else ()
+    elif isinstance(data, ImageFiles):
+        columns = data.names, data.labels
+        paths = [data.path(i) for i in range(len(data))] if type(data) is ImageFiles and len(data) <= LARGE else ()
+    else:
+        columns, paths = (data.labels,), ()
+        images.update(np.ascontiguousarray(data.images).reshape(-1).data)
+    for column in columns:
+        annotations.update(np.ascontiguousarray(column).reshape(-1).view(np.uint8).data)
+    images.update(np.array([bytes_in(path) for path in paths], np.int64).data)
+    return {"annotations": annotations.hexdigest(), "images": images.hexdigest()}
+
+
+def say_what_changed(path: Path, stored: object, now: Mapping[str, str]) -> None:
+    """Warn where a training set is no longer what it was when a checkpoint was written.
+
+    Args:
+        path: the checkpoint.
+        stored: its `data_state`; anything else (of an older checkpoint) says nothing.
+        now: of the present set; empty: not known on this process.
+    """
+    if isinstance(stored, Mapping) and now and (changed := [name for name in now if stored.get(name) != now[name]]):
+        say(
+            f"warning: the {' and the '.join(changed)} of the training set have changed since {path} was written: from "
+            "here on this is another training"
+        )

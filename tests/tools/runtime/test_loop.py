@@ -218,6 +218,15 @@ def test_replaced_images_are_counted_in_the_log_also_after_a_resumption(tmp_path
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
+def test_a_set_that_has_changed_since_the_checkpoint_is_told(tmp_path, capsys):
+    train(OneWeight(2), tmp_path, data={"annotations": "a", "images": "b"})
+    capsys.readouterr()
+    train(OneWeight(3), tmp_path, resumed=True, data={"annotations": "a", "images": "b"})
+    assert "have changed" not in capsys.readouterr().out
+    train(OneWeight(4), tmp_path, resumed=True, data={"annotations": "a", "images": "c"})
+    assert f"the images of the training set have changed since {tmp_path}/last.pt" in capsys.readouterr().out
+
+
 def test_a_finished_run_that_goes_on_writes_nothing_again(tmp_path):
     """Else the older checkpoint would make room for a copy of the newest."""
     train(OneWeight(keep_last=2), tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.classification import ClassificationConfig
@@ -11,8 +13,11 @@ from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import parse_config
 from configs.messages import dotted_names
+from datasets.cifar import ImageArrays
+from datasets.records import Records, make_records
+from tests.datasets.conftest import write_image
 from tests.detection.made import VALUES
-from tools.runtime.resume import MAY_CHANGE, refuse_another_training
+from tools.runtime.resume import MAY_CHANGE, data_state, refuse_another_training, say_what_changed
 
 PATH = Path("run/last.pt")
 STORED = parse_config(VALUES, [], DetectionConfig, "made").model_dump(mode="json")
@@ -80,3 +85,27 @@ def test_other_classes_are_named():
 @pytest.mark.parametrize("name", MAY_CHANGE)
 def test_every_option_that_may_change_is_there(name):
     assert any(name in set(dotted_names(schema)) for schema in (DetectionConfig, ClassificationConfig))
+
+
+def test_a_set_that_was_edited_is_told_apart(tmp_path: Path, capsys) -> None:
+    """Boxes, flags and images; not by where it lies."""
+
+    def records(folder: str, box=(1, 2, 20, 30), seed: int = 0) -> Records:
+        path = write_image(tmp_path / folder / "a.png", (40, 50), seed)
+        return make_records(
+            images=[(str(path), "a", (40, 50))], boxes=[box], labels=[1], counts=[1], class_names=["cat"],
+            source="set", annotation_file="{}",
+        )  # fmt: skip
+
+    before = data_state(records("one"))
+    assert data_state(records("two")) == before
+    moved, other = data_state(records("three", (1, 2, 21, 30))), data_state(records("four", seed=1))
+    assert (moved["annotations"] != before["annotations"], moved["images"] == before["images"]) == (True, True)
+    assert (other["annotations"] == before["annotations"], other["images"] != before["images"]) == (True, True)
+    say_what_changed(Path("last.pt"), before, before)
+    say_what_changed(Path("last.pt"), None, before)  # a checkpoint that does not say
+    assert capsys.readouterr().out == ""
+    say_what_changed(Path("last.pt"), before, moved)
+    assert "the annotations of the training set have changed since last.pt was written" in capsys.readouterr().out
+    pixels = ImageArrays(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ["a", "b"])
+    assert data_state(pixels)["annotations"] != data_state(replace(pixels, labels=pixels.labels[::-1]))["annotations"]
