@@ -14,7 +14,8 @@ from configs.errors import UserError
 from configs.loading import parse_config
 from configs.messages import dotted_names
 from datasets.cifar import ImageArrays
-from datasets.records import Records, make_records
+from datasets.make_records import make_records
+from datasets.records import Records
 from tests.datasets.conftest import write_image
 from tests.detection.made import VALUES
 from tools.runtime.resume import MAY_CHANGE, data_state, refuse_another_training, say_what_changed
