@@ -84,11 +84,14 @@ def read_coco_file(path: Path) -> CocoFile:
         class_names, twice = distinct_names([names[identity] for identity in category_ids], category_ids)
         if twice:
             logger.warning("%s: categories of the same name are told apart by id: %s", path, ", ".join(twice[:5]))
+        file_names = [_file_name(images, i) for i in range(len(image_ids))]
+        sizes = np.stack([images.sides("height"), images.sides("width")], axis=1)
+        del images, categories  # a million dictionaries
         file = CocoFile(
             path=path,
             image_ids=image_ids,
-            file_names=[_file_name(images, i) for i in range(len(image_ids))],
-            sizes=np.stack([images.sides("height"), images.sides("width")], axis=1),
+            file_names=file_names,
+            sizes=sizes,
             category_ids=category_ids,
             class_names=class_names,
             annotated="annotations" in lists,
