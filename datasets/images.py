@@ -51,8 +51,6 @@ _FOREIGN = {
     b"\0\5\x16\7": "macOS' note about another file",
 }  # fmt: skip
 _ORIENTATION_TAG = 0x0112
-_INVERSE = {6: 8, 8: 6}
-"""The orientation that undoes another; the others undo themselves."""
 _MAX_METADATA = 1 << 24
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -394,14 +392,21 @@ def heard() -> Iterator[list[str]]:
     """What decoders complain of within the block: libjpeg and libpng tell it on the error stream only, without a name.
 
     What they call a warning is left out (profiles, tags). Within another such block, also one of another thread,
-    nothing is heard: the outer block hears it.
+    nothing is heard: the outer block hears it. Nor is anything where the process has no error stream.
     """
     complaints: list[str] = []
     if not _hearing.acquire(blocking=False):
         yield complaints
         return
     try:
-        ear, before = _ear(os.getpid()), os.dup(2)
+        try:
+            before = os.dup(2)
+        except OSError:  # closed
+            before = None
+        if before is None:
+            yield complaints
+            return
+        ear = _ear(os.getpid())
         os.dup2(ear, 2)
         try:
             yield complaints

@@ -295,6 +295,23 @@ def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, 
     ]
 
 
+def test_without_an_error_stream_images_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(path)
+    with heard():  # what it opens would take the place of the closed stream
+        pass
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        assert read_image(path).shape == (3, 4, 3)
+        with heard() as complaints:
+            pass
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert complaints == []
+
+
 def test_what_others_write_while_a_decoder_is_heard_stays_on_the_error_stream(capfd) -> None:
     with heard() as complaints:
         os.write(
