@@ -53,7 +53,7 @@ class _Redirects(HTTPRedirectHandler):
         if re.fullmatch(r"[0-9a-f]{64}", digest):
             self.sha256 = digest
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise HTTPException(f"the server leads to an insecure address, {newurl}")
+            raise DownloadError(f"the server leads to an insecure address, {newurl}", final=True)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -10,8 +9,7 @@ from typing import Literal, NamedTuple
 
 from configs.errors import UserError
 from configs.files import is_file, is_folder
-from configs.inputs import note
-from datasets.images import IMAGE_SUFFIXES, image_file_size, is_hidden, same_name
+from datasets.images import IMAGE_SUFFIXES, files_below, image_file_size, is_image, same_name
 from datasets.make_records import make_records
 from datasets.records import Records
 
@@ -44,12 +42,7 @@ class Item(NamedTuple):
 
 def walk(folder: Path) -> list[Path]:
     """All files below a folder, sorted; hidden ones and masks are passed over."""
-    files = []
-    for place, folders, names in os.walk(folder):
-        note(place)
-        folders[:] = [name for name in folders if not is_hidden(name) and name.lower() not in MASKS]
-        files += [Path(place, name) for name in names if not is_hidden(name)]
-    return sorted(files)
+    return sorted(files_below(folder, without=MASKS))
 
 
 def images_below(folder: Path, pattern: str | None = None) -> list[Path]:
@@ -60,7 +53,7 @@ def images_below(folder: Path, pattern: str | None = None) -> list[Path]:
     """
     if not is_folder(folder):
         raise UserError(f"{folder}: there is no such folder")
-    found = [path for path in walk(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
+    found = [path for path in walk(folder) if is_image(path)]
     if pattern is not None:
         found = [path for path in found if path.parent == folder]
     if not found:
@@ -95,7 +88,7 @@ class ImageFinder:
         if self._by_name is None:
             self._by_name = defaultdict(list)
             for path in self._given if self._given is not None else walk(self.folder):
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+                if is_image(path):
                     self._by_name[path.name].append(path)
         found = self._by_name.get(parts[-1], [])
         for start in range(len(parts) - 1):  # of several, the one whose folders fit best

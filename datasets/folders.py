@@ -13,7 +13,7 @@ import numpy as np
 
 from configs.errors import PrintableFilter, UserError, nearest
 from configs.files import read_lines
-from datasets.images import IMAGE_SUFFIXES, is_hidden
+from datasets.images import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
@@ -63,8 +63,8 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageF
         UserError: no folder, a class folder without images, or a folder that is none of `class_names`.
     """
     entries = [entry for entry in list_folder(root) if not is_hidden(entry.name)]
-    folders = sorted(entry.name for entry in entries if entry.is_dir())
-    if folders and (beside := sum(_is_image(entry.name) for entry in entries if entry.name not in folders)):
+    folders = sorted(entry.name for entry in entries if leads_to_folder(entry))
+    if folders and (beside := sum(_is_image(entry.path) for entry in entries if entry.name not in folders)):
         logger.warning("%s: %d images lie beside the class folders, in none, and are passed over", root, beside)
     if not folders:
         raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
@@ -194,14 +194,14 @@ def find_class(name: str, class_names: Sequence[str], where: str) -> int:
 
 
 def list_folder(folder: Path) -> list[os.DirEntry]:
-    """What is in a folder.
+    """What is in a folder, but for what `is_special`.
 
     Raises:
         UserError: it is missing; names the nearest one, or the tool that fetches the set.
     """
     try:
         with os.scandir(folder) as entries:
-            return list(entries)
+            return [entry for entry in entries if is_hidden(entry.name) or not is_special(entry)]
     except OSError as error:
         parent = folder.parent
         near = nearest(folder.name, os.listdir(parent) if parent.is_dir() else [])
@@ -224,24 +224,24 @@ def _flat_images(root: Path) -> list[str]:
     Raises:
         UserError: no folder, or no images in it.
     """
-    names = sorted(entry.name for entry in list_folder(root) if entry.is_file() and _is_image(entry.name))
+    names = sorted(entry.name for entry in list_folder(root) if not leads_to_folder(entry) and _is_image(entry.path))
     if not names:
         raise UserError(f"{root}: has no images")
     return names
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES) and not is_hidden(name)
+def _is_image(path: str) -> bool:
+    return not is_hidden(os.path.basename(path)) and is_image(path)
 
 
 def _images_below(folder: Path, prefix: str) -> Iterable[str]:
     """Paths of the images in a folder and its subfolders, each beginning with `prefix`."""
     for entry in list_folder(folder):
-        if entry.is_dir():
+        if leads_to_folder(entry):
             if is_hidden(entry.name):
                 continue
             yield from _images_below(folder / entry.name, f"{prefix}/{entry.name}")
-        elif _is_image(entry.name):
+        elif _is_image(entry.path):
             yield f"{prefix}/{entry.name}"
 
 
@@ -264,7 +264,7 @@ def name_and_rest(line: str, stems: Collection[str]) -> tuple[str, str]:
     forms = [(words[0], " ".join(words[1:])) for words in (text.rsplit(None, n) for n in (1, 4, 5))]
     for before, after in [*forms, (first, " ".join(others))]:  # after a wnid, a box, or both; the longest name first
         bare = before.strip().strip("\"'").replace("\\", "/").rsplit("/", 1)[-1]
-        stem = Path(bare).stem if _is_image(bare) else bare
+        stem = Path(bare).stem if bare.lower().endswith(IMAGE_SUFFIXES) else bare
         if stem in stems:
             return stem, after
     return first, " ".join(others)

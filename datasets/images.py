@@ -18,7 +18,7 @@ import tempfile
 import threading
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -35,7 +35,7 @@ from configs.inputs import note
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 FOREIGN_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
 """Folders of other programs' copies: macOS archives, Synology thumbnails, Windows' bin."""
@@ -51,8 +51,6 @@ _FOREIGN = {
     b"\0\5\x16\7": "macOS' note about another file",
 }  # fmt: skip
 _ORIENTATION_TAG = 0x0112
-_INVERSE = {6: 8, 8: 6}
-"""The orientation that undoes another; the others undo themselves."""
 _MAX_METADATA = 1 << 24
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
@@ -77,20 +75,71 @@ def is_hidden(name: str) -> bool:
 
 def list_images(folder: Path, *, recursive: bool = True) -> list[Path]:
     """The image files in a folder (and the folders below), sorted; hidden files and folders are passed over."""
-    return list_files(folder, IMAGE_SUFFIXES, recursive=recursive)
+    return sorted(path for path in files_below(folder, recursive=recursive) if is_image(path))
 
 
 def list_files(folder: Path, suffixes: Sequence[str], *, recursive: bool = True) -> list[Path]:
     """The files with one of the suffixes (lower case, matched in any case), as `list_images`."""
-    found: list[Path] = []
-    note(folder)
-    for directory, folders, names in os.walk(folder):
-        note(directory)
-        folders[:] = [name for name in folders if recursive and not is_hidden(name)]
-        found += [
-            Path(directory, name) for name in names if not is_hidden(name) and name.lower().endswith(tuple(suffixes))
-        ]
-    return sorted(found)
+    ends = tuple(suffixes)
+    return sorted(path for path in files_below(folder, recursive=recursive) if path.name.lower().endswith(ends))
+
+
+def files_below(folder: Path, *, recursive: bool = True, without: Collection[str] = ()) -> Iterator[Path]:
+    """The files in a folder (and the folders below), in any order; hidden and special ones are passed over.
+
+    Args:
+        folder: where there is no such folder, nothing is found.
+        recursive: look into folders below, too; links to folders are not followed.
+        without: names of folders, in lower case, that are passed over.
+    """
+    folders = [os.fspath(folder)]
+    while folders:
+        note(place := folders.pop())
+        try:
+            with os.scandir(place) as entries:
+                found = [entry for entry in entries if not is_hidden(entry.name)]
+        except OSError:
+            continue
+        for entry in found:
+            if entry.is_dir(follow_symlinks=False):
+                folders += [entry.path] * (recursive and entry.name.lower() not in without)
+            elif not is_special(entry) and not leads_to_folder(entry):
+                yield Path(entry.path)
+
+
+def leads_to_folder(entry: os.DirEntry) -> bool:
+    """Whether it is a folder, or a link to one; `entry.is_dir` fails at a link that leads to itself."""
+    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
+
+
+def is_special(entry: os.DirEntry) -> bool:
+    """Whether it is a pipe, a socket or a device, which is said: reading it might never end.
+
+    A link that leads nowhere is none of these: who reads it says that it is missing.
+    """
+    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
+        return False
+    path = entry.path
+    special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    if special:
+        _say_once(path, f"{path}: is no file (a pipe, a socket or a device) and is passed over")
+    return special
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file is an image by its name; GIFs, each of which may be many images, are none, which is said."""
+    text = os.fspath(path)
+    if text.lower().endswith(".gif"):
+        folder, name = os.path.split(text)
+        _say_once(folder, f"{folder}: GIFs are passed over, among them {name}: save them as PNG")
+    return text.lower().endswith(IMAGE_SUFFIXES)
+
+
+def _say_once(key: str, text: str) -> None:
+    """Say it in this process once, for sets are listed more than once."""
+    if key not in _told and len(_told) < _TELLABLE:
+        _told.add(key)
+        logger.warning("%s", text)
 
 
 def same_name(path: Path) -> Path | None:
@@ -111,7 +160,7 @@ def _by_plain_name(folder: Path, stamp: int) -> dict[str, list[str]]:
     """A folder's files by `plain_name`; `stamp`, the time of its last change, makes a changed folder another one."""
     files: dict[str, list[str]] = {}
     for entry in os.scandir(folder) if folder.is_dir() else ():
-        if not is_hidden(entry.name) and entry.is_file():
+        if not is_hidden(entry.name) and (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
             files.setdefault(plain_name(entry.name), []).append(entry.name)
     return files
 
@@ -343,14 +392,21 @@ def heard() -> Iterator[list[str]]:
     """What decoders complain of within the block: libjpeg and libpng tell it on the error stream only, without a name.
 
     What they call a warning is left out (profiles, tags). Within another such block, also one of another thread,
-    nothing is heard: the outer block hears it.
+    nothing is heard: the outer block hears it. Nor is anything where the process has no error stream.
     """
     complaints: list[str] = []
     if not _hearing.acquire(blocking=False):
         yield complaints
         return
     try:
-        ear, before = _ear(os.getpid()), os.dup(2)
+        try:
+            before = os.dup(2)
+        except OSError:  # closed
+            before = None
+        if before is None:
+            yield complaints
+            return
+        ear = _ear(os.getpid())
         os.dup2(ear, 2)
         try:
             yield complaints
@@ -377,12 +433,10 @@ def _ear(process: int) -> int:
 
 def note_damage(text: str) -> None:
     """Say that an image is damaged inside, once; or, after `keep_damage`, keep it."""
-    if text in _told or len(_told) >= _TELLABLE:
-        return
-    _told.add(text)
     if _kept is None:
-        logger.warning("%s", text)
-    else:
+        _say_once(text, text)
+    elif text not in _told and len(_told) < _TELLABLE:
+        _told.add(text)
         _kept.append(text)
 
 

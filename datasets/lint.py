@@ -247,7 +247,7 @@ def is_problem_list(path: Path) -> bool:
     """Whether a file is a JSON list of problems, as `tools/check_data.py` writes them."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, list) and all(isinstance(item, dict) and "code" in item for item in content)
 

@@ -23,7 +23,7 @@ from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
 from datasets.columns import number_in
 from datasets.folders import find_class, list_folder, read_unlabelled
-from datasets.images import image_file_size, is_hidden, list_files
+from datasets.images import image_file_size, is_hidden, leads_to_folder, list_files
 from datasets.make_records import make_records
 from datasets.records import Records, logger
 from datasets.voc import read_annotation
@@ -163,7 +163,8 @@ def _tiny_files(root: Path, split: str) -> Iterator[tuple[Path, Path, str | None
     if listed.is_file():
         yield listed, root / split / "images", None
         return
-    wnids = sorted(entry.name for entry in list_folder(root / split) if entry.is_dir() and not is_hidden(entry.name))
+    entries = [entry for entry in list_folder(root / split) if not is_hidden(entry.name)]
+    wnids = sorted(entry.name for entry in entries if leads_to_folder(entry))
     if not wnids:
         raise UserError(f"{root / split}: has neither class folders nor val_annotations.txt")
     for wnid in wnids:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, examples
 from datasets.images import image_file_size
 from datasets.names import Names
 from datasets.records import MIN_EXTENT, Records, has_extent, id_array, logger, offsets_of
@@ -82,10 +82,9 @@ def report(records: Records, which: np.ndarray, fault: str) -> None:
     """Log one line about the objects that `which` (M,) marks: how many, the fault, the first three by name."""
     found = np.flatnonzero(which)
     if len(found):
-        examples = ", ".join(records.describe(int(m)) for m in found[:3])
-        more = ", ..." if len(found) > 3 else ""
+        named = examples([records.describe(int(m)) for m in found[:4]], 3)
         plural = "s" if len(found) > 1 else ""
-        logger.warning("%s: %d object%s %s: %s%s", records.source, len(found), plural, fault, examples, more)
+        logger.warning("%s: %d object%s %s: %s", records.source, len(found), plural, fault, named)
 
 
 def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:

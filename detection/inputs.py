@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from configs import downloads
 from configs.errors import UserError
-from datasets.images import IMAGE_SUFFIXES, image_file_size, read_image
+from datasets.images import IMAGE_SUFFIXES, image_file_size, is_image, read_image
 from detection.video import VideoReader
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
@@ -136,8 +136,8 @@ def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
     return [
         (str(file), file.relative_to(path).as_posix())
         for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-        and not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
+        if not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
+        and is_image(file)
         and file.is_file()
         and (hidden is None or hidden not in file.resolve().parents)
     ]

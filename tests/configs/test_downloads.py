@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from http.client import HTTPMessage
 from pathlib import Path
+from urllib.request import Request
 
 import pytest
 
@@ -109,6 +111,15 @@ def test_the_hubs_checksum_comes_with_its_redirection(server, path):
     assert fetch(server, path, "b.bin") == "0123456789abcdef" * 4
     path.unlink()
     assert fetch(server, path, "c.bin") == ""
+
+
+def test_no_redirection_leads_from_https_to_http():
+    handler, headers = downloads._Redirects(), HTTPMessage()
+    secure = Request("https://a.example/x")
+    with pytest.raises(DownloadError, match="leads to an insecure address, http://b") as caught:
+        handler.redirect_request(secure, None, 302, "Found", headers, "http://b.example/x")
+    assert caught.value.final
+    assert handler.redirect_request(secure, None, 302, "Found", headers, "https://b.example/x") is not None
 
 
 def test_digests(path):

@@ -45,7 +45,8 @@ def test_a_clean_set_passes(tmp_path: Path, capsys) -> None:
     assert "no problems" in capsys.readouterr().out
     assert json.loads((tmp_path / "p.json").read_text()) == []
     run("--cfg", config(tmp_path, train=root), "--json", tmp_path / "p.json")  # its own earlier list may go
-    for given in (root / "Annotations" / "a.xml", tmp_path / "coco.json"):
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    for given in (root / "Annotations" / "a.xml", tmp_path / "coco.json", tmp_path / "deep.json"):
         given.touch()
         before = given.read_bytes()
         with pytest.raises(UserError, match=r"is there already, and is no list of problems"):

@@ -74,7 +74,7 @@ def try_all(script: Any, config: Path, out: Path, capsys, count: int | None) -> 
         if code not in (0, 2) or (code == 2 and ("Traceback" in errors or errors.count("\n") != 1)):
             wrong.append((path, damage, code, errors[-300:]))
     assert not wrong, f"{len(wrong)} of {len(cases)}: {wrong[:12]}"
-    assert len(cases) // 4 < refused < len(cases)
+    assert 0 < refused < len(cases), "some parts are needed, others are not"
 
 
 def short(config: Path) -> Path:

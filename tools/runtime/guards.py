@@ -15,6 +15,7 @@ import numpy as np
 
 from configs.common import ScheduleConfig
 from configs.detection import DetectionConfig, SourceConfig
+from configs.errors import examples
 from datasets.cifar import ImageArrays
 from datasets.classification import Splits
 from datasets.folders import ImageFiles
@@ -273,8 +274,7 @@ def classification_warnings(splits: Splits) -> Iterator[str]:
         counts = np.bincount(images.labels[images.labels >= 0], minlength=len(names))
         without = [text for text, count in zip(names, counts.tolist(), strict=True) if not count]
         if 0 < len(without) < len(names):
-            named = ", ".join(without[:_NAMED]) + (", ..." if len(without) > _NAMED else "")
-            yield f"data.{name} has no image of {len(without)} of {len(names)} classes: {named}"
+            yield f"data.{name} has no image of {len(without)} of {len(names)} classes: {examples(without, _NAMED)}"
     small = {name: images for name, images in given.items() if type(images) is ImageFiles and len(images) <= LARGE}
     yield from common_images({name: [images.path(i) for i in range(len(images))] for name, images in small.items()})
     arrays = {name: images.images for name, images in given.items() if isinstance(images, ImageArrays)}

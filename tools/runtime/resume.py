@@ -91,10 +91,11 @@ def say_what_changed(path: Path, stored: object, now: Mapping[str, str]) -> None
 
     Args:
         path: the checkpoint.
-        stored: its `data_state`; anything else (of an older checkpoint) says nothing.
+        stored: its `data_state`; what is not in it (of an older checkpoint) is not compared.
         now: of the present set; empty: not known on this process.
     """
-    if isinstance(stored, Mapping) and now and (changed := [name for name in now if stored.get(name) != now[name]]):
+    known = stored if isinstance(stored, Mapping) else {}
+    if changed := [name for name in now if known.get(name, now[name]) != now[name]]:
         say(
             f"warning: the {' and the '.join(changed)} of the training set have changed since {path} was written: from "
             "here on this is another training"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
 from urllib.request import urlopen
 
@@ -73,7 +74,7 @@ def available(name: str) -> bool:
     try:
         with urlopen(remote.url, timeout=_TIMEOUT) as response:
             return response.status == 200
-    except (OSError, ValueError):  # no network, no such name, an answer that is none
+    except (OSError, ValueError, HTTPException):  # no network, no such name, an answer that is none
         return False
 
 

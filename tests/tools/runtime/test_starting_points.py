@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from configs.detection import DetectionConfig, SourceConfig
 from configs.errors import UserError
 from configs.loading import load_config, parse_config, parse_yaml
 from detection.zoo import CONFIGS, ZOO
-from tests.backbones.test_fetch import Server
+from tests.serving import serving
 from tests.tools.runtime.test_suggest import records_of
 from tools.runtime import starting_points
 from tools.runtime.starting_points import ON_CPU, ON_GPU, available, choose_start, zoo_model
@@ -37,13 +36,11 @@ def test_without_a_network_from_scratch_and_said(nothing_kept) -> None:
 
 
 def test_with_a_network_or_a_kept_file_from_a_detector(nothing_kept, monkeypatch) -> None:
-    with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving() as server:
         monkeypatch.setenv("RESIDUAL_DETECTION_TORCHVISION_URL", server.url)
         assert not available(ON_CPU)  # the server has no such file
         server.files[ZOO[ON_CPU].file] = bytes(1000)
         assert choose_start("auto", CPU, 20).name == ON_CPU
-        server.shutdown()
     monkeypatch.setenv("RESIDUAL_DETECTION_TORCHVISION_URL", "http://127.0.0.1:9")
     assert not available(ON_GPU)
     path = nothing_kept / "torchvision" / ZOO[ON_GPU].file
