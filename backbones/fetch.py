@@ -77,6 +77,11 @@ def locate(name: Path | str) -> Remote:
     path = home() / scheme / _safe(rest, text)
     if scheme == "hf":
         return Remote(text, f"{base}/{_hub_path(rest, text)}", path, None)
+    if scheme == "torchvision" and not path.suffix:
+        raise UserError(
+            f"{text}: no detector of docs/zoo.md, and no file (NAME-HASH.pth): a net's own ImageNet weights are "
+            "model.weights=torchvision:IMAGENET1K_V1"
+        )
     checksum = _published_checksum(scheme, path.name) if base == published else None
     return Remote(text, f"{base}/{quote(rest)}", path, checksum)
 

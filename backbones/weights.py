@@ -123,6 +123,8 @@ _FOREIGN = {
     b"\x89hdf": "HDF5 (Keras or Caffe), which is not read here: convert it to .safetensors or a PyTorch file",
     b"gguf": "GGUF, which is not read here: convert it to .safetensors or a PyTorch file",
     b"\x1f\x8b": "compressed with gzip: unpack it",
+    b"\xff\xd8\xff": "a picture, not weights",
+    b"\x89png": "a picture, not weights",
 }
 """First bytes of files that are often taken for weights."""
 
@@ -144,6 +146,10 @@ def _refuse_foreign(path: Path) -> None:
             raise UserError(f"{path}: is {what}")
 
 
+_ADVICE = ("Weights only load failed", "(1) In PyTorch", "Please file an issue", "Check the documentation")
+"""How lines begin that `torch.load` adds to a reason."""
+
+
 def _load_torch(path: Path) -> Any:
     """The content of PyTorch's own file, whose parts' checksums must be right; torch.load itself does not look."""
     if zipfile.is_zipfile(path):
@@ -158,7 +164,9 @@ def _load_torch(path: Path) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says first, shortened; torch's advice to load unsafely is passed over."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = next((line for line in lines if line.strip() and not line.startswith(_ADVICE)), "no weights")
     return text if len(text) < 160 else f"{text[:157]}..."
 
 

@@ -87,9 +87,15 @@ class Reading:
         try:
             read = Read(self._again(key) if self.on_error == "retry" else self.dataset[key])
         except UserError as error:
-            read = error if self.images is None or self.on_error != "skip" else self._instead(key, error)
+            read = error if self.images is None else self._unread(key, error)
         damage = take_damage()
         return read._replace(damage=damage) if damage and isinstance(read, Read) else read
+
+    def _unread(self, key: Any, error: UserError) -> Read | UserError:
+        """What takes the place of a sample of the training set that cannot be read."""
+        if self.on_error == "skip":
+            return self._instead(key, error)
+        return UserError(f"{error} (data.on_error=skip passes over such images)")
 
     def _again(self, key: Any) -> Any:
         """The sample, tried again a few times: network drives come back."""

@@ -229,5 +229,5 @@ def export_detector(
             )
         for file in Path(folder).iterdir():
             file.replace(path.with_name(file.name))
-    write_text(path.with_suffix(".md"), model_card(metadata, path.name, found._asdict()))
+    write_text(path.with_name(f"{path.name}.md"), model_card(metadata, path.name, found._asdict()))
     return found

@@ -88,7 +88,7 @@ def main(args: argparse.Namespace) -> None:
     errors = sum(problem.severity == "error" for problem in problems)
     if errors:
         raise UserError(
-            f"{errors} error{'s' * (errors > 1)} (see above): repair, or take out with --policy drop or clip"
+            f"{errors} error{'s' * (errors > 1)} (see above): repair them; --policy drop or clip takes out wrong boxes"
         )
 
 

@@ -65,7 +65,7 @@ def main(args: argparse.Namespace) -> None:
     )
     if not found.detections:
         print("there was nothing to compare: give photographs with objects by --images DIR", file=sys.stderr)
-    print(f"written   {args.out}, its model card {args.out.with_suffix('.md')}")
+    print(f"written   {args.out}, its model card {args.out}.md")
 
 
 def origin(weights: str) -> str:

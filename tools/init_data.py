@@ -135,7 +135,11 @@ def _draw(path: Path, records: Records) -> None:
 
     pictures = []
     for index in choose_images(records, SHEET):
-        image = read_image(str(records.image_paths[index]), records.image_size(index))
+        try:
+            image = read_image(str(records.image_paths[index]), records.image_size(index))
+        except UserError as error:  # told above among what to look at; a training says what may be done
+            print(f"not on the sheet: {error}")
+            continue
         target = records.target(index, image.shape[:2])
         scale = min(640 / max(image.shape[:2]), max(1.0, 320 // min(image.shape[:2])))
         pictures.append(draw_detections(image, target.boxes, target.labels, None, records.class_names, scale=scale))

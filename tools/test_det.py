@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -121,7 +123,16 @@ def load_one(path: Path | str, config: DetectionConfig) -> Detector:
     class_names = list(checkpoint["class_names"])
     detector = build_detector(config.model, class_names, test=config.test, preprocessing=preprocessing)
     load_strictly(detector, checkpoint["model"], path)
+    say_other_size(path, checkpoint["config"].get("data", {}), config)
     return detector
+
+
+def say_other_size(path: Path | str, trained: Mapping[str, Any], config: DetectionConfig) -> None:
+    """Warn where a checkpoint's config, whose `data` is `trained`, has another size of images at test."""
+    sizes = {name: getattr(config.data, name) for name in ("test_min_size", "test_max_size")}
+    other = [f"{name} {trained[name]}, not {size}" for name, size in sizes.items() if trained.get(name, size) != size]
+    if other:
+        say(f"warning: {path} comes of a training with {', '.join(other)}: its run's own config.yaml is a --cfg, too")
 
 
 def load_split(

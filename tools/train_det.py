@@ -89,7 +89,7 @@ def train(config: DetectionConfig, job: Job) -> None:
     others = [part.records for part in (val_set, test_set) if part is not None]
     for warning in before_training(config, train_set.records, others):
         say(f"warning: {warning}")
-    describe(config, detector, *sets, job.device, job.run)
+    describe(config, detector, *sets, job.device, job.run, job.init_from)
     phases = Alternating(detector) if config.train.alternating is not None else None
     if config.train.compile:
         compile_regions(detector)

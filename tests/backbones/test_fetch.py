@@ -63,6 +63,7 @@ def test_names_and_addresses(tmp_path, monkeypatch):
         ("torchvision://../../x.pth", "leads out of the folder"),
         ("detectron2://a/..\\..\\x.pkl", "leads out of the folder"),
         ("https://example.org", "names no file"),
+        ("torchvision://resnet18", "model.weights=torchvision:IMAGENET1K_V1"),
         ("ftp://example.org/a.pt", "write torchvision://"),
     ],
 )

@@ -142,6 +142,8 @@ def test_other_projects_files_are_sent_to_the_converter(tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "is a Git LFS pointer.*git lfs pull"),
         (b"\n<!DOCTYPE html><html>", "is a web page, not weights"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF", "is a picture, not weights"),
+        (b"\x89PNG\r\n\x1a\n", "is a picture, not weights"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "is HDF5"),
         (b"\x1f\x8b" + bytes(100), "is compressed with gzip"),
     ],

@@ -139,8 +139,8 @@ def export(weights: Path, out: Path, *options: str) -> None:
 
 
 def test_script_writes_files_and_model_cards(written: Path) -> None:
-    assert {"c4.onnx", "c4.pt2", "c4.md", "w.pt"} == {path.name for path in written.iterdir()}
-    card = (written / "c4.md").read_text()
+    assert {"c4.onnx", "c4.onnx.md", "c4.pt2", "c4.pt2.md", "w.pt"} == {path.name for path in written.iterdir()}
+    card = (written / "c4.onnx.md").read_text()
     assert "red, blue" in card
     assert f"| weights | {written.name}/w.pt |" in card  # no path of the machine that made it
     assert "| precision | float32 |" in card
@@ -193,7 +193,7 @@ def test_examples_need_nothing_of_ours(script: Path) -> None:
 def test_openvino_says_what_pytorch_says(kind: str, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "w.pt", kind)
     export(tmp_path / "w.pt", tmp_path / "o.xml", "--format", "openvino")
-    assert {"o.xml", "o.bin", "o.md", "w.pt"} == {path.name for path in tmp_path.iterdir()}
+    assert {"o.xml", "o.bin", "o.xml.md", "w.pt"} == {path.name for path in tmp_path.iterdir()}
     assert_example_finds_the_same("openvino_runtime.py", tmp_path / "o.xml")
 
 

@@ -57,6 +57,16 @@ def test_it_writes_a_config_that_builds(photos: Path, tmp_path: Path, monkeypatc
     build_detector(config.model, train.class_names, data_root=tmp_path)
 
 
+def test_a_damaged_photo_is_left_out_of_the_sheet(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    damaged = photos / "image_0.png"
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    run("my photos")
+    assert f"not on the sheet: {damaged}: " in capsys.readouterr().out
+    assert (tmp_path / "my_photos_sheet.jpg").is_file()
+    assert (tmp_path / "my_photos.yaml").is_file()
+
+
 def test_it_never_overwrites_unless_asked(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "a.yaml"
     run(photos, "--out", out)

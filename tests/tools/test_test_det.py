@@ -104,6 +104,14 @@ def test_classes_follow_the_checkpoint(tiny_config, weights, tmp_path):
         run(tiny_config, weights, "--set", "data.classes=[red, blue, green]")
 
 
+def test_another_size_than_the_trainings_is_told(tiny_config, weights, tmp_path, capsys):
+    size = load_config(tiny_config).data.test_min_size
+    run(tiny_config, weights, "--out", str(tmp_path / "same"))
+    assert "comes of a training" not in capsys.readouterr().out
+    run(tiny_config, weights, "--out", str(tmp_path / "out"), "--set", f"data.test_min_size={size - 8}")
+    assert f"weights.pt comes of a training with test_min_size {size}, not {size - 8}" in capsys.readouterr().out
+
+
 def test_annotated_classes_that_the_weights_lack_are_refused_with_auto(tiny_config, tiny_voc, weights):
     xml = tiny_voc / "Annotations/image_7.xml"
     xml.write_text(xml.read_text().replace(">red<", ">green<"))

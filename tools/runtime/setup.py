@@ -197,8 +197,9 @@ def describe(
     test_set: DetectionDataset | None,
     device: torch.device,
     run: RunFolder,
+    start: Path | str | None = None,
 ) -> None:
-    """Say what will be done."""
+    """Say what will be done; `start`: the detector whose weights it starts from."""
     sizes = [f"{len(train_set)} images with {len(train_set.records.labels)} objects to train on"]
     sizes += [
         f"{len(part)} to {verb}" for part, verb in ((val_set, "validate"), (test_set, "test")) if part is not None
@@ -208,6 +209,7 @@ def describe(
     model = config.model
     say(f"data       {', '.join(sizes)}")
     say(f"classes    {len(names)}: {examples(names, 20)}")
-    say(f"model      {net_name(model.backbone)}{' with FPN' if model.neck == 'fpn' else ''}, weights {model.weights}: "
+    neck = " with FPN" if model.neck == "fpn" else ""
+    say(f"model      {net_name(model.backbone)}{neck}, weights {start or model.weights}: "
         f"{trained:,} parameters train, {frozen:,} are frozen")  # fmt: skip
     say_place(device, config.train.amp, run)

@@ -131,7 +131,9 @@ def say_steps(recipe: Recipe, schedule: Schedule) -> None:
 
 def say_place(device: torch.device, amp: str, run: RunFolder) -> None:
     """Say where it trains, and where it is written."""
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     say(f"device     {where}{several}{', bf16 autocast' if amp == 'bf16' else ''}")
     say(f"run        {run.path}")
