@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from backbones.batch_norm import TRAINED_BATCH_NORMS, Moments, eval_mode
-from backbones.resnet import ConvUnit, ResNet, StageSpec
+from backbones.resnet import ConvUnit, ResNet
+from backbones.resnet_spec import StageSpec
 
 
 def deepen(net: ResNet, units: Sequence[int], batches: Iterable[Tensor]) -> ResNet:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from backbones.resnet import ResNetSpec, StageSpec, StemSpec
+from backbones.resnet_spec import ResNetSpec, StageSpec, StemSpec
 
 NAME = re.compile(r"cifar_resnet(\d+)")
 DEPTHS = (20, 32, 44, 56, 110, 1202)

@@ -20,7 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from backbones.resnet import RESNETS, ResNet
+from backbones.resnet import ResNet
+from backbones.resnet_spec import RESNETS
 from backbones.zoo import NAMES
 from configs.errors import UserError, nearest
 from configs.files import replacing

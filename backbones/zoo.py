@@ -9,8 +9,9 @@ from pydantic import ValidationError
 
 from backbones.comparators import COMPARATORS
 from backbones.googlenet import GoogLeNet
-from backbones.resnet import RESNETS, ResNet, ResNetSpec
+from backbones.resnet import ResNet
 from backbones.resnet_cifar import DEPTHS, NAME, cifar_spec
+from backbones.resnet_spec import RESNETS, ResNetSpec
 from backbones.staged import Norm, SequentialNet
 from backbones.vgg import VGG, VGGS
 from configs.errors import UserError, did_you_mean
@@ -41,7 +42,7 @@ def build_backbone(
 
     Args:
         name: one of `NAMES`; `cifar_resnetN` for any N = 6n + 2; the table of a net of one's own: the fields of
-            `resnet.ResNetSpec` (stem, stages, unit, shortcut, ...); or a named comparator with options: {net: nin,
+            `resnet_spec.ResNetSpec` (stem, stages, unit, shortcut, ...); or a named comparator with options: {net: nin,
             width: 0.5}, a factor on its widths; {net: googlenet, auxiliary: true}, with its auxiliary classifiers.
         norm: batch norm that is trained, constant, or trained across processes.
         stride_in_1x1: bottlenecks stride in the first 1x1 (MSRA's weights) or in the 3x3 (torchvision's).

@@ -175,7 +175,7 @@ class ClassifierConfig(Section):
     backbone: str | dict[str, Any]
     """resnet18..152, vgg16, vgg19 (_bn), googlenet, cifar_resnetN with N = 6n + 2, a comparator (highway19, highway32,
     fitnet19, nin, dsn, maxout, prelu_net_a to _c, linear); or the table of a net of your own: stem, stages, unit,
-    shortcut (`backbones.resnet.ResNetSpec`); or a comparator at another width, {net: nin, width: 0.5}."""
+    shortcut (`backbones.resnet_spec.ResNetSpec`); or a comparator at another width, {net: nin, width: 0.5}."""
     shortcut: Literal["A", "B", "C"] | None = None
     """He et al. 2016, Sec. 4.1; null: the net's own, B for ImageNet, A for CIFAR."""
     plain: bool = False

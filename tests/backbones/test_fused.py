@@ -15,7 +15,8 @@ from backbones import fused
 from backbones.batch_norm import FrozenBatchNorm2d, fold_batch_norm
 from backbones.epilogue import bias_relu, relu_backward, sum_relu_backward
 from backbones.fused import Chain
-from backbones.resnet import ResNet, ResNetSpec, StageSpec, StemSpec
+from backbones.resnet import ResNet
+from backbones.resnet_spec import ResNetSpec, StageSpec, StemSpec
 from backbones.staged import Stage
 
 
