@@ -74,7 +74,7 @@ def try_all(script: Any, config: Path, out: Path, capsys, count: int | None) -> 
         if code not in (0, 2) or (code == 2 and ("Traceback" in errors or errors.count("\n") != 1)):
             wrong.append((path, damage, code, errors[-300:]))
     assert not wrong, f"{len(wrong)} of {len(cases)}: {wrong[:12]}"
-    assert 0 < refused < len(cases), "some parts are needed, others are not"
+    assert len(cases) // 4 < refused < len(cases)
 
 
 def short(config: Path) -> Path:
@@ -87,7 +87,7 @@ def short(config: Path) -> Path:
 
 
 def test_parts_of_a_classifiers_checkpoint(classifier_config, tmp_path, capsys):
-    try_all(pretrain, short(classifier_config), tmp_path / "run", capsys, 12)
+    try_all(pretrain, short(classifier_config), tmp_path / "run", capsys, 24)
 
 
 @pytest.mark.slow

@@ -89,6 +89,7 @@ def _train(folder: Path) -> dict[str, Any]:
     from datasets.loader import train_loader
     from detection.model import build_detector
     from tools.runtime.guards import before_training
+    from tools.runtime.resume import data_state
 
     torch.set_num_threads(1)
     config = DetectionConfig.model_validate({
@@ -103,6 +104,7 @@ def _train(folder: Path) -> dict[str, Any]:
     before, wall = time.process_time(), time.perf_counter()
     dataset = build_dataset(config.data, "train", folder)
     before_training(config, dataset.records)
+    data_state(dataset.records)
     detector = build_detector(config.model, dataset.class_names, test=config.test, data_root=folder).train()
     batch = next(iter(train_loader(dataset, config.data, batch_size=2)))
     figures = {"seconds": time.process_time() - before, "wall_seconds": time.perf_counter() - wall}

@@ -14,6 +14,7 @@ from configs.errors import UserError
 from configs.moved import with_new_names
 from datasets.classification import ImageSet
 from datasets.folders import ImageFiles
+from datasets.lint import SUMMARY_LIMIT
 from datasets.records import Records
 from tools.runtime.distributed import say
 from tools.runtime.guards import LARGE, bytes_in
@@ -68,11 +69,15 @@ def _in_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def data_state(data: Records | ImageSet) -> dict[str, str]:
     """What tells whether a training set has changed: digests of its annotations, and of its images.
 
-    Of files the sizes in bytes count, and only of sets of up to `LARGE` images: all files would have to be read.
+    Of files the sizes in bytes count, and only of sets of up to `LARGE` images: all files would have to be read. Of
+    more than `SUMMARY_LIMIT` objects the numbers alone count: the columns of 25 million are a gigabyte, which no
+    training has in memory otherwise.
     """
     annotations, images = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     if isinstance(data, Records):
-        columns = (data.image_ids, data.sizes, data.offsets, data.boxes, data.labels, data.iscrowd, data.difficult)
+        columns = data.image_ids, data.sizes, data.offsets
+        if len(data.labels) <= SUMMARY_LIMIT:
+            columns += data.boxes, data.labels, data.iscrowd, data.difficult
         paths = data.image_paths if len(data) <= LARGE else ()
     elif isinstance(data, ImageFiles):
         columns = data.names, data.labels

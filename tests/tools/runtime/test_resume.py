@@ -88,6 +88,23 @@ def test_every_option_that_may_change_is_there(name):
     assert any(name in set(dotted_names(schema)) for schema in (DetectionConfig, ClassificationConfig))
 
 
+def test_the_objects_of_a_very_large_set_are_not_touched(monkeypatch) -> None:
+    """They lie in a file that is mapped: what is looked at counts as the process's memory."""
+
+    def state(boxes: list, counts: list[int]) -> dict[str, str]:
+        images = [(f"{number}.png", number, (40, 50)) for number in range(2)]
+        return data_state(make_records(
+            images=images, boxes=boxes, labels=[1] * len(boxes), counts=counts, class_names=["cat"], source="set",
+            annotation_file="{}",
+        ))  # fmt: skip
+
+    one, moved = [(1, 2, 20, 30), (3, 4, 20, 30)], [(1, 2, 20, 30), (5, 4, 20, 30)]
+    assert state(one, [1, 1]) != state(moved, [1, 1])
+    monkeypatch.setattr("tools.runtime.resume.SUMMARY_LIMIT", 1)
+    assert state(one, [1, 1]) == state(moved, [1, 1])
+    assert state(one, [1, 1]) != state(one, [2, 0])
+
+
 def test_a_set_that_was_edited_is_told_apart(tmp_path: Path, capsys) -> None:
     """Boxes, flags and images; not by where it lies."""
 
