@@ -39,11 +39,15 @@ def environment(device: Any, missing: list[str]) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The checkout's commit, and whether files differ from it; None without git or outside a repository."""
+    """The checkout's commit, and whether files differ from it; None without git or outside a repository.
+
+    Results (`docs/results/`) do not count: they are written by the runs themselves.
+    """
     git = ["git", "-C", str(ROOT)]
     try:
         found = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+        status = [*git, "status", "--porcelain", "--", ".", ":!docs/results"]
+        changed = subprocess.run(status, capture_output=True, text=True)
     except OSError:
         return None
     return (found.stdout.strip() + (" with changes" if changed.stdout.strip() else "")) or None
