@@ -76,6 +76,8 @@ ELSEWHERE = {
     # Through the server, as a visitor meets them.
     "tools/runtime/serving.py": "tests/tools/test_serve.py",
     "tools/runtime/serving_schema.py": "tests/tools/test_serve.py",
+    # Defaults, as a task that leaves them meets them in the loop.
+    "tools/runtime/task.py": "tests/tools/runtime/test_loop.py",
     # Stages of one script.
     "tools/benchmarks/gpu.py": "tests/tools/test_gpu_check.py",
     "tools/benchmarks/gpu_report.py": "tests/tools/test_gpu_check.py",

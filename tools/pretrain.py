@@ -30,7 +30,8 @@ from tools.runtime.classification import describe, format_errors, make_normalize
 from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.guards import classification_warnings
-from tools.runtime.loop import State, fit, how_to_resume, make_plan
+from tools.runtime.loop import fit, how_to_resume
+from tools.runtime.plan import State, make_plan
 from tools.runtime.resume import data_state, refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
 from tools.runtime.start import Job, training

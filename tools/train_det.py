@@ -35,8 +35,9 @@ from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.guards import before_training, why_zero
-from tools.runtime.loop import State, fit, how_to_resume, make_plan
+from tools.runtime.loop import fit, how_to_resume
 from tools.runtime.pictures import write_pictures
+from tools.runtime.plan import State, make_plan
 from tools.runtime.resume import data_state, refuse_another_training
 from tools.runtime.run_folder import provenance
 from tools.runtime.setup import (

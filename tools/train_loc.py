@@ -35,7 +35,8 @@ from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.guards import LARGE, common_images
 from tools.runtime.localisation import figures, predict, say_table, trivial_figures
-from tools.runtime.loop import State, fit, how_to_resume, make_plan
+from tools.runtime.loop import fit, how_to_resume
+from tools.runtime.plan import State, make_plan
 from tools.runtime.resume import data_state, refuse_another_training
 from tools.runtime.run_folder import RunFolder, provenance, write_json
 from tools.runtime.schedule import Schedule

@@ -410,7 +410,8 @@ def cifar_updates(name: str, *overrides: str) -> Callable[[], None]:
 
     from datasets.cifar import ImageArrays
     from datasets.classification import Splits
-    from tools.runtime.loop import _update, make_plan
+    from tools.runtime.loop import _update
+    from tools.runtime.plan import make_plan
     from tools.runtime.tasks.classification import ClassificationTask
 
     config = load_config(ROOT / "configs" / f"{name}.yaml", list(overrides), ClassificationConfig)

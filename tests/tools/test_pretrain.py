@@ -25,7 +25,7 @@ from datasets.classification import build_splits
 from tools import pretrain
 from tools.runtime import cli, loop
 from tools.runtime.classification import make_normalize
-from tools.runtime.loop import make_plan
+from tools.runtime.plan import make_plan
 from tools.runtime.run_folder import RunFolder
 from tools.runtime.tasks import classification as task_module
 from tools.runtime.tasks.classification import ClassificationTask

@@ -22,7 +22,7 @@ from detection.model import Detector
 from tools import test_det, train_det
 from tools.runtime import cli, evaluation, loop, setup, tasks
 from tools.runtime.tasks.detection import DetectionTask
-from tools.runtime.training import NonFiniteLoss
+from tools.runtime.training import LossMonitor, NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -250,7 +250,7 @@ def test_non_finite_loss_never_reaches_the_weights(tiny_config, tmp_path, monkey
     train(tiny_config, good, *options, "schedule.iterations=2")
 
     seen: dict[str, object] = {}
-    real_losses, real_check = Detector.losses, loop.LossMonitor.check
+    real_losses, real_check = Detector.losses, LossMonitor.check
 
     def losses(self, batch, *, seed, iteration):
         parts = real_losses(self, batch, seed=seed, iteration=iteration)
@@ -265,7 +265,7 @@ def test_non_finite_loss_never_reaches_the_weights(tiny_config, tmp_path, monkey
         return real_check(self, *args)
 
     monkeypatch.setattr(Detector, "losses", losses)
-    monkeypatch.setattr(loop.LossMonitor, "check", check)
+    monkeypatch.setattr(LossMonitor, "check", check)
     with pytest.raises(NonFiniteLoss) as error:
         train(tiny_config, broken, *options, "train.checkpoint_every=2")
     message = str(error.value)

@@ -42,7 +42,8 @@ from detection.sampling import Iteration
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
 from tools.runtime.evaluation import score, write_results
-from tools.runtime.loop import fit, make_plan
+from tools.runtime.loop import fit
+from tools.runtime.plan import make_plan
 from tools.runtime.progress import Progress
 from tools.runtime.resume import refuse_another_training
 from tools.runtime.run_folder import provenance

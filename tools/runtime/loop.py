@@ -1,6 +1,6 @@
 """The training loop: `fit(task, plan)` is the only one there is.
 
-A task (tools/runtime/tasks/) says what is learned: batches, losses, validation, what its checkpoint holds. A plan says
+A task (task.py) says what is learned: batches, losses, validation, what its checkpoint holds. A plan (plan.py) says
 how: optimiser, length, where the run is written, how far it has come. All tasks share what must never differ between
 them: when something is validated and saved, resumption, interruption, moving averages, losses that are not finite,
 several processes, progress.
@@ -8,285 +8,27 @@ several processes, progress.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, get_type_hints
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from pydantic import NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
-from backbones.weights import FORMAT, first_line
-from configs.common import OptimConfig, TrainConfig
+from backbones.weights import FORMAT
 from configs.errors import UserError
-from detection.checkpoint import load_strictly
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import save_checkpoint, without_training
 from tools.runtime.distributed import say, without_sync
-from tools.runtime.ema import Ema
-from tools.runtime.optimizer import build_optimizer, load_optimizer, set_rate, step_unless
+from tools.runtime.optimizer import set_rate, step_unless
+from tools.runtime.plan import Plan, State
 from tools.runtime.progress import Progress, Timed
-from tools.runtime.resume import say_what_changed
 from tools.runtime.run_folder import RunFolder
-from tools.runtime.schedule import Schedule
-from tools.runtime.training import LossMonitor, average_statistics, seed_step, total
-
-
-class Validation(NamedTuple):
-    """What a validation found."""
-
-    metrics: dict[str, Any]
-    """Kept in the checkpoint."""
-    logs: Mapping[str, Mapping[str, Any]]
-    """Name of a set -> its figures, for metrics.jsonl."""
-    value: float | None
-    """The figure that chooses best.pt; None: this validation chooses nothing."""
-    lower_is_better: bool
-    words: str
-    """The figures for people."""
-    picture: np.ndarray | None = None
-    """(H, W, 3) uint8 RGB."""
-    curves: Mapping[str, np.ndarray] = {}
-    """Name of a class -> (3, T) true and false detections and missed objects at T thresholds evenly over [0, 1]."""
-
-
-class Indexed(Protocol):
-    """A batch that says which images of the training set it holds."""
-
-    @property
-    def index(self) -> Tensor:
-        """(B,) int64: positions in the training set."""
-        ...
-
-
-class Recipe(Protocol):
-    """The parts of a config that every training has."""
-
-    @property
-    def seed(self) -> int: ...
-    @property
-    def optim(self) -> OptimConfig: ...
-    @property
-    def train(self) -> TrainConfig: ...
-
-
-RecipeType = TypeVar("RecipeType", bound=Recipe)
-
-
-class Task(Protocol[RecipeType]):
-    """What is learned, by a config of some type."""
-
-    recipe: RecipeType
-    net: nn.Module
-    """What is saved, and whose parameters train."""
-    model: nn.Module
-    """What `losses` calls: the net, or the net as it is distributed over processes or as a phase sees it."""
-    schedule: Schedule
-    validates: bool
-    """Whether there is anything to validate on."""
-    is_final: bool = True
-    """Whether the net is whole afterwards: no other phase follows."""
-    start: int = 0
-    """The iteration at which the schedule begins."""
-
-    def batches(self, start_iteration: int) -> Iterator[Indexed]:
-        """Batches on the device without end, `train.accumulate` for each iteration."""
-        ...
-
-    def losses(self, batch: Any, iteration: int) -> Mapping[str, Tensor]:
-        """Name -> () loss of a batch."""
-        ...
-
-    def gradients(self, batch: Any, iteration: int, parts: int) -> Mapping[str, Tensor]:
-        """The losses of a batch, one of `parts` of a step, whose gradients are added to the parameters'."""
-        losses = self.losses(batch, iteration)
-        (total(losses) / parts).backward()
-        return losses
-
-    def validate(self, iteration: int) -> Validation:
-        """The figures of the net as it is now."""
-        ...
-
-    def checkpoint(self) -> dict[str, Any]:
-        """What the file says about the net, and under `training` what the task needs to go on; on all processes."""
-        ...
-
-    def image_name(self, index: int) -> str:
-        """What to call an image of the training set."""
-        ...
-
-    def rate(self, iteration: int) -> float:
-        """The learning rate of an iteration."""
-        return self.schedule.rate(iteration - self.start)
-
-    def load(self, training: Mapping[str, Any]) -> None:
-        """Go on from what `checkpoint` gave under `training`."""
-
-    def step_done(self, iteration: int) -> None:
-        """Called after each update, with the number of updates done."""
-
-    def figures(self) -> dict[str, float]:
-        """Further figures of the updates since the last call, for the log."""
-        return {}
-
-    def finished(self) -> bool:
-        """Whether the training ends before its schedule does."""
-        return False
-
-
-@dataclass
-class State:
-    """How far a training has come: what a checkpoint keeps beside the tensors."""
-
-    iteration: NonNegativeInt = 0
-    """Updates done, in all phases."""
-    phase: PositiveInt = 1
-    """The number of the phase that trains; joint training has one."""
-    phase_start: NonNegativeInt = 0
-    """Updates done before it."""
-    validated: int = 0
-    """The iteration of the newest validation."""
-    best: float | None = None
-    """The best `train.best_metric` so far."""
-    validations_without_better: int = 0
-    metrics: dict[str, Any] | None = None
-    """Of the newest validation."""
-    replaced: NonNegativeInt = 0
-    """Images that could not be read, whose places others took (`data.on_error` is skip), on all processes."""
-
-    @classmethod
-    def of(cls, checkpoint: Mapping[str, Any] | None) -> State:
-        """How far the run had come when the checkpoint was written; None: the start.
-
-        Raises:
-            UserError: the checkpoint is not meant for resumption.
-        """
-        if checkpoint is None:
-            return cls()
-        training = checkpoint.get("training")
-        if not isinstance(training, Mapping) or "optimizer" not in training:
-            raise UserError("the checkpoint holds weights only: resume needs the run's last.pt")
-        stored: Any = training.get("state")
-        types = get_type_hints(cls, include_extras=True)
-        try:  # what another version of this project keeps besides is passed over
-            known = {name: value for name, value in stored.items() if name in types}
-            return cls(**{name: TypeAdapter(types[name]).validate_python(known[name], strict=True) for name in known})
-        except (AttributeError, ValidationError) as error:
-            raise UserError(
-                f"last.pt: training.state is damaged ({first_line(error)}): resume from an older one"
-            ) from None
-
-
-@dataclass
-class Plan:
-    """How a task is trained; see `make_plan`."""
-
-    run: RunFolder
-    device: torch.device
-    stop: cli.StopRequest
-    optimizer: Optimizer
-    parameters: list[nn.Parameter]
-    ema: Ema | None
-    state: State
-    monitor: LossMonitor
-    header: str
-    """Goes into the run's config.yaml."""
-    what: str
-    """A word for the progress bar."""
-    constants: dict[str, Any] = field(default_factory=dict)
-    """Goes into every line of the log."""
-    data: dict[str, str] = field(default_factory=dict)
-    """`tools.runtime.resume.data_state` of the training set."""
-    saved: tuple[int, int] | None = None
-    """Of what last.pt is: (iteration, iteration of the newest validation); None: nothing was written yet."""
-    replaced: int = 0
-    """Images of this process to be added to the state's `replaced`."""
-
-
-def make_plan(
-    task: Task,
-    run: RunFolder,
-    device: torch.device,
-    *,
-    header: str = "",
-    stop: cli.StopRequest | None = None,
-    state: State | None = None,
-    checkpoint: Mapping[str, Any] | None = None,
-    what: str = "training",
-    constants: Mapping[str, Any] | None = None,
-    data: Mapping[str, str] | None = None,
-) -> Plan:
-    """The plan of a task, from its start or from a checkpoint of it.
-
-    Args:
-        task: its net is on `device`; a checkpoint's weights are put into it here.
-        run: where the run is written.
-        device: where it trains.
-        header: goes into config.yaml.
-        stop: asked between the updates; None: nothing stops the training.
-        state: how far it has come (of the checkpoint where there is one).
-        checkpoint: of `tools.runtime.checkpoint.load_checkpoint`, to go on from.
-        what: a word for the progress bar.
-        constants: values for every line of the log.
-        data: `tools.runtime.resume.data_state` of the training set, kept in the checkpoints.
-
-    Raises:
-        UserError: the checkpoint does not fit.
-    """
-    optimizer = build_optimizer(task.net, task.recipe.optim)
-    decay = task.recipe.train.ema_decay
-    ema = Ema(task.net, decay) if decay else None
-    monitor, state = LossMonitor(device), state or State.of(checkpoint)
-    if checkpoint is not None:
-        with _damage_told(run.last):
-            training = checkpoint["training"]
-            load_strictly(task.net, training.get("weights", checkpoint["model"]), run.last)
-            load_optimizer(optimizer, training["optimizer"])
-            if ema is not None:
-                ema.load_state_dict(training.get("ema", checkpoint["model"]))
-            monitor.load_state_dict(training.get("monitor"))
-            run.lines = TypeAdapter(NonNegativeInt | None).validate_python(training.get("log_lines"), strict=True)
-            task.load(training)
-        say_what_changed(run.last, training.get("data"), data or {})
-    return Plan(
-        run=run,
-        device=device,
-        stop=stop or cli.StopRequest(),
-        optimizer=optimizer,
-        parameters=[one for one in task.net.parameters() if one.requires_grad],
-        ema=ema,
-        state=state,
-        monitor=monitor,
-        header=header,
-        what=what,
-        constants=dict(constants or {}),
-        data=dict(data or {}),
-        saved=(state.iteration, state.validated) if _is_as(checkpoint, task) else None,
-    )
-
-
-@contextmanager
-def _damage_told(path: Path) -> Iterator[None]:
-    """What a checkpoint with parts missing or of a wrong type raises is without limit; here it becomes one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{path}: what it holds for --resume is damaged ({type(error).__name__}: {first_line(error)}): resume from "
-            "an older one (last_1.pt, ...), or start a new run from it with --init-from"
-        ) from error
-
-
-def _is_as(checkpoint: Mapping[str, Any] | None, task: Task) -> bool:
-    """Whether last.pt would be written again as it is; then the older one, which goes to make room, stays."""
-    return checkpoint is not None and checkpoint.get("config") == task.checkpoint()["config"]
+from tools.runtime.task import Indexed, Task
+from tools.runtime.training import average_statistics, seed_step
 
 
 def fit(task: Task, plan: Plan) -> State:

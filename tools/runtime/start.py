@@ -18,10 +18,10 @@ from configs.files import replacing
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import load_checkpoint, older
 from tools.runtime.distributed import say
-from tools.runtime.loop import Recipe
 from tools.runtime.optimizer import describe_rate
 from tools.runtime.run_folder import RunFolder
 from tools.runtime.schedule import Schedule
+from tools.runtime.task import Recipe
 
 
 @dataclass(frozen=True)

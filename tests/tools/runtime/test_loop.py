@@ -2,112 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from configs.common import OptimConfig, TrainConfig
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.build import build_dataset
 from detection.model import build_detector
+from tests.tools.runtime.one_weight import CPU, OneWeight, lines, load, train, weight
 from tools.runtime import cli, loop
-from tools.runtime.loop import State, Task, Validation, fit, make_plan
+from tools.runtime.plan import make_plan
 from tools.runtime.run_folder import RunFolder
-from tools.runtime.schedule import Schedule
 from tools.runtime.tasks.detection import DetectionTask
 from tools.runtime.training import NonFiniteLoss
-
-CPU = torch.device("cpu")
-
-
-@dataclass
-class Numbers:
-    """A batch: one number."""
-
-    value: Tensor
-    index: Tensor
-    replaced: int = 0
-
-
-@dataclass
-class Recipe:
-    seed: int
-    optim: OptimConfig
-    train: TrainConfig
-    data: Any = None
-
-
-class OneWeight(Task):
-    """w starts at 1; the loss of the i-th batch is i * w, so that each batch takes rate * i off w."""
-
-    def __init__(
-        self, iterations: int = 4, *, validates: bool = True, figures: tuple[float, ...] = (), **train
-    ) -> None:
-        self.recipe = Recipe(
-            seed=0,
-            optim=OptimConfig(lr=0.1, reference_batch_size=1, momentum=0.0, weight_decay=0.0),
-            train=TrainConfig(batch_size=1, **{"log_every": 1, "validate_every": 1, **train}),
-        )
-        self.net = nn.Linear(1, 1, bias=False)
-        nn.init.ones_(self.net.weight)
-        self.model = self.net
-        self.schedule = Schedule(base_rate=0.1, iterations=iterations, iterations_per_epoch=2.0)
-        self.validates = validates
-        self.values = dict(enumerate(figures, 1))
-        self.validated: list[tuple[int, float]] = []
-        self.fails_at: int | None = None
-
-    def batches(self, start_iteration):
-        number = start_iteration * self.recipe.train.accumulate
-        while True:
-            if number == self.fails_at:
-                raise UserError("image_7.jpg: cannot be read")
-            yield Numbers(torch.tensor([float(number)]), torch.tensor([number]))
-            number += 1
-
-    def losses(self, batch, iteration):
-        return {"linear": (self.model(batch.value[None]) * 1.0).sum()}
-
-    def validate(self, iteration):
-        self.validated.append((iteration, self.net.weight.item()))
-        value = self.values.get(iteration, 0.0)
-        return Validation({"x": value}, {"val": {"x": value}}, value, lower_is_better=False, words=f"x {value}")
-
-    def checkpoint(self):
-        return {"kind": "detector", "config": {}, "class_names": []}
-
-    def image_name(self, index):
-        return f"image_{index}"
-
-
-def train(task: OneWeight, path: Path, **options) -> State:
-    resumed = options.pop("resumed", False)
-    checkpoint = load(path / "last.pt") if resumed else None
-    with RunFolder(path) as run:
-        return fit(task, make_plan(task, run, CPU, checkpoint=checkpoint, **options))
-
-
-def load(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
-
-
-def weight(path: Path) -> float:
-    return load(path)["model"]["weight"].item()
-
-
-def lines(path: Path) -> list[dict]:
-    read = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if "seconds" not in key} for line in read]
 
 
 def test_updates_logs_and_checkpoints(tmp_path):
@@ -218,15 +131,6 @@ def test_replaced_images_are_counted_in_the_log_also_after_a_resumption(tmp_path
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
-def test_a_set_that_has_changed_since_the_checkpoint_is_told(tmp_path, capsys):
-    train(OneWeight(2), tmp_path, data={"annotations": "a", "images": "b"})
-    capsys.readouterr()
-    train(OneWeight(3), tmp_path, resumed=True, data={"annotations": "a", "images": "b"})
-    assert "have changed" not in capsys.readouterr().out
-    train(OneWeight(4), tmp_path, resumed=True, data={"annotations": "a", "images": "c"})
-    assert f"the images of the training set have changed since {tmp_path}/last.pt" in capsys.readouterr().out
-
-
 def test_a_finished_run_that_goes_on_writes_nothing_again(tmp_path):
     """Else the older checkpoint would make room for a copy of the newest."""
     train(OneWeight(keep_last=2), tmp_path)
@@ -268,12 +172,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(tmp_pat
     with pytest.raises(NonFiniteLoss, match=r"iteration 2: linear .* at rate 0\.1, images image_2"):
         train(task, tmp_path)
     assert weight(tmp_path / "last.pt") == pytest.approx(0.9)
-
-
-def test_weights_without_training_do_not_resume(tmp_path):
-    train(OneWeight(), tmp_path)
-    with pytest.raises(UserError, match=r"resume needs the run's last\.pt"):
-        State.of(load(tmp_path / "best.pt"))
 
 
 # ---------------------------------------------------------------------------------------------- a detector's update

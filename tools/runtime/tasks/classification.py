@@ -21,9 +21,9 @@ from configs.classification import ClassificationConfig
 from datasets.classification import ImageFiles, Splits
 from tools.runtime import distributed
 from tools.runtime.classification import TrainBatch, TrainingError, compiled, format_errors, test_sets, train_feed
-from tools.runtime.loop import Task, Validation
 from tools.runtime.optimizer import scaled_rate
 from tools.runtime.schedule import make_schedule
+from tools.runtime.task import Task, Validation
 from tools.runtime.training import autocast, refuse_several_processes
 
 WARMUP_WINDOW = 50

@@ -26,10 +26,10 @@ from detection.model import Detector
 from detection.sampling import Iteration
 from tools.runtime import distributed
 from tools.runtime.evaluation import run_detector, score
-from tools.runtime.loop import Task, Validation
 from tools.runtime.optimizer import scaled_rate
 from tools.runtime.pictures import choose_images, draw_image
 from tools.runtime.schedule import make_schedule
+from tools.runtime.task import Task, Validation
 from tools.runtime.training import autocast, refuse_several_processes
 
 THRESHOLDS = 101

@@ -16,9 +16,9 @@ from datasets.records import Records
 from detection.localisation import KIND, Candidates, PerClassRcnn, PerClassRpn, propose, suppress
 from tools.runtime import distributed
 from tools.runtime.localisation import Members, figures, mean_boxes, predict
-from tools.runtime.loop import Task, Validation
 from tools.runtime.optimizer import scaled_rate
 from tools.runtime.schedule import make_schedule
+from tools.runtime.task import Task, Validation
 from tools.runtime.training import autocast
 
 

@@ -15,7 +15,8 @@ from detection.evaluation.data import Detections
 from detection.model import build_detector
 from tools.runtime import training
 from tools.runtime.evaluation import Outcome
-from tools.runtime.loop import _update, make_plan
+from tools.runtime.loop import _update
+from tools.runtime.plan import make_plan
 from tools.runtime.tasks import detection as module
 from tools.runtime.tasks.detection import DetectionTask
 
