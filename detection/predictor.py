@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from datasets.batch import Batch
-from datasets.loader import Collate
+from datasets.batch import Batch, Collate
+from datasets.padding import padded_size
 from datasets.resize import resize_image, resized_size, scaled_sizes
-from datasets.samplers import padded_size
 from datasets.target import Sample, Target
 from detection.compilation import compile_regions, graph_detections
 from detection.ensemble import load_ensemble

@@ -31,8 +31,7 @@ CONTRACT = {
     # Prediction reads, resizes and pads as the evaluation does.
     "datasets.images",
     "datasets.resize",
-    "datasets.samplers",
-    "datasets.loader",
+    "datasets.padding",
 }
 """The only parts of `datasets` that `detection` may use."""
 

@@ -93,7 +93,8 @@ def run_rpn(
     """The RPN's proposals for each image, in pixels of the original images."""
     import torch
 
-    from datasets.loader import eval_loader, prefetch
+    from datasets.batch import prefetch
+    from datasets.detection_loader import eval_loader
     from tools.runtime.progress import Progress
 
     batch_size, pinned = config.train.batch_size or 1, device.type == "cuda"

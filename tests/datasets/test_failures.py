@@ -18,8 +18,9 @@ from configs.detection import AugmentConfig, DataConfig
 from configs.errors import UserError
 from datasets import failures, images
 from datasets.detection import DetectionDataset
+from datasets.detection_loader import train_loader
 from datasets.failures import HandedKeys, Tally, WorkerLost, moved
-from datasets.loader import make_loader, train_loader
+from datasets.loader import make_loader
 from datasets.names import Names
 from datasets.target import SampleKey
 

@@ -15,8 +15,8 @@ from datasets.batch import Batch
 from datasets.build import Split, build_dataset
 from datasets.detection import DetectionDataset
 from datasets.lint import summary
+from datasets.padding import padded_size
 from datasets.resize import resized_size
-from datasets.samplers import padded_size
 from detection.checkpoint import load_matching, read_detector_file
 from detection.model import Detector, build_detector
 from detection.transfer import transfer_classes
