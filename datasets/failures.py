@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from configs.common import OnError
 from configs.errors import PrintableFilter, UserError
-from datasets.images import take_damage
+from datasets.complaints import take_damage
 from datasets.target import SampleKey
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import UserError
-from datasets.images import heard, image_file_size, read_image
+from datasets.complaints import heard
+from datasets.images import image_file_size, read_image
 from datasets.lint import Problem
 from datasets.records import Records
 

@@ -25,8 +25,8 @@ from datasets.batch import (
     map_tensors,
     tensors_of,
 )
+from datasets.complaints import keep_damage, note_damage
 from datasets.failures import RESTARTS, HandedKeys, Read, Reading, Tally, WorkerLost, has_ended, logger, worker_lost
-from datasets.images import keep_damage, note_damage
 
 T = TypeVar("T")
 Item = TypeVar("Item", covariant=True)

@@ -33,7 +33,7 @@ from configs.errors import UserError
 from configs.files import home, read_json, replacing, write_text
 from datasets.columns import Rows
 from datasets.folders import ImageFiles, find_class
-from datasets.images import IMAGE_SUFFIXES
+from datasets.listing import IMAGE_SUFFIXES
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _URL = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)

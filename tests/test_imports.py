@@ -30,6 +30,7 @@ CONTRACT = {
     "datasets.class_lists",
     # Prediction reads, resizes and pads as the evaluation does.
     "datasets.images",
+    "datasets.listing",
     "datasets.resize",
     "datasets.padding",
 }
