@@ -90,7 +90,9 @@ def decode_image(data: np.ndarray, path: ImageFile, declared_size: tuple[int, in
     shown, stored = header.shown_size, header.stored_size
     is_turned = header.is_tiff and image.shape[:2] == shown  # OpenCV's TIFF decoder always turns
     if image.shape[:2] != (shown if is_turned else stored):
-        raise UserError(f"{path}: the header says {_words(stored)}, the pixels are {_words(image.shape[:2])}: damaged")
+        raise UserError(
+            f"{path}: the header says {size_words(stored)}, the pixels are {size_words(image.shape[:2])}: damaged"
+        )
     wants_turned = declared_size is None or shown == tuple(declared_size)
     if wants_turned == is_turned:
         return image
@@ -165,9 +167,8 @@ def _header(file: BinaryIO, path: ImageFile) -> _Header:
         raise UserError(f"{path}: cannot be read as an image: {_reason(error, start)}") from error
     height, width = header.shown_size
     if not 0 < height * width <= MAX_PIXELS:
-        raise UserError(
-            f"{path}: is {_words(header.shown_size)}: more than {MAX_PIXELS // 10**6} million pixels: cut it into tiles"
-        )
+        limit = f"more than {MAX_PIXELS // 10**6} million pixels: cut it into tiles"
+        raise UserError(f"{path}: is {size_words((height, width))}: {limit if height * width else 'damaged'}")
     return header
 
 
@@ -292,5 +293,6 @@ def _verify(data: np.ndarray, path: ImageFile) -> None:
         raise UserError(f"{path}: the image is truncated or corrupt: {error}") from error
 
 
-def _words(size: tuple[int, ...]) -> str:
+def size_words(size: tuple[int, ...]) -> str:
+    """A size (H, W) in words."""
     return f"{size[1]} wide and {size[0]} high"

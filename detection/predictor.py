@@ -157,7 +157,7 @@ class Predictor:
         done: dict[int, ImageDetections | None] = {}
         position = 0
         with ThreadPoolExecutor(THREADS) as pool:
-            planned = self._planned(inputs, batch_size, pool)
+            planned = self._planned(inputs, pool)
             loaded = _read_ahead(planned, self._load, pool, ahead)
             for indices, results in self._results(_readable(loaded, done, on_unreadable), batch_size):
                 done.update(zip(indices, results, strict=True))
@@ -170,9 +170,7 @@ class Predictor:
             if found is not None:
                 yield found
 
-    def _planned(
-        self, inputs: Iterable[ImageInput], batch_size: int, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, ImageInput]]:
+    def _planned(self, inputs: Iterable[ImageInput], pool: ThreadPoolExecutor) -> Iterator[tuple[int, ImageInput]]:
         """Inputs with their positions; but for frames, those of one padded size follow each other."""
         numbered = enumerate(inputs)
         for first in numbered:

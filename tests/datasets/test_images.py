@@ -211,6 +211,9 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch
     for read in (read_image, image_file_size):
         with pytest.raises(UserError, match=r"huge\.png: is 20000 wide and 20000 high: more than 250 million pixels"):
             read(path)
+    path.write_bytes(_png(0, 30))
+    with pytest.raises(UserError, match=r"huge\.png: is 0 wide and 30 high: damaged"):
+        image_file_size(path)
 
 
 def test_limits_of_pillow_do_not_end_what_opencv_reads(tmp_path: Path) -> None:

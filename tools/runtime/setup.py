@@ -56,6 +56,13 @@ def check_validation(
         protocol = config.train.best_metric.partition(".")[0]
         if protocol != "loss" and protocol not in config.metrics:
             raise UserError(f"train.best_metric {config.train.best_metric} needs {protocol} among metrics")
+        records = val_set.records
+        passed_over = records.iscrowd | records.difficult if protocol.startswith("voc") else records.iscrowd
+        if protocol != "loss" and passed_over.all():
+            found = f"{records.source} has no object to be found, so {config.train.best_metric} cannot be computed"
+            if config.train.patience is not None:
+                raise UserError(f"train.patience: {found}: set train.best_metric=loss, or train.patience=null")
+            say(f"warning: {found}, and no best.pt will be written: set train.best_metric=loss")
     elif config.train.patience is not None:
         raise UserError("train.patience needs data.val: early stopping watches the validation set")
     sets = {"train": train_set, "val": val_set, "test": test_set}
