@@ -28,7 +28,7 @@ from configs.files import replacing
 from configs.pickles import PickleError, read_pickle
 
 FORMAT = 1
-"""Of this project's checkpoints."""
+"""The version of this project's checkpoints."""
 BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
 

@@ -24,7 +24,7 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _PIXELS = 3 * 32 * 32
 MOST_BYTES = 8 << 30
-"""Of a set in memory."""
+"""The largest set that is read into memory."""
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Marks(NamedTuple):
     """What tells an image from others."""
 
     digest: str
-    """Of its pixels, hexadecimal."""
+    """Its pixels' digest, hexadecimal."""
     look: tuple[int, int] | None
     """A perceptual hash, twice 64 bits; None: there is hardly anything to see."""
 

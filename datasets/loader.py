@@ -173,7 +173,7 @@ class _Loaded(NamedTuple):
     batch: Any
     faults: tuple[str, ...]
     damage: tuple[str, ...]
-    """Of images that are damaged inside."""
+    """What is said of images that are damaged inside."""
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Shard:
     bytes: int
     """Length of the tar file."""
     sha256: str = ""
-    """Of the tar file, in hexadecimal; empty: not known."""
+    """The tar file's digest, in hexadecimal; empty: not known."""
 
 
 def expand(pattern: str) -> list[str]:

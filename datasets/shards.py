@@ -49,7 +49,7 @@ class Member:
     """Bytes."""
     name: str
     sha256: str
-    """Of the whole shard, in hexadecimal; empty: not known."""
+    """The whole shard's digest, in hexadecimal; empty: not known."""
 
     def __str__(self) -> str:
         return f"{self.url or self.shard}:{self.name}"

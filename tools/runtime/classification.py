@@ -177,9 +177,9 @@ class TrainingError:
 
     def __init__(self, device: torch.device) -> None:
         self.wrong = torch.zeros((), dtype=torch.int64, device=device)
-        """Of this process, since the beginning."""
+        """() wrong answers of this process since the beginning."""
         self.images = 0
-        """Of all processes."""
+        """Images that all processes saw."""
         self.marks: dict[str, list[int]] = {}
 
     def add(self, wrong: Tensor, images: int) -> None:

@@ -33,7 +33,7 @@ from tools.runtime.schedule import make_schedule
 from tools.runtime.training import autocast, refuse_several_processes
 
 THRESHOLDS = 101
-"""Of the curves in TensorBoard."""
+"""Points of the curves in TensorBoard."""
 
 
 class DetectionTask(Task[DetectionConfig]):
