@@ -19,10 +19,10 @@ class Cost(NamedTuple):
     """Size of a net and of one forward pass."""
 
     parameters: int
-    """Of all layers, batch norm's scale and offset among them (running statistics are not parameters); auxiliary
+    """Numbers in all layers, batch norm's scale and offset among them (running statistics are none); auxiliary
     classifiers, which serve training only, are left out."""
     multiply_adds: int
-    """Of the convolutions and fully connected layers for one image, as the paper counts; no biases, pooling, ReLU."""
+    """What convolutions and fully connected layers do for one image, as the paper counts; no biases, pooling, ReLU."""
 
 
 @torch.no_grad()
@@ -44,7 +44,7 @@ class PartCost(NamedTuple):
     parameters: int
     """Batch norm's scale and offset among them."""
     multiply_adds: int
-    """Of the convolutions and fully connected layers."""
+    """What convolutions and fully connected layers do."""
     activations: int
     """Numbers that convolutions, batch norms, pooling and fully connected layers put out: in training most are kept."""
     output: tuple[int, ...]

@@ -20,7 +20,7 @@ _CROPS, _LIGHTING, _ERASING, _MIXING = range(4)
 
 EIGENVALUES = np.array([0.2175, 0.0188, 0.0045])
 EIGENVECTORS = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
-"""Of the covariance of ImageNet's RGB pixels in [0, 1]; the vectors are columns, the rows R, G, B (Krizhevsky et al.
+"""Those of the covariance of ImageNet's RGB pixels in [0, 1]; vectors are columns, rows R, G, B (Krizhevsky et al.
 2012, Sec. 4.1, as published with their code and used since)."""
 
 
@@ -141,7 +141,7 @@ class Mix(NamedTuple):
     """How a batch is mixed with itself, shifted by one image."""
 
     share: float
-    """Of the image itself, in pixels and in its label; the rest is its neighbour's."""
+    """The image's own share of its pixels and its label; the rest is its neighbour's."""
     box: tuple[int, int, int, int] | None
     """CutMix: top, left, bottom, right of what the neighbour covers; None: mixup."""
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from backbones.augmentation import Mix
 from backbones.preprocess import Normalize
-from backbones.pretrained import load_backbone_weights
+from backbones.pretrained import is_version, load_backbone_weights, read_classifier
 from backbones.staged import WithCompanions
-from backbones.weights import Preprocessing, as_classifier, check_keys, read_weights_file
+from backbones.weights import Preprocessing, check_keys
 from backbones.zoo import Net, build_backbone
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
@@ -185,23 +185,22 @@ def load_classifier(weights: str | Path, model: ClassifierConfig, data_root: Pat
     """The net of a checkpoint, in eval mode on the CPU.
 
     Args:
-        weights: a checkpoint of tools/pretrain.py or tools/convert_weights.py, a torchvision state dict, or
-            torchvision:IMAGENET1K_V1 (or _V2).
+        weights: a checkpoint of tools/pretrain.py or tools/convert_weights.py or a torchvision state dict, each a path
+            or a name of `backbones.fetch`; or torchvision:IMAGENET1K_V1 (or _V2).
         model: what the file does not say about the net (a torchvision state dict says nothing).
         data_root: torchvision's files are looked for in `data_root/weights/` too.
 
     Raises:
         UserError: the file cannot be read or does not fit.
     """
-    if str(weights).startswith("torchvision:"):
+    if is_version(str(weights)):
         net = build_classifier(model, 1000)
         preprocessing = load_backbone_weights(
             net, model.backbone, str(weights), stride_in_1x1=model.stride_in_1x1, data_root=data_root,
             for_classification=True,
         )  # fmt: skip
         return Classifier(net.eval(), Normalize(preprocessing), [], None)
-    path = Path(weights)
-    content = as_classifier(read_weights_file(path), path)
+    content, path = read_classifier(weights)
     stored = content["config"].get("model", {})
     described = ("backbone", "shortcut", "plain", "stride_in_1x1", "dropout", "unit_dropout")
     known = {key: stored[key] for key in described if key in stored}

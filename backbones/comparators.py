@@ -177,8 +177,8 @@ def fitnet19(num_classes: int = 10, width: float = 1.0, dropout: float = 0.2) ->
 # ---------------------------------------------------------------------------------------------- NIN, DSN
 
 
-def _nin_blocks(width: float, dropout: float) -> list[tuple[nn.Module, list[nn.Module], int]]:
-    """(first convolution, what follows, channels of the map) of the three mlpconv blocks; each pools its input."""
+def _nin_blocks(width: float) -> list[tuple[nn.Conv2d, list[nn.Module], int]]:
+    """(first convolution, what follows, channels of the map) of the three mlpconv blocks, without pooling."""
     plan = ((5, 192, (160, 96)), (5, 192, (192, 192)), (3, 192, (192,)))
     blocks, inputs = [], 3
     for kernel, first, ones in plan:
@@ -207,7 +207,7 @@ def nin(num_classes: int = 10, width: float = 1.0, dropout: float = 0.5) -> Sequ
     The last 1x1 convolution makes class maps, of which the mean is taken; a linear layer on the mean is the same.
     """
     stages, channels = {}, 3
-    for number, (conv, rest, channels) in enumerate(_nin_blocks(width, dropout)):
+    for number, (conv, rest, channels) in enumerate(_nin_blocks(width)):
         stages[f"conv{number + 1}"] = ([*_nin_pool(number, dropout), conv, *rest], channels, 2**number)
     net = SequentialNet(stages, GlobalAverage(), nn.Linear(channels, num_classes))
     initialise(net)
@@ -223,7 +223,7 @@ def dsn(num_classes: int = 10, width: float = 1.0, dropout: float = 0.5) -> Sequ
     """
     stages, companions = {}, {}
     channels = 3
-    for number, (conv, rest, outputs) in enumerate(_nin_blocks(width, dropout)):
+    for number, (conv, rest, outputs) in enumerate(_nin_blocks(width)):
         pool = [nn.MaxPool2d(3, 2, ceil_mode=True), nn.Dropout(dropout)] if number else []
         tap = f"conv{2 * number + 1}"
         stages[tap] = ([*pool, conv], conv.out_channels, 2**number)

@@ -165,7 +165,7 @@ class GraphedStep:
         self.graphs = Graphs(name, remembered)
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self._gradients: list[Tensor] | None = None
-        """Of those parameters that get one, in all steps the same tensors."""
+        """The gradients of those parameters that get one, in all steps the same tensors."""
 
     def __call__(self, step: Callable[..., Any], inputs: Sequence[Tensor]) -> Any:
         """What `step(*inputs)` gives; gradients are added to those that the parameters have.

@@ -61,7 +61,7 @@ class _Layers(NamedTuple):
     """A unit's layers, as numbers of the chain's pairs."""
 
     main: tuple[int, ...]
-    """Of the residual function, in order."""
+    """The residual function's layers, in order."""
     shortcut: int | None
     """The projection."""
     plain: bool
@@ -145,7 +145,7 @@ class Chain:
         return list(map(_version, self._constants)), list(map(Tensor.data_ptr, self._parameters))
 
     def weights(self) -> list[Tensor]:
-        """Of the convolutions."""
+        """The convolutions' weights."""
         # Without nn.Module's slow look-up; a convolution has a weight.
         return [conv._parameters["weight"] for conv, _ in self.pairs]  # pyright: ignore[reportReturnType]
 

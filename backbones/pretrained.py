@@ -71,9 +71,18 @@ def is_version(weights: str) -> bool:
 
 def _given_classifier(weights: str, data_root: Path | None) -> tuple[dict[str, Any], Path]:
     """The classifier checkpoint at a path or of a name of `backbones.fetch`, and its file."""
-    path = fetch(weights) if is_name(weights) else _given_file(weights, data_root)
+    return read_classifier(weights if is_name(weights) else _given_file(weights, data_root))
+
+
+def read_classifier(weights: str | Path) -> tuple[dict[str, Any], Path]:
+    """The classifier checkpoint in a file or of a name of `backbones.fetch`, as `as_classifier`, and its file.
+
+    Raises:
+        UserError: it cannot be had or read, or is no classifier's.
+    """
+    path = fetch(weights) if is_name(weights) else Path(weights)
     content = read_weights_file(path)
-    if weights.startswith("detectron2://"):
+    if str(weights).startswith("detectron2://"):
         content = convert(content, "msra", path)
     return as_classifier(content, path), path
 

@@ -71,7 +71,7 @@ class StageSpec(Section):
     width: PositiveInt
     """Channels of the convolutions; bottleneck units put out 4 times as many."""
     stride: PositiveInt = 1
-    """Of the first unit."""
+    """The first unit's stride, pixels."""
     pool: PoolSpec | None = None
     """A pooling before the first unit."""
 

@@ -28,7 +28,7 @@ from configs.files import replacing
 from configs.pickles import PickleError, read_pickle
 
 FORMAT = 1
-"""Of this project's checkpoints."""
+"""The version of this project's checkpoints."""
 BOTTLENECK_NETS = tuple(name for name, row in RESNETS.items() if row.unit == "bottleneck")
 
 
@@ -288,6 +288,11 @@ def check_net(stored: Mapping[str, Any], net: nn.Module, name: str, stride_in_1x
 
 
 def load_checked(net: nn.Module, state: Mapping[str, Tensor], name: str, path: Path, for_classification: bool) -> None:
+    """Loads a classifier's weights strictly, but for layers of the classifier that do not fit, where it is not needed.
+
+    Raises:
+        UserError: see `check_keys`.
+    """
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     if not for_classification:

@@ -250,7 +250,7 @@ class RpnConfig(Section):
     post_nms_top_n_test: PositiveInt = 300
     """Proposals an image, over all levels, at test."""
     nms_thresh: Fraction = 0.7
-    """Of two proposals of a level that overlap by more than this IoU, the better-scored is kept."""
+    """Overlap, as IoU, above which the worse-scored of two proposals of a level is dropped."""
     min_size: NonNegativeFloat = 1e-3
     """Proposals narrower or lower than this are dropped, pixels of the resized image."""
     smooth_l1_beta: NonNegativeFloat = 1.0 / 9.0
@@ -483,7 +483,7 @@ class TestConfig(Section):
     score_thresh: Fraction = 0.05
     """Detections have a higher score than this. The papers' VOC results: 0.001."""
     nms_thresh: Fraction = 0.5
-    """Of two detections of a class that overlap by more than this IoU, the better-scored is kept. The papers: 0.3."""
+    """Overlap, as IoU, above which the worse-scored of two detections of a class is dropped. The papers: 0.3."""
     detections_per_img: PositiveInt = 100
     """Detections an image at most, the best-scored ones (COCO's limit)."""
     refine_rounds: NonNegativeInt = 0

@@ -125,9 +125,9 @@ class ExperimentConfig(Section):
     tests: list[TestedConfig] = []
     """What is tested when all is trained."""
     columns: list[ColumnConfig] = []
-    """Of the table: means and standard deviations over the seeds, of the last checkpoints."""
+    """The table's: means and standard deviations over the seeds, of the last checkpoints."""
     figures: list[Literal["curves", "responses"]] = []
-    """Of classifiers: error by iteration, and the standard deviations of the layers' responses."""
+    """For classifiers: error by iteration, and the standard deviations of the layers' responses."""
     measurements: list[MeasurementConfig] = []
     """Scripts that are run, in place of trainings."""
 

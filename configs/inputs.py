@@ -1,6 +1,7 @@
 """Which files and folders a reading depended on, so that its result can be kept until one of them changes.
 
-The readers' own functions (`configs.files`, `datasets.images`) note what they look at while somebody asks for it.
+The readers' own functions (`configs.files`, `datasets.listing`, `datasets.images`) note what they look at while
+somebody asks for it.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class PerClassRcnnConfig(Section):
     proposals_per_image: Annotated[int, Field(ge=1, le=4096)] = 200
     """Best proposals of an image in training, from which its sample is drawn (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
-    """Of two proposals that overlap by more than this IoU, the better-scored is kept, in training."""
+    """Overlap, as IoU, above which the worse-scored of two proposals is dropped, in training."""
     sampling: Literal["image", "roi"] = "image"
     """image: rois_per_image proposals of each image. roi: the RoI-centric way (He et al. 2016, App. C; Girshick 2015,
     Sec. 2.3): a step's RoIs come from as many images, one of each, as if drawn from all proposals of the set; its
@@ -234,7 +234,7 @@ class LocalisationTestConfig(Section):
     proposals: Annotated[int, Field(ge=1, le=4096)] = 200
     """Best-scored boxes of a class that are merged, or that the R-CNN chooses from (He et al. 2016, App. C: 200)."""
     nms_thresh: Fraction = 0.7
-    """Of two proposals for the R-CNN that overlap by more than this IoU, the better-scored is kept, at test."""
+    """Overlap, as IoU, above which the worse-scored of two proposals for the R-CNN is dropped, at test."""
     crops: Annotated[int, Field(ge=1, le=4096)] = 200
     """How many of the proposals that are left go through the R-CNN, best first: they decide the time of the test."""
     merge_iou: Fraction = 0.5

@@ -17,7 +17,8 @@ from configs.errors import UserError, did_you_mean
 from configs.files import is_file, read_json, read_lines
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
 from datasets.columns import LARGEST, short
-from datasets.images import image_file_size, list_files
+from datasets.images import image_file_size
+from datasets.listing import list_files
 from datasets.records import Records, logger
 from datasets.voc import read_annotation, read_image_set
 from datasets.yolo import LabelReader, keypoint_numbers, read_class_names

@@ -1,14 +1,20 @@
-"""Batches: a base that moves its tensors between devices, detection's batch, and how images and objects are padded."""
+"""Batches: a base that moves its tensors between devices, detection's batch, and how samples become one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from datasets.padding import common_size
+from datasets.target import Sample
+
+MIN_OBJECTS = 8
+"""The least length of detection's padded ground truth."""
 
 T = TypeVar("T")
 
@@ -110,7 +116,32 @@ def to_device(value: T, device: torch.device | str, *, non_blocking: bool = True
     return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
-# ---------------------------------------------------------------------------------------------- padding
+def prefetch(batches: Iterable[T], device: torch.device | str) -> Iterator[T]:
+    """Batches on `device`; on CUDA each is copied while the device still works on the one before.
+
+    Args:
+        batches: of any stage: `TensorBatch`, or tuples and lists of them; in pinned memory, for CUDA's copies to
+            overlap.
+        device: where they are needed.
+    """
+    device = torch.device(device)
+    return _copied_aside(batches, device) if device.type == "cuda" else (to_device(one, device) for one in batches)
+
+
+def _copied_aside(batches: Iterable[T], device: torch.device) -> Iterator[T]:
+    """Batches on a CUDA device, copied on a stream of their own."""
+    stream = torch.cuda.Stream(device)
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            batch = to_device(batch, device)
+        user = torch.cuda.current_stream(device)
+        user.wait_stream(stream)
+        for tensor in tensors_of(batch):  # else the allocator might reuse the memory while it is worked on
+            tensor.record_stream(user)
+        yield batch
+
+
+# ---------------------------------------------------------------------------------------------- from samples
 
 
 def stack_images(images: Sequence[np.ndarray], size: tuple[int, int] | None = None) -> Tensor:
@@ -132,3 +163,44 @@ def stack_images(images: Sequence[np.ndarray], size: tuple[int, int] | None = No
 def padded_count(objects: int, least: int = 1) -> int:
     """The smallest power of two that is at least `objects` and `least`, itself a power of two; so shapes are few."""
     return max(least, 1 << (max(objects, 1) - 1).bit_length())
+
+
+@dataclass(frozen=True)
+class Collate:
+    """Samples -> Batch; images are padded to the key's padded size, or to the batch's largest where keys have none."""
+
+    size_divisor: int = 32
+    train_difficult: bool = False
+    min_objects: int = MIN_OBJECTS
+    """The least length of the padded ground truth, a power of two."""
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        sizes = np.array([sample.image.shape[:2] for sample in samples])
+        padded = samples[0].padded_size or common_size(sizes, self.size_divisor)
+        slots = padded_count(max(len(sample.target) for sample in samples), self.min_objects)
+        boxes = np.zeros((len(samples), slots, 4), np.float32)
+        labels = np.zeros((len(samples), slots), np.int64)
+        valid = np.zeros((len(samples), slots), bool)
+        for b, sample in enumerate(samples):
+            target, count = sample.target, len(sample.target)
+            boxes[b, :count] = target.boxes
+            labels[b, :count] = target.labels
+            valid[b, :count] = ~target.iscrowd & (self.train_difficult | ~target.difficult)
+        return Batch(
+            images=stack_images([sample.image for sample in samples], padded),
+            image_sizes=torch.from_numpy(sizes),
+            original_sizes=torch.tensor([sample.original_size for sample in samples]),
+            boxes=torch.from_numpy(boxes),
+            labels=torch.from_numpy(labels),
+            valid=torch.from_numpy(valid),
+            index=torch.tensor([sample.index for sample in samples]),
+            scaled=tuple(self._scaled(samples, k) for k in range(len(samples[0].scaled))),
+        )
+
+    def _scaled(self, samples: list[Sample], k: int) -> ScaledImages | None:
+        """The samples' `scaled[k]`; None where these are the samples' own images."""
+        parts = [sample.scaled[k] for sample in samples]
+        if all(part is sample.image for part, sample in zip(parts, samples, strict=True)):
+            return None
+        sizes = np.array([part.shape[:2] for part in parts])
+        return ScaledImages(stack_images(parts, common_size(sizes, self.size_divisor)), torch.from_numpy(sizes))

@@ -16,14 +16,15 @@ from configs.errors import UserError
 from configs.files import read_bytes
 from configs.pickles import PickleError, read_pickle
 from datasets.folders import ImageFiles, find_class, list_folder, read_folders
-from datasets.images import IMAGE_SUFFIXES, decode_image, is_hidden, read_image
+from datasets.images import decode_image, read_image
+from datasets.listing import IMAGE_SUFFIXES, is_hidden
 
 CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 """In the order of the original labels, which is that of the alphabet."""
 _BATCHES = {"train": [f"data_batch_{number}" for number in range(1, 6)], "test": ["test_batch"]}
 _PIXELS = 3 * 32 * 32
 MOST_BYTES = 8 << 30
-"""Of a set in memory."""
+"""The largest set that is read into memory."""
 
 
 @dataclass(frozen=True)

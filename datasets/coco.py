@@ -21,8 +21,9 @@ import numpy as np
 from configs.errors import PrintableFilter, UserError
 from configs.files import is_file
 from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
-from datasets.images import image_file_size, same_name
+from datasets.images import image_file_size
 from datasets.json_lists import JsonLists, read_lists
+from datasets.listing import same_name
 from datasets.make_records import make_records
 from datasets.records import Records
 

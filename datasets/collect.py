@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 
 from configs.errors import UserError
 from configs.files import is_file, is_folder
-from datasets.images import IMAGE_SUFFIXES, files_below, image_file_size, is_image, same_name
+from datasets.images import image_file_size
+from datasets.listing import IMAGE_SUFFIXES, files_below, is_image, same_name
 from datasets.make_records import make_records
 from datasets.records import Records
 

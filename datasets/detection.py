@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from configs.detection import AugmentConfig
-from datasets.images import image_file_size, read_image
+from datasets.images import image_file_size, read_image, size_words
 from datasets.records import Records
 from datasets.resize import resize_boxes, resize_image, resized_size, scaled_sizes
 from datasets.target import Sample, SampleKey, Target
@@ -105,7 +105,7 @@ class DetectionDataset:
         if original_size != declared:
             self._report(
                 "size",
-                f"{path}: the image is {_words(original_size)}, its annotation declares {_words(declared)}: "
+                f"{path}: the image is {size_words(original_size)}, its annotation declares {size_words(declared)}: "
                 "the image's own size is used",
             )
         target = self.records.target(key.index, original_size)
@@ -139,7 +139,7 @@ class DetectionDataset:
             return image, boxes
         self._report(
             "fit",
-            f"{path}: resized to fit into the batch's {_words(key.padded_size)}: its declared size is wrong, or it "
+            f"{path}: resized to fit into the batch's {size_words(key.padded_size)}: its declared size is wrong, or it "
             "takes the place of an image that cannot be read",
         )
         scale = min(key.padded_size[0] / size[0], key.padded_size[1] / size[1])
@@ -162,7 +162,3 @@ def _with_boxes(target: Target, boxes: np.ndarray) -> Target:
     """The target with new boxes; objects that shrank to nothing are left out."""
     keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(axis=1)
     return Target(boxes[keep], target.labels[keep], target.area[keep], target.iscrowd[keep], target.difficult[keep])
-
-
-def _words(size: tuple[int, int]) -> str:
-    return f"{size[1]} wide and {size[0]} high"

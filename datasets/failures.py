@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from configs.common import OnError
 from configs.errors import PrintableFilter, UserError
-from datasets.images import take_damage
+from datasets.complaints import take_damage
 from datasets.target import SampleKey
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Read(NamedTuple):
     sample: Any
     faults: tuple[str, ...] = ()
     damage: tuple[str, ...] = ()
-    """Of images that were read, in a worker process."""
+    """What is said of images that were read but are damaged inside, in a worker process."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Reading:
     dataset: Any
     on_error: OnError = "stop"
     images: int | None = None
-    """Of the training set; None: samples are not replaced, for figures over other images would be other figures."""
+    """Number of images of the training set; None: samples are not replaced, for figures over other images would be
+    other figures."""
 
     def __getitem__(self, key: Any) -> Read | UserError:
         try:

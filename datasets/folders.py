@@ -13,7 +13,7 @@ import numpy as np
 
 from configs.errors import PrintableFilter, UserError, nearest
 from configs.files import read_lines
-from datasets.images import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
+from datasets.listing import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())

@@ -8,18 +8,12 @@ declared (prediction) it is applied, as every image viewer does.
 
 from __future__ import annotations
 
-import functools
 import io
 import logging
 import os
 import re
 import struct
-import tempfile
-import threading
-import unicodedata
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -31,14 +25,10 @@ from PIL.TiffImagePlugin import TiffImageFile
 from configs.errors import PrintableFilter, UserError
 from configs.files import FOREIGN
 from configs.inputs import note
+from datasets.complaints import heard, note_damage
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
-
-FOREIGN_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")
-"""Folders of other programs' copies: macOS archives, Synology thumbnails, Windows' bin."""
 
 MAX_PIXELS = 250_000_000
 """Larger images are refused before a byte is decoded: 20,000 x 20,000 would take 1.2 GB, and as much to turn it."""
@@ -66,117 +56,6 @@ class HasBytes(Protocol):
 
 ImageFile = str | Path | HasBytes
 """What is read as an image: a path, or something with `read_bytes`."""
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is not the user's own data: `._a.jpg`, `.ipynb_checkpoints`, `__MACOSX`, ..."""
-    return name.startswith(".") or name in FOREIGN_FOLDERS
-
-
-def list_images(folder: Path, *, recursive: bool = True) -> list[Path]:
-    """The image files in a folder (and the folders below), sorted; hidden files and folders are passed over."""
-    return sorted(path for path in files_below(folder, recursive=recursive) if is_image(path))
-
-
-def list_files(folder: Path, suffixes: Sequence[str], *, recursive: bool = True) -> list[Path]:
-    """The files with one of the suffixes (lower case, matched in any case), as `list_images`."""
-    ends = tuple(suffixes)
-    return sorted(path for path in files_below(folder, recursive=recursive) if path.name.lower().endswith(ends))
-
-
-def files_below(folder: Path, *, recursive: bool = True, without: Collection[str] = ()) -> Iterator[Path]:
-    """The files in a folder (and the folders below), in any order; hidden and special ones are passed over.
-
-    Args:
-        folder: where there is no such folder, nothing is found.
-        recursive: look into folders below, too; links to folders are not followed.
-        without: names of folders, in lower case, that are passed over.
-    """
-    folders = [os.fspath(folder)]
-    while folders:
-        note(place := folders.pop())
-        try:
-            with os.scandir(place) as entries:
-                found = [entry for entry in entries if not is_hidden(entry.name)]
-        except OSError:
-            continue
-        for entry in found:
-            if entry.is_dir(follow_symlinks=False):
-                folders += [entry.path] * (recursive and entry.name.lower() not in without)
-            elif not is_special(entry) and not leads_to_folder(entry):
-                yield Path(entry.path)
-
-
-def leads_to_folder(entry: os.DirEntry) -> bool:
-    """Whether it is a folder, or a link to one; `entry.is_dir` fails at a link that leads to itself."""
-    return entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and os.path.isdir(entry.path))
-
-
-def is_special(entry: os.DirEntry) -> bool:
-    """Whether it is a pipe, a socket or a device, which is said: reading it might never end.
-
-    A link that leads nowhere is none of these: who reads it says that it is missing.
-    """
-    if entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False):
-        return False
-    path = entry.path
-    special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-    if special:
-        _say_once(path, f"{path}: is no file (a pipe, a socket or a device) and is passed over")
-    return special
-
-
-def is_image(path: str | Path) -> bool:
-    """Whether a file is an image by its name; GIFs, each of which may be many images, are none, which is said."""
-    text = os.fspath(path)
-    if text.lower().endswith(".gif"):
-        folder, name = os.path.split(text)
-        _say_once(folder, f"{folder}: GIFs are passed over, among them {name}: save them as PNG")
-    return text.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _say_once(key: str, text: str) -> None:
-    """Say it in this process once, for sets are listed more than once."""
-    if key not in _told and len(_told) < _TELLABLE:
-        _told.add(key)
-        logger.warning("%s", text)
-
-
-def same_name(path: Path) -> Path | None:
-    """The only file of the folder whose name differs from `path`'s in case or in how its letters are composed.
-
-    None: there is none, or several, or a part of the path before the name is not there.
-    """
-    try:
-        stamp = path.parent.stat().st_mtime_ns
-    except (OSError, ValueError):
-        return None
-    found = _by_plain_name(path.parent, stamp).get(plain_name(path.name), [])
-    return path.with_name(found[0]) if len(found) == 1 else None
-
-
-@functools.lru_cache(maxsize=4)
-def _by_plain_name(folder: Path, stamp: int) -> dict[str, list[str]]:
-    """A folder's files by `plain_name`; `stamp`, the time of its last change, makes a changed folder another one."""
-    files: dict[str, list[str]] = {}
-    for entry in os.scandir(folder) if folder.is_dir() else ():
-        if not is_hidden(entry.name) and (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
-            files.setdefault(plain_name(entry.name), []).append(entry.name)
-    return files
-
-
-def by_plain_name(names: Iterable[str]) -> dict[str, str]:
-    """The names by `plain_name`, without those that differ in nothing else."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        plain = plain_name(name)
-        found[plain] = None if plain in found else name
-    return {plain: name for plain, name in found.items() if name is not None}
-
-
-def plain_name(name: str) -> str:
-    """The name in small letters, letters and marks composed: what Windows and macOS take for the same."""
-    return unicodedata.normalize("NFC", name).casefold()
 
 
 def read_image(path: ImageFile, declared_size: tuple[int, int] | None = None) -> np.ndarray:
@@ -211,7 +90,9 @@ def decode_image(data: np.ndarray, path: ImageFile, declared_size: tuple[int, in
     shown, stored = header.shown_size, header.stored_size
     is_turned = header.is_tiff and image.shape[:2] == shown  # OpenCV's TIFF decoder always turns
     if image.shape[:2] != (shown if is_turned else stored):
-        raise UserError(f"{path}: the header says {_words(stored)}, the pixels are {_words(image.shape[:2])}: damaged")
+        raise UserError(
+            f"{path}: the header says {size_words(stored)}, the pixels are {size_words(image.shape[:2])}: damaged"
+        )
     wants_turned = declared_size is None or shown == tuple(declared_size)
     if wants_turned == is_turned:
         return image
@@ -286,9 +167,8 @@ def _header(file: BinaryIO, path: ImageFile) -> _Header:
         raise UserError(f"{path}: cannot be read as an image: {_reason(error, start)}") from error
     height, width = header.shown_size
     if not 0 < height * width <= MAX_PIXELS:
-        raise UserError(
-            f"{path}: is {_words(header.shown_size)}: more than {MAX_PIXELS // 10**6} million pixels: cut it into tiles"
-        )
+        limit = f"more than {MAX_PIXELS // 10**6} million pixels: cut it into tiles"
+        raise UserError(f"{path}: is {size_words((height, width))}: {limit if height * width else 'damaged'}")
     return header
 
 
@@ -372,88 +252,6 @@ def _decode(data: np.ndarray, flags: int, path: ImageFile) -> np.ndarray:
     return image
 
 
-# ---------------------------------------------------------------------------------------------- damage inside
-
-
-_COMPLAINTS = re.compile(
-    r"Corrupt JPEG|Premature end of JPEG|Invalid SOS|Inconsistent progression|libpng (?:error|warn)|\[ ?(?:ERROR|WARN)"
-)
-"""How lines of decoders on the error stream begin."""
-_hearing = threading.Lock()
-_told: set[str] = set()
-_TELLABLE = 10_000
-"""Texts that are remembered; a server may see any number."""
-_kept: list[str] | None = None
-"""What `note_damage` was given and has not said; None: it says it."""
-
-
-@contextmanager
-def heard() -> Iterator[list[str]]:
-    """What decoders complain of within the block: libjpeg and libpng tell it on the error stream only, without a name.
-
-    What they call a warning is left out (profiles, tags). Within another such block, also one of another thread,
-    nothing is heard: the outer block hears it. Nor is anything where the process has no error stream.
-    """
-    complaints: list[str] = []
-    if not _hearing.acquire(blocking=False):
-        yield complaints
-        return
-    try:
-        try:
-            before = os.dup(2)
-        except OSError:  # closed
-            before = None
-        if before is None:
-            yield complaints
-            return
-        ear = _ear(os.getpid())
-        os.dup2(ear, 2)
-        try:
-            yield complaints
-        finally:
-            os.dup2(before, 2)
-            os.close(before)
-            if os.fstat(ear).st_size:
-                lines = os.pread(ear, 1 << 16, 0).decode("utf-8", "replace").splitlines(keepends=True)
-                os.ftruncate(ear, 0)
-                os.lseek(ear, 0, os.SEEK_SET)
-                others = [line for line in lines if line.strip() and not _COMPLAINTS.match(line)]
-                os.write(2, "".join(others).encode("utf-8", "replace"))  # of another thread
-                said = [line.rpartition("] global ")[2].strip() for line in lines if _COMPLAINTS.match(line)]
-                complaints += [words for words in said if "warn" not in words.lower()]
-    finally:
-        _hearing.release()
-
-
-@functools.lru_cache(maxsize=1)
-def _ear(process: int) -> int:
-    """A file in memory that stands in for the error stream; each process needs its own."""
-    return os.memfd_create("decoders") if hasattr(os, "memfd_create") else os.dup(tempfile.TemporaryFile().fileno())
-
-
-def note_damage(text: str) -> None:
-    """Say that an image is damaged inside, once; or, after `keep_damage`, keep it."""
-    if _kept is None:
-        _say_once(text, text)
-    elif text not in _told and len(_told) < _TELLABLE:
-        _told.add(text)
-        _kept.append(text)
-
-
-def keep_damage() -> None:
-    """Let this process, a loader's worker, keep what it would say, for `take_damage`: another says it, once."""
-    global _kept
-    _kept = []
-
-
-def take_damage() -> tuple[str, ...]:
-    """What was kept since the last call."""
-    taken = tuple(_kept or ())
-    if taken:
-        keep_damage()
-    return taken
-
-
 def _check_range(pixels: np.ndarray, path: ImageFile) -> None:
     """Say where little is left of an image with more than 8 bits: its upper 8 are taken.
 
@@ -495,5 +293,6 @@ def _verify(data: np.ndarray, path: ImageFile) -> None:
         raise UserError(f"{path}: the image is truncated or corrupt: {error}") from error
 
 
-def _words(size: tuple[int, ...]) -> str:
+def size_words(size: tuple[int, ...]) -> str:
+    """A size (H, W) in words."""
     return f"{size[1]} wide and {size[0]} high"

@@ -20,7 +20,7 @@ from configs.detection import AnchorConfig
 from configs.errors import UserError
 from datasets.anchor_fit import anchor_shapes, better_anchors, reached
 from datasets.coco import looks_like_corners
-from datasets.images import list_files, list_images
+from datasets.listing import list_files, list_images
 from datasets.make_records import box_faults, looks_like_fractions
 from datasets.records import Records, has_extent
 from datasets.survey import resize_factors, resized_extents, same_spellings

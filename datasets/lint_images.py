@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import UserError
-from datasets.images import heard, image_file_size, read_image
+from datasets.complaints import heard
+from datasets.images import image_file_size, read_image
 from datasets.lint import Problem
 from datasets.records import Records
 
@@ -29,7 +30,7 @@ class Marks(NamedTuple):
     """What tells an image from others."""
 
     digest: str
-    """Of its pixels, hexadecimal."""
+    """Its pixels' digest, hexadecimal."""
     look: tuple[int, int] | None
     """A perceptual hash, twice 64 bits; None: there is hardly anything to see."""
 
@@ -130,6 +131,17 @@ def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], Ma
     if pixels.shape[:2] != declared:
         found = f"{pixels.shape[1]} x {pixels.shape[0]}, declared {declared[1]} x {declared[0]}"
         problems.append(Problem("size-differs", path, value=found))
+    try:
+        problems += _lint_header(path, shown, pixels.shape[:2])
+    except Exception:  # Pillow refuses some files that the decoder reads, and raises many kinds
+        problems.append(Problem("image-damaged", path, value="Pillow refuses it, the decoder of trainings reads it"))
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
+    return problems, Marks(digest, _look(pixels))
+
+
+def _lint_header(path: str, shown: tuple[int, int], decoded: tuple[int, ...]) -> list[Problem]:
+    """What Pillow says of a file: its colours, frames and orientation; of its two sizes (H, W) whether it is turned."""
+    problems = []
     with Image.open(path) as image:
         codes = {"L": "image-grey", "1": "image-grey", "LA": "image-grey", "CMYK": "image-cmyk", "P": "image-palette"}
         if image.mode in codes:
@@ -141,10 +153,9 @@ def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], Ma
             problems.append(Problem("image-animated", path, value=f"{frames} frames"))
         orientation = image.getexif().get(0x0112, 1)
     if orientation in range(2, 9):
-        turned = "turned" if shown == pixels.shape[:2] else "taken as stored"
+        turned = "turned" if shown == decoded else "taken as stored"
         problems.append(Problem("image-turned", path, value=f"orientation {orientation}, {turned}"))
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
-    return problems, Marks(digest, _look(pixels))
+    return problems
 
 
 def _look(pixels: np.ndarray) -> tuple[int, int] | None:

@@ -1,7 +1,6 @@
-"""Loaders: `make_loader` starts the workers of all three stages, `prefetch` moves batches to the device.
+"""Loaders: `make_loader` starts the workers of all three stages, which make uint8 samples and collate them.
 
-Workers make uint8 samples and collate them. `train_loader` and `eval_loader` are detection's; classification's and
-localisation's are in `classification.py` and `localisation_views.py`.
+Which samples, and in which batches, is said in `detection_loader.py`, `classification.py` and `localisation_views.py`.
 """
 
 from __future__ import annotations
@@ -15,38 +14,22 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from configs.common import OnError
-from configs.detection import DataConfig
 from configs.errors import UserError
 from datasets.batch import (
-    Batch,
-    ScaledImages,
     TensorBatch,
     map_tensors,
-    padded_count,
-    stack_images,
     tensors_of,
-    to_device,
 )
-from datasets.detection import DetectionDataset
+from datasets.complaints import keep_damage, note_damage
 from datasets.failures import RESTARTS, HandedKeys, Read, Reading, Tally, WorkerLost, has_ended, logger, worker_lost
-from datasets.images import keep_damage, note_damage
-from datasets.samplers import EpochOrders, EvalSampler, TrainSampler, aspect_groups, padded_size, repeat_factors
-from datasets.target import Sample
-
-MIN_OBJECTS = 8
-"""The least length of detection's padded ground truth."""
 
 T = TypeVar("T")
 Item = TypeVar("Item", covariant=True)
-
-
-# ---------------------------------------------------------------------------------------------- all stages
 
 
 class ReadsItems(Protocol[Item]):
@@ -190,7 +173,7 @@ class _Loaded(NamedTuple):
     batch: Any
     faults: tuple[str, ...]
     damage: tuple[str, ...]
-    """Of images that are damaged inside."""
+    """What is said of images that are damaged inside."""
 
 
 @dataclass(frozen=True)
@@ -252,186 +235,3 @@ def _start_worker(worker: int) -> None:
 def usable_cpus() -> int:
     """Processors that this process may use; containers often show more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def prefetch(batches: Iterable[T], device: torch.device | str) -> Iterator[T]:
-    """Batches on `device`; on CUDA each is copied while the device still works on the one before.
-
-    Args:
-        batches: of any stage: `TensorBatch`, or tuples and lists of them; in pinned memory, for CUDA's copies to
-            overlap.
-        device: where they are needed.
-    """
-    device = torch.device(device)
-    return _copied_aside(batches, device) if device.type == "cuda" else (to_device(one, device) for one in batches)
-
-
-def _copied_aside(batches: Iterable[T], device: torch.device) -> Iterator[T]:
-    """Batches on a CUDA device, copied on a stream of their own."""
-    stream = torch.cuda.Stream(device)
-    for batch in batches:
-        with torch.cuda.stream(stream):
-            batch = to_device(batch, device)
-        user = torch.cuda.current_stream(device)
-        user.wait_stream(stream)
-        for tensor in tensors_of(batch):  # else the allocator might reuse the memory while it is worked on
-            tensor.record_stream(user)
-        yield batch
-
-
-# ---------------------------------------------------------------------------------------------- detection
-
-
-@dataclass(frozen=True)
-class Collate:
-    """Samples -> Batch; images are padded to the key's padded size, or to the batch's largest where keys have none."""
-
-    size_divisor: int = 32
-    train_difficult: bool = False
-    min_objects: int = MIN_OBJECTS
-    """The least length of the padded ground truth, a power of two."""
-
-    def __call__(self, samples: list[Sample]) -> Batch:
-        sizes = np.array([sample.image.shape[:2] for sample in samples])
-        padded = samples[0].padded_size or _common_size(sizes, self.size_divisor)
-        slots = padded_count(max(len(sample.target) for sample in samples), self.min_objects)
-        boxes = np.zeros((len(samples), slots, 4), np.float32)
-        labels = np.zeros((len(samples), slots), np.int64)
-        valid = np.zeros((len(samples), slots), bool)
-        for b, sample in enumerate(samples):
-            target, count = sample.target, len(sample.target)
-            boxes[b, :count] = target.boxes
-            labels[b, :count] = target.labels
-            valid[b, :count] = ~target.iscrowd & (self.train_difficult | ~target.difficult)
-        return Batch(
-            images=stack_images([sample.image for sample in samples], padded),
-            image_sizes=torch.from_numpy(sizes),
-            original_sizes=torch.tensor([sample.original_size for sample in samples]),
-            boxes=torch.from_numpy(boxes),
-            labels=torch.from_numpy(labels),
-            valid=torch.from_numpy(valid),
-            index=torch.tensor([sample.index for sample in samples]),
-            scaled=tuple(self._scaled(samples, k) for k in range(len(samples[0].scaled))),
-        )
-
-    def _scaled(self, samples: list[Sample], k: int) -> ScaledImages | None:
-        """The samples' `scaled[k]`; None where these are the samples' own images."""
-        parts = [sample.scaled[k] for sample in samples]
-        if all(part is sample.image for part, sample in zip(parts, samples, strict=True)):
-            return None
-        sizes = np.array([part.shape[:2] for part in parts])
-        return ScaledImages(stack_images(parts, _common_size(sizes, self.size_divisor)), torch.from_numpy(sizes))
-
-
-def _common_size(sizes: np.ndarray, divisor: int) -> tuple[int, int]:
-    """The padded size (H, W) of images of sizes (B, 2)."""
-    height, width = sizes.max(axis=0).tolist()
-    return padded_size((height, width), divisor)
-
-
-def train_loader(
-    dataset: DetectionDataset,
-    data: DataConfig,
-    *,
-    batch_size: int,
-    accumulate: int = 1,
-    seed: int = 0,
-    start_iteration: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    min_objects: int = MIN_OBJECTS,
-    pin_memory: bool = False,
-    multiprocessing_context: str | None = None,
-) -> Loader[Batch]:
-    """Training batches without end: `accumulate` for each iteration, beginning with `start_iteration`.
-
-    What an iteration holds, and how it is padded, is a pure function of (seed, iteration): the same on 1, 2 or 4
-    processes, with any number of workers, and after a resumption.
-
-    Args:
-        dataset: with augmentation.
-        data: aspect_groups, repeat_threshold, train_difficult, scale_per, padded_sizes, size_divisor and num_workers.
-        batch_size: images of an iteration over all processes.
-        accumulate: batches that an iteration is cut into on each process.
-        seed: of the order (the data set has its own for the augmentation).
-        start_iteration: where to begin. Nothing before it is read; only the orders of the epochs are drawn that its
-            images belong to, one or two.
-        rank, world_size: this process and the number of processes.
-        min_objects: see `Collate`.
-        pin_memory, multiprocessing_context: see `make_loader`.
-
-    Raises:
-        UserError: batch_size is not a multiple of accumulate x world_size.
-    """
-    sampler = TrainSampler(
-        epoch_orders(dataset, data, batch_size=batch_size, seed=seed),
-        dataset.output_size,
-        accumulate=accumulate,
-        rank=rank,
-        world_size=world_size,
-        size_divisor=data.size_divisor,
-        min_sizes=dataset.min_sizes if data.scale_per == "step" else (),
-        padded_sizes=data.padded_sizes,
-        start_iteration=start_iteration,
-    )
-    return _detection_loader(
-        dataset, sampler, data, pin_memory, multiprocessing_context, min_objects=min_objects, images=len(dataset)
-    )
-
-
-def epoch_orders(dataset: DetectionDataset, data: DataConfig, *, batch_size: int, seed: int = 0) -> EpochOrders:
-    """The order of the training images; its `epoch_length` is the number of images that make up an epoch."""
-    factors = None
-    if data.repeat_threshold:
-        factors = repeat_factors(dataset.records, data.repeat_threshold, train_difficult=data.train_difficult)
-    return EpochOrders(aspect_groups(dataset.records.sizes, data.aspect_groups), batch_size, seed, factors)
-
-
-def eval_loader(
-    dataset: DetectionDataset,
-    data: DataConfig,
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    pin_memory: bool = False,
-    multiprocessing_context: str | None = None,
-) -> Loader[Batch]:
-    """Each image once over all processes, padded by the fixed rule for its own true size.
-
-    Only images of equal padded size (at each of the data set's `scales` too) share a batch, so that a result depends on
-    nothing but its own image. Processes may get one batch more or less than others: a collective operation in each
-    batch would hang.
-    """
-    sizes = [dataset.evaluation_size(i) for i in range(len(dataset))]
-    sampler = EvalSampler(
-        sizes,
-        scaled_sizes=[dataset.scaled_evaluation_sizes(i) for i in range(len(dataset))] if dataset.scales else None,
-        batch_size=batch_size,
-        rank=rank,
-        world_size=world_size,
-        size_divisor=data.size_divisor,
-    )
-    return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context)
-
-
-def _detection_loader(
-    dataset: DetectionDataset,
-    sampler: TrainSampler | EvalSampler,
-    data: DataConfig,
-    pin_memory: bool,
-    multiprocessing_context: str | None,
-    *,
-    min_objects: int = MIN_OBJECTS,
-    images: int | None = None,
-) -> Loader[Batch]:
-    return make_loader(
-        dataset,
-        sampler,
-        Collate(data.size_divisor, data.train_difficult, min_objects),
-        num_workers=data.num_workers,
-        on_error=data.on_error,
-        images=images,
-        pin_memory=pin_memory,
-        multiprocessing_context=multiprocessing_context,
-    )

@@ -23,7 +23,8 @@ from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
 from datasets.columns import number_in
 from datasets.folders import find_class, list_folder, read_unlabelled
-from datasets.images import image_file_size, is_hidden, leads_to_folder, list_files
+from datasets.images import image_file_size
+from datasets.listing import is_hidden, leads_to_folder, list_files
 from datasets.make_records import make_records
 from datasets.records import Records, logger
 from datasets.voc import read_annotation

@@ -1,10 +1,24 @@
-"""Few padded sizes: each new one is tuned, compiled and found memory for. Imports no torch."""
+"""Padded sizes: a batch's own, and few for all, for each new one is tuned, compiled and found memory for.
+
+Imports no torch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+
+def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
+    """(H, W) rounded up to multiples of `divisor`."""
+    return -(-int(size[0]) // divisor) * divisor, -(-int(size[1]) // divisor) * divisor
+
+
+def common_size(sizes: Sequence[tuple[int, int]] | np.ndarray, divisor: int) -> tuple[int, int]:
+    """The padded size (H, W) of images of sizes (B, 2) that share a batch."""
+    height, width = np.max(sizes, axis=0).tolist()
+    return padded_size((height, width), divisor)
 
 
 def few_sizes(counts: Mapping[tuple[int, int], int], most: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.errors import UserError
-from datasets.padding import few_sizes, fitting_size
+from datasets.padding import common_size, few_sizes, fitting_size, padded_size
 from datasets.records import Records
 from datasets.target import SampleKey
 
@@ -196,8 +196,7 @@ class TrainSampler:
         """The padded size of a step by itself."""
         drawn = [() if key.min_size is None else (key.min_size,) for key in keys]
         sizes = [self.output_size(key.epoch, key.index, key.repeat, *own) for key, own in zip(keys, drawn, strict=True)]
-        height, width = np.array(sizes).max(axis=0).tolist()
-        return padded_size((height, width), self.size_divisor)
+        return common_size(sizes, self.size_divisor)
 
     @functools.cached_property
     def _planned_sizes(self) -> np.ndarray:
@@ -320,8 +319,3 @@ def batches_of_equal(values: Sequence[Hashable], batch_size: int) -> list[list[i
     for position, value in enumerate(values):
         groups.setdefault(value, []).append(position)
     return [group[i : i + batch_size] for group in groups.values() for i in range(0, len(group), batch_size)]
-
-
-def padded_size(size: tuple[int, int], divisor: int) -> tuple[int, int]:
-    """(H, W) rounded up to multiples of `divisor`."""
-    return -(-int(size[0]) // divisor) * divisor, -(-int(size[1]) // divisor) * divisor

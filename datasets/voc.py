@@ -19,16 +19,8 @@ from configs.errors import UserError, did_you_mean
 from configs.files import decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
 from datasets.folders import how_to_get
-from datasets.images import (
-    IMAGE_SUFFIXES,
-    by_plain_name,
-    image_file_size,
-    is_hidden,
-    list_files,
-    list_images,
-    plain_name,
-    same_name,
-)
+from datasets.images import image_file_size
+from datasets.listing import IMAGE_SUFFIXES, by_plain_name, is_hidden, list_files, list_images, plain_name, same_name
 from datasets.make_records import make_records, report
 from datasets.records import Records, logger
 

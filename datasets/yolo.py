@@ -18,7 +18,8 @@ from configs.errors import PrintableFilter, UserError, did_you_mean
 from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import number_in, short
-from datasets.images import by_plain_name, image_file_size, list_files, list_images, plain_name
+from datasets.images import image_file_size
+from datasets.listing import by_plain_name, list_files, list_images, plain_name
 from datasets.make_records import make_records
 from datasets.records import Records
 

@@ -51,7 +51,6 @@ class Phase:
         return DETECTOR in self.parts
 
 
-JOINT = Phase(1, (BODY, RPN, DETECTOR), "everything at once", is_final=True)
 PHASES = (
     Phase(1, (BODY, RPN), "the RPN and the body, which starts from its first weights"),
     Phase(2, (BODY, DETECTOR), "the detector on phase 1's proposals, and the body from its first weights again"),

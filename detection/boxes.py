@@ -29,6 +29,11 @@ def clip_boxes(boxes: Tensor, image_sizes: Tensor) -> Tensor:
     return corners.clamp(min=0).minimum(limits).flatten(-2)
 
 
+def size_ratios(sizes: Tensor, others: Tensor) -> Tensor:
+    """(B, 1, 4) float32: pixels along x y x y in images of sizes `others` for each in `sizes`, both (B, 2), (H, W)."""
+    return (others / sizes).flip(-1).repeat(1, 2)[:, None]
+
+
 def large_enough(boxes: Tensor, min_size: float) -> Tensor:
     """(...,) bool: width and height are at least `min_size` pixels."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= min_size).all(-1)

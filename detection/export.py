@@ -44,7 +44,7 @@ Feed = tuple[np.ndarray, np.ndarray]
 LOWEST = -1e30
 """Stands for minus infinity among scores: OpenVINO and ONNX Runtime differ about the infinite."""
 MOST_PIXELS = 8192
-"""Of a side; some bound is needed."""
+"""The longest side; some bound is needed."""
 
 
 class ExportGraph(nn.Module):

@@ -14,8 +14,8 @@ from torch import nn
 from configs.detection import DataConfig
 from configs.errors import UserError
 from datasets.batch import Batch, stack_images
+from datasets.padding import padded_size
 from datasets.resize import resize_image, resized_size
-from datasets.samplers import padded_size
 from detection.export import FORMATS, INPUTS, METADATA, OUTPUTS, Feed, optional
 from detection.postprocess import BatchDetections, to_original
 

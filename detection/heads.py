@@ -42,7 +42,7 @@ class Conv5Head(nn.Module):
 
     @property
     def strides(self) -> tuple[int, int]:
-        """Of the two 1x1 convolutions of `before_pooling`: of the bins, only so many are read."""
+        """Strides of the two 1x1 convolutions of `before_pooling`, in bins."""
         unit, shortcut, _ = self._first_unit()
         return unit.conv1.stride[0], shortcut.stride[0]
 

@@ -23,7 +23,7 @@ from detection.scoring import Scorer
 from detection.tta import merge, mirror_detections, views
 
 TTA_VOTE_IOU = 0.5
-"""Of `tta.merge: vote` where `vote_iou` is null: the paper's."""
+"""The overlap of voters for `tta.merge: vote` where `vote_iou` is null: the paper's."""
 
 
 Tested = Detector | PhaseModel

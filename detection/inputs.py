@@ -16,7 +16,8 @@ from PIL import Image, ImageOps
 
 from configs import downloads
 from configs.errors import UserError
-from datasets.images import IMAGE_SUFFIXES, image_file_size, is_image, read_image
+from datasets.images import image_file_size, read_image
+from datasets.listing import IMAGE_SUFFIXES, list_images
 from detection.video import VideoReader
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
@@ -126,20 +127,14 @@ def _files(text: str, ignore: Path | None, *, videos: bool = False) -> list[tupl
 
 
 def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
-    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`.
-
-    Hidden files and folders are left out: editors' checkpoints, what macOS leaves beside files (._a.jpg, __MACOSX).
-    """
+    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`."""
     if path.is_file():
         return [(str(path), path.name)]
     hidden = ignore.resolve() if ignore is not None else None
     return [
         (str(file), file.relative_to(path).as_posix())
-        for file in sorted(path.rglob("*"))
-        if not any(part.startswith((".", "__MACOSX")) for part in file.relative_to(path).parts)
-        and is_image(file)
-        and file.is_file()
-        and (hidden is None or hidden not in file.resolve().parents)
+        for file in list_images(path)
+        if file.is_file() and (hidden is None or hidden not in file.resolve().parents)
     ]
 
 

@@ -36,7 +36,7 @@ from detection.rpn import Proposals, Rpn, RpnOutput
 from detection.sampling import Iteration
 
 FPN_STRIDES = (4, 8, 16, 32)
-"""Of P2..P5: conv2..conv5 of the ImageNet nets."""
+"""Strides of P2..P5, which are those of conv2..conv5 of the ImageNet nets."""
 
 
 class Backbone(nn.Module):

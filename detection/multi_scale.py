@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from datasets.batch import Batch
-from detection.boxes import box_area, gather_boxes
+from detection.boxes import box_area, gather_boxes, size_ratios
 from detection.model import Detector
 from detection.roi_features import RoiFeatures, pack_pyramid, place_on_canvas, roi_levels
 from detection.scoring import Scorer
@@ -67,7 +67,7 @@ class MultiScaleScorer(Scorer):
         for k in range(len(batch.scaled)):
             view = batch.at_scale(k)
             own = view is batch
-            ratio = (view.image_sizes / batch.image_sizes).flip(-1).repeat(1, 2)[:, None]
+            ratio = size_ratios(batch.image_sizes, view.image_sizes)
             self.scales.append(Scale(self.maps if own else detector.roi_maps(detector.features(view)), ratio))
 
     def hidden(self, rois: Tensor, valid: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from configs.detection import TestConfig
-from detection.boxes import decode_clipped, gather_boxes, large_enough
+from detection.boxes import decode_clipped, gather_boxes, large_enough, size_ratios
 from detection.nms import nms
 
 MAX_CANDIDATES = 8192
@@ -102,8 +102,7 @@ def only_classes(detections: BatchDetections, num_classes: int) -> BatchDetectio
 
 def to_original(detections: BatchDetections, image_sizes: Tensor, original_sizes: Tensor) -> BatchDetections:
     """Boxes of the resized images in pixels of the decoded files; both sizes (B, 2), (H, W)."""
-    ratio = (original_sizes / image_sizes).flip(-1).repeat(1, 2)[:, None].to(detections.boxes.dtype)
-    return detections._replace(boxes=detections.boxes * ratio)
+    return detections._replace(boxes=detections.boxes * size_ratios(image_sizes, original_sizes))
 
 
 def postprocess(

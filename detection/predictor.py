@@ -19,10 +19,9 @@ import numpy as np
 import torch
 
 from configs.errors import UserError
-from datasets.batch import Batch
-from datasets.loader import Collate
+from datasets.batch import Batch, Collate
+from datasets.padding import padded_size
 from datasets.resize import resize_image, resized_size, scaled_sizes
-from datasets.samplers import padded_size
 from datasets.target import Sample, Target
 from detection.compilation import compile_regions, graph_detections
 from detection.ensemble import load_ensemble
@@ -158,7 +157,7 @@ class Predictor:
         done: dict[int, ImageDetections | None] = {}
         position = 0
         with ThreadPoolExecutor(THREADS) as pool:
-            planned = self._planned(inputs, batch_size, pool)
+            planned = self._planned(inputs, pool)
             loaded = _read_ahead(planned, self._load, pool, ahead)
             for indices, results in self._results(_readable(loaded, done, on_unreadable), batch_size):
                 done.update(zip(indices, results, strict=True))
@@ -171,9 +170,7 @@ class Predictor:
             if found is not None:
                 yield found
 
-    def _planned(
-        self, inputs: Iterable[ImageInput], batch_size: int, pool: ThreadPoolExecutor
-    ) -> Iterator[tuple[int, ImageInput]]:
+    def _planned(self, inputs: Iterable[ImageInput], pool: ThreadPoolExecutor) -> Iterator[tuple[int, ImageInput]]:
         """Inputs with their positions; but for frames, those of one padded size follow each other."""
         numbered = enumerate(inputs)
         for first in numbered:

@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from backbones.kernels import kernels_for
+from configs.errors import UserError
 
 _MASK32 = 0xFFFFFFFF
+PLACE_BITS = 23
+"""The low bits of a random key, which hold the candidate's place: 8 million anchors are those of a pyramid with three
+at each position over 33 million pixels."""
 
 Iteration = int | Tensor
 """The number of a step; in a CUDA graph a () int64 tensor below 2^32, which each launch reads anew. Both draw alike."""
@@ -64,14 +68,22 @@ def _mix_step(seed: int, iteration: Iteration, purpose: int) -> Iteration:
 
 
 def random_keys(seed: int, iteration: Iteration, purpose: int, image_index: Tensor, codes: Tensor) -> Tensor:
-    """Random keys (B, N) int64 in [0, 2^52), different for all candidates of an image.
+    """Random keys (B, N) int64 in [0, 2^55), different for all candidates of an image.
 
     Args:
         seed, iteration: what the run and the step are.
         purpose: tells apart the samplings within one step.
         image_index: (B,) int64, what the images are in their data set.
-        codes: (N,) int64, what the candidates are, whatever the padding; N < 2^20.
+        codes: (N,) int64, what the candidates are, whatever the padding.
+
+    Raises:
+        UserError: there are too many.
     """
+    if len(codes) >= 1 << PLACE_BITS:
+        raise UserError(
+            f"an image has {len(codes)} anchors, and fewer than {1 << PLACE_BITS} can be told apart: lower "
+            "data.max_size, or give fewer model.anchors"
+        )
     if kernels := kernels_for(codes, "detection.triton_assignment"):
         if isinstance(iteration, Tensor):
             return kernels.random_keys(_mix_int(seed), image_index, codes, iteration, purpose)
@@ -80,7 +92,7 @@ def random_keys(seed: int, iteration: Iteration, purpose: int, image_index: Tens
     image = _mix32((image_index & _MASK32) ^ step)
     hashed = _mix32(_mix32((codes ^ (codes >> 32)) & _MASK32)[None] ^ image[:, None])
     # The position in the low bits tells apart the few that share a hash; `sample` on CUDA reads it there.
-    return (hashed << 20) | torch.arange(len(codes), device=codes.device)
+    return (hashed << PLACE_BITS) | torch.arange(len(codes), device=codes.device)
 
 
 def sample(positive: Tensor, negative: Tensor, keys: Tensor, size: int, positive_fraction: float) -> Sampled:

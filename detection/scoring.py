@@ -41,7 +41,7 @@ class Scorer:
     def __init__(self, detector: Detector, features: list[Tensor], image_sizes: Tensor) -> None:
         self.roi_heads = detector.roi_heads
         self.classes = slice(1, 1 + len(detector.class_names))
-        """Of the outputs; the background comes before, what `box.unused_outputs` counts behind."""
+        """Outputs of the classes; the background comes before, what `box.unused_outputs` counts behind."""
         self.maps = detector.roi_maps(features)
         self.image_sizes = image_sizes
         self._context: Tensor | None = None

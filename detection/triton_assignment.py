@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detection.boxes import MAX_LOG_RATIO
+from detection.sampling import PLACE_BITS
 
 BLOCK = 256
 
@@ -40,10 +41,11 @@ def _mix_step(seed, iteration, purpose, mask):
 
 @triton.jit(do_not_specialize=["step", "purpose"])
 def _keys_kernel(
-    image_index, codes, keys, iteration, count, step, purpose, mask, REPLAYED: tl.constexpr, BLOCK: tl.constexpr
-):
-    """keys[image, candidate] = hash << 20 | candidate; `mask` is 2^32 - 1. REPLAYED: `step` is the seed alone, and the
-    iteration lies in memory."""
+    image_index, codes, keys, iteration, count, step, purpose, mask, PLACE_BITS: tl.constexpr,
+    REPLAYED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """keys[image, candidate] = hash << PLACE_BITS | candidate; `mask` is 2^32 - 1. REPLAYED: `step` is the seed alone,
+    and the iteration lies in memory."""
     image = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     code = tl.load(codes + at, mask=at < count, other=0)
@@ -52,7 +54,7 @@ def _keys_kernel(
         number = _mix_step(number, tl.load(iteration), purpose.to(tl.int64), mask)
     of_image = _mix32((tl.load(image_index + image) ^ number) & mask, mask)
     hashed = _mix32(_mix32((code ^ (code >> 32)) & mask, mask) ^ of_image, mask)
-    tl.store(keys + image * count + at, (hashed << 20) | at.to(tl.int64), mask=at < count)
+    tl.store(keys + image * count + at, (hashed << PLACE_BITS) | at.to(tl.int64), mask=at < count)
 
 
 def random_keys(
@@ -65,7 +67,7 @@ def random_keys(
     if keys.numel():
         _keys_kernel[(triton.cdiv(len(codes), BLOCK), len(image_index))](
             image_index, codes, keys, image_index if iteration is None else iteration, len(codes), signed, purpose,
-            (1 << 32) - 1, REPLAYED=iteration is not None, BLOCK=BLOCK,
+            (1 << 32) - 1, PLACE_BITS=PLACE_BITS, REPLAYED=iteration is not None, BLOCK=BLOCK,
         )  # fmt: skip
     return keys
 

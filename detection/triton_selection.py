@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from backbones.kernels import constant
+from detection.sampling import PLACE_BITS
 
 BLOCK = 2048
 """Candidates that a program looks at a time, 4 a thread."""
@@ -122,7 +123,7 @@ def _best_kernel(
 @triton.jit
 def _sample_kernel(
     keys, positive, negative, index, is_positive, is_valid, count, size, most_positive, FLOATS: tl.constexpr,
-    PLACES: tl.constexpr, BLOCK: tl.constexpr,
+    PLACE_BITS: tl.constexpr, PLACES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program an image: positives, then negatives for the places that are left, each by descending keys."""
     image = tl.program_id(0).to(tl.int64)
@@ -146,9 +147,10 @@ def _sample_kernel(
     place = tl.arange(0, PLACES)
     valid = place < written
     key = tl.load(index + place, mask=valid, other=-1)
-    key = tl.sort(tl.where(place < positives, key + (1 << 53), key), descending=True)
+    key = tl.sort(tl.where(place < positives, key + (1 << 55), key), descending=True)
     here = place < size
-    tl.store(index + place, tl.where(valid, key & 0xFFFFF, 0), mask=here)  # a key's low bits are its place
+    own = key & ((1 << PLACE_BITS) - 1)  # a key's low bits are its place
+    tl.store(index + place, tl.where(valid, own, 0), mask=here)
     tl.store(is_positive + image * size + place, (place < positives).to(tl.uint8), mask=here)
     tl.store(is_valid + image * size + place, valid.to(tl.uint8), mask=here)
 
@@ -181,6 +183,6 @@ def sample(
         _sample_kernel[(batch,)](
             keys.contiguous(), positive.contiguous().view(torch.uint8), negative.contiguous().view(torch.uint8),
             index, is_positive, is_valid, count, size, most_positive,
-            FLOATS=False, PLACES=triton.next_power_of_2(size), BLOCK=BLOCK, num_warps=WARPS,
+            FLOATS=False, PLACE_BITS=PLACE_BITS, PLACES=triton.next_power_of_2(size), BLOCK=BLOCK, num_warps=WARPS,
         )  # fmt: skip
     return index, is_positive.view(torch.bool), is_valid.view(torch.bool)

@@ -26,7 +26,7 @@ LICENCES = {
     "torchvision": "BSD 3-Clause as torchvision, which warns that weights may have terms of their training data",
     "detectron2": "CC BY-SA 3.0, https://creativecommons.org/licenses/by-sa/3.0/",
 }
-"""Of the weights, by publisher."""
+"""Publisher -> the licence of its weights."""
 
 
 @dataclass(frozen=True)

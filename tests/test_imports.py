@@ -30,9 +30,9 @@ CONTRACT = {
     "datasets.class_lists",
     # Prediction reads, resizes and pads as the evaluation does.
     "datasets.images",
+    "datasets.listing",
     "datasets.resize",
-    "datasets.samplers",
-    "datasets.loader",
+    "datasets.padding",
 }
 """The only parts of `datasets` that `detection` may use."""
 

@@ -70,6 +70,7 @@ ELSEWHERE = {
     "backbones/scaling.py": "tests/backbones/test_fused.py",
     "backbones/triton_kernels.py": "tests/backbones/test_fused.py",
     # A file is made, read and compared in one go.
+    "datasets/shard_files.py": "tests/datasets/test_shards.py",
     "detection/export_check.py": "tests/detection/test_export.py",
     "detection/exported.py": "tests/detection/test_export.py",
     "tools/export.py": "tests/detection/test_export.py",

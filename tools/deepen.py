@@ -20,8 +20,8 @@ import torch
 from backbones.analysis import cost
 from backbones.classification import load_classifier
 from backbones.constructed import deepen
+from backbones.pretrained import read_classifier
 from backbones.resnet import ResNet
-from backbones.weights import as_classifier, read_weights_file
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
 from configs.loading import load_config
@@ -47,7 +47,7 @@ def main(args: argparse.Namespace) -> None:
         deep = deepen(net, args.units, batches)
     except ValueError as error:
         raise UserError(f"{args.weights}: {error}") from None
-    content = as_classifier(read_weights_file(args.weights), args.weights)
+    content, _ = read_classifier(args.weights)
     table = deep.spec.model_dump(mode="json", exclude={"plain", "shortcut", "stride_in_1x1"})
     described = {"plain": deep.spec.plain, "shortcut": deep.spec.shortcut, "stride_in_1x1": deep.spec.stride_in_1x1}
     kept = {key: value for key, value in content.items() if key not in ("training", "model", "config")}

@@ -93,7 +93,9 @@ def run_rpn(
     """The RPN's proposals for each image, in pixels of the original images."""
     import torch
 
-    from datasets.loader import eval_loader, prefetch
+    from datasets.batch import prefetch
+    from datasets.detection_loader import eval_loader
+    from detection.boxes import size_ratios
     from tools.runtime.progress import Progress
 
     batch_size, pinned = config.train.batch_size or 1, device.type == "cuda"
@@ -102,8 +104,8 @@ def run_rpn(
     with torch.no_grad(), Progress(len(dataset), "proposals", unit="image") as progress:
         for batch in prefetch(loader, device):
             proposals, _ = detector.rpn(detector.features(batch), batch.image_sizes, training=False)
-            scale = (batch.original_sizes / batch.image_sizes).flip(-1).repeat(1, 2)[:, None]
-            boxes, scores = (proposals.boxes * scale).cpu().numpy(), proposals.logits.sigmoid().cpu().numpy()
+            ratios = size_ratios(batch.image_sizes, batch.original_sizes)
+            boxes, scores = (proposals.boxes * ratios).cpu().numpy(), proposals.logits.sigmoid().cpu().numpy()
             for row, (index, valid) in enumerate(zip(batch.index.tolist(), proposals.valid.cpu().numpy(), strict=True)):
                 found[index] = (boxes[row][valid], scores[row][valid])
             progress.update(len(batch.index))

@@ -37,7 +37,8 @@ def main(args: argparse.Namespace) -> None:
 
     warnings.filterwarnings("ignore", module="torch|torchvision|copyreg")  # about their own insides
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    from datasets.images import list_images, read_image
+    from datasets.images import read_image
+    from datasets.listing import list_images
     from detection.checkpoint import load_detector, read_detector_file
     from detection.export import describe
     from detection.export_check import export_detector

@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         install_wheels(args.wheels, args.out / "site")
     report = load(args, args.out / "report.json")
     for letter in args.stage or STAGES:
-        run_stage(STAGES[letter], args, device, report)
+        run_stage(STAGES[letter], args, report)
     write_text(args.out / "report.md", markdown(report))
     bad = [f"{stage}/{name}" for stage, rows in report["stages"].items() for name in rows if failed(rows[name])]
     print(f"\n{args.out / 'report.md'}: the tables", flush=True)
@@ -59,10 +59,10 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.out / 'report.json'} says why these did not run, or failed: {', '.join(bad)}")
 
 
-def run_stage(stage: str, args: argparse.Namespace, device: Any, report: dict[str, Any]) -> None:
+def run_stage(stage: str, args: argparse.Namespace, report: dict[str, Any]) -> None:
     """Run the rows of a stage that are missing or failed, and write the report after each."""
     done = report["stages"].setdefault(stage, {})
-    script, rows = rows_of(stage, args, device)
+    script, rows = rows_of(stage, args)
     rows = {name: line for name, line in rows.items() if args.again or name not in done or failed(done[name])}
     print(f"\n== {stage}: {len(rows)} to run", flush=True)
 
@@ -73,7 +73,7 @@ def run_stage(stage: str, args: argparse.Namespace, device: Any, report: dict[st
     run_rows(rows, script, seconds=args.seconds, keep=keep, env=environment_variables(args.out / "site"))
 
 
-def rows_of(stage: str, args: argparse.Namespace, device: Any) -> tuple[Path, dict[str, list[str]]]:
+def rows_of(stage: str, args: argparse.Namespace) -> tuple[Path, dict[str, list[str]]]:
     """The script of a stage and its rows: name -> arguments."""
     common = ["--device", args.device]
     if stage == "suite":

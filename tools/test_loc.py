@@ -108,7 +108,7 @@ def write_submission(folder: Path, found: Predictions, records: Records, numbers
     say(f"{len(records):,} images without labels\nsubmission {folder / 'submission.txt'}")
 
 
-def check_classes(members: list[tuple[Path, Localiser]]) -> None:
+def check_classes(members: list[tuple[Path | str, Localiser]]) -> None:
     """See that all networks have the same classes.
 
     Raises:
@@ -152,9 +152,12 @@ def load_classifiers(
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
     parser.add_argument(
-        "--weights", required=True, nargs="+", type=Path, metavar="W", help="checkpoints of stage rpn of train_loc.py"
+        "--weights", required=True, nargs="+", type=cli.weights_argument, metavar="W",
+        help="checkpoints of stage rpn of train_loc.py",
+    )  # fmt: skip
+    parser.add_argument(
+        "--rcnn", nargs="+", type=cli.weights_argument, default=[], metavar="W", help="checkpoints of stage rcnn"
     )
-    parser.add_argument("--rcnn", nargs="+", type=Path, default=[], metavar="W", help="checkpoints of stage rcnn")
     parser.add_argument(
         "--classifier", nargs="+", default=[], metavar="W", help="checkpoints of tools/pretrain.py that predict classes"
     )

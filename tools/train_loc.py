@@ -132,8 +132,8 @@ def load_proposer(
     if config.model.stage == "rpn":
         return None
     assert config.model.rcnn.proposals is not None, "the schema wants it for stage rcnn"
-    given = Path(config.model.rcnn.proposals)
-    path = given if given.is_file() or not (data_root / given).is_file() else data_root / given
+    given = config.model.rcnn.proposals
+    path = given if Path(given).is_file() or not (data_root / given).is_file() else data_root / given
     localiser = load_localiser(path, "rpn", device=device)
     if localiser.class_names != class_names:
         which = differing(localiser.class_names, class_names)

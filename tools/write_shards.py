@@ -20,7 +20,8 @@ import numpy as np
 from configs.classification import ClassificationConfig
 from configs.errors import UserError
 from configs.loading import load_config
-from datasets.shards import index_shards, read_shards, write_shards
+from datasets.shard_files import index_shards, write_shards
+from datasets.shards import read_shards
 from tools.runtime import cli
 
 

@@ -8,8 +8,9 @@ from typing import Generic, Literal, NamedTuple, TypeVar, overload
 import torch
 
 from backbones.classification import build_classifier
+from backbones.fetch import fetch, is_name
 from backbones.pretrained import load_backbone_weights
-from backbones.weights import FORMAT, Preprocessing, read_weights_file
+from backbones.weights import FORMAT, Preprocessing, check_fields, read_weights_file
 from configs.errors import UserError
 from configs.loading import parse_config
 from configs.localisation import LocalisationConfig, LocaliserConfig
@@ -77,18 +78,21 @@ def load_localiser(path: Path | str, stage: Stage, *, device: torch.device | str
     """The network of a checkpoint of tools/train_loc.py, in eval mode.
 
     Args:
-        path: the file.
+        path: the file, or a name of `backbones.fetch`.
         stage: rpn or rcnn: which one it must be.
         device: where it goes.
 
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
-    content = read_weights_file(path)
+    content = read_weights_file(fetch(path) if is_name(path) else path)
     if content.get("kind") != KIND or content.get("format") != FORMAT:
         kind = content.get("kind")
         what = f"a {kind}'s checkpoint" if kind else "none of this project's checkpoints"
         raise UserError(f"{path}: {what}: give last.pt or best.pt of a run of tools/train_loc.py")
+    check_fields(content, path)
+    if missing := [key for key in ("class_names", "mean_boxes") if key not in content]:
+        raise UserError(f"{path}: the checkpoint lacks {missing[0]}")
     config = parse_config(content["config"], [], LocalisationConfig, f"{path} (stored config)", stored=True)
     if config.model.stage != stage:
         raise UserError(f"{path}: of stage {config.model.stage}, where stage {stage} is needed")

@@ -17,7 +17,7 @@ from detection.boxes import gather_boxes
 from detection.localisation.layers import Candidates, PerClassLayers, sample_losses
 from detection.matching import match
 from detection.roi_align import roi_align
-from detection.sampling import Sampled, random_keys, sample
+from detection.sampling import PLACE_BITS, Sampled, random_keys, sample
 
 ROI_PURPOSE, KIND_PURPOSE = 3, 4
 """Tell the random keys of this sampling, and of an RoI's kind, from a detector's and from the RPN's."""
@@ -88,7 +88,7 @@ class PerClassRcnn(nn.Module):
     ) -> Sampled:
         """One RoI of each image, positive with the probability `positive_fraction` where there are both kinds."""
         one = torch.zeros(1, dtype=torch.int64, device=index.device)
-        hashed = random_keys(seed, iteration, KIND_PURPOSE, index, one) >> 20  # (B, 1), 32 bits
+        hashed = random_keys(seed, iteration, KIND_PURPOSE, index, one) >> PLACE_BITS  # (B, 1), 32 bits
         share = hashed.double() / 2.0**32
         wanted = (share < self.config.positive_fraction) | ~negative.any(1, keepdim=True)
         return sample(positive & wanted, negative, keys, 1, 1.0)

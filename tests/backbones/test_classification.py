@@ -18,6 +18,7 @@ from backbones.classification import (
 )
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
+from tests.serving import serving
 
 # ------------------------------------------------------------------------------------------------ input
 
@@ -128,6 +129,15 @@ def test_a_checkpoint_says_what_its_net_is(tmp_path):
     assert loaded.class_names == ["cat", "dog", "fox"]
     assert loaded.crop_size == 32
     assert torch.equal(loaded.normalize.mean_image, mean_image)
+
+
+def test_a_checkpoint_by_its_address(tmp_path, monkeypatch):
+    monkeypatch.setenv("RESIDUAL_DETECTION_HOME", str(tmp_path / "home"))
+    net = build_classifier(ClassifierConfig(backbone="cifar_resnet20"), 3)
+    torch.save(checkpoint(net), tmp_path / "a.pt")
+    with serving(tmp_path) as server:
+        loaded = load_classifier(f"{server.url}/a.pt", ClassifierConfig(backbone="resnet18"))
+    assert loaded.class_names == ["cat", "dog", "fox"]
 
 
 def test_a_bare_state_dict_takes_the_config_and_torchvisions_input(tmp_path):

@@ -26,6 +26,7 @@ from detection import triton_canvas as canvas
 from detection import triton_kernels as kernels
 from detection import triton_losses as losses
 from detection import triton_selection as selection
+from detection.sampling import PLACE_BITS
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 LONG, INT, FLOAT, BYTE, BF16, EXACT = "*i64", "i32", "fp32", "*u8", "*bf16", "*fp32"
@@ -65,7 +66,7 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         assignment._keys_kernel,
         {"image_index": LONG, "codes": LONG, "keys": LONG, "iteration": LONG, "count": INT, "step": INT,
          "purpose": INT, "mask": "i64"},
-        {"REPLAYED": True, "BLOCK": assignment.BLOCK}, 4,
+        {"PLACE_BITS": PLACE_BITS, "REPLAYED": True, "BLOCK": assignment.BLOCK}, 4,
     ),
     "decode": (
         assignment._decode_kernel,
@@ -84,7 +85,7 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         selection._sample_kernel,
         {"keys": LONG, "positive": BYTE, "negative": BYTE, "index": LONG, "is_positive": BYTE, "is_valid": BYTE,
          "count": INT, "size": INT, "most_positive": INT},
-        {"FLOATS": False, "PLACES": 512, "BLOCK": selection.BLOCK}, selection.WARPS,
+        {"FLOATS": False, "PLACE_BITS": PLACE_BITS, "PLACES": 512, "BLOCK": selection.BLOCK}, selection.WARPS,
     ),
     "objectness_loss": (
         losses._objectness_kernel,

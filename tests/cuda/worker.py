@@ -41,8 +41,7 @@ from configs.classification import ClassificationConfig
 from configs.detection import DetectionConfig, TestConfig
 from configs.loading import load_config
 from configs.localisation import LocalisationConfig
-from datasets.batch import Batch, ScaledImages
-from datasets.loader import prefetch
+from datasets.batch import Batch, ScaledImages, prefetch
 from detection.alternating import PHASES, Alternating
 from detection.compilation import graph_detections, graphed_gradients
 from detection.inference import Inference

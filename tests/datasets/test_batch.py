@@ -1,7 +1,10 @@
-"""The base of all batches reaches every tensor and nothing else; padding by hand."""
+"""The base of all batches reaches every tensor and nothing else; padding by hand; copies beside the work."""
 
 from __future__ import annotations
 
+import contextlib
+import operator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -11,16 +14,20 @@ from torch import Tensor
 
 from datasets.batch import (
     Batch,
+    Collate,
     ScaledImages,
     TensorBatch,
     map_tensors,
     padded_count,
+    prefetch,
     stack_images,
     tensors_of,
     to_device,
 )
 from datasets.classification import LabelledBatch
+from datasets.loader import make_loader
 from datasets.localisation_views import LocalisationBatch
+from datasets.target import Sample, Target
 
 
 @dataclass(frozen=True)
@@ -141,3 +148,168 @@ def test_images_of_one_size_need_no_padding() -> None:
 def test_counts_are_powers_of_two() -> None:
     assert [padded_count(count) for count in (0, 1, 2, 3, 4, 5, 8, 9)] == [1, 1, 2, 4, 4, 8, 8, 16]
     assert [padded_count(count, 8) for count in (0, 7, 8, 9)] == [8, 8, 8, 16]
+
+
+# ------------------------------------------------------------------------------------------------ collate
+
+
+def _sample(size: tuple[int, int], count: int, padded: tuple[int, int] | None = None, index: int = 0) -> Sample:
+    rng = np.random.default_rng(index)
+    low = rng.uniform(0, 10, (count, 2))
+    target = Target(
+        boxes=np.concatenate([low, low + 5], axis=1).astype(np.float32),
+        labels=rng.integers(1, 4, count),
+        area=np.full(count, 25, np.float32),
+        iscrowd=np.arange(count) % 4 == 3,
+        difficult=np.arange(count) % 3 == 1,
+    )
+    return Sample(rng.integers(1, 256, (*size, 3), np.uint8), target, index, (99, 77), padded)
+
+
+@pytest.mark.parametrize(("largest", "slots"), [(0, 8), (1, 8), (8, 8), (9, 16), (16, 16), (17, 32), (100, 128)])
+def test_ground_truth_is_padded_to_powers_of_two(largest: int, slots: int) -> None:
+    batch = Collate()([_sample((20, 30), largest, index=1), _sample((20, 30), 0, index=2)])
+    assert batch.boxes.shape == (2, slots, 4)
+    assert batch.labels.shape == batch.valid.shape == (2, slots)
+    assert not batch.boxes[1].any()
+    assert not batch.labels[1].any()
+    assert not batch.valid[1].any()
+    assert not batch.boxes[0, largest:].any()
+    assert not batch.labels[0, largest:].any()
+
+
+def test_images_lie_at_the_upper_left_of_a_channels_last_array() -> None:
+    samples = [_sample((20, 30), 2, (32, 48), 1), _sample((25, 17), 1, (32, 48), 2)]
+    batch = Collate()(samples)
+    assert batch.images.shape == (2, 3, 32, 48)
+    assert batch.images.dtype == torch.uint8
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+    for b, sample in enumerate(samples):
+        height, width = sample.image.shape[:2]
+        assert np.array_equal(batch.images[b, :, :height, :width].permute(1, 2, 0).numpy(), sample.image)
+        assert int(batch.images[b].count_nonzero()) == sample.image.size
+        assert np.array_equal(batch.boxes[b, : len(sample.target)].numpy(), sample.target.boxes)
+    assert batch.image_sizes.tolist() == [[20, 30], [25, 17]]
+    assert batch.original_sizes.tolist() == [[99, 77]] * 2
+    assert batch.index.tolist() == [1, 2]
+    for name, dtype in [("boxes", torch.float32), ("labels", torch.int64), ("valid", torch.bool)]:
+        assert getattr(batch, name).dtype == dtype
+    for name in ("image_sizes", "original_sizes", "index"):
+        assert getattr(batch, name).dtype == torch.int64
+
+
+def test_without_a_planned_size_the_largest_counts() -> None:
+    batch = Collate(size_divisor=32)([_sample((20, 70), 0), _sample((33, 10), 0)])
+    assert batch.images.shape == (2, 3, 64, 96)
+
+
+def test_crowd_and_difficult_do_not_train() -> None:
+    sample = _sample((20, 30), 7)  # crowd: 3; difficult: 1, 4
+    assert Collate()([sample]).valid[0].tolist() == [True, False, True, False, False, True, True, False]
+    with_difficult = Collate(train_difficult=True)([sample]).valid[0]
+    assert with_difficult.tolist() == [True, True, True, False, True, True, True, False]
+
+
+# ------------------------------------------------------------------------------------------------ prefetch
+
+
+class _FakeCuda:
+    """Stands in for CUDA on a machine without it: says in which order things happen, and on which stream."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.events: list[tuple] = []
+        self.copies: list[torch.Tensor] = []
+        self.active = self.default = _FakeStream("default", self.events)
+        monkeypatch.setattr(torch.cuda, "Stream", lambda device: _FakeStream(f"copies to {device}", self.events))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: self.active)
+        monkeypatch.setattr(torch.cuda, "stream", self._use)
+        monkeypatch.setattr(torch.Tensor, "to", self._to)
+        monkeypatch.setattr(torch.Tensor, "record_stream", self._record)
+
+    @contextlib.contextmanager
+    def _use(self, stream: _FakeStream) -> Iterator[None]:
+        before, self.active = self.active, stream
+        yield
+        self.active = before
+
+    @property
+    def _to(self):
+        def to(tensor: torch.Tensor, device: torch.device, non_blocking: bool = False) -> torch.Tensor:
+            self.events.append(("copy", str(device), non_blocking, self.active.name))
+            self.copies.append(tensor.clone())
+            return self.copies[-1]
+
+        return to
+
+    @property
+    def _record(self):
+        def record(tensor: torch.Tensor, stream: _FakeStream) -> None:
+            assert any(tensor is copy for copy in self.copies), "what is on the host needs no record"
+            self.events.append(("record", stream.name))
+
+        return record
+
+
+@dataclass
+class _FakeStream:
+    name: str
+    events: list[tuple]
+
+    def wait_stream(self, other: _FakeStream) -> None:
+        self.events.append(("wait", self.name, other.name))
+
+
+def _batches_of_each_stage() -> list[tuple[str, object]]:
+    images = torch.arange(24, dtype=torch.uint8).reshape(1, 3, 2, 4)
+    numbers = [torch.tensor([[k]]) for k in range(6)]
+    labelled = LabelledBatch(images, *numbers[:2])
+    return [
+        ("detection", Batch(images, *numbers, scaled=(None, ScaledImages(images[..., :2], numbers[0])))),
+        ("classification", labelled),
+        ("classification at two scales", [labelled, LabelledBatch(images[..., :2], *numbers[:2])]),
+        ("localisation", LocalisationBatch(images, *numbers)),
+    ]
+
+
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=name) for name, batch in _batches_of_each_stage()])
+def test_cuda_copies_batches_of_every_stage_on_a_stream_of_their_own(batch, monkeypatch) -> None:
+    cuda = _FakeCuda(monkeypatch)
+    taken = []
+
+    def batches():
+        for number in range(3):
+            taken.append(number)
+            yield batch
+
+    count = len(list(tensors_of(batch)))
+    for number, moved in enumerate(prefetch(batches(), "cuda:1")):
+        assert taken == list(range(number + 1))
+        assert type(moved) is type(batch)
+        for tensor, original in zip(tensors_of(moved), tensors_of(batch), strict=True):
+            assert torch.equal(tensor, original)
+            assert tensor is not original
+        assert cuda.events == [
+            *[("copy", "cuda:1", True, "copies to cuda:1")] * count,
+            ("wait", "default", "copies to cuda:1"),  # before the caller works on it
+            *[("record", "default")] * count,
+        ]
+        cuda.events.clear()
+    assert taken == [0, 1, 2]
+
+
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=name) for name, batch in _batches_of_each_stage()])
+def test_elsewhere_batches_pass_through(batch) -> None:
+    for moved in prefetch([batch, batch], torch.device("meta")):
+        assert {tensor.device.type for tensor in tensors_of(moved)} == {"meta"}
+    (same,) = prefetch([batch], "cpu")
+    assert all(one is other for one, other in zip(tensors_of(same), tensors_of(batch), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [pytest.param(batch, id=name) for name, batch in _batches_of_each_stage()])
+def test_every_stages_batches_on_cuda(batch) -> None:
+    loader = make_loader([batch] * 3, [[k] for k in range(3)], operator.itemgetter(0), num_workers=1, pin_memory=True)
+    for moved in prefetch(loader, "cuda"):
+        for tensor, original in zip(tensors_of(moved), tensors_of(batch), strict=True):
+            assert tensor.is_cuda
+            assert torch.equal(tensor.cpu(), original)

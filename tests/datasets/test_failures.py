@@ -16,10 +16,11 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from configs.detection import AugmentConfig, DataConfig
 from configs.errors import UserError
-from datasets import failures, images
+from datasets import complaints, failures
 from datasets.detection import DetectionDataset
+from datasets.detection_loader import train_loader
 from datasets.failures import HandedKeys, Tally, WorkerLost, moved
-from datasets.loader import make_loader, train_loader
+from datasets.loader import make_loader
 from datasets.names import Names
 from datasets.target import SampleKey
 
@@ -162,7 +163,7 @@ def test_detections_batches_with_a_vanished_image(random_records, workers: int) 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_image_that_is_damaged_inside_is_named_once(random_records, workers: int, caplog, monkeypatch) -> None:
     """libjpeg says so on the error stream, without a name; here in three epochs, by whatever process reads it."""
-    monkeypatch.setattr(images, "_told", set())
+    monkeypatch.setattr(complaints, "_told", set())
     records = random_records([(40, 60), (60, 40), (48, 64), (50, 50)])
     damaged = Path(records.image_paths[2]).with_suffix(".jpg")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)).save(damaged, quality=95)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -14,9 +13,7 @@ from PIL import Image, ImageOps
 
 from configs.errors import UserError
 from datasets import images
-from datasets.collect import images_below
-from datasets.folders import read_folders
-from datasets.images import MAX_PIXELS, heard, image_file_size, list_files, list_images, read_image
+from datasets.images import MAX_PIXELS, image_file_size, read_image
 
 
 @pytest.fixture
@@ -214,6 +211,9 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch
     for read in (read_image, image_file_size):
         with pytest.raises(UserError, match=r"huge\.png: is 20000 wide and 20000 high: more than 250 million pixels"):
             read(path)
+    path.write_bytes(_png(0, 30))
+    with pytest.raises(UserError, match=r"huge\.png: is 0 wide and 30 high: damaged"):
+        image_file_size(path)
 
 
 def test_limits_of_pillow_do_not_end_what_opencv_reads(tmp_path: Path) -> None:
@@ -255,70 +255,3 @@ def test_floating_point_pixels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).random((30, 40), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(UserError, match=r"float\.tif: its pixels are floating-point numbers"):
         read_image(tmp_path / "float.tif")
-
-
-def test_listing_passes_over_what_is_hidden(tmp_path: Path) -> None:
-    for name in ("b/x.JPG", "a.png", "._a.png", ".ipynb_checkpoints/a.png", "__MACOSX/a.png", "b/Thumbs.db", "b/y.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert list_images(tmp_path) == [tmp_path / "a.png", tmp_path / "b" / "x.JPG"]
-    assert list_images(tmp_path, recursive=False) == [tmp_path / "a.png"]
-
-
-def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(images, "_told", set())
-    (tmp_path / "set/a").mkdir(parents=True)
-    wanted = [tmp_path / "set/a" / name for name in ("file.jpg", "link.png", "lost.png", "loop.png", "plain.JFIF")]
-    file, link, lost, loop, plain = wanted
-    Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(plain, "JPEG")
-    file.touch()
-    link.symlink_to(file)
-    lost.symlink_to("nowhere")
-    loop.symlink_to(loop)
-    os.mkfifo(tmp_path / "set/a/pipe.png")
-    (tmp_path / "set/a/link_to_a_pipe.png").symlink_to("pipe.png")
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "set/a/link_to_a_folder.png").symlink_to(tmp_path / "empty")
-    for name in ("x.gif", "y.GIF"):
-        (tmp_path / "set/a" / name).touch()
-    for _ in range(2):
-        assert list_images(tmp_path) == sorted(wanted)
-        assert [read_folders(tmp_path / "set").path(i) for i in range(5)] == sorted(wanted)
-        assert images_below(tmp_path) == sorted(wanted)
-        assert not list_files(tmp_path, (".txt",))
-    assert read_image(plain).shape == (3, 4, 3)
-    said = sorted(record.getMessage() for record in caplog.records)
-    assert [line.partition(f"{tmp_path}/set/a")[2].partition(", among")[0] for line in said] == [
-        "/link_to_a_pipe.png: is no file (a pipe, a socket or a device) and is passed over",
-        "/pipe.png: is no file (a pipe, a socket or a device) and is passed over",
-        ": GIFs are passed over",
-    ]
-
-
-def test_without_an_error_stream_images_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    Image.fromarray(np.zeros((3, 4, 3), np.uint8)).save(path)
-    with heard():  # what it opens would take the place of the closed stream
-        pass
-    kept = os.dup(2)
-    os.close(2)
-    try:
-        assert read_image(path).shape == (3, 4, 3)
-        with heard() as complaints:
-            pass
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-    assert complaints == []
-
-
-def test_what_others_write_while_a_decoder_is_heard_stays_on_the_error_stream(capfd) -> None:
-    with heard() as complaints:
-        os.write(
-            2, b"GET / 200\nCorrupt JPEG data: premature end of data segment\nlibpng warning: iCCP: known profile\n"
-        )
-        with heard() as inner:
-            os.write(2, b"[ERROR:0@1.2] global grfmt.cpp:1 damaged\n")
-    assert complaints == ["Corrupt JPEG data: premature end of data segment", "grfmt.cpp:1 damaged"]
-    assert inner == []
-    assert capfd.readouterr().err == "GET / 200\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from datasets.lint_images import lint_images, lint_near, lint_splits
 from datasets.make_records import make_records
@@ -79,6 +80,22 @@ def test_damage_inside_a_file_is_told_with_its_name(tmp_path: Path, capfd) -> No
     assert problem.file.endswith("b.jpg")
     assert "Corrupt JPEG data" in problem.value
     assert capfd.readouterr().err == ""
+
+
+def test_what_pillow_alone_refuses_is_told(tmp_path: Path) -> None:
+    """A text before the pixels with a wrong checksum, which OpenCV passes over."""
+    text = PngInfo()
+    text.add_text("note", "x")
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(path, pnginfo=text)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"tEXtnote") + len(b"tEXtnote\0x")] ^= 1
+    path.write_bytes(data)
+    problems, marks = lint_images(image_set(tmp_path, {"a.png": (40, 60)}))
+    assert [(problem.code, problem.value.split(",")[0]) for problem in problems] == [
+        ("image-damaged", "Pillow refuses it")
+    ]
+    assert len(marks) == 1
 
 
 def test_nearly_the_same_picture(tmp_path: Path) -> None:

@@ -9,9 +9,15 @@ import math
 import numpy as np
 import pytest
 
-from datasets.padding import few_sizes, fitting_size
+from datasets.padding import common_size, few_sizes, fitting_size, padded_size
 from datasets.resize import resized_size
 from datasets.samplers import EpochOrders, TrainSampler, aspect_groups
+
+
+def test_sides_are_rounded_up_to_multiples():
+    assert padded_size((1, 64), 32) == (32, 64)
+    assert padded_size((65, 33), 32) == (96, 64)
+    assert common_size([(1, 64), (65, 33)], 32) == (96, 64)
 
 
 def test_the_sizes_that_are_nearest_are_joined():

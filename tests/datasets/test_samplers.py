@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from configs.errors import UserError
 from datasets.make_records import make_records
+from datasets.padding import padded_size
 from datasets.resize import resized_size
 from datasets.samplers import (
     EpochOrders,
@@ -22,7 +23,6 @@ from datasets.samplers import (
     aspect_groups,
     batches_of_equal,
     local_parts,
-    padded_size,
     repeat_factors,
 )
 
@@ -90,8 +90,6 @@ def test_padded_size_is_the_steps_largest() -> None:
         keys = sampler.step(iteration)
         sizes = [_size_of(key.epoch, key.index, key.repeat) for key in keys]
         assert keys[0].padded_size == tuple(-(-max(s[axis] for s in sizes) // 32) * 32 for axis in (0, 1))
-    assert padded_size((1, 64), 32) == (32, 64)
-    assert padded_size((65, 33), 32) == (96, 64)
 
 
 def test_a_scale_for_each_step_and_few_padded_sizes_are_the_same_on_every_process_and_after_a_resumption():

@@ -20,7 +20,8 @@ from datasets import shards
 from datasets.classification import build_splits, centre_batches, read_set, train_batches
 from datasets.folders import read_folders
 from datasets.images import image_file_size, read_image
-from datasets.shards import expand, index_name, read_shards, scan, write_shards
+from datasets.shard_files import expand, index_name, scan, write_shards
+from datasets.shards import read_shards
 from tests.serving import Server, serving
 
 COUNT = 10

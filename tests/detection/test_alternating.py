@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from configs.detection import ModelConfig, TestConfig
 from datasets.batch import Batch
 from detection import compilation as detector_compilation
-from detection.alternating import JOINT, PHASES, Alternating, Proposer, part_of
+from detection.alternating import PHASES, Alternating, Proposer, part_of
 from detection.model import Detector, build_detector
 
 
@@ -233,5 +233,5 @@ def test_a_step_waits_for_nothing_in_any_phase():
 
 
 def test_the_final_phases_are_those_that_give_a_whole_detector():
-    assert [phase.is_final for phase in (JOINT, *PHASES)] == [True, False, False, False, True]
-    assert [phase.detects for phase in (JOINT, *PHASES)] == [True, False, True, False, True]
+    assert [phase.is_final for phase in PHASES] == [False, False, False, True]
+    assert [phase.detects for phase in PHASES] == [False, True, False, True]

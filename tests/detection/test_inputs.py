@@ -52,7 +52,15 @@ def test_arrays_are_rgb_and_grey_ones_are_spread() -> None:
 
 def test_hidden_files_in_a_folder_are_not_its_images(tmp_path: Path) -> None:
     folder = tmp_path / ".hidden"  # named by the user: its own name does not count
-    for name in ("a.jpg", "._a.jpg", ".ipynb_checkpoints/a.jpg", "__MACOSX/._a.jpg", "__MACOSX/b.jpg", "deep/c.jpg"):
+    for name in (
+        "a.jpg",
+        "._a.jpg",
+        ".ipynb_checkpoints/a.jpg",
+        "__MACOSX/._a.jpg",
+        "__MACOSX/b.jpg",
+        "@eaDir/a.jpg/small.jpg",
+        "deep/c.jpg",
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     assert [name for _, name in find_files([str(folder)])] == ["a.jpg", "deep/c.jpg"]

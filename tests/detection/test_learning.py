@@ -14,7 +14,7 @@ from configs.loading import parse_config
 from datasets.batch import Batch
 from datasets.build import build_dataset
 from datasets.detection import DetectionDataset
-from datasets.loader import eval_loader
+from datasets.detection_loader import eval_loader
 from datasets.resize import resized_size
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import evaluate

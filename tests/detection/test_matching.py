@@ -120,7 +120,7 @@ for seed, iteration, purpose in ((0, 0, 0), (3, 90000, 1), (1 << 40, 5, 2), (11,
     assert torch.equal(kernels.random_keys(_mix_int(seed), images, codes, *on_device), expected)
 
 from detection import triton_selection as selection
-from detection.sampling import sample
+from detection.sampling import PLACE_BITS, sample
 selection.BLOCK = 64
 logits = torch.randn(2, 300, generator=generator)
 logits[0, 10:60] = 0.25  # ties beyond a block
@@ -138,7 +138,7 @@ for sizes, count in (((200, 70, 30), 40), ((129, 171), 150)):
     assert torch.equal(scores.nan_to_num(9.0), logits.gather(1, index).nan_to_num(9.0))
 cases = (200, 16, 0.5, 0.02), (9, 16, 0.25, 0.5), (70, 64, 1.0, 1.0), (130, 130, 0.0, 0.3)
 for count, size, fraction, share in cases:
-    keys = (torch.randint(0, 1 << 32, (3, count), generator=generator) << 20) | torch.arange(count)
+    keys = (torch.randint(0, 1 << 32, (3, count), generator=generator) << PLACE_BITS) | torch.arange(count)
     keys[2] = (7 << 40) | torch.arange(count)  # the place alone tells them apart
     positive = torch.rand(3, count, generator=generator) < share
     negative = (torch.rand(3, count, generator=generator) < 0.8) & ~positive

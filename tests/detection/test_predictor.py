@@ -15,7 +15,7 @@ from PIL import Image
 
 import detection
 from configs.errors import UserError
-from datasets.loader import Collate
+from datasets.batch import Collate
 from datasets.resize import resize_image, resized_size
 from datasets.target import Sample, Target
 from detection import ImageDetections, Predictor, load_detector, predictor

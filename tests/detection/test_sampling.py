@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from backbones.compilation import Graphs
-from detection.sampling import random_keys, sample
+from configs.errors import UserError
+from detection.sampling import PLACE_BITS, random_keys, sample
 
 
 def keys_of(images: list[int], codes: torch.Tensor, iteration: int = 0) -> torch.Tensor:
@@ -72,13 +73,25 @@ def test_replays_draw_anew_on_a_gpu():
 def test_keys_are_what_they_were():
     """Seeded runs repeat on any version."""
     keys = random_keys(3, 90_000, 1, torch.tensor([5]), torch.tensor([0, 77, 1 << 30]))
-    assert keys.tolist() == [[2619938234695680, 4140613970690049, 3675245668990978]]
+    assert (keys >> PLACE_BITS).tolist() == [[2498567805, 3948797198, 3504987401]]
+    assert (keys & (1 << PLACE_BITS) - 1).tolist() == [[0, 1, 2]]
+
+
+def test_a_million_anchors_keep_their_places():
+    """A pyramid over 2080 x 2080 pixels with three anchors at each position; on CUDA places are read off the keys."""
+    count = 3 * sum((2080 // stride) ** 2 for stride in (4, 8, 16, 32, 65))
+    assert count > 1 << 20
+    keys = keys_of([0], torch.arange(count))[0]
+    assert torch.equal(keys & (1 << PLACE_BITS) - 1, torch.arange(count))
+    assert (keys >> PLACE_BITS).max() < 1 << 32
+    with pytest.raises(UserError, match=r"8388608 anchors, and fewer than 8388608 .* lower data\.max_size"):
+        keys_of([0], torch.zeros(1, dtype=torch.int64).expand(1 << PLACE_BITS))
 
 
 def test_keys_are_distinct_and_even():
     keys = keys_of([0], torch.arange(1 << 16))[0]
     assert len(keys.unique()) == 1 << 16
-    shares = torch.histc((keys >> 20).double() / 2**32, bins=16, min=0, max=1) / len(keys)
+    shares = torch.histc((keys >> PLACE_BITS).double() / 2**32, bins=16, min=0, max=1) / len(keys)
     assert (shares - 1 / 16).abs().max() < 0.005  # five standard deviations
 
 

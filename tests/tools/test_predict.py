@@ -15,9 +15,9 @@ from PIL import Image
 
 from configs.errors import UserError
 from configs.loading import load_config
+from datasets.batch import Collate
 from datasets.detection import DetectionDataset
 from datasets.images import image_file_size, read_image
-from datasets.loader import Collate
 from datasets.make_records import make_records
 from datasets.target import SampleKey
 from detection import predictor

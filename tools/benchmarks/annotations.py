@@ -86,7 +86,7 @@ def _train(folder: Path) -> dict[str, Any]:
 
     from configs.detection import DetectionConfig
     from datasets.build import build_dataset
-    from datasets.loader import train_loader
+    from datasets.detection_loader import train_loader
     from detection.model import build_detector
     from tools.runtime.guards import before_training
     from tools.runtime.resume import data_state

@@ -20,7 +20,8 @@ import torch
 from backbones.weights import IMAGENET
 from configs.detection import DetectionConfig, ModelConfig
 from configs.errors import UserError
-from datasets.images import list_images, read_image
+from datasets.images import read_image
+from datasets.listing import list_images
 from detection.checkpoint import load_detector
 from detection.export import (
     FORMATS,

@@ -70,8 +70,8 @@ def _write_jpegs(folder: Path, images: int) -> list[str]:
 
 def _our_batches(paths: list[str]) -> Callable[[], list[Tensor]]:
     from configs.detection import AugmentConfig
+    from datasets.batch import Collate
     from datasets.detection import DetectionDataset
-    from datasets.loader import Collate
     from datasets.names import Names
     from datasets.records import Records
     from datasets.target import SampleKey

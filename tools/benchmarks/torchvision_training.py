@@ -30,9 +30,9 @@ from backbones.weights import IMAGENET
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config
-from datasets.batch import Batch
+from datasets.batch import Batch, prefetch
 from datasets.detection import DetectionDataset
-from datasets.loader import eval_loader, prefetch
+from datasets.detection_loader import eval_loader
 from detection.anchors import sizes_of_levels
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.evaluate import format_table

@@ -20,6 +20,7 @@ from backbones.pretrained import load_backbone_weights
 from backbones.views import count_errors, mean_scores
 from backbones.weights import Preprocessing
 from configs.classification import ClassificationConfig, ImageDataConfig
+from datasets.batch import prefetch
 from datasets.cifar import ImageArrays
 from datasets.classification import (
     ImageSet,
@@ -30,7 +31,6 @@ from datasets.classification import (
     spread,
     train_batches,
 )
-from datasets.loader import prefetch
 from datasets.samplers import TrainStream, local_parts
 from tools.runtime import distributed
 from tools.runtime.distributed import say
@@ -177,9 +177,9 @@ class TrainingError:
 
     def __init__(self, device: torch.device) -> None:
         self.wrong = torch.zeros((), dtype=torch.int64, device=device)
-        """Of this process, since the beginning."""
+        """() wrong answers of this process since the beginning."""
         self.images = 0
-        """Of all processes."""
+        """Images that all processes saw."""
         self.marks: dict[str, list[int]] = {}
 
     def add(self, wrong: Tensor, images: int) -> None:

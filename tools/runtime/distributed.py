@@ -26,7 +26,7 @@ from configs.errors import UserError, printable
 
 Value = TypeVar("Value")
 _hang_limit = 0.0
-"""Of the process group; 0: there is none."""
+"""Seconds that a process waits for the others, at most; 0: there is no process group."""
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import torch
 
 from configs.detection import DetectionConfig, TestConfig
 from configs.errors import UserError
+from datasets.batch import prefetch
 from datasets.detection import DetectionDataset
-from datasets.loader import eval_loader, prefetch
+from datasets.detection_loader import eval_loader
 from datasets.records import Records
 from detection.compilation import graph_detections
 from detection.evaluation.data import Detections, GroundTruth

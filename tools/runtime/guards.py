@@ -26,7 +26,7 @@ from detection.evaluation.evaluate import PROTOCOLS
 from tools.runtime.schedule import make_schedule
 
 Files = Sequence[str | Path] | Names
-"""Of the images of a set."""
+"""The images of a set."""
 FEW_STEPS = 200
 """Updates. Random weights, or a new head on old ones, have learned next to nothing after fewer."""
 NEARLY_ZERO = 0.005
@@ -202,7 +202,7 @@ CONSEQUENCES = {
     ("train", "test"): "the test set's figures flatter",
     ("train", "val"): "the validation flatters, and best.pt says nothing",
 }
-"""Of images that two sets have in common."""
+"""What comes of images that two sets have in common."""
 
 
 def common_images(sets: Mapping[str, Files]) -> Iterator[str]:
@@ -246,7 +246,7 @@ def copied(one: Files, other: Files) -> tuple[int, int] | None:
 
 
 def bytes_in(path: str | Path) -> int:
-    """Of a file; 0: there is none, as the training itself will say."""
+    """A file's size; 0: there is none, as the training itself will say."""
     try:
         return Path(path).stat().st_size
     except OSError:

@@ -129,7 +129,7 @@ class Timed(Generic[Item]):
         self._steps += 1
 
     def take_speed(self) -> dict[str, float]:
-        """Of each step since the last call: `seconds` it took, `data_seconds` of them waiting."""
+        """Means over the steps since the last call: `seconds` each took, `data_seconds` of them waiting."""
         steps, seconds = max(1, self._steps), time.perf_counter() - self._start
         speed = {"seconds": seconds / steps, "data_seconds": self._waited / steps}
         self.restart()

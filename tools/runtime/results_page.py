@@ -119,8 +119,13 @@ def judge(claim: ClaimConfig, entries: Entries) -> str:
         holds = holds and (claim.at_most is None or means[name] <= claim.at_most)
     words = "holds" if holds else "does not hold"
     if room:
-        return f"{words} (smallest difference {min(room) + claim.margin:.4f})"
-    return f"{words} ({', '.join(f'{means[name]:.4f}' for name in claim.of)})"
+        return f"{words} (smallest difference {_in_words(claim.metric, min(room) + claim.margin)})"
+    return f"{words} ({', '.join(_in_words(claim.metric, means[name]) for name in claim.of)})"
+
+
+def _in_words(metric: str, value: float) -> str:
+    """A figure with its unit, where it has one."""
+    return f"{value / 60:.1f} minutes" if metric.endswith("_seconds") else f"{value:.4f}"
 
 
 def figures(entries: Entries, name: str, metric: str) -> list[float]:

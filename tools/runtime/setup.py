@@ -15,8 +15,8 @@ from datasets.batch import Batch
 from datasets.build import Split, build_dataset
 from datasets.detection import DetectionDataset
 from datasets.lint import summary
+from datasets.padding import padded_size
 from datasets.resize import resized_size
-from datasets.samplers import padded_size
 from detection.checkpoint import load_matching, read_detector_file
 from detection.model import Detector, build_detector
 from detection.transfer import transfer_classes
@@ -56,6 +56,13 @@ def check_validation(
         protocol = config.train.best_metric.partition(".")[0]
         if protocol != "loss" and protocol not in config.metrics:
             raise UserError(f"train.best_metric {config.train.best_metric} needs {protocol} among metrics")
+        records = val_set.records
+        passed_over = records.iscrowd | records.difficult if protocol.startswith("voc") else records.iscrowd
+        if protocol != "loss" and passed_over.all():
+            found = f"{records.source} has no object to be found, so {config.train.best_metric} cannot be computed"
+            if config.train.patience is not None:
+                raise UserError(f"train.patience: {found}: set train.best_metric=loss, or train.patience=null")
+            say(f"warning: {found}, and no best.pt will be written: set train.best_metric=loss")
     elif config.train.patience is not None:
         raise UserError("train.patience needs data.val: early stopping watches the validation set")
     sets = {"train": train_set, "val": val_set, "test": test_set}

@@ -37,7 +37,7 @@ class Run:
     """One config with one seed."""
 
     name: str
-    """Of the config: its file without the ending."""
+    """The name of the config's file, without its ending."""
     seed: int
     config: ClassificationConfig
     folder: Path

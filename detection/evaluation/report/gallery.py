@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from configs.errors import UserError
+from datasets.images import read_image
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.report.analysis import Analysis
 from detection.evaluation.report.errors import ERRORS, NO_ERROR
@@ -25,7 +27,6 @@ THUMBNAIL = 360
 
 LETTER_WIDTH = 0.62
 """A letter's width relative to the font's size, on average and rather too much."""
-EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
@@ -209,26 +210,19 @@ class _Placement:
 def _thumbnail(analysis: Analysis, index: int, images: Path | None) -> tuple[str, tuple[int, int]]:
     """The image as a JPEG in base64 ('' where there is none), and (H, W) of the annotated image."""
     truth = analysis.data.ground_truth
-    declared = tuple(truth.image_sizes[index].tolist()) if truth.image_sizes is not None else (0, 0)
+    sizes = truth.image_sizes
+    declared = (int(sizes[index, 0]), int(sizes[index, 1])) if sizes is not None and sizes[index].min() > 0 else None
     path = find_image(truth, index, images)
-    if path is None:
-        return "", declared if min(declared) > 0 else _extent(analysis, index)
     try:
-        with Image.open(path) as opened:
-            image = opened
-            turned = opened.getexif().get(EXIF_ORIENTATION, 1) in (5, 6, 7, 8)
-            # A turned photograph was annotated upright or as stored: the declared size tells which.
-            if turned and declared == (opened.width, opened.height):
-                image = ImageOps.exif_transpose(opened)
-            size = (image.height, image.width)
-            image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-            small = image.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-    except OSError:
-        return "", declared if min(declared) > 0 else _extent(analysis, index)
-    content = io.BytesIO()
+        image = read_image(path, declared) if path is not None else None
+    except UserError:
+        image = None
+    if image is None:
+        return "", declared or _extent(analysis, index)
+    small, content = Image.fromarray(image), io.BytesIO()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(content, "JPEG", quality=80, optimize=True)
-    return base64.b64encode(content.getvalue()).decode("ascii"), size
+    return base64.b64encode(content.getvalue()).decode("ascii"), image.shape[:2]
 
 
 def _extent(analysis: Analysis, index: int) -> tuple[int, int]:

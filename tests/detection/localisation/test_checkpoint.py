@@ -49,3 +49,13 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
         UserError, match=r"x\.pt: a classifier's checkpoint: give last\.pt or best\.pt of a run of tools/train_loc"
     ):
         load_localiser(path, "rpn")
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path):
+    path = tmp_path / "x.pt"
+    preprocessing = {"mean": [1.0] * 3, "std": [1.0] * 3, "channel_order": "rgb"}
+    whole = {"format": 1, "kind": "localiser", "config": {}, "preprocessing": preprocessing, "model": {}}
+    for part, missing in (("preprocessing", "preprocessing"), (None, "class_names")):
+        torch.save({key: value for key, value in whole.items() if key != part}, path)
+        with pytest.raises(UserError, match=rf"x\.pt: the checkpoint lacks {missing}"):
+            load_localiser(path, "rpn")

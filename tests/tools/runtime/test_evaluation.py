@@ -14,9 +14,9 @@ import torch
 
 from configs.errors import UserError
 from configs.loading import load_config
+from datasets.batch import Collate
 from datasets.build import build_dataset
 from datasets.imagenet_det import read_imagenet_det
-from datasets.loader import Collate
 from datasets.target import SampleKey
 from detection.evaluation.data import Detections, GroundTruth
 from detection.model import build_detector

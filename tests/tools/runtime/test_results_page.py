@@ -18,6 +18,8 @@ def test_a_claim_is_judged_by_means():
     limit = ClaimConfig(claim="low", metric="error", of=["a"], at_most=0.2)
     assert judge(limit, entries(a=[0.1, 0.3])) == "holds (0.2000)"
     assert judge(limit, entries(a=[0.2, 0.3])) == "does not hold (0.2500)"
+    seconds = ClaimConfig(claim="x", metric="wall_seconds", of=["a"], at_most=60)
+    assert judge(seconds, [{"name": "a", "wall_seconds": 90.0}]) == "does not hold (1.5 minutes)"
 
 
 def test_a_cell():

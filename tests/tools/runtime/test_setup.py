@@ -1,7 +1,11 @@
-"""The rehearsal with the largest batch, and the batch that it chooses."""
+"""The rehearsal with the largest batch, the batch that it chooses, and what chooses best.pt."""
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,7 +15,7 @@ from configs.loading import load_config
 from datasets.build import build_dataset
 from detection.model import build_detector
 from tools.runtime import distributed, setup
-from tools.runtime.setup import automatic_batch_size, rehearse
+from tools.runtime.setup import automatic_batch_size, check_validation, rehearse
 
 
 def test_rehearsal_takes_the_largest_batch_and_leaves_nothing(tiny_config, tmp_path, monkeypatch):
@@ -71,3 +75,20 @@ def test_automatic_batch_size_needs_one_process_and_room_for_one_image(tiny_conf
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     with pytest.raises(UserError, match="in one process: give the number"):
         automatic_batch_size(config, nn.Linear(1, 1), dataset, torch.device("cpu"))
+
+
+def test_a_validation_set_without_objects_chooses_nothing(tiny_config, tmp_path, capsys) -> None:
+    """Its images alone: mean AP has no value, so best.pt would never be written, and patience would run out."""
+    config = load_config(tiny_config, ["train.best_metric=voc12.mAP"])
+    dataset = build_dataset(config.data, "train", tmp_path)
+    check_validation(config, dataset, dataset, None)
+    assert "no object to be found" not in capsys.readouterr().out
+    empty = copy.copy(dataset)
+    empty.records = replace(dataset.records, difficult=np.ones(len(dataset.records.labels), bool))
+    check_validation(config, dataset, empty, None)
+    assert "so voc12.mAP cannot be computed, and no best.pt will be written" in capsys.readouterr().out
+    check_validation(load_config(tiny_config, ["train.best_metric=loss"]), dataset, empty, None)
+    assert "no object to be found" not in capsys.readouterr().out
+    impatient = load_config(tiny_config, ["train.best_metric=voc12.mAP", "train.patience=2"])
+    with pytest.raises(UserError, match=r"train\.patience: .* has no object to be found"):
+        check_validation(impatient, dataset, empty, None)

@@ -12,9 +12,9 @@ from torch import Tensor
 from backbones.compilation import GRAPHS, GraphedStep
 from configs.detection import DetectionConfig
 from configs.errors import UserError
-from datasets.batch import Batch, padded_count
+from datasets.batch import MIN_OBJECTS, Batch, padded_count, prefetch
 from datasets.detection import DetectionDataset
-from datasets.loader import MIN_OBJECTS, epoch_orders, prefetch, train_loader
+from datasets.detection_loader import epoch_orders, train_loader
 from datasets.records import Records
 from detection.alternating import PhaseModel
 from detection.compilation import graphed_gradients
@@ -33,7 +33,7 @@ from tools.runtime.task import Task, Validation
 from tools.runtime.training import autocast, refuse_several_processes
 
 THRESHOLDS = 101
-"""Of the curves in TensorBoard."""
+"""Points of the curves in TensorBoard."""
 
 
 class DetectionTask(Task[DetectionConfig]):

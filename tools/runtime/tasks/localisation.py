@@ -10,7 +10,7 @@ from torch import Tensor
 
 from backbones.classification import Classifier
 from configs.localisation import LocalisationConfig
-from datasets.loader import prefetch
+from datasets.batch import prefetch
 from datasets.localisation_views import LocalisationBatch, train_views
 from datasets.records import Records
 from detection.localisation import KIND, Candidates, PerClassRcnn, PerClassRpn, propose, suppress

@@ -14,7 +14,6 @@ from PIL import Image
 from detection.evaluation.data import Detections, GroundTruth, align
 from detection.evaluation.report.analysis import Analysis, analyse
 from detection.evaluation.report.gallery import (
-    EXIF_ORIENTATION,
     MOST_CARDS,
     THUMBNAIL,
     Card,
@@ -142,9 +141,20 @@ def test_size_of_the_picture(tmp_path: Path) -> None:
 
 def test_a_turned_photograph_is_shown_as_it_was_annotated(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[EXIF_ORIENTATION] = 6
+    exif[0x0112] = 6  # the orientation
     Image.new("RGB", (60, 40)).save(tmp_path / "a.jpg", exif=exif)
-    for declared in ((40, 60), (60, 40)):  # (H, W) as the pixels are stored, and upright
+    # (H, W) as the pixels are stored, upright, and not declared: then as every viewer shows it.
+    for declared, shown in (((40, 60), (40, 60)), ((60, 40), (60, 40)), ((0, 0), (60, 40))):
         analysis = with_sizes(three_images(), declared, (0, 0), (0, 0))
         shot = make_figures([Card(0, "")], [analysis], tmp_path)[0].shots[0]
-        assert (shot.height, shot.width) == declared
+        assert (shot.height, shot.width) == shown
+
+
+def test_a_damaged_png_ends_no_report(tmp_path: Path) -> None:
+    """Its second half is a part of no known kind, for which Pillow raises a SyntaxError."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)).save(path)
+    first, _, second = path.read_bytes().rpartition(b"IDAT")
+    path.write_bytes(first + b"\1\2\3\4" + second)
+    shot = make_figures([Card(0, "")], [with_sizes(three_images(), (300, 400), (0, 0), (0, 0))], tmp_path)[0].shots[0]
+    assert (shot.height, shot.width) == (300, 400)
