@@ -36,8 +36,8 @@ _PART = ".*.[0-9]*-[0-9]*.part"
 class RunFolder:
     """Writes what a run leaves behind. With `writes=False` (all processes but the first) it only knows the paths.
 
-    From `prepare` to `close` the folder is locked: a second run into it is refused. `open` prepares a folder that nobody
-    has prepared, so that no run is lost by a call that was left out.
+    From `prepare` to `close` the folder is locked: a second run into it is refused. `open` prepares a folder that
+    nobody has prepared, so that no run is lost by a call that was left out.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
