@@ -29,7 +29,7 @@ import torch
 from backbones.fetch import is_name
 from backbones.weights import Preprocessing
 from configs.detection import DetectionConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import noting_written
 from configs.loading import load_config
 from datasets.build import Split, build_dataset, resolve_class_names
@@ -75,7 +75,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if not distributed.is_main():
         return
     if metrics is not None:
-        say(f"{split} set, {len(dataset)} images, {', '.join(str(path) for path in args.weights)}:\n")
+        say(f"{split} set, {counted(len(dataset), 'image')}, {', '.join(str(path) for path in args.weights)}:\n")
         say(format_table(metrics))
         if reason := why_zero(metrics, outcome.detections.scores, config.test.score_thresh):
             say(f"\nwarning: {reason}")

@@ -38,3 +38,4 @@ def test_counted():
         "2 epochs",
     ]
     assert counted(12345, "object") == "12,345 objects"
+    assert [counted(n, "image", " is", " are") for n in (1, 2)] == ["1 image is", "2 images are"]

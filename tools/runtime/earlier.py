@@ -55,12 +55,7 @@ def _read(path: Path) -> dict[str, list[int]]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):  # no earlier call, or a list that is damaged
         return {}
-    return (
-        {
-            name: stamp
-            for name, stamp in content.items()
-            if not Path(name).is_absolute() and ".." not in Path(name).parts
-        }
-        if isinstance(content, dict)
-        else {}
-    )
+    if not isinstance(content, dict):
+        return {}
+    parts = {name: Path(name).parts for name in content}
+    return {name: stamp for name, stamp in content.items() if ".." not in parts[name] and parts[name][:1] != ("/",)}
