@@ -134,20 +134,28 @@ def obtain(remote: Remote, *, licence: str = "", pause: float = 1.0) -> Path:
         remote.path.parent.mkdir(parents=True, exist_ok=True)
         with locked(remote.path):
             if not remote.path.is_file():  # another process may have been first
-                print(f"downloading {remote.url}" + (f" (licence: {licence})" if licence else ""), file=sys.stderr)
-                sha256 = download(remote.url, part, limit=MAX_BYTES, pause=pause, title=remote.path.name)
+                sha256 = download(
+                    remote.url, part, limit=MAX_BYTES, pause=pause, title=remote.path.name,
+                    announce=lambda: _say_what_comes(remote, licence),
+                )  # fmt: skip
                 _check(part, remote, remote.checksum or ("sha256", sha256))
                 os.replace(part, remote.path)
     except DownloadError as error:
-        raise UserError(
-            f"{remote.name}: cannot be downloaded ({error}): get {remote.url} on another machine and put it at "
-            f"{remote.path}"
-        ) from None
+        raise UserError(f"{remote.name}: cannot be downloaded ({error}): {by_hand(remote)}") from None
     except OSError as error:
         raise UserError(
             f"{remote.name}: cannot be written: {error}: set RESIDUAL_DETECTION_HOME to another folder"
         ) from None
     return remote.path
+
+
+def by_hand(remote: Remote) -> str:
+    """What a person without a network does, for a message."""
+    return f"get {remote.url} on another machine and put it at {remote.path}"
+
+
+def _say_what_comes(remote: Remote, licence: str) -> None:
+    print(f"downloading {remote.url}" + (f" (licence: {licence})" if licence else ""), file=sys.stderr)
 
 
 def _check(part: Path, remote: Remote, checksum: tuple[str, str]) -> None:

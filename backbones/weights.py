@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from backbones.resnet import ResNet
 from backbones.resnet_spec import RESNETS
 from backbones.zoo import NAMES
-from configs.errors import UserError, nearest
+from configs.errors import UserError, counted, nearest
 from configs.files import replacing
 from configs.pickles import PickleError, read_pickle
 
@@ -314,7 +314,7 @@ def check_keys(own: Mapping[str, Tensor], state: Mapping[str, Tensor], name: str
             in_file, in_net = ("x".join(map(str, each[key].shape)) for each in (state, own))
             cause = _other_net(name, state)
             if key.startswith(("fc.", "classifier.6.")) and not cause:
-                cause = f": the file has {len(state[key])} classes, the config {len(own[key])}"
+                cause = f": the file has {counted(len(state[key]), 'class')}, the config {len(own[key])}"
             raise UserError(f"{path}: {key} is {in_file} in the file and {in_net} in {name}{cause}")
     if missing := [key for key in own if key not in state]:
         cause = _cause(missing, name, own, state)

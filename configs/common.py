@@ -137,7 +137,12 @@ class ScheduleConfig(Section):
 
     @model_validator(mode="after")
     def _one_length(self) -> ScheduleConfig:
-        if (self.iterations is None) == (self.epochs is None):
+        if self.iterations is not None and self.epochs is not None:
+            raise ValueError(
+                f"give either iterations or epochs, not both ({self.iterations} and {self.epochs}): the other is null: "
+                "--set schedule.epochs=null, or schedule.iterations=null"
+            )
+        if self.iterations is None and self.epochs is None:
             raise ValueError("give either iterations or epochs")
         length = self.iterations or self.epochs or 0
         if any(b <= a for a, b in itertools.pairwise(self.milestones)) or any(m >= length for m in self.milestones):

@@ -11,7 +11,7 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
@@ -66,6 +66,7 @@ def download(
     attempts: int = ATTEMPTS,
     pause: float = 1.0,
     title: str | None = None,
+    announce: Callable[[], None] | None = None,
 ) -> str:
     """Make `path` the whole file behind an address; what `path` holds already is taken for the file's beginning.
 
@@ -77,6 +78,7 @@ def download(
         attempts: how often in a row a connection may break without any progress.
         pause: seconds before the second attempt, doubled for each further one.
         title: what the progress bar says; None: no bar.
+        announce: called once the server answers with the file, before the bar.
 
     Returns:
         The file's SHA-256 in hexadecimal as the Hugging Face Hub tells it; other servers tell none: "".
@@ -86,16 +88,17 @@ def download(
         OSError: the disk is full, or `path` cannot be written.
     """
     redirects = _Redirects()
-    opener, failures = build_opener(redirects), 0
+    opener, failures, begun = build_opener(redirects), 0, _bytes_of(path)
     while size is None or _bytes_of(path) < size:
         done = _bytes_of(path)
         try:
-            if _append(url, path, done, opener, limit, size, title):
+            if _append(url, path, done, opener, limit, size, title, announce if done == begun else None):
                 break
             problem = DownloadError("the connection was closed early")
         except HTTPError as error:
             if error.code == 416 and done:  # there is nothing behind what is there: perhaps of another file
                 path.unlink()
+                begun = 0
                 continue
             if error.code < 500 and error.code != 429:
                 raise DownloadError(
@@ -116,7 +119,14 @@ def download(
 
 
 def _append(
-    url: str, path: Path, done: int, opener: OpenerDirector, limit: int, size: int | None, title: str | None
+    url: str,
+    path: Path,
+    done: int,
+    opener: OpenerDirector,
+    limit: int,
+    size: int | None,
+    title: str | None,
+    announce: Callable[[], None] | None,
 ) -> bool:
     """Add to the file what is missing, from its start where the server cannot go on; whether it is whole."""
     from tqdm import tqdm  # who only asks for names does without
@@ -128,6 +138,8 @@ def _append(
         total = size if size is not None else _announced(response, start)
         if total is not None:
             _check_room(path, total, start, limit)
+        if announce is not None:
+            announce()
         with (
             path.open("ab" if continued else "wb") as file,
             tqdm(total=total, initial=start, desc=title, unit="B", unit_scale=True, disable=not title or None) as bar,

@@ -60,3 +60,12 @@ def did_you_mean(name: object, choices: Iterable[object]) -> str:
 def examples(values: Sequence[object], at_most: int = 5) -> str:
     """The first values, separated by commas, and dots if there are more."""
     return ", ".join(str(value) for value in values[:at_most]) + (", ..." if len(values) > at_most else "")
+
+
+def counted(number: int, thing: str, one: str = "", several: str = "") -> str:
+    """'1 image', '2 images', '1,234 classes': a number and a thing, whose plural is English's regular one.
+
+    `one` or `several` follows, where the verb depends on the number: `counted(n, "image", " is", " are")`.
+    """
+    ending = "" if number == 1 else "es" if thing.endswith(("s", "x", "tch")) else "s"
+    return f"{number:,} {thing}{ending}{one if number == 1 else several}"

@@ -174,6 +174,26 @@ def read_json(path: str | Path, what: str) -> Any:
 # ---------------------------------------------------------------------------------------------- writing
 
 
+_noted: list[set[Path]] = []
+
+
+@contextmanager
+def noting_written() -> Iterator[set[Path]]:
+    """The files, from the root on, that are written within the block by this module or told to `note_written`."""
+    written: set[Path] = set()
+    _noted.append(written)
+    try:
+        yield written
+    finally:
+        _noted[:] = [other for other in _noted if other is not written]
+
+
+def note_written(path: Path) -> None:
+    """Note a file that was written without this module."""
+    for written in _noted:
+        written.add(path.absolute())
+
+
 @contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place when the block ends; makes the folder.
@@ -192,6 +212,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
         try:
             yield temporary
             os.replace(temporary, path)
+            note_written(path)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from configs.errors import UserError, did_you_mean
+from configs.errors import UserError, counted, did_you_mean
 from configs.files import is_file, read_json, read_lines
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
 from datasets.columns import LARGEST, short
@@ -241,7 +241,9 @@ def _read_labelme(image: Path, file: Path, content: Any) -> Item:
             points = [(x - radius, y - radius), (x + radius, y + radius)]
         objects.append(Object(name, box_around(points, where)))
     if passed_over:
-        logger.warning("%s: %d points and lines have no box and are passed over", file, sum(passed_over.values()))
+        logger.warning(
+            "%s: %s without a box (points, lines): passed over", file, counted(sum(passed_over.values()), "shape")
+        )
     return Item(image, objects, declared_size(content.get("imageHeight"), content.get("imageWidth")))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import read_json, read_text
 from datasets.annotation_files import box_around, class_in, declared_size, numbers_in, points_of, typed
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
@@ -101,7 +101,7 @@ def read_via(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
             continue
         mine.append(Object(_via_class(attributes.get(attribute), attribute, where), box))
     if passed_over:
-        logger.warning("%s: %d points and lines have no box and are passed over", path, passed_over)
+        logger.warning("%s: %s without a box (points, lines): passed over", path, counted(passed_over, "shape"))
     return _records(path, images, objects, {}, unlabelled)
 
 
@@ -125,8 +125,8 @@ def _records(
     others = [image for image in there if image not in items]
     if others and unlabelled == "error":
         raise UserError(
-            f"{path}: does not name {len(others)} of {len(there)} images, for example {others[0]}: if they show no "
-            "object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
+            f"{path}: does not name {len(others)} of {counted(len(there), 'image')}, for example {others[0]}: if they "
+            "show no object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
         )
     if unlabelled == "empty":
         items |= {image: Item(image, []) for image in others}

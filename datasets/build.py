@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.detection import DataConfig, SourceConfig
-from configs.errors import UserError, did_you_mean, examples
+from configs.errors import UserError, counted, did_you_mean, examples
 from datasets.annotation_files import read_folder, unlisted_images
 from datasets.annotation_tables import read_csv, read_via
 from datasets.cache import kept_records
@@ -215,8 +215,8 @@ def _for_training(records: Records, data: DataConfig) -> Records:
     absent = [name for name, count in zip(records.class_names, per_class, strict=True) if not count]
     if absent:
         logger.warning(
-            "%s: %d of %d classes have no object to train on: %s",
-            records.source, len(absent), len(per_class), examples(absent),
+            "%s: no object to train on of %d of %s: %s",
+            records.source, len(absent), counted(len(per_class), "class"), examples(absent),
         )  # fmt: skip
     if data.train_empty:
         return records

@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError
+from configs.errors import PrintableFilter, UserError, counted
 from configs.files import is_file
 from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
@@ -241,8 +241,8 @@ def _each_once(rows: Rows) -> Rows:
         if any(item.get(key) != other.get(key) for key in ("file_name", "name")):
             raise rows.error(index, f"the id occurs more than once, also for {short(_name_of(other))}")
     logger.warning(
-        "%s: %d %s ids occur more than once: the last one counts",
-        rows.path, len(rows.items) - len(last), rows.what.removesuffix(" number"),
+        "%s: %s more than once: the last one counts", rows.path,
+        counted(len(rows.items) - len(last), f"{rows.what.removesuffix(' number')} id", " occurs", " occur"),
     )  # fmt: skip
     return Rows(rows.path, [rows.items[index] for index in last.values()], rows.what, is_whole_file=False)
 
@@ -325,22 +325,24 @@ def _warn(file: CocoFile) -> None:
     different = len(np.unique(ids)) if isinstance(ids, np.ndarray) else len(set(ids))
     if different < len(ids) and (isinstance(ids, np.ndarray) or None not in ids):
         logger.warning(
-            "%s: %d annotation ids occur more than once: training takes each annotation; in scoring pycocotools reads "
-            "the last of them each time, and so does this; give each annotation its own id",
-            file.path, len(ids) - different,
+            "%s: %s more than once: training takes each annotation; in scoring pycocotools reads the last of them "
+            "each time, and so does this; give each annotation its own id",
+            file.path, counted(len(ids) - different, "annotation id", " occurs", " occur"),
         )  # fmt: skip
     if without := int(((file.area == 0) & (file.boxes[:, 2:] > 0).all(axis=1)).sum()):
-        logger.warning("%s: %d annotations have an area of 0, though not their boxes: they count as small; "
-                       "leave area out to have width x height", file.path, without)  # fmt: skip
+        logger.warning("%s: %s with an area of 0, though not of the box: small objects; leave area out to have "
+                       "width x height", file.path, counted(without, "annotation"))  # fmt: skip
     if negative := int((file.area < 0).sum()):
-        logger.warning("%s: %d annotations have an area below 0: they count in no range of sizes", file.path, negative)
+        logger.warning(
+            "%s: %s with an area below 0: counted in no range of sizes", file.path, counted(negative, "annotation")
+        )
     names = [name for name in file.file_names if name]
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = [name for name in names if name in seen or seen.add(name)]
         logger.warning(
-            "%s: %d images are listed under two ids, the first: %s: objects of the other id count as background",
-            file.path, len(twice), twice[0],
+            "%s: %s listed under two ids, the first: %s: objects of the other id count as background",
+            file.path, counted(len(twice), "image"), twice[0],
         )  # fmt: skip
     known = file.image_index >= 0
     limits = file.sizes[file.image_index[known]][:, ::-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import read_json
 from datasets.collect import Unlabelled, image_ids, images_below
 from datasets.images import image_file_size
@@ -53,8 +53,8 @@ def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) 
         return records
     if unlabelled == "error":
         raise UserError(
-            f"{records.source}: does not list {len(others)} images of {folder}, for example {others[0]}: if they show "
-            "no object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
+            f"{records.source}: does not list {counted(len(others), 'image')} of {folder}, for example {others[0]}: if "
+            "they show no object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
         )
     if np.issubdtype(records.image_ids.dtype, np.number):
         free = np.setdiff1d(np.arange(1, len(records) + len(others) + 1), records.image_ids)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import is_file, is_folder
 from datasets.images import image_file_size
 from datasets.listing import IMAGE_SUFFIXES, files_below, is_image, same_name
@@ -127,7 +127,7 @@ def records_of(
     if without and annotated:
         if unlabelled in (None, "error"):
             raise UserError(
-                f"{source}: {len(without)} of {len(items)} images have no annotation, for example {without[0]}: "
+                f"{source}: {len(without)} of {counted(len(items), 'image')} without annotation, such as {without[0]}: "
                 "if they show no object, write unlabelled: empty; if they are not labelled yet, unlabelled: skip"
             )
         if unlabelled == "skip":

@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from datasets.images import image_file_size
 from datasets.records import Records
 
@@ -85,14 +85,14 @@ def losses(parts: Mapping[str, Records], to: Format) -> list[str]:
     lacking = {"voc": ("iscrowd",), "coco": ("difficult", "truncated"), "yolo": ("difficult", "truncated", "iscrowd")}
     words = {"difficult": "difficult", "truncated": "truncated", "iscrowd": "a crowd"}
     found = [
-        f"{flags[name]} objects are marked {words[name]}: {to} has no such mark, they become ordinary objects"
+        f"{counted(flags[name], 'object')} marked {words[name]}: {to} has no such mark: ordinary objects there"
         for name in lacking[to]
         if flags[name]
     ]
     if to != "coco":
         outlines = sum(int((~np.isclose(records.area, _box_area(records))).sum()) for records in parts.values())
         if outlines:
-            found.append(f"{outlines} objects have an area of their own (an outline): {to} keeps their boxes only")
+            found.append(f"{counted(outlines, 'object')} with an outline's area: {to} keeps boxes only")
     first = next(iter(parts.values()))
     if to == "voc":
         shown = {records.class_names[label - 1] for records in parts.values() for label in np.unique(records.labels)}

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from configs.common import OnError
-from configs.errors import PrintableFilter, UserError
+from configs.errors import PrintableFilter, UserError, counted
 from datasets.complaints import take_damage
 from datasets.target import SampleKey
 
@@ -115,7 +115,9 @@ class Reading:
                 return Read(self.dataset[moved(key, step, self.images)], (str(error),))
             except UserError:
                 pass
-        return UserError(f"{error}; nor can any of the {min(self.images, CANDIDATES) - 1} images after it be read")
+        return UserError(
+            f"{error}; nor can any of the {counted(min(self.images, CANDIDATES) - 1, 'image')} after it be read"
+        )
 
 
 def moved(key: Any, step: int, images: int) -> Any:

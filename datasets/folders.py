@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, nearest
+from configs.errors import PrintableFilter, UserError, counted, nearest
 from configs.files import read_lines
 from datasets.listing import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
 
@@ -65,7 +65,7 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageF
     entries = [entry for entry in list_folder(root) if not is_hidden(entry.name)]
     folders = sorted(entry.name for entry in entries if leads_to_folder(entry))
     if folders and (beside := sum(_is_image(entry.path) for entry in entries if entry.name not in folders)):
-        logger.warning("%s: %d images lie beside the class folders, in none, and are passed over", root, beside)
+        logger.warning("%s: %s beside the class folders, in none: passed over", root, counted(beside, "image"))
     if not folders:
         raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
     class_names = list(class_names) if class_names is not None else folders
@@ -190,7 +190,7 @@ def find_class(name: str, class_names: Sequence[str], where: str) -> int:
     except ValueError:
         near = nearest(name, class_names)
         hint = f"did you mean {near}?" if near else f"they are {', '.join(class_names[:5])}, ..."
-        raise UserError(f"{where}: {name} is none of the {len(class_names)} classes: {hint}") from None
+        raise UserError(f"{where}: {name} is none of the {counted(len(class_names), 'class')}: {hint}") from None
 
 
 def list_folder(folder: Path) -> list[os.DirEntry]:
@@ -292,7 +292,9 @@ def _wnids_by_name(names: list[str], rows: list[tuple[str, str]], path: Path) ->
 
 def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[str]:
     if len(numbers) != len(names):
-        raise UserError(f"{path}: has {len(numbers)} lines for {len(names)} images: one line is needed for each image")
+        raise UserError(
+            f"{path}: has {counted(len(numbers), 'line')} for {counted(len(names), 'image')}: each needs one"
+        )
     meta = path.with_name("meta.mat")
     wnid_of = {number: wnid for wnid, number in read_synset_numbers(meta).items()}
     unknown = next((number for number in numbers if number not in wnid_of), None)

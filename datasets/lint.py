@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from configs.detection import AnchorConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from datasets.anchor_fit import anchor_shapes, better_anchors, reached
 from datasets.coco import looks_like_corners
 from datasets.listing import list_files, list_images
@@ -209,7 +209,7 @@ def lint_anchors(
     strides = FPN_STRIDES if fpn else (C4_STRIDE,)
     extents, _ = resized_extents(records, min_size, max_size)
     share = reached(extents, anchor_shapes(sizes, anchors.aspect_ratios, strides))
-    words = f"anchors reach {100 * share:.1f} % of {len(extents)} objects"
+    words = f"anchors reach {100 * share:.1f} % of {counted(len(extents), 'object')}"
     if share < 1:
         better, ratios = better_anchors(extents, sizes, len(anchors.aspect_ratios), strides)
         possible = reached(extents, anchor_shapes(better, ratios, strides))

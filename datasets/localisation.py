@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from configs.errors import UserError, did_you_mean
+from configs.errors import UserError, counted, did_you_mean
 from configs.files import read_lines
 from configs.localisation import LocalisationSourceConfig
 from datasets.columns import number_in
@@ -67,7 +67,8 @@ def read_localisation(
         raise UserError(f"{name}: holds no image with a box")
     if len(annotated) < len(found):
         first = next(image for image in found if not image.objects)
-        logger.warning("%s: %d images without a box are left out: %s, ...", name, len(found) - len(annotated), first[0])
+        without = counted(len(found) - len(annotated), "image")
+        logger.warning("%s: %s without a box left out: %s, ...", name, without, first[0])
     objects = [item for image in annotated for item in image.objects]
     names = list(class_names) if class_names is not None else sorted({wnid for wnid, _ in objects})
     label_of = {wnid: find_class(wnid, names, name) + 1 for wnid in sorted({wnid for wnid, _ in objects})}
@@ -155,7 +156,7 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
             found[name] = _Found(folder / name, size, [item])
         yield from found.values()
     if grey:
-        logger.warning("%s/%s: %d grey images are read as RGB: %s, ...", root, split, len(grey), grey[0])
+        logger.warning("%s/%s: %s, read as RGB: %s, ...", root, split, counted(len(grey), "grey image"), grey[0])
 
 
 def _tiny_files(root: Path, split: str) -> Iterator[tuple[Path, Path, str | None]]:

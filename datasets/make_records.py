@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import UserError, examples
+from configs.errors import UserError, counted, examples
 from datasets.images import image_file_size
 from datasets.names import Names
 from datasets.records import MIN_EXTENT, Records, has_extent, id_array, logger, offsets_of
@@ -83,8 +83,7 @@ def report(records: Records, which: np.ndarray, fault: str) -> None:
     found = np.flatnonzero(which)
     if len(found):
         named = examples([records.describe(int(m)) for m in found[:4]], 3)
-        plural = "s" if len(found) > 1 else ""
-        logger.warning("%s: %d object%s %s: %s", records.source, len(found), plural, fault, named)
+        logger.warning("%s: %s %s: %s", records.source, counted(len(found), "object"), fault, named)
 
 
 def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
@@ -96,7 +95,7 @@ def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) ->
     bad = [path for (path, _, _), name in zip(images, names, strict=True) if not _is_unicode(name)]
     if bad:
         raise UserError(
-            f"{source}: the name of {len(bad)} image{'s' if len(bad) > 1 else ''} is not UTF-8, the first: {bad[0]}: "
+            f"{source}: the name of {counted(len(bad), 'image')} is not UTF-8, the first: {bad[0]}: "
             "rename them (convmv -f latin1 -t utf8 --notest FOLDER)"
         )
 
@@ -133,8 +132,8 @@ def _with_true_sizes(records: Records) -> Records:
     if wrong:
         (height, width), (declared_height, declared_width) = sizes[wrong[0]], records.sizes[wrong[0]]
         logger.warning(
-            "%s: %d image%s not of the declared size: the image counts: %s is %d wide and %d high, declared %d and %d",
-            records.source, len(wrong), " is" if len(wrong) == 1 else "s are", records.image_paths[wrong[0]],
+            "%s: %s not of the declared size: the image counts: %s is %d wide and %d high, declared %d and %d",
+            records.source, counted(len(wrong), "image", " is", " are"), records.image_paths[wrong[0]],
             width, height, declared_width, declared_height,
         )  # fmt: skip
     return replace(records, sizes=sizes)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, did_you_mean, examples
+from configs.errors import PrintableFilter, UserError, counted, did_you_mean, examples
 from datasets.names import Names
 from datasets.resize import clip_boxes
 from datasets.target import Target
@@ -264,7 +264,7 @@ def join(parts: Sequence[Records]) -> Records:
 def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str]) -> str:
     name = renamed[records.labels[m] - 1]
     return (
-        f"{records.describe(m)}: class {name} is not among the {len(known)} classes [{examples(known)}]"
+        f"{records.describe(m)}: class {name} is not among the {counted(len(known), 'class')} [{examples(known)}]"
         f"{did_you_mean(name, known)}: "
         "add it to data.classes, map it with data.rename_classes, or choose with data.keep_classes"
     )

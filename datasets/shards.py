@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from configs.downloads import DownloadError, digest_of, download, locked
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import home, replacing
 from datasets.folders import ImageFiles, find_class
 from datasets.shard_files import BLOCK, Shard, expand, index_name, read_index, scan
@@ -178,13 +178,17 @@ def _images(
         raise UserError(f"{folder / names[0]}: some labels are numbers, others names, as {texts[0]}")
     own = own_names or texts or [str(k) for k in range(highest + 1)]
     if highest >= len(own):
-        raise UserError(f"{folder / names[0]}: a label is {highest}, but there are {len(own)} classes")
+        raise UserError(
+            f"{folder / names[0]}: a label is {highest}, which needs more than {counted(len(own), 'class')}"
+        )
     chosen = list(class_names) if class_names is not None else own
     if own_names or texts:
         new = {name: find_class(name, chosen, str(folder / names[0])) for name in own}
         lookup: dict[int | str, int] = {**new, **{k: new[name] for k, name in enumerate(own)}}
     elif highest >= len(chosen):
-        raise UserError(f"{folder / names[0]}: a label is {highest}, but there are {len(chosen)} classes")
+        raise UserError(
+            f"{folder / names[0]}: a label is {highest}, which needs more than {counted(len(chosen), 'class')}"
+        )
     else:
         lookup = {k: k for k in range(highest + 1)}
     return ShardImages(

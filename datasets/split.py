@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from datasets.records import Records
 
 PARTS = ("train", "val", "test")
@@ -33,8 +33,8 @@ def split_parts(keys: Sequence[str], shares: Sequence[float], *, seed: int = 0, 
     groups, index = np.unique(np.asarray(keys, np.str_), return_inverse=True)
     if len(groups) < len(shares):
         raise UserError(
-            f"{source}: cannot be divided into {len(shares)} parts: it has {len(groups)} "
-            f"image{'s' if len(groups) > 1 else ''} or group{'s' if len(groups) > 1 else ''} of images"
+            f"{source}: cannot be divided into {len(shares)} parts: it has {counted(len(groups), 'image')} or "
+            f"{counted(len(groups), 'group')} of images"
         )
     place = np.array([_hash(group, seed) for group in groups])
     limits = np.cumsum([0.0, *shares])

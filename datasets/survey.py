@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from configs.errors import UserError, printable
+from configs.errors import UserError, counted, printable
 from datasets.images import image_file_size
 from datasets.make_records import repeated
 from datasets.records import Records
@@ -100,7 +100,9 @@ def problems(records: Records, part: str) -> list[str]:
     again = np.flatnonzero(repeated(records))
     if len(again):
         example = records.describe(int(again[0]))
-        found.append(f"{len(again)} objects are there twice, box and class, for example {example}")
+        found.append(
+            f"{counted(len(again), 'object', ' is', ' are')} there twice, box and class, for example {example}"
+        )
     return found + _files(records)
 
 
@@ -125,7 +127,10 @@ def _files(records: Records) -> list[str]:
             other.append(f"{path} ({real[1]}x{real[0]}, declared {size[1]}x{size[0]})")
     found = [f"images that cannot be read: {_some(broken)}"] if broken else []
     if other:
-        found.append(f"{len(other)} images are of another size than declared, for example {other[0]}: do boxes fit?")
+        found.append(
+            f"{counted(len(other), 'image', ' is', ' are')} of another size than declared, for example {other[0]}: do "
+            "boxes fit?"
+        )
     return found
 
 

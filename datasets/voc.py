@@ -15,7 +15,7 @@ from xml.etree.ElementTree import ParseError
 import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
-from configs.errors import UserError, did_you_mean
+from configs.errors import UserError, counted, did_you_mean
 from configs.files import decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
 from datasets.folders import how_to_get
@@ -228,7 +228,9 @@ def listed_images(path: Path, root: Path) -> list[str]:
     if not unique:
         raise UserError(f"{path}: lists no image")
     if len(unique) < len(listed):
-        logger.warning("%s: lists %d images more than once; each is taken once", path, len(listed) - len(unique))
+        logger.warning(
+            "%s: lists %s more than once; each is taken once", path, counted(len(listed) - len(unique), "image")
+        )
     return unique
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import PrintableFilter, UserError, did_you_mean
+from configs.errors import PrintableFilter, UserError, counted, did_you_mean
 from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import number_in, short
@@ -76,9 +76,8 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
     lines.report(f"{root}/{image_set}")
     without_image = sorted(set(files) - set(names) - {"classes"})
     if without_image:
-        logger.warning(
-            "%s: %d label files fit no image, the first: %s", labels_folder, len(without_image), files[without_image[0]]
-        )
+        unfit = counted(len(without_image), "label file", " fits no image", " fit no image")
+        logger.warning("%s: %s, the first: %s", labels_folder, unfit, files[without_image[0]])
     return make_records(
         images=images,
         boxes=boxes,
@@ -260,13 +259,14 @@ class LabelReader:
         """
         if self.repeated:
             logger.warning(
-                "%s: %d lines come twice in their file and are taken once, the first: %s",
-                source, len(self.repeated), self.repeated[0],
+                "%s: %s twice in their file, taken once; the first: %s",
+                source, counted(len(self.repeated), "line", " comes", " come"), self.repeated[0],
             )  # fmt: skip
         if self.in_pixels:
             logger.warning(
-                "%s: %d objects seem to be in pixels, the first: %s: a YOLO line holds fractions of the image "
-                "(divide x and w by its width, y and h by its height)", source, len(self.in_pixels), self.in_pixels[0],
+                "%s: %s to be in pixels, the first: %s: a YOLO line holds fractions of the image (divide x and w by "
+                "its width, y and h by its height)",
+                source, counted(len(self.in_pixels), "object", " seems", " seem"), self.in_pixels[0],
             )  # fmt: skip
         if self.polygon and self.all_tracks and self.last_track > 1:
             raise UserError(

@@ -28,7 +28,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from backbones.conversion import BATCH_NORM_EPS, add_statistics, residual_name
 from backbones.weights import FORMAT, IMAGENET, Preprocessing, check_keys
 from configs.detection import DataConfig, DetectionConfig, ModelConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from datasets.class_lists import CLASS_LISTS, COCO
 from detection.anchors import base_anchors, sizes_of_levels
 from detection.model import build_detector
@@ -283,8 +283,8 @@ def _outputs(state: Mapping[str, Tensor], path: Path) -> int:
 def _check_classes(outputs: int, class_names: list[str], path: Path) -> None:
     if outputs != len(class_names) + 1:
         raise UserError(
-            f"{path}: {outputs - 1} classes and the background, but data.classes names {len(class_names)}: give the "
-            "file's own classes, in their order: --set data.classes=voc, or a list of names"
+            f"{path}: {counted(outputs - 1, 'class')} and background, but data.classes names {len(class_names)}: give "
+            "the file's own classes, in their order: --set data.classes=voc, or a list of names"
         )
 
 

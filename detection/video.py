@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from configs.errors import UserError
+from configs.files import note_written
 
 
 class VideoReader:
@@ -116,5 +117,6 @@ class VideoWriter:
                 self._writer.close() if self._stream is not None else self._writer.release()
             if kind is None and self._temporary.exists():
                 self._temporary.replace(self.path)
+                note_written(self.path)
         finally:
             self._temporary.unlink(missing_ok=True)

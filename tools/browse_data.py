@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import refuse_overwriting
 from configs.loading import load_config
 from datasets.build import build_dataset
@@ -47,15 +47,16 @@ def main(args: argparse.Namespace) -> None:
     dataset = build_dataset(config.data, args.split, cli.find_data_root(args.data_root), seed=config.seed)
     records = dataset.records
     refuse_overwriting(args.out, [Path(path) for path in records.image_paths if Path(path).name == args.out.name])
-    print(f"set        {args.split}: {len(records)} images of {records.source}")
+    print(f"set        {args.split}: {counted(len(records), 'image')} of {records.source}")
     print("\n".join(size_lines(records, min(dataset.min_sizes), dataset.max_size)))
     print("\n".join(class_table({args.split: records})))
     if records.annotated and len(records.labels):
+        print("objects by their size in the original images (square roots of the areas):")
         print("\n".join(histogram(records.boxes[:, 2:] - records.boxes[:, :2])))
     for text in problems(records, args.split):
         print(f"look at    {text}")
     write_sheet(args.out, dataset, args.count, args.epoch)
-    print(f"sheet      {args.out}: {min(args.count, len(dataset))} images as the network sees them")
+    print(f"sheet      {args.out}: {counted(min(args.count, len(dataset)), 'image')} as the network sees them")
 
 
 def histogram(extents: np.ndarray) -> list[str]:

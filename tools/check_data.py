@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.detection import DataConfig, DetectionConfig
-from configs.errors import UserError, printable
+from configs.errors import UserError, counted, printable
 from configs.files import write_text
 from configs.loading import load_config
 from datasets.build import build_records
@@ -72,7 +72,9 @@ def main(args: argparse.Namespace) -> None:
     for part, records in parts.items():
         kept = records if args.policy == "error" else clean(records, args.policy)
         if len(kept.labels) < len(records.labels):
-            print(f"{part}: --policy {args.policy} takes out {len(records.labels) - len(kept.labels)} objects")
+            print(
+                f"{part}: --policy {args.policy} takes out {counted(len(records.labels) - len(kept.labels), 'object')}"
+            )
         from_one = config is not None and counts_from_one(config.data, part)
         problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1], from_one=from_one)
         if not args.fast:
@@ -88,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
     errors = sum(problem.severity == "error" for problem in problems)
     if errors:
         raise UserError(
-            f"{errors} error{'s' * (errors > 1)} (see above): repair them; --policy drop or clip takes out wrong boxes"
+            f"{counted(errors, 'error')} (see above): repair them; --policy drop or clip takes out wrong boxes"
         )
 
 

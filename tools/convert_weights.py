@@ -25,7 +25,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from tools.runtime import cli
 
 SOURCES = ("torchvision", "msra", "caffe-vgg16", "detectron2", "akamaster")
@@ -118,7 +118,7 @@ def describe(checkpoint: dict[str, Any]) -> str:
     if model["backbone"] in BOTTLENECK_NETS:
         stride = f", stride in the {'1x1' if model['stride_in_1x1'] else '3x3'}"
     return (
-        f"{what}, {classes} classes{stride}, "
+        f"{what}, {counted(classes, 'class')}{stride}, "
         f"{pixels['channel_order'].upper()} pixels minus {pixels['mean']} over {pixels['std']}"
     )
 

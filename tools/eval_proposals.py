@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import read_json, refuse_overwriting
 from detection.evaluation import boxes as frames
 from detection.evaluation.data import GroundTruth
@@ -162,7 +162,7 @@ def format_recall(recall: dict[str, Recall]) -> str:
     for title, values in recall.items():
         cells = (values[name] for name in names)
         lines.append(f"{title:<10}" + "".join(f"{'-' if each is None else f'{100 * each:.1f}':>11}" for each in cells))
-    return "\n".join(lines) + f"\n{next(iter(recall.values()))['objects']} objects"
+    return "\n".join(lines) + f"\n{counted(next(iter(recall.values()))['objects'], 'object')}"
 
 
 def make_parser() -> argparse.ArgumentParser:

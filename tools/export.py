@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from tools.runtime import cli
 
 FORMATS = {"onnx": ".onnx", "torch_export": ".pt2", "openvino": ".xml"}
@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> None:
     photos = [read_image(file) for file in files[: 3 * args.batch]]
     found = export_detector(detector, config, metadata, args.format, args.out, calibration, photos)
     print(
-        f"compared with PyTorch on {found.detections} detections, at three sizes and in an empty image: boxes differ "
-        f"by at most {found.boxes:.2g} px, scores by {found.scores:.2g}"
+        f"compared with PyTorch on {counted(found.detections, 'detection')}, at three sizes and in an empty image: "
+        f"boxes differ by at most {found.boxes:.2g} px, scores by {found.scores:.2g}"
         + (f", {found.unmatched} have no counterpart" if found.unmatched else "")
     )
     if not found.detections:

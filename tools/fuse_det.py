@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import refuse_overwriting
 from detection.evaluation.fusion import METHODS, fuse
 from detection.evaluation.results import read_detections_together
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     category_ids = {name: json.loads(name) for name in fused.class_names} if fused.frame == "coco" else None
     write_detections_json(args.out, fused, category_ids)
     counts = " + ".join(str(len(part)) for part in parts)
-    print(f"{args.out}: {counts} detections on {len(fused.image_ids)} images -> {len(fused)}")
+    print(f"{args.out}: {counts} detections on {counted(len(fused.image_ids), 'image')} -> {len(fused)}")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.loading import load_config
 from datasets.images import read_image
 from datasets.records import Records
@@ -60,7 +60,8 @@ def main(args: argparse.Namespace) -> None:
     _say(own, plan)
     _draw(sheet_path, own.records["train"])
     images = ", ".join(f"{len(records)} to {part}" for part, records in own.records.items())
-    objects = sum(len(records.labels) for records in own.records.values())
+    objects = counted(sum(len(records.labels) for records in own.records.values()), "object")
+    objects += f" of {counted(len(own.class_names), 'class')}"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(
         config_text(
@@ -68,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
             own.class_names,
             plan,
             machine,
-            about=f"{folder}: {own.layout.name}; {images}; {objects} objects of {len(own.class_names)} classes.",
+            about=f"{folder}: {own.layout.name}; {images}; {objects}.",
             command=training_command(out, start.name),
             start=start.reason,
             model=start.model,
@@ -81,7 +82,7 @@ def main(args: argparse.Namespace) -> None:
     print(f"start      {start.reason}")
     print(f"train      {training_command(out, start.name)}")
     if plan.minutes:
-        print(f"           {plan.epochs} epochs, about {in_minutes(plan.minutes)} on {machine}")
+        print(f"           {counted(plan.epochs, 'epoch')}, about {in_minutes(plan.minutes)} on {machine}")
 
 
 def _file_name(folder: Path) -> str:
@@ -118,7 +119,7 @@ def _say(own: OwnData, plan: Plan) -> None:
         count = sum(len(records) for records in own.records.values()) - own.layout.num_labelled
         total = count + own.layout.num_labelled
         found.append(
-            f"{count} of {total} images have no annotation: they are taken as images without objects (unlabelled: "
+            f"{count} of {counted(total, 'image')} without annotation: taken as images without objects (unlabelled: "
             "empty); if they are only not labelled yet, write unlabelled: skip into the config"
         )
     for part, records in own.records.items():

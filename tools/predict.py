@@ -18,15 +18,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.runtime import cli
 
 LOOKED_AT = 20
-"""Images that are looked at again for the best score where nothing was found."""
+"""Images and frames that are looked at again for the best score where nothing was found."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -34,9 +34,11 @@ def main(args: argparse.Namespace) -> None:
     import cv2  # here, so that --help is there at once
     import torch
 
-    from configs.errors import UserError
+    from configs.errors import UserError, counted
+    from configs.files import noting_written
     from detection.inputs import find_files, is_video
     from detection.predictor import Predictor
+    from tools.runtime.earlier import earlier_results
     from tools.runtime.prediction import Drawing, PredictionFiles, picture_paths, predict_images, predict_video
 
     cameras = [int(text) for text in args.inputs if text.isdecimal() and not Path(text).exists()]
@@ -50,11 +52,14 @@ def main(args: argparse.Namespace) -> None:
     torch.manual_seed(predictor.config.seed if args.seed is None else args.seed)
     cv2.setNumThreads(0)  # the pools' threads are the parallelism
     drawing = None if args.no_pictures else Drawing(not args.no_names, args.thickness)
-    with PredictionFiles(args.out, predictor.class_names, coco=args.coco, csv=args.csv) as results:
+    with (
+        noting_written() as written,
+        PredictionFiles(args.out, predictor.class_names, coco=args.coco, csv=args.csv) as results,
+    ):
         images = [(file, name) for file, name in files if not is_video(file)]
         unreadable = predict_images(predictor, images, results, pictures, drawing, args.batch_size)
         if len(unreadable) == len(files) and not cameras:
-            raise UserError(f"none of the {len(files)} images could be read; the first: {unreadable[0]}")
+            raise UserError(f"none of the {counted(len(files), 'image')} could be read; the first: {unreadable[0]}")
         for file, name in files:
             if is_video(file):
                 predict_video(predictor, file, name, results, pictures[file], drawing, args.batch_size)
@@ -66,21 +71,28 @@ def main(args: argparse.Namespace) -> None:
         print(f"left out: {message}", file=sys.stderr)
     where = args.out / "detections.json"
     drawn = "" if drawing is None else f", pictures in {args.out}"
-    print(f"{results.objects} objects in {results.images} images: {where}{drawn}")
-    if not results.objects and images and (reason := why_nothing(args, [file for file, _ in images], threshold)):
+    print(f"{counted(results.objects, 'object')} in {results.looked_at()}: {where}{drawn}")
+    if not results.objects and files and (reason := why_nothing(args, files, threshold)):
         print(reason)
     if unreadable:
-        print(f"{len(unreadable)} files could not be read (listed above)")
+        print(f"{counted(len(unreadable), 'file')} could not be read (listed above)")
+    if older := earlier_results(args.out, written):
+        print(f"{args.out} also holds {counted(len(older), 'file')} of earlier calls, such as {older[0].name}")
 
 
-def why_nothing(args: argparse.Namespace, images: list[Any], threshold: float) -> str | None:
-    """The best score in some of the images, where no detection reached the threshold."""
+def why_nothing(args: argparse.Namespace, files: list[tuple[str, str]], threshold: float) -> str | None:
+    """The best score in some of the images and frames, where no detection reached the threshold."""
+    from detection.inputs import file_input, is_video
     from detection.predictor import Predictor
     from tools.runtime.guards import nothing_found
 
     predictor = Predictor(args.weights, args.device, 0.0, args.overrides)
-    scores = [score for found in predictor.stream(images[:LOOKED_AT]) for score in found.scores.tolist()]
-    return nothing_found(scores, threshold)
+    images = (file_input(file, name) for file, name in files if not is_video(file))
+    found = chain(
+        predictor.detect(islice(images, LOOKED_AT), on_unreadable=lambda message: None),
+        *(predictor.stream(file) for file, _ in files if is_video(file)),
+    )
+    return nothing_found([score for one in islice(found, LOOKED_AT) for score in one.scores.tolist()], threshold)
 
 
 def split_thresholds(given: list[tuple[str, float]]) -> tuple[float, dict[str, float]]:

@@ -8,8 +8,8 @@
 A run is a folder with a metrics.jsonl. Figures are named as there: `voc12.mAP`, `top1_error` or `loss` of the
 validations, `train.loss` of the training. Without --metric they are each run's own `train.best_metric`.
 
-States: running (a process holds the run's lock), finished (curves.png, which a training draws at its end, is not older
-than metrics.jsonl), stopped (`--resume` goes on).
+States: running (a process holds the run's lock), finished (.ended or curves.png, which a training writes at its end, is
+not older than metrics.jsonl), stopped (`--resume` goes on).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ import torch
 from backbones.classification import Classifier, load_classifier
 from backbones.views import VIEWS
 from configs.classification import ClassificationConfig, ImageSourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.loading import load_config
 from datasets.cifar import read_into_memory
 from datasets.classification import ImageSet, build_splits, read_set
@@ -58,7 +58,7 @@ def main(args: argparse.Namespace) -> None:
         if distributed.is_main():
             args.out.mkdir(parents=True, exist_ok=True)
             write_imagenet_cls(args.out / "submission.txt", classes, numbers)
-            say(f"{len(images):,} images without labels ({split}), {args.views}")
+            say(f"{counted(len(images), 'image')} without labels ({split}), {args.views}")
             say(f"submission {args.out / 'submission.txt'}")
 
 
@@ -71,7 +71,9 @@ def check_members(members: list[Classifier], weights: list[str]) -> None:
     for member, path in zip(members[1:], weights[1:], strict=True):
         first = members[0]
         if count_classes(member) != count_classes(first):
-            raise UserError(f"{path}: has {count_classes(member)} classes, {weights[0]} {count_classes(first)}")
+            raise UserError(
+                f"{path}: has {counted(count_classes(member), 'class')}, {weights[0]} {count_classes(first)}"
+            )
         if member.class_names and first.class_names and member.class_names != first.class_names:
             which = differing(member.class_names, first.class_names)
             raise UserError(f"{path}: other classes than {weights[0]} ({which} differ)")
@@ -99,7 +101,9 @@ def read_numbers(
     meta = data_root / source.meta
     names = member.class_names or sorted(wnid for wnid, number in read_synset_numbers(meta).items() if number <= 1000)
     if len(names) != count_classes(member):
-        raise UserError(f"{meta}: has {len(names)} classes, the net {count_classes(member)}, whose file names none")
+        raise UserError(
+            f"{meta}: has {counted(len(names), 'class')}, the net {count_classes(member)}, whose file names none"
+        )
     return class_numbers(meta, names)
 
 
@@ -123,9 +127,10 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
         if images.class_names != member.class_names and set(images.class_names) <= set(member.class_names):
             images = read_set(source, data_root, member.class_names)
     if len(images.class_names) != count_classes(member):
+        own = f"{counted(len(images.class_names), 'class')} {', '.join(images.class_names[:3])}, ..."
         raise UserError(
-            f"data.{split}: has the {len(images.class_names)} classes {', '.join(images.class_names[:3])}, ..., the "
-            f"net {count_classes(member)} ({', '.join(member.class_names[:3]) or 'without names'}, ...)"
+            f"data.{split}: has the {own}, the net {count_classes(member)} "
+            f"({', '.join(member.class_names[:3]) or 'without names'}, ...)"
         )
     if member.class_names and images.class_names != member.class_names:
         say(f"the net calls its classes {member.class_names[0]}, ...; the set's {images.class_names[0]}, ... are taken "
@@ -136,7 +141,7 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
 def report(values: dict[str, float], args: argparse.Namespace, split: str) -> None:
     """Print the errors, and write metrics.json."""
     several = f", scores of {len(args.weights)} nets averaged" if len(args.weights) > 1 else ""
-    say(f"{values['images']:,} images ({split}), {args.views}{several}")
+    say(f"{counted(values['images'], 'image')} ({split}), {args.views}{several}")
     say(f"top-1 error {100 * values['top1_error']:.2f} %, top-5 error {100 * values['top5_error']:.2f} %")
     if args.out is not None and distributed.is_main():
         args.out.mkdir(parents=True, exist_ok=True)

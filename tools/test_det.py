@@ -29,7 +29,8 @@ import torch
 from backbones.fetch import is_name
 from backbones.weights import Preprocessing
 from configs.detection import DetectionConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
+from configs.files import noting_written
 from configs.loading import load_config
 from datasets.build import Split, build_dataset, resolve_class_names
 from datasets.detection import DetectionDataset
@@ -41,6 +42,7 @@ from detection.exported import ExportedDetector, is_exported
 from detection.model import Detector, build_detector
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
+from tools.runtime.earlier import earlier_results, remove
 from tools.runtime.evaluation import run_detector, score, write_results
 from tools.runtime.guards import why_zero
 from tools.runtime.pictures import write_pictures
@@ -73,13 +75,15 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if not distributed.is_main():
         return
     if metrics is not None:
-        say(f"{split} set, {len(dataset)} images, {', '.join(str(path) for path in args.weights)}:\n")
+        say(f"{split} set, {counted(len(dataset), 'image')}, {', '.join(str(path) for path in args.weights)}:\n")
         say(format_table(metrics))
         if reason := why_zero(metrics, outcome.detections.scores, config.test.score_thresh):
             say(f"\nwarning: {reason}")
     folder = args.out or default_folder(args.weights)
-    files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
-    write_pictures(folder / "pictures", dataset.records, outcome.detections)
+    with noting_written() as written:
+        files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
+        write_pictures(folder / "pictures", dataset.records, outcome.detections)
+    remove(earlier_results(folder, written), folder)  # the pictures of another set would be taken for this one's
     say(f"\nresults   {', '.join(str(path) for path in files)}")
     say(f"pictures  {folder / 'pictures'} (all on one: {folder / 'pictures' / 'overview.png'})")
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from backbones.classification import Classifier, load_classifier
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.loading import load_config
 from configs.localisation import LocalisationConfig, LocalisationSourceConfig
 from datasets.folders import class_numbers
@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
             return
         values = {**figures(found, records), **trivial_figures(np.array(rpns[0].mean_boxes), records)}
         stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
-        say_table(values, f"{split}, {values['images']:,} images, {stages}, view {view}")
+        say_table(values, f"{split}, {counted(values['images'], 'image')}, {stages}, view {view}")
         if args.out is not None and distributed.is_main():
             args.out.mkdir(parents=True, exist_ok=True)
             names = {key: [str(path) for path in getattr(args, key)] for key in ("weights", "rcnn", "classifier")}
@@ -105,7 +105,7 @@ def write_submission(folder: Path, found: Predictions, records: Records, numbers
     folder.mkdir(parents=True, exist_ok=True)
     write_imagenet_loc(folder / "submission.txt", found.labels[:, 1:], found.boxes[:, 1:], numbers)
     write_predictions(folder / "predictions.json", found, records)
-    say(f"{len(records):,} images without labels\nsubmission {folder / 'submission.txt'}")
+    say(f"{counted(len(records), 'image')} without labels\nsubmission {folder / 'submission.txt'}")
 
 
 def check_classes(members: list[tuple[Path | str, Localiser]]) -> None:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from configs.detection import DetectionConfig
+from configs.errors import counted
 from configs.loading import dump_config, load_config
 from datasets.detection import DetectionDataset
 from detection.alternating import PHASES, Alternating
@@ -171,7 +172,7 @@ def finish(
     if not run.writes:
         return
     if metrics is not None:
-        say(f"\n{what} set, {len(final_set)} images, last weights (iteration {state.iteration}):\n")
+        say(f"\n{what} set, {counted(len(final_set), 'image')}, last weights (iteration {state.iteration}):\n")
         say(format_table(metrics))
         if reason := why_zero(metrics, outcome.detections.scores, config.test.score_thresh, state.iteration):
             say(f"\nwarning: {reason}")

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.loading import dump_config, load_config
 from configs.localisation import LocalisationConfig
 from datasets.lint import summary
@@ -153,7 +153,8 @@ def describe(
     kind = {"rpn": "per-class RPN", "rcnn": "R-CNN"}[config.model.stage]
     train_set = sets["train"]
     others = "".join(f", {len(records):,} to {split}" for split, records in sets.items() if split != "train")
-    say(f"data       {len(train_set):,} images with {len(train_set.labels):,} objects to train on{others}")
+    images, objects = counted(len(train_set), "image"), counted(len(train_set.labels), "object")
+    say(f"data       {images} with {objects} to train on{others}")
     say(f"classes    {len(train_set.class_names)}: {', '.join(train_set.class_names[:10])}, ...")
     kind += f" on {net_name(config.model.backbone)}, weights {config.model.weights}"
     say(f"model      {kind}: {count_parameters(net)[0]:,} parameters train")
@@ -175,7 +176,7 @@ def finish(task: LocalisationTask, sets: dict[str, Records], run: RunFolder, sta
             values = figures(found, records)
         values = {**values, **trivial_figures(task.class_means, records)}
         final[split] = {**values, "view": test.view, "iteration": state.iteration}
-        say_table(values, f"{split}, {values['images']:,} images, last weights, view {test.view}")
+        say_table(values, f"{split}, {counted(values['images'], 'image')}, last weights, view {test.view}")
     if final and run.writes:
         write_json(run.path / "metrics.json", final.get("test", final.get("val")))
         if "val" in final:

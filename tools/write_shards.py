@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from configs.classification import ClassificationConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.loading import load_config
 from datasets.shard_files import index_shards, write_shards
 from datasets.shards import read_shards
@@ -29,7 +29,7 @@ def main(args: argparse.Namespace) -> None:
     """Write shards, or an index."""
     if args.index is not None:
         index = index_shards(args.index, None)
-        print(f"{index}: {len(read_shards(args.index))} images")
+        print(f"{index}: {counted(len(read_shards(args.index)), 'image')}")
         return
     if args.cfg is None or args.out is None:
         raise UserError("give --cfg and --out, or --index")
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
         order = np.random.default_rng(args.shuffle).permutation(order)
     for path in write_shards(images, args.out, args.name or args.split, per_shard=args.per_shard, order=order):
         print(path, flush=True)
-    print(f"{len(images)} images of {len(images.class_names)} classes")
+    print(f"{counted(len(images), 'image')} of {counted(len(images.class_names), 'class')}")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from datasets.layouts.folders import find_labelme, find_supervisely, find_voc
 from datasets.layouts.inventory import Inventory, Layout, take_inventory
 from datasets.layouts.tables import find_coco, find_csv, find_via
@@ -34,7 +34,7 @@ def find_layout(folder: Path) -> Layout:
         images = set(inventory.images)
         others = sorted({path.suffix.lower() for path in inventory.files if path not in images} - {""})
         raise UserError(
-            f"{folder}: holds {len(inventory.images)} images and no annotations that are known "
+            f"{folder}: holds {counted(len(inventory.images), 'image')} and no annotations that are known "
             f"(files: {', '.join(others) or 'images alone'}): VOC XML, COCO JSON, YOLO text, labelme, VIA, TensorFlow "
             "CSV and Supervisely are read"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from configs.detection import SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import read_text
 from datasets.annotation_files import annotation_files, pair
 from datasets.layouts.inventory import Inventory, Layout, missing_images, that_are
@@ -29,7 +29,7 @@ def find_voc(inventory: Inventory) -> Layout | None:
     if sources:
         name += " with image sets (PASCAL VOC, CVAT)"
         unlisted = len(inventory.images) - len(parts)
-        notes = [f"{unlisted} images are in none of the lists in ImageSets/Main: they train"] if unlisted else []
+        notes = [f"{counted(unlisted, 'image')} in none of the lists in ImageSets/Main: trained on"] if unlisted else []
         return Layout(inventory.root, name, sources, None, len(labelled), notes)
     name += " beside the images (labelImg, Roboflow)" if beside else " in a folder of its own (Label Studio, CVAT)"
     by_folder = {image: part_of_path(image, inventory.root) for image in inventory.images}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from configs.detection import SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import is_file, read_json
 from datasets.annotation_tables import VIA_COLUMNS, columns_of, table_rows, via_entries
 from datasets.collect import ImageFinder
@@ -96,7 +96,7 @@ def _find_listed(inventory: Inventory, file_format: str, name: str, listed: list
     for entry in sorted(listed, key=lambda entry: (entry.second_choice, len(entry.path.parts), entry.path)):
         folder, images = _image_folder(entry, inventory)
         if folder is None:
-            notes.append(f"{entry.path}: none of its {len(entry.names)} images is here: it is not used")
+            notes.append(f"{entry.path}: none of its {counted(len(entry.names), 'image')} is here: it is not used")
         elif images & taken:
             notes.append(f"{entry.path}: names images that another annotation file names: it is not used")
         else:
@@ -118,8 +118,8 @@ def _find_listed(inventory: Inventory, file_format: str, name: str, listed: list
             sources.setdefault(part, []).append(source)
     if unlisted:
         notes.append(
-            f"{len(unlisted)} images are in no annotation file, for example {unlisted[0]}, and cannot be assigned: "
-            "they are left out"
+            f"{counted(len(unlisted), 'image')} in no annotation file, for example {unlisted[0]}, and not to be "
+            "assigned: left out"
         )
     return Layout(inventory.root, name, sources, None, len(taken), notes)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.detection import SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import read_json, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.annotation_files import annotation_files, listed_images, pair
@@ -47,7 +47,7 @@ def find_yolo(inventory: Inventory) -> Layout | None:
             for part, paths in lists.items()
         }
         rest = sum(image not in stated for image in inventory.images)
-        notes += [f"{rest} images are in none of the lists: they are left out"] if rest else []
+        notes += [f"{counted(rest, 'image')} in none of the lists: left out"] if rest else []
     else:
         sources = folder_sources("yolo", parts, labelled, root)
     return Layout(root, name, sources, names, len(labelled), notes)

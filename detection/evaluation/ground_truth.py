@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, did_you_mean
+from configs.errors import PrintableFilter, UserError, counted, did_you_mean
 from datasets.coco import read_coco_file
 from datasets.columns import last_of_equal_ids
 from datasets.voc import corners_from_zero, listed_images, read_annotation
@@ -111,8 +111,9 @@ def read_coco_ground_truth(path: Path) -> GroundTruth:
     known = (file.image_index >= 0) & (file.labels > 0)
     if not known.all():
         logger.warning(
-            "%s: %d annotations belong to an image or a category that the file does not list; like pycocotools, "
-            "this passes over them (first: annotation number %d)", path, (~known).sum(), int(np.argmin(known)),
+            "%s: %s of an image or a category that the file does not list; like pycocotools, this passes over them "
+            "(first: annotation number %d)",
+            path, counted(int((~known).sum()), "annotation"), int(np.argmin(known)),
         )  # fmt: skip
     keep = last[known & known[last]]
     order = sorted(range(len(file.image_ids)), key=file.image_ids.__getitem__)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, did_you_mean, examples
+from configs.errors import PrintableFilter, UserError, counted, did_you_mean, examples
 from configs.files import read_json, read_lines
 from datasets.columns import Rows, no_garbage_collection, number_in, short
 from detection.evaluation.boxes import voc_to_coco
@@ -277,8 +277,8 @@ def _from_coco_results(path: Path, rows: Rows, truth: GroundTruth) -> Detections
     if not known.all():
         unknown = list(dict.fromkeys(rows.items[index]["category_id"] for index in np.flatnonzero(~known)))
         logger.warning(
-            "%s: %d detections are of categories that the annotation file does not list; like pycocotools, this passes "
-            "over them: category_id %s", path, (~known).sum(), examples(unknown),
+            "%s: %s of categories that the annotation file does not list; like pycocotools, this passes over them: "
+            "category_id %s", path, counted(int((~known).sum()), "detection"), examples(unknown),
         )  # fmt: skip
     return Detections(
         frame="coco",
@@ -360,7 +360,7 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
         )  # fmt: skip
     missed = sorted(annotated - found)
     if missed:
-        logger.warning("%s: nothing is detected of %d classes, whose AP is 0: %s", path, len(missed), examples(missed))
+        logger.warning("%s: nothing detected of %s, AP 0: %s", path, counted(len(missed), "class"), examples(missed))
     corners = detections.continuous_boxes
     sides = corners[:, 2:] - corners[:, :2]
     _warn_boxes(path, detections, np.any(sides < 0, axis=1), "reversed boxes (the second corner before the first)")

@@ -82,6 +82,13 @@ def test_a_download_shows_the_licence_and_comes_once(server, capsys):
     assert [entry.name for entry in path.parent.iterdir() if not entry.name.startswith(".")] == ["a.pth"]
 
 
+def test_without_a_network_nothing_but_the_error_is_said(server, capsys, monkeypatch):
+    monkeypatch.setenv("RESIDUAL_DETECTION_TORCHVISION_URL", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"cannot be downloaded .*: get http.* on another machine and put it at /"):
+        fetch("torchvision://a.pth", pause=0.0)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_cut_download_goes_on(server):
     server.files["a.pth"] = DATA
     server.cut = 40_000

@@ -72,7 +72,7 @@ def test_names_of_nets():
         ({"iterations": 10}, None),
         ({"epochs": 10, "milestones": [1, 9.5]}, None),
         ({}, "either iterations or epochs"),
-        ({"iterations": 10, "epochs": 1}, "either iterations or epochs"),
+        ({"iterations": 10, "epochs": 1}, r"not both \(10 and 1\): the other is null: --set schedule\.epochs=null"),
         ({"iterations": 10, "milestones": [5, 5]}, r"milestones must grow and lie before the end \(10\)"),
         ({"iterations": 10, "milestones": [6, 5]}, "must grow"),
         ({"epochs": 10, "milestones": [5, 10]}, "before the end"),

@@ -171,7 +171,7 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
         ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
     ):
         assert expected in message(f"data.train.0={values}")
-    assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
+    assert message("schedule.epochs=3").startswith("my.yaml: schedule: give either iterations or epochs, not both")
     assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
     assert "say how many in data.padded_sizes (32)" in message("train.graphs=true")
     assert "batch_size auto does not reckon" in message(

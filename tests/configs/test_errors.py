@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from configs.errors import did_you_mean, examples, nearest
+from configs.errors import counted, did_you_mean, examples, nearest
 
 
 def test_nearest_is_the_most_similar_choice_or_none():
@@ -23,3 +23,19 @@ def test_examples():
     assert examples(range(6)) == "0, 1, 2, 3, 4, ..."
     assert examples("abc", 2) == "a, b, ..."
     assert examples([]) == ""
+
+
+def test_counted():
+    assert [counted(n, "training image") for n in (0, 1, 2)] == [
+        "0 training images",
+        "1 training image",
+        "2 training images",
+    ]
+    assert [counted(2, thing) for thing in ("class", "box", "batch", "epoch")] == [
+        "2 classes",
+        "2 boxes",
+        "2 batches",
+        "2 epochs",
+    ]
+    assert counted(12345, "object") == "12,345 objects"
+    assert [counted(n, "image", " is", " are") for n in (1, 2)] == ["1 image is", "2 images are"]

@@ -61,7 +61,7 @@ def test_voc_beside_the_images(labelimg: Path) -> None:
 
 
 def test_unlabelled_images_are_a_mistake_unless_they_are_explained(labelimg: Path) -> None:
-    with pytest.raises(UserError, match=r"1 of 3 images have no annotation, for example .*c\.jpg: .*unlabelled: empty"):
+    with pytest.raises(UserError, match=r"1 of 3 images without annotation, such as .*c\.jpg: .*unlabelled: empty"):
         read_folder(labelimg, "voc")
     for path in labelimg.rglob("*.xml"):
         path.unlink()

@@ -59,7 +59,7 @@ def test_unlisted_images(tmp_path: Path) -> None:
     assert joined.offsets.tolist() == [0, 1, 1]
     assert joined.image_paths[1] == str(tmp_path / "b.jpg")
     assert joined.sizes.tolist() == [[30, 40]] * 2
-    with pytest.raises(UserError, match=r"does not list 1 images of .*b\.jpg: .*unlabelled: empty"):
+    with pytest.raises(UserError, match=r"does not list 1 image of .*b\.jpg: .*unlabelled: empty"):
         add_unlisted(records, tmp_path, "error")
 
 

@@ -95,7 +95,7 @@ def test_records_by_hand(tmp_path):
 def test_what_an_image_without_annotation_is(tmp_path):
     some = ([Object("dog", BOX)], None, None)
     for unlabelled in (None, "error"):
-        with pytest.raises(UserError, match=r"made: 2 of 3 images have no annotation, for example .*1\.png: .*skip"):
+        with pytest.raises(UserError, match=r"made: 2 of 3 images without annotation, such as .*1\.png: .*skip"):
             made(tmp_path, *some, unlabelled=unlabelled)
     assert len(made(tmp_path, *some, unlabelled="empty")) == 3
     assert len(made(tmp_path, *some, unlabelled="skip")) == 1

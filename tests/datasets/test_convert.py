@@ -92,13 +92,11 @@ def test_what_is_lost_is_named(parts):
     assert losses(parts, "coco") == []
     flags = np.arange(len(parts["val"].labels)) < 2
     marked = {"val": replace(parts["val"], difficult=flags, iscrowd=flags, area=parts["val"].area * 0.5)}
-    assert losses(marked, "coco") == [
-        "2 objects are marked difficult: coco has no such mark, they become ordinary objects"
-    ]
+    assert losses(marked, "coco") == ["2 objects marked difficult: coco has no such mark: ordinary objects there"]
     text = " | ".join(losses(marked, "yolo"))
-    assert "2 objects are marked difficult" in text
-    assert "2 objects are marked a crowd" in text
-    assert f"{len(flags)} objects have an area of their own" in text
+    assert "2 objects marked difficult" in text
+    assert "2 objects marked a crowd" in text
+    assert f"{len(flags)} objects with an outline's area" in text
     assert "the categories' ids" in text
     unsorted = {"val": replace(parts["val"], class_names=["z", "b", "a"])}
     assert "their order is lost" in " ".join(losses(unsorted, "voc"))

@@ -76,7 +76,7 @@ def test_otherwise_it_ends_the_run(on_error, images) -> None:
     dataset = _Images(frozenset(range(10)))
     with pytest.raises(UserError, match=r"^0\.png: cannot be read") as error:
         list(make_loader(dataset, KEYS, tuple, num_workers=0, on_error=on_error, images=images))
-    assert ("nor can any of the 1 images after it be read" in str(error.value)) == (images == 2)
+    assert ("nor can any of the 1 image after it be read" in str(error.value)) == (images == 2)
     assert ("data.on_error=skip passes over" in str(error.value)) == (images == 10)
 
 

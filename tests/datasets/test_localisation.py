@@ -62,7 +62,7 @@ def test_tiny_imagenets_boxes_are_edges_as_they_stand(tiny, caplog):
     assert len(train.target(2)) == 0, "a box without a width is not trained on"
     reports = [record.getMessage() for record in caplog.records]
     assert len(reports) == 2
-    assert "1 grey images are read as RGB: n01_c.JPEG" in reports[0]
+    assert "1 grey image, read as RGB: n01_c.JPEG" in reports[0]
     assert "1 object at most 1 pixel wide" in reports[1]
     assert "n02_b object 0 (n02)" in reports[1]
     val = read(tiny, TINY, "val", class_names=train.class_names)
@@ -103,7 +103,7 @@ def test_missing_files_are_named(tiny):
         read(tiny, TINY, "train")
     with pytest.raises(UserError, match=r"tinny.*No such file"):
         read(tiny, {**TINY, "root": "tinny"}, "train")
-    with pytest.raises(UserError, match="n02 is none of the 1 classes"):
+    with pytest.raises(UserError, match="n02 is none of the 1 class"):
         read(tiny, TINY, "val", class_names=["n01"])
 
 
@@ -144,7 +144,7 @@ def test_imagenets_xml_includes_both_ends(imagenet, caplog):
     assert train.offsets.tolist() == [0, 1, 3]
     assert train.boxes.tolist() == [[2, 3, 3, 10], [0, 4, 60, 40], [10, 10, 20, 13]]
     assert train.sizes.tolist() == [[30, 20], [40, 60]]
-    assert "1 images without a box are left out" in caplog.text
+    assert "1 image without a box left out" in caplog.text
     assert "n01_4" in caplog.text
     assert caplog.text.count("at most 1 pixel wide") == 1
     val = read(imagenet, IMAGENET, "val", class_names=train.class_names)

@@ -70,7 +70,7 @@ def test_doubts(tmp_path: Path) -> None:
     )
     assert "Red cell (2), red_cell (1), x (1)" in text
     assert "classes that may be one: Red cell, red_cell" in text
-    assert "1 objects are there twice, box and class, for example 0 object 1 (Red cell)" in text
+    assert "1 object is there twice, box and class, for example 0 object 1 (Red cell)" in text
     assert "c.png: cannot be read as an image" in text
     assert "b.png (60x50, declared 200x100)" in text
 

@@ -205,7 +205,7 @@ def test_numbers_of_tracks_are_no_polygon(root: Path) -> None:
 def test_pixels_in_place_of_fractions_are_told(root: Path, caplog) -> None:
     (root / "labels" / "train" / "a.txt").write_text("0 15 15 20 20\n1 0.5 0.5 1.01 1.01\n")
     read_yolo(root, "train")
-    assert "1 objects seem to be in pixels, the first: " in caplog.text
+    assert "1 object seems to be in pixels, the first: " in caplog.text
     assert "a.txt line 1: a YOLO line holds fractions" in caplog.text
     assert "1 object wholly outside the image" in caplog.text
     assert "clipped" not in caplog.text
@@ -214,7 +214,7 @@ def test_pixels_in_place_of_fractions_are_told(root: Path, caplog) -> None:
 def test_lines_that_come_twice_are_taken_once(root: Path, caplog) -> None:
     (root / "labels" / "train" / "a.txt").write_text("0 .5 .5 .2 .2\n0 0.5 0.5 0.2 0.2\n1 .5 .5 .2 .2\n")
     assert read_yolo(root, "train").labels.tolist() == [1, 2, 1]
-    assert "1 lines come twice" in caplog.text
+    assert "1 line comes twice" in caplog.text
     assert "a.txt line 2" in caplog.text
 
 
@@ -230,7 +230,7 @@ def test_foreign_and_hidden_files(root: Path, caplog) -> None:
     records = read_yolo(root, "train")
     assert records.image_ids.tolist() == expected
     assert records.offsets.tolist() == [0, 2, 3, 3]
-    assert "1 label files fit no image, the first: " in caplog.text
+    assert "1 label file fits no image, the first: " in caplog.text
     assert "lonely.txt" in caplog.text
 
 

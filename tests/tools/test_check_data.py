@@ -79,7 +79,7 @@ def test_a_policy_takes_errors_out(tmp_path: Path, capsys) -> None:
     with pytest.raises(UserError, match="1 error "):
         run("--cfg", path, "--fast")
     run("--cfg", path, "--fast", "--policy", "drop")
-    assert "--policy drop takes out 1 objects" in capsys.readouterr().out
+    assert "--policy drop takes out 1 object" in capsys.readouterr().out
 
 
 def test_broken_files_are_told_one_by_one(tmp_path: Path, capsys) -> None:

@@ -42,7 +42,7 @@ def test_it_writes_a_config_that_builds(photos: Path, tmp_path: Path, monkeypatc
     run("my photos")
     said = capsys.readouterr().out
     assert "layout     Pascal VOC XML beside the images" in said
-    assert "1 of 11 images have no annotation" in said
+    assert "1 of 11 images without annotation" in said
     assert "python tools/train_det.py --cfg my_photos.yaml" in said
     assert "start      random weights: torchvision://fasterrcnn_resnet50_fpn is not in the cache" in said
     assert (tmp_path / "my_photos_sheet.jpg").is_file()

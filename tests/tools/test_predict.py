@@ -290,7 +290,7 @@ def test_no_two_images_share_a_picture(tiny_voc, weights, tmp_path):
     assert {"deep/a.bmp.png"} < pictures
 
 
-def test_videos_and_pictures_without_names(tiny_voc, weights, tmp_path):
+def test_videos_and_pictures_without_names(tiny_voc, weights, tmp_path, capsys):
     """Each frame is an image; the drawn video has as many frames, and the input stays."""
     frames = [read_image(tiny_voc / f"JPEGImages/image_{number}.png") for number in (0, 2, 4)]
     clip = tmp_path / "clip.mp4"
@@ -306,6 +306,12 @@ def test_videos_and_pictures_without_names(tiny_voc, weights, tmp_path):
     drawn = list(VideoReader(out / "clip.mp4"))
     assert [frame.shape for frame in drawn] == [(48, 64, 3)] * 3
     assert clip.read_bytes() == before
+    assert f"{len(rows)} objects in 1 image and 3 frames: " in capsys.readouterr().out
+    assert run(weights, out, clip, threshold="0.999") == []
+    said = capsys.readouterr().out
+    assert "0 objects in 3 frames: " in said
+    assert "nothing reaches the threshold 0.999: the best score was" in said
+    assert f"{out} also holds 1 file of earlier calls, such as image_0.png" in said
     with pytest.raises(UserError, match=r"clip\.mp4: a picture would overwrite this input"):
         run(weights, tmp_path, clip)
 

@@ -44,6 +44,10 @@ def save_weights(config: DetectionConfig, path: Path, names: tuple[str, ...] = (
     return path
 
 
+def load_split_ids(config: Path) -> list[str]:
+    return build_dataset(load_config(config).data, "test", config.parent / "data").records.image_ids.tolist()
+
+
 @pytest.fixture
 def weights(tiny_config, tmp_path) -> Path:
     """An untrained detector of the tiny set's classes."""
@@ -87,6 +91,10 @@ def test_perfect_detections_score_one(tiny_config, weights, tmp_path, monkeypatc
         assert metrics[protocol]["per_class"] == pytest.approx({"red": 1.0, "blue": 1.0})
     assert metrics["coco"]["AP"] == pytest.approx(1.0)
     assert "100.0" in capsys.readouterr().out
+    (tmp_path / "out/pictures/mine.png").write_text("a person's")
+    run(tiny_config, weights, "--out", str(tmp_path / "out"))  # of other images: those of the training set go
+    names = {path.stem for path in (tmp_path / "out/pictures").iterdir()}
+    assert names == {"overview", "mine", *load_split_ids(tiny_config)}
     rows = json.loads((tmp_path / "out/detections.json").read_text())
     xml = (tiny_config.parent / "data/tiny/Annotations" / f"{rows[0]['image_id']}.xml").read_text()
     for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), rows[0]["bbox"], strict=True):

@@ -148,6 +148,7 @@ def write_comparison(path: Path, runs: Mapping[str, Rows], metrics: Sequence[str
 
 def _run_figure(rows: Rows) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11.5, 6.8), layout="constrained")
     (losses, validations), (rates, times) = figure.subplots(2, 2, sharex=True)
@@ -168,6 +169,7 @@ def _run_figure(rows: Rows) -> Figure:
             if old != new:
                 axis.axvline(end, color="#9ca3af", linestyle=":", linewidth=1)
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axis.get_legend_handles_labels()[0]:
             axis.legend(fontsize=8)
     for axis in (rates, times):

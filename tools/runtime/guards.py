@@ -15,7 +15,7 @@ import numpy as np
 
 from configs.common import ScheduleConfig
 from configs.detection import DetectionConfig, SourceConfig
-from configs.errors import examples
+from configs.errors import counted, examples
 from datasets.cifar import ImageArrays
 from datasets.classification import Splits
 from datasets.folders import ImageFiles
@@ -61,12 +61,12 @@ def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int)
     found = []
     plan = make_schedule(schedule, rate=1.0, iterations_per_epoch=images / batch_size)
     steps, warmup = plan.iterations, schedule.warmup_iterations
-    whole = f"the whole training of {steps} step{'s' if steps > 1 else ''}"
+    whole = f"the whole training of {counted(steps, 'step')}"
     if batch_size > images:
         advised = max(1, images // 2)
         found.append(
-            f"train.batch_size {batch_size} is more than the {images} training images: a step shows images several "
-            f"times, and an epoch is less than one step: set train.batch_size={advised}"
+            f"train.batch_size {batch_size} is more than the {counted(images, 'training image')}: a step shows images "
+            f"several times, and an epoch is less than one step: set train.batch_size={advised}"
         )
         batch_size = advised  # what follows is said for a person who does that
     if warmup >= steps:
@@ -77,8 +77,8 @@ def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int)
         )
     elif warmup > steps / 3:
         found.append(
-            f"schedule.warmup_iterations {warmup} takes up {100 * warmup / steps:.0f} % of the {steps} steps: set "
-            f"schedule.warmup_iterations={max(1, steps // 10)}"
+            f"schedule.warmup_iterations {warmup} takes up {100 * warmup / steps:.0f} % of {counted(steps, 'step')}: "
+            f"set schedule.warmup_iterations={max(1, steps // 10)}"
         )
     if steps < FEW_STEPS:
         longer = (
@@ -106,7 +106,7 @@ def data_warnings(train: Records, others: Sequence[Records] = ()) -> list[str]:
     if rare := rare_classes(train):
         named = ", ".join(rare[:_NAMED]) + (f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else "")
         found.append(
-            f"{len(rare)} of {len(train.class_names)} classes have fewer than {FEW} objects to learn from: "
+            f"{len(rare)} of {counted(len(train.class_names), 'class')} with fewer than {FEW} objects to learn from: "
             f"{named}: label more, or leave them out with data.keep_classes"
         )
     learned = train.object_counts()
@@ -158,14 +158,14 @@ def why_zero(
     if not known or max(known) >= NEARLY_ZERO:
         return None
     seen = (
-        f"there are {len(scores)} detections, the best of score {float(scores.max()):.2g}"
+        f"the best of {counted(len(scores), 'detection')} has score {float(scores.max()):.2g}"
         if len(scores)
         else f"no detection reaches test.score_thresh {threshold:g}"
     )
     if iterations is not None and iterations < FEW_STEPS:
         cause = (
-            f"{iterations} steps are too few to learn from: raise schedule.epochs, or start from a detector of "
-            "docs/zoo.md with --init-from"
+            f"{counted(iterations, 'step', ' is', ' are')} too few to learn from: raise schedule.epochs, or start from "
+            "a detector of docs/zoo.md with --init-from"
         )
     elif not len(scores):
         cause = "test.score_thresh=0.001 shows weaker ones; train longer, or lower optim.lr if the loss does not fall"
@@ -217,11 +217,12 @@ def common_images(sets: Mapping[str, Files]) -> Iterator[str]:
         few, many = sorted((sets[a], sets[b]), key=len)
         listed = set(map(str, few))
         if common := len({str(path) for path in many if str(path) in listed}):
-            yield f"data.{a} and data.{b} have {common} images in common: {consequence}"
+            yield f"data.{a} and data.{b} have {counted(common, 'image')} in common: {consequence}"
         elif copies := copied(sets[a], sets[b]):
             yield (
-                f"{copies[0]} of {copies[1]} images of data.{b} that were looked at are in data.{a} too, under another "
-                f"name or through a link: {consequence}"
+                f"{copies[0]} of {counted(copies[1], 'image')} of data.{b} that were looked at "
+                f"{'is' if copies[0] == 1 else 'are'} in data.{a} too, under another name or through a link: "
+                f"{consequence}"
             )
 
 
@@ -274,7 +275,8 @@ def classification_warnings(splits: Splits) -> Iterator[str]:
         counts = np.bincount(images.labels[images.labels >= 0], minlength=len(names))
         without = [text for text, count in zip(names, counts.tolist(), strict=True) if not count]
         if 0 < len(without) < len(names):
-            yield f"data.{name} has no image of {len(without)} of {len(names)} classes: {examples(without, _NAMED)}"
+            lacking = f"{len(without)} of {counted(len(names), 'class')}"
+            yield f"data.{name} has no image of {lacking}: {examples(without, _NAMED)}"
     small = {name: images for name, images in given.items() if type(images) is ImageFiles and len(images) <= LARGE}
     yield from common_images({name: [images.path(i) for i in range(len(images))] for name, images in small.items()})
     arrays = {name: images.images for name, images in given.items() if isinstance(images, ImageArrays)}
@@ -283,4 +285,5 @@ def classification_warnings(splits: Splits) -> Iterator[str]:
             chosen = arrays[b][:: -(-len(arrays[b]) // LOOKED_AT)]
             there = {hash(image.tobytes()) for image in arrays[a]}
             if found := sum(hash(image.tobytes()) in there for image in chosen):
-                yield f"{found} of {len(chosen)} images of data.{b} that were looked at are in data.{a}: {consequence}"
+                looked_at = f"{counted(len(chosen), 'image')} of data.{b} that were looked at"
+                yield f"{found} of {looked_at} {'is' if found == 1 else 'are'} in data.{a}: {consequence}"

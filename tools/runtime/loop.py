@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from backbones.weights import FORMAT
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import save_checkpoint, without_training
 from tools.runtime.distributed import say, without_sync
@@ -48,8 +48,8 @@ def fit(task: Task, plan: Plan) -> State:
     checkpoint_every = train.checkpoint_every or train.validate_every
     batches = Timed(task.batches(state.iteration))
     if state.iteration - task.start >= schedule.iterations:
-        done = f"all {schedule.iterations} iterations of the {plan.what}"
-        say(f"complete   {done} were made before: nothing is left to train, but a longer schedule would go on")
+        done = f"{counted(schedule.iterations, 'iteration')} of the {plan.what}"
+        say(f"complete   {done} made before: nothing is left to train, but a longer schedule would go on")
     with (
         plan.stop.deferred(),
         Progress(schedule.iterations, plan.what, initial=state.iteration - task.start) as progress,
@@ -83,7 +83,7 @@ def fit(task: Task, plan: Plan) -> State:
                 progress.update(0, **_log(task, plan, batches))
             progress.update()
     if state.iteration - task.start < schedule.iterations:
-        say(f"ended early after {state.iteration} iterations: the validation gets no better")
+        say(f"ended early after {counted(state.iteration, 'iteration')}: the validation gets no better")
     if not task.validates and task.is_final:  # nothing says that an earlier one was better
         _save(task, plan, run.best, for_resume=False)
     plan.optimizer.zero_grad(set_to_none=True)
@@ -258,4 +258,5 @@ def _save(task: Task, plan: Plan, path: Path, *, for_resume: bool = True) -> Non
 
 def how_to_resume(run: RunFolder, iteration: int) -> str:
     """What to tell a person whose run was stopped."""
-    return f"interrupted after {iteration} iterations; {run.last} is written: the same command with --resume goes on"
+    done = counted(iteration, "iteration")
+    return f"interrupted after {done}; {run.last} is written: the same command with --resume goes on"

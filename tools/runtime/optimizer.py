@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from configs.common import OptimConfig
-from configs.errors import UserError
+from configs.errors import UserError, counted
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
@@ -27,8 +27,8 @@ def describe_rate(config: OptimConfig, batch_size: int) -> str:
     """The scaling in words."""
     rate = scaled_rate(config, batch_size)
     if batch_size == config.reference_batch_size:
-        return f"{rate:.6g} at {batch_size} images a step"
-    return f"{config.lr:.6g} at {config.reference_batch_size} images a step, so {rate:.6g} at {batch_size}"
+        return f"{rate:.6g} at {counted(batch_size, 'image')} a step"
+    return f"{config.lr:.6g} at {counted(config.reference_batch_size, 'image')} a step, so {rate:.6g} at {batch_size}"
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:

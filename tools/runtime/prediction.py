@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import replacing
 from detection.evaluation.data import Detections, ImageId
 from detection.evaluation.write import coco_records, voc_records, writable_id
@@ -53,7 +53,7 @@ class PredictionFiles:
     def __init__(self, folder: Path, class_names: list[str], *, coco: bool = False, csv: bool = False) -> None:
         self.folder, self.class_names = folder, class_names
         self.wanted = {"coco": coco, "csv": csv}
-        self.images = self.objects = 0
+        self.images = self.frames = self.objects = 0
         self._stack = ExitStack()
         self._writers: list[Callable[[ImageDetections], None]] = []
 
@@ -81,8 +81,14 @@ class PredictionFiles:
         """Write the detections of an image."""
         for write in self._writers:
             write(found)
-        self.images += 1
+        self.images += found.frame is None
+        self.frames += found.frame is not None
         self.objects += len(found)
+
+    def looked_at(self) -> str:
+        """'3 images and 60 frames': what was added."""
+        parts = [counted(self.images, "image")] if self.images or not self.frames else []
+        return " and ".join([*parts, *([counted(self.frames, "frame")] if self.frames else [])])
 
     def _voc(self, found: ImageDetections) -> list[dict[str, Any]]:
         return voc_records(Detections.from_images([found.name], [found], self.class_names, frame="voc"))

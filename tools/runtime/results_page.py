@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.experiments import ClaimConfig, ColumnConfig, ExperimentConfig
 from configs.files import read_json
 from tools.runtime.texts import markdown_table
@@ -148,7 +148,7 @@ def _section(page: Page, name: str) -> str:
         environment = page.results[name]["environment"]
         commits = sorted({str(entry["commit"]) for entry in page.results[name]["runs"]})
         parts[-1] += (
-            f" {environment['device']}, {environment['threads']} thread{'s' * (environment['threads'] != 1)}, "
+            f" {environment['device']}, {counted(environment['threads'], 'thread')}, "
             f"torch {environment['versions']['torch']}, commit {', '.join(commits)}. "
             f"Means ± standard deviations over the seeds, last checkpoints: `docs/results/{name}.json`."
         )

@@ -24,9 +24,11 @@ from configs.files import write_text
 from tools.runtime.texts import leaves
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
-_FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png")
+_FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png", ".ended")
 _RESULTS = ("last_[0-9]*.pt", "tensorboard/events.out.tfevents.*")
 _WRITTEN, _LOCK = ".written.json", ".lock"
+ENDED = ".ended"
+"""A file that is no older than metrics.jsonl where a run came to its end."""
 _PART = ".*.[0-9]*-[0-9]*.part"
 """Files that `configs.files.replacing` had not finished."""
 
@@ -34,7 +36,8 @@ _PART = ".*.[0-9]*-[0-9]*.part"
 class RunFolder:
     """Writes what a run leaves behind. With `writes=False` (all processes but the first) it only knows the paths.
 
-    From `prepare` to `close` the folder is locked: a second run into it is refused.
+    From `prepare` to `close` the folder is locked: a second run into it is refused. `open` prepares a folder that
+    nobody has prepared, so that no run is lost by a call that was left out.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -42,7 +45,7 @@ class RunFolder:
         self.writes = writes
         self.lines: int | None = None
         """Lines of metrics.jsonl; after `prepare`, those that a checkpoint knows (None: it does not say)."""
-        self._replaces = False
+        self._prepared = self._replaces = False
         self._lock: int | None = None
         self._metrics_file: TextIO | None = None
         self._tensorboard: Any = None
@@ -90,7 +93,7 @@ class RunFolder:
             self._take_lock()
             for leftover in self.path.rglob(_PART):
                 leftover.unlink(missing_ok=True)  # of a writer that was killed
-        self._replaces = bool(there) and not goes_on
+        self._prepared, self._replaces = True, bool(there) and not goes_on
         return goes_on
 
     def _see_that_nothing_is_lost(self, there: list[str], resume: str | None, overwrite: bool) -> None:
@@ -192,6 +195,8 @@ class RunFolder:
         """
         if not self.writes or self._metrics_file is not None:
             return
+        if not self._prepared and not from_iteration:
+            self.prepare()
         if self._replaces and from_iteration == 0:
             self._clear()
         self.path.mkdir(parents=True, exist_ok=True)
@@ -292,7 +297,10 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._metrics_file is not None:
+            with suppress(OSError):  # the folder may be gone
+                (self.path / ENDED).touch()
         self.close()
 
 

@@ -14,8 +14,9 @@ import yaml
 from configs.errors import UserError
 from configs.files import read_text
 from tools.runtime.curves import TRAIN, curve, is_headline, names_of, read_rows
+from tools.runtime.run_folder import ENDED
 
-_ENDS = ("curves.png", "metrics.json")
+_ENDS = (ENDED, "curves.png", "metrics.json")
 """What a training writes when it ends."""
 
 

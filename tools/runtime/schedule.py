@@ -7,6 +7,7 @@ from bisect import bisect_right
 from dataclasses import dataclass
 
 from configs.common import ScheduleConfig
+from configs.errors import counted
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Schedule:
     def describe(self) -> str:
         """The schedule in words, in iterations and epochs."""
         parts = [
-            f"{self.iterations} iterations, {self.epoch(self.iterations):.4g} epochs of {self.iterations_per_epoch:.6g}"
+            f"{counted(self.iterations, 'iteration')}, {self.epoch(self.iterations):.4g} epochs of "
+            f"{self.iterations_per_epoch:.6g}"
         ]
         parts.append({"multistep": "steps", "cosine": "cosine to 0", "constant": "constant rate"}[self.policy])
         if self.policy == "multistep":

@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones.weights import Preprocessing
 from configs.detection import DataConfig, DetectionConfig, SourceConfig
-from configs.errors import UserError, examples
+from configs.errors import UserError, counted, examples
 from datasets.batch import Batch
 from datasets.build import Split, build_dataset
 from datasets.detection import DetectionDataset
@@ -111,7 +111,7 @@ def make_detector(
         say(f"weights    of {init_from}" + (f"; from scratch: {', '.join(fresh)}" if fresh else ""))
         if config.train.transfer_classes and start["class_names"] != class_names:
             known = transfer_classes(detector, start["model"], start["class_names"])
-            say(f"           but for the rows of {len(known)} classes of the same name: {', '.join(known[:20])}")
+            say(f"           but for {counted(len(known), 'row')} of classes of the same name: {', '.join(known[:20])}")
     return detector
 
 
@@ -138,7 +138,7 @@ def automatic_batch_size(
         parts = config.train.accumulate
         size, why = config.optim.reference_batch_size, "optim.reference_batch_size, on a CPU"
         size = max(1, min(size, len(dataset)) // parts) * parts
-    say(f"batch      {size} images a step (auto): {why}")
+    say(f"batch      {counted(size, 'image')} a step (auto): {why}")
     return size
 
 
@@ -207,7 +207,7 @@ def describe(
     start: Path | str | None = None,
 ) -> None:
     """Say what will be done; `start`: the detector whose weights it starts from."""
-    sizes = [f"{len(train_set)} images with {len(train_set.records.labels)} objects to train on"]
+    sizes = [f"{counted(len(train_set), 'image')} with {counted(len(train_set.records.labels), 'object')} to train on"]
     sizes += [
         f"{len(part)} to {verb}" for part, verb in ((val_set, "validate"), (test_set, "test")) if part is not None
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from backbones.weights import check_fields
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from configs.files import replacing
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import load_checkpoint, older
@@ -125,14 +125,15 @@ def say_steps(recipe: Recipe, schedule: Schedule) -> None:
     """Say how large the steps are and how many there will be."""
     train, optim = recipe.train, recipe.optim
     parts = f" in {train.accumulate} parts" if train.accumulate > 1 else ""
-    say(f"step       {train.batch_size} images{parts}, {optim.name}, rate {describe_rate(optim, train.batch_size)}")
+    images = counted(train.batch_size, "image")
+    say(f"step       {images}{parts}, {optim.name}, rate {describe_rate(optim, train.batch_size)}")
     say(f"schedule   {schedule.describe()}")
 
 
 def say_place(device: torch.device, amp: str, run: RunFolder) -> None:
     """Say where it trains, and where it is written."""
     threads = torch.get_num_threads()
-    cpu = f"CPU, {threads} thread{'s' * (threads > 1)}"
+    cpu = f"CPU, {counted(threads, 'thread')}"
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     say(f"device     {where}{several}{', bf16 autocast' if amp == 'bf16' else ''}")

@@ -9,7 +9,7 @@ from urllib.request import urlopen
 
 import yaml
 
-from backbones.fetch import locate
+from backbones.fetch import Remote, by_hand, locate
 from configs.errors import UserError
 from detection.zoo import CONFIGS, ZOO
 from tools.runtime.suggest import Machine
@@ -49,7 +49,11 @@ def choose_start(wanted: str, machine: Machine, images: int) -> Start:
     if wanted != "auto":
         if wanted not in ZOO:
             raise UserError(f"--start {wanted}: give auto, scratch, or one of {', '.join(ZOO)}")
-        return Start(wanted, f"{wanted} (docs/zoo.md), as asked", zoo_model(wanted))
+        reason = f"{wanted} (docs/zoo.md), as asked"
+        if not available(wanted):
+            todo = by_hand(_remote(wanted))
+            reason += f": it cannot be downloaded now: before the training, {todo}, or take --start scratch"
+        return Start(wanted, reason, zoo_model(wanted))
     name = ON_CPU if machine.gpu_gib is None else ON_GPU
     if machine.gpu_gib is None and images > FEW_IMAGES:
         return Start(
@@ -60,15 +64,15 @@ def choose_start(wanted: str, machine: Machine, images: int) -> Start:
     if not available(name):
         return Start(
             None,
-            f"random weights: {name} is not in the cache and cannot be downloaded now. With a network, init_data.py "
-            "starts from it, which helps much where images are few",
+            f"random weights, for {name} cannot be downloaded now; it would help much where images are few: "
+            f"{by_hand(_remote(name))}, and call init_data.py again with --overwrite",
         )
     return Start(name, f"{name}, published with {ZOO[name].published} (docs/zoo.md)", zoo_model(name))
 
 
 def available(name: str) -> bool:
     """Whether a detector's file is in the cache or can be downloaded; nothing is read of it yet."""
-    remote = locate(f"{name.partition('://')[0]}://{ZOO[name].file}")
+    remote = _remote(name)
     if remote.path.is_file():
         return True
     try:
@@ -76,6 +80,11 @@ def available(name: str) -> bool:
             return response.status == 200
     except (OSError, ValueError, HTTPException):  # no network, no such name, an answer that is none
         return False
+
+
+def _remote(name: str) -> Remote:
+    """The file of a name of the zoo."""
+    return locate(f"{name.partition('://')[0]}://{ZOO[name].file}")
 
 
 def zoo_model(name: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 
 from configs.detection import SourceConfig
+from configs.errors import counted
 from datasets.records import Records
 from datasets.survey import FEW, resized_extents
 
@@ -39,7 +40,7 @@ class Machine:
     """Memory of the GPU; None: there is none."""
 
     def __str__(self) -> str:
-        cores = f"{self.cpus} CPU core{'s' if self.cpus > 1 else ''}"
+        cores = counted(self.cpus, "CPU core")
         return cores if self.gpu_gib is None else f"a GPU with {self.gpu_gib:.0f} GiB, {cores}"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from configs.errors import counted
 from configs.files import write_text
 from detection.evaluation.data import GroundTruth, align
 from detection.evaluation.report import tables
@@ -116,8 +117,8 @@ def _facts(truth: GroundTruth, runs: list[Run], data_set: str) -> list[str]:
     aside = f" ({set_aside:,} of them {'crowd regions' if truth.frame == 'coco' else 'difficult'})" if set_aside else ""
     return [
         data_set,
-        f"{len(truth):,} images",
-        f"{len(truth.labels):,} objects{aside}",
-        f"{len(np.unique(truth.labels))} classes",
+        counted(len(truth), "image"),
+        counted(len(truth.labels), "object") + aside,
+        counted(len(np.unique(truth.labels)), "class"),
         f"{' and '.join(f'{len(run.detections):,}' for run in runs)} detections",
     ]

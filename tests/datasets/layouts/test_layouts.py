@@ -193,7 +193,7 @@ def test_coco_with_a_shared_image_folder(tmp_path):
         "train": {"images/a.jpg": 1, "images/b.jpg": 0},
         "val": {"images/c.jpg": 1, "images/d.jpg": 0},
     }
-    assert "1 images are in no annotation file" in find_layout(tmp_path).notes[0]
+    assert "1 image in no annotation file" in find_layout(tmp_path).notes[0]
 
 
 def test_roboflow_coco(tmp_path):
@@ -243,7 +243,7 @@ def test_of_two_layouts_the_one_that_annotates_more(tmp_path):
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"a.jpg": None, "notes.txt": "hello"}, "1 images and no annotations that are known (files: .txt)"),
+        ({"a.jpg": None, "notes.txt": "hello"}, "1 image and no annotations that are known (files: .txt)"),
         ({"a.txt": "hello"}, "holds no image"),
         ({"export.zip": ""}, "unpack export.zip first"),
     ],

@@ -193,7 +193,7 @@ def _twice_the_same_image() -> dict:
 @pytest.mark.parametrize(
     ("content", "warning"),
     [
-        (_repeated_ids(), "ids occur more than once"),
+        (_repeated_ids(), "id occurs more than once"),
         (_outsiders(), "passes over"),
         (_twice_the_same_image(), "last one"),
     ],

@@ -248,7 +248,7 @@ def test_a_folder_is_no_coco_file(tmp_path: Path) -> None:
     [
         ([], "holds no detection"),
         ([voc_item(category="cta")], "no ground truth.*cta.*did you mean cat"),
-        ([voc_item()], "nothing is detected of 1 classes.*traffic_light"),
+        ([voc_item()], "nothing detected of 1 class, .*traffic_light"),
         ([voc_item(bbox=[30, 1, 20, 5])], "1 reversed boxes"),
         ([voc_item(bbox=[30, 1, 29, 5])], "1 boxes without an area"),
         ([voc_item(bbox=[30, 1, 62, 5])], "1 boxes that leave the image"),

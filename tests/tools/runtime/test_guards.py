@@ -56,7 +56,7 @@ def test_the_first_try_of_a_new_user_is_warned_of() -> None:
 @pytest.mark.parametrize(
     ("schedule", "batch_size", "images", "said"),
     [
-        ({"iterations": 1000, "warmup_iterations": 400}, 8, 100, ["takes up 40 % of the 1000 steps"]),
+        ({"iterations": 1000, "warmup_iterations": 400}, 8, 100, ["takes up 40 % of 1,000 steps"]),
         ({"iterations": 100}, 8, 100, ["100 steps is too short to learn from: set schedule.iterations=1000"]),
         ({"iterations": 300}, 16, 6, ["batch_size 16 is more than the 6 training images", "train.batch_size=3"]),
         (
@@ -87,7 +87,7 @@ def test_rare_and_unlearned_classes() -> None:
     train = records_of({"cat": 10, "dog": 9, "cow": 0})
     found = data_warnings(train, [records_of({"cat": 1, "dog": 0, "cow": 2}, source="val")])
     assert len(found) == 2
-    assert "2 of 3 classes have fewer than 10 objects to learn from: dog (9), cow (0)" in found[0]
+    assert "2 of 3 classes with fewer than 10 objects to learn from: dog (9), cow (0)" in found[0]
     assert found[1] == "val has objects of classes that the training set lacks: cow"
     assert data_warnings(records_of({"cat": 10})) == []
 
@@ -123,8 +123,8 @@ def test_the_best_score_is_named() -> None:
     [
         (0.0, [], 50, ["AP is 0.0 %", "no detection reaches test.score_thresh 0.05", "50 steps are too few"]),
         (0.0, [], 5000, ["no detection reaches", "test.score_thresh=0.001 shows weaker ones"]),
-        (0.004, [0.11, 0.25], 5000, ["AP is 0.4 %", "2 detections, the best of score 0.25", "model.anchors.sizes"]),
-        (0.0, [0.25], None, ["1 detections", "model.anchors.sizes"]),
+        (0.004, [0.11, 0.25], 5000, ["AP is 0.4 %", "the best of 2 detections has score 0.25", "model.anchors.sizes"]),
+        (0.0, [0.25], None, ["the best of 1 detection has", "model.anchors.sizes"]),
         (0.01, [0.25], 5, []),
         (None, [], 5, []),
     ],
@@ -155,7 +155,7 @@ def test_images_that_two_sets_have_in_common(tmp_path: Path) -> None:
     assert said.startswith("2 of 3 images of data.val that were looked at are in data.train too, under another name")
     assert list(common_images({"train": train, "val": val[2:]})) == []
     (said,) = common_images({"train": train, "test": [*val[2:], train[0]]})
-    assert said == "data.train and data.test have 1 images in common: the test set's figures flatter"
+    assert said == "data.train and data.test have 1 image in common: the test set's figures flatter"
     assert list(common_images({"train": train, "val": [tmp_path / "gone.png"]})) == []
 
 
@@ -173,4 +173,4 @@ def test_a_classifiers_sets(tmp_path: Path) -> None:
     pixels = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     both, second = (ImageArrays(pixels[k:], np.arange(k, 2), ["a", "b"]) for k in (0, 1))
     (said,) = [text for text in classification_warnings(Splits(both, second, None)) if "no image of" not in text]
-    assert said.startswith("1 of 1 images of data.val that were looked at are in data.train")
+    assert said.startswith("1 of 1 image of data.val that were looked at is in data.train")

@@ -107,6 +107,22 @@ def test_a_run_is_not_overwritten_unasked(tmp_path):
         prepare(tmp_path / "run/config.yaml")
 
 
+def test_a_run_that_nobody_prepared_is_not_overwritten_either(tmp_path):
+    """As by a script of one's own that runs twice."""
+    for _ in range(2):
+        with RunFolder(tmp_path / "run") as run:
+            if (run.path / "metrics.jsonl").exists():
+                with pytest.raises(UserError, match=r"run: holds a run already \(config.yaml, metrics.jsonl\)"):
+                    run.open("second")
+            else:
+                run.open("first")
+    assert (tmp_path / "run/config.yaml").read_text() == "first"
+    with RunFolder(tmp_path / "run") as run:
+        run.prepare(overwrite=True)
+        run.open("third")
+    assert (tmp_path / "run/config.yaml").read_text() == "third"
+
+
 def test_nothing_to_go_on_from(tmp_path):
     path = tmp_path / "run"
     with pytest.raises(UserError, match="no run to resume here"):
@@ -142,7 +158,7 @@ def test_overwriting_removes_the_runs_files_and_no_others(tmp_path):
         run.open("seed: 1\n")
     left = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     assert {name for name in left if not name.startswith("tensorboard")} == {
-        "config.yaml", "metrics.jsonl", "notes.txt", "pictures/mine.png"
+        ".ended", "config.yaml", "metrics.jsonl", "notes.txt", "pictures/mine.png"
     }  # fmt: skip
 
 

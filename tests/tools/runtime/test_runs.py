@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 import pytest
@@ -45,6 +46,16 @@ def test_states(tmp_path):
     with RunFolder(tmp_path) as at_work:
         at_work.prepare(overwrite=True)
         assert state_of(tmp_path) == "running"
+    assert state_of(tmp_path) == "stopped"  # it has logged nothing
+    with contextlib.suppress(RuntimeError), RunFolder(tmp_path / "new") as fails:
+        fails.open("")
+        raise RuntimeError
+    assert state_of(tmp_path / "new") == "stopped"
+    with RunFolder(tmp_path / "new") as ends:  # as by tools.runtime.loop.fit, which draws no curves
+        ends.prepare(overwrite=True)
+        ends.open("")
+        assert not (tmp_path / "new/.ended").exists()
+    assert state_of(tmp_path / "new") == "finished"
     (tmp_path / "curves.png").touch()
     assert state_of(tmp_path) == "finished"
     earlier = (tmp_path / "metrics.jsonl").stat().st_mtime_ns - 10**9

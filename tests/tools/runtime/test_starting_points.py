@@ -33,6 +33,14 @@ def test_without_a_network_from_scratch_and_said(nothing_kept) -> None:
         assert start.name is None
         assert start.model is None
         assert "cannot be downloaded now" in start.reason
+        assert f"and put it at {nothing_kept}/torchvision/fasterrcnn_resnet50_fpn" in start.reason
+
+
+def test_a_detector_that_was_asked_for_says_what_to_fetch_by_hand(nothing_kept) -> None:
+    start = choose_start(ON_CPU, CPU, 20)
+    assert start.name == ON_CPU
+    assert f"get http://127.0.0.1:9/{ZOO[ON_CPU].file} on another machine and put it at {nothing_kept}" in start.reason
+    assert start.reason.endswith("--start scratch")
 
 
 def test_with_a_network_or_a_kept_file_from_a_detector(nothing_kept, monkeypatch) -> None:
@@ -53,9 +61,10 @@ def test_many_images_without_a_gpu_train_a_small_detector(monkeypatch) -> None:
     monkeypatch.setattr(starting_points, "available", lambda name: pytest.fail("asked the network for nothing"))
     assert choose_start("auto", CPU, 300).name is None
     assert choose_start("scratch", GPU, 20).name is None
-    assert choose_start(ON_GPU, CPU, 300).name == ON_GPU
     with pytest.raises(UserError, match="give auto, scratch, or one of torchvision://"):
         choose_start("torchvision://x", CPU, 20)
+    monkeypatch.setattr(starting_points, "available", lambda name: True)
+    assert choose_start(ON_GPU, CPU, 300).name == ON_GPU
 
 
 @pytest.mark.parametrize("name", [ON_CPU, ON_GPU])
