@@ -130,6 +130,17 @@ def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], Ma
     if pixels.shape[:2] != declared:
         found = f"{pixels.shape[1]} x {pixels.shape[0]}, declared {declared[1]} x {declared[0]}"
         problems.append(Problem("size-differs", path, value=found))
+    try:
+        problems += _traits(path, "turned" if shown == pixels.shape[:2] else "taken as stored")
+    except Exception as error:  # Pillow's plugins raise many kinds where OpenCV is content
+        problems.append(Problem("image-damaged", path, value=f"Pillow: {error}"[:200]))
+    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
+    return problems, Marks(digest, _look(pixels))
+
+
+def _traits(path: str, turned: str) -> list[Problem]:
+    """What is unusual about one file by its header; `turned` says what a note of its rotation led to."""
+    problems = []
     with Image.open(path) as image:
         codes = {"L": "image-grey", "1": "image-grey", "LA": "image-grey", "CMYK": "image-cmyk", "P": "image-palette"}
         if image.mode in codes:
@@ -141,10 +152,8 @@ def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], Ma
             problems.append(Problem("image-animated", path, value=f"{frames} frames"))
         orientation = image.getexif().get(0x0112, 1)
     if orientation in range(2, 9):
-        turned = "turned" if shown == pixels.shape[:2] else "taken as stored"
         problems.append(Problem("image-turned", path, value=f"orientation {orientation}, {turned}"))
-    digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
-    return problems, Marks(digest, _look(pixels))
+    return problems
 
 
 def _look(pixels: np.ndarray) -> tuple[int, int] | None:

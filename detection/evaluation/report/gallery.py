@@ -224,7 +224,7 @@ def _thumbnail(analysis: Analysis, index: int, images: Path | None) -> tuple[str
             image.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
             small = image.convert("RGB")
             small.thumbnail((THUMBNAIL, THUMBNAIL))
-    except OSError:
+    except Exception:  # Pillow's plugins raise many kinds for broken files
         return "", declared if min(declared) > 0 else _extent(analysis, index)
     content = io.BytesIO()
     small.save(content, "JPEG", quality=80, optimize=True)
