@@ -22,7 +22,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from configs.errors import UserError, examples
-from configs.inputs import note, note_place
+from configs.inputs import note, note_place, open_file
 
 TEXT_LIMIT = 1 << 28
 """Bytes. A text file that is larger is not one that a person or a labelling tool wrote."""
@@ -57,20 +57,26 @@ def home() -> Path:
     return Path(os.environ.get("RESIDUAL_DETECTION_HOME") or Path.home() / ".cache" / "residual-detection").expanduser()
 
 
-def read_bytes(path: str | Path, what: str) -> bytes:
+def read_bytes(path: str | Path, what: str, limit: int = 1 << 32) -> bytes:
     """The content of a file.
 
     Args:
         path: the file.
         what: what messages call it, for example `label file`.
+        limit: bytes; a larger file is refused before it is read.
 
     Raises:
-        UserError: there is no such file (names the folder's others of its kind), or it cannot be read.
+        UserError: there is no such file (names the folder's others of its kind), it is too large or no file, or it
+            cannot be read.
     """
     path = Path(path)
     note(path)
     try:
-        return path.read_bytes()
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise UserError(f"{path}: has {size} bytes, more than {limit}: is it a {what}?")
+            return file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such {what}{_neighbours(path)}") from None
     except IsADirectoryError:
@@ -100,7 +106,7 @@ def read_text(path: str | Path, what: str = "text file") -> str:
     Raises:
         UserError: the file is missing, too large, or not text in an encoding that is certain.
     """
-    return decode_text(read_bytes(path, what), path)
+    return decode_text(read_bytes(path, what, TEXT_LIMIT), path)
 
 
 def read_lines(path: str | Path, what: str = "text file") -> list[str]:

@@ -1,4 +1,4 @@
-"""Which files and folders a reading depended on, so that its result can be kept until one of them changes.
+"""Opening input files, and which of them a reading depended on, so that its result can be kept until one changes.
 
 The readers' own functions (`configs.files`, `datasets.listing`, `datasets.images`) note what they look at while
 somebody asks for it.
@@ -6,12 +6,14 @@ somebody asks for it.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 State = tuple[int, int, int, int]
 """Size, times of the last change of content and of attributes in nanoseconds, inode; zeros: there is no such file."""
@@ -61,7 +63,23 @@ def digest_of(path: str) -> bytes:
         if stat.S_ISDIR(os.stat(path).st_mode):
             names = sorted(os.fsencode(name) for name in os.listdir(path))
             return hashlib.sha256(b"\0".join([b"folder", *names])).digest()
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except (OSError, ValueError):
         return bytes(32)
+
+
+_OWN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+"""Where this process's own inputs are: what a shell writes for `<(...)`."""
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """The file, open to read bytes. What is no file is refused before it is opened: reading it might never end.
+
+    Raises:
+        OSError: as `open` does; or a pipe (other than this process's own), a socket or a device.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or os.fspath(path).startswith(_OWN_PIPES)):
+        raise OSError(errno.EINVAL, "it is no file (a pipe, a socket or a device)", os.fspath(path))
+    return open(path, "rb")

@@ -136,7 +136,7 @@ def _read_python_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def _read_binary_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """(N, 3072) uint8 and (N,) labels of a binary batch: for each image one byte of label and the planes."""
-    data = np.fromfile(path, np.uint8)
+    data = np.frombuffer(read_bytes(path, "CIFAR-10 batch"), np.uint8)
     if len(data) == 0 or len(data) % (1 + _PIXELS):
         raise UserError(
             f"{path}: truncated: {len(data)} bytes are not a whole number of images of {1 + _PIXELS} bytes each"

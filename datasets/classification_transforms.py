@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from configs.classification import ImageAugmentConfig, ImageDataConfig
 from configs.errors import UserError
-from datasets.images import ImageFile, image_file_size, read_image, read_reduced
+from datasets.images import ImageFile, image_file_size, read_image
 from datasets.resize import resized_size
 
 Box = tuple[int, int, int, int]
@@ -29,7 +29,7 @@ class LazyImage:
 
     Args:
         path: the file, or a name for messages.
-        reduced: whether `shrunk` may decode at 1/2, 1/4, 1/8 (libjpeg does that in the frequency domain, at a
+        reduced: whether `shrunk` may decode a JPEG at 1/2, 1/4, 1/8 (libjpeg does that in the frequency domain, at a
             fraction of the time).
         image: (H, W, 3) uint8, where it is there already.
     """
@@ -44,7 +44,7 @@ class LazyImage:
         if self.image is not None:
             return self.image
         divisor = max((f for f in (2, 4, 8) if f <= factor), default=1)
-        return read_image(self.path) if divisor == 1 else read_reduced(self.path, divisor)
+        return read_image(self.path, divisor=divisor)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, fast: bool = False) -> np.ndarray:

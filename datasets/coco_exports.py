@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,8 +48,8 @@ def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) 
     """
     if unlabelled not in ("empty", "error"):
         return records
-    listed = {Path(path).resolve() for path in records.image_paths.tolist()}
-    others = [path for path in images_below(folder) if path.resolve() not in listed]
+    listed = set(map(os.path.realpath, records.image_paths.tolist()))
+    others = [path for path in images_below(folder) if os.path.realpath(path) not in listed]
     if not others:
         return records
     if unlabelled == "error":

@@ -24,7 +24,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from configs.errors import PrintableFilter, UserError
 from configs.files import FOREIGN
-from configs.inputs import note
+from configs.inputs import note, open_file
 from datasets.complaints import heard, note_damage
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ logger.addFilter(PrintableFilter())
 
 MAX_PIXELS = 250_000_000
 """Larger images are refused before a byte is decoded: 20,000 x 20,000 would take 1.2 GB, and as much to turn it."""
+MAX_BYTES = 1 << 31
+"""Larger files are refused before they are read: no image of so few pixels has more."""
 Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower than what OpenCV reads; ours is checked in its place
 warnings.filterwarnings("ignore", module="PIL")  # about odd EXIF, without the file's name
 
@@ -43,6 +45,7 @@ _FOREIGN = {
 _ORIENTATION_TAG = 0x0112
 _MAX_METADATA = 1 << 24
 _PNG_START = b"\x89PNG\r\n\x1a\n"
+_JPEG_START = b"\xff\xd8"
 _PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -58,15 +61,16 @@ ImageFile = str | Path | HasBytes
 """What is read as an image: a path, or something with `read_bytes`."""
 
 
-def read_image(path: ImageFile, declared_size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: ImageFile, declared_size: tuple[int, int] | None = None, *, divisor: int = 1) -> np.ndarray:
     """The file's image as RGB; grey, palette, CMYK, 16-bit and transparent images are converted.
 
     Args:
         path: the image file, or something whose `read_bytes` gives its content.
         declared_size: (H, W) of the annotation file, which decides about rotation (see the module's docstring).
+        divisor: 2, 4 or 8: a JPEG at this part of its size, by libjpeg's own reduction; other files as they are.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8; reduced sides are rounded up.
 
     Raises:
         UserError: the file is missing, truncated, too large or no image.
@@ -75,21 +79,26 @@ def read_image(path: ImageFile, declared_size: tuple[int, int] | None = None) ->
         data = np.frombuffer(_bytes_of(path), np.uint8)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the image: {getattr(error, 'strerror', None) or error}") from error
-    return decode_image(data, path, declared_size)
+    return decode_image(data, path, declared_size, divisor=divisor)
 
 
-def decode_image(data: np.ndarray, path: ImageFile, declared_size: tuple[int, int] | None = None) -> np.ndarray:
+def decode_image(
+    data: np.ndarray, path: ImageFile, declared_size: tuple[int, int] | None = None, *, divisor: int = 1
+) -> np.ndarray:
     """The image in the bytes (N,) uint8 of a file, as `read_image`; `path` is what messages call it."""
     header = _header(io.BytesIO(data.tobytes()), path)
     if header.deep:
         _check_range(_decode(data, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_GRAYSCALE, path), path)
     # OpenCV's own rotation knows no XMP, and differs between formats and versions.
-    image = _decode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    divisor = divisor if data[:2].tobytes() == _JPEG_START else 1
+    image = _decode(data, _COLOUR[divisor] | cv2.IMREAD_IGNORE_ORIENTATION, path)
+    if divisor > 1:
+        image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
     if not _ends_properly(data):
         _verify(data, path)
     shown, stored = header.shown_size, header.stored_size
     is_turned = header.is_tiff and image.shape[:2] == shown  # OpenCV's TIFF decoder always turns
-    if image.shape[:2] != (shown if is_turned else stored):
+    if image.shape[:2] != tuple(-(-side // divisor) for side in (shown if is_turned else stored)):
         raise UserError(
             f"{path}: the header says {size_words(stored)}, the pixels are {size_words(image.shape[:2])}: damaged"
         )
@@ -110,7 +119,7 @@ def image_file_size(path: ImageFile, declared_size: tuple[int, int] | None = Non
     if isinstance(path, str | Path):
         note(path)
     try:
-        with open(path, "rb") if isinstance(path, str | Path) else io.BytesIO(path.read_bytes()) as file:
+        with open_file(path) if isinstance(path, str | Path) else io.BytesIO(path.read_bytes()) as file:
             header = _header(file, path)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such image") from error
@@ -166,9 +175,11 @@ def _header(file: BinaryIO, path: ImageFile) -> _Header:
     except Exception as error:  # Pillow's plugins raise many kinds for broken headers
         raise UserError(f"{path}: cannot be read as an image: {_reason(error, start)}") from error
     height, width = header.shown_size
-    if not 0 < height * width <= MAX_PIXELS:
+    if not height * width:
+        raise UserError(f"{path}: is {size_words(header.shown_size)}: it has no pixels")
+    if height * width > MAX_PIXELS:
         limit = f"more than {MAX_PIXELS // 10**6} million pixels: cut it into tiles"
-        raise UserError(f"{path}: is {size_words((height, width))}: {limit if height * width else 'damaged'}")
+        raise UserError(f"{path}: is {size_words(header.shown_size)}: {limit}")
     return header
 
 
@@ -223,20 +234,19 @@ def _turn(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _bytes_of(path: ImageFile) -> bytes | np.ndarray:
-    return np.fromfile(path, np.uint8) if isinstance(path, str | Path) else path.read_bytes()
+    if not isinstance(path, str | Path):
+        return path.read_bytes()
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise UserError(f"{path}: has {size} bytes, more than {MAX_BYTES}: is it an image?")
+        return np.fromfile(file, np.uint8)
 
 
-def read_reduced(path: ImageFile, divisor: int) -> np.ndarray:
-    """The image at 1/2, 1/4 or 1/8 of its size (H, W, 3) uint8 RGB, by libjpeg's own reduction where it is a JPEG.
-
-    Raises:
-        UserError: it is no readable image.
-    """
-    data = np.frombuffer(_bytes_of(path), np.uint8)
-    return cv2.cvtColor(_decode(data, _REDUCED[divisor], path), cv2.COLOR_BGR2RGB)
-
-
-_REDUCED = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
+_COLOUR = {
+    1: cv2.IMREAD_COLOR_RGB, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8
+}  # fmt: skip
+"""OpenCV's flags by divisor; it reduces to BGR only."""
 
 
 def _decode(data: np.ndarray, flags: int, path: ImageFile) -> np.ndarray:
@@ -275,7 +285,7 @@ _told_of_range: list[ImageFile] = []
 def _ends_properly(data: np.ndarray) -> bool:
     """Whether a JPEG or PNG has its end marker: OpenCV fills what is missing with grey and says nothing."""
     head, tail = data[:2].tobytes(), data[-2:].tobytes()
-    if head == b"\xff\xd8":
+    if head == _JPEG_START:
         if tail == b"\xff\xd9":
             return True
         everything = data.tobytes()

@@ -132,15 +132,15 @@ def _lint_image(path: str, declared: tuple[int, int]) -> tuple[list[Problem], Ma
         found = f"{pixels.shape[1]} x {pixels.shape[0]}, declared {declared[1]} x {declared[0]}"
         problems.append(Problem("size-differs", path, value=found))
     try:
-        problems += _lint_header(path, shown, pixels.shape[:2])
-    except Exception:  # Pillow refuses some files that the decoder reads, and raises many kinds
-        problems.append(Problem("image-damaged", path, value="Pillow refuses it, the decoder of trainings reads it"))
+        problems += _traits(path, "turned" if shown == pixels.shape[:2] else "taken as stored")
+    except Exception as error:  # Pillow's plugins raise many kinds where OpenCV is content
+        problems.append(Problem("image-damaged", path, value=f"Pillow: {error}"[:200]))
     digest = hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).hexdigest()
     return problems, Marks(digest, _look(pixels))
 
 
-def _lint_header(path: str, shown: tuple[int, int], decoded: tuple[int, ...]) -> list[Problem]:
-    """What Pillow says of a file: its colours, frames and orientation; of its two sizes (H, W) whether it is turned."""
+def _traits(path: str, turned: str) -> list[Problem]:
+    """What is unusual about one file by its header; `turned` says what a note of its rotation led to."""
     problems = []
     with Image.open(path) as image:
         codes = {"L": "image-grey", "1": "image-grey", "LA": "image-grey", "CMYK": "image-cmyk", "P": "image-palette"}
@@ -153,7 +153,6 @@ def _lint_header(path: str, shown: tuple[int, int], decoded: tuple[int, ...]) ->
             problems.append(Problem("image-animated", path, value=f"{frames} frames"))
         orientation = image.getexif().get(0x0112, 1)
     if orientation in range(2, 9):
-        turned = "turned" if shown == decoded else "taken as stored"
         problems.append(Problem("image-turned", path, value=f"orientation {orientation}, {turned}"))
     return problems
 

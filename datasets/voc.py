@@ -16,7 +16,7 @@ import numpy as np
 from defusedxml import DefusedXmlException, ElementTree
 
 from configs.errors import UserError, counted, did_you_mean
-from configs.files import decode_xml, is_file, read_bytes, read_lines
+from configs.files import TEXT_LIMIT, decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
 from datasets.folders import how_to_get
 from datasets.images import image_file_size
@@ -56,7 +56,7 @@ def read_annotation(path: str | Path) -> VocAnnotation:
     path = Path(path)
     if not is_file(path):
         path = same_name(path) or path  # a.XML
-    text = decode_xml(read_bytes(path, "annotation file"), path)
+    text = decode_xml(read_bytes(path, "annotation file", TEXT_LIMIT), path)
     try:
         root = ElementTree.fromstring(text)
     except (ParseError, DefusedXmlException, ValueError) as error:

@@ -26,11 +26,16 @@ def find_layout(folder: Path) -> Layout:
     """The layout of a folder: of several that fit, the one that annotates the most images.
 
     Raises:
-        UserError: the folder holds no image, or no annotation in a format that is known.
+        UserError: the folder holds no image, or no annotation in a format that is known; or one file annotates all
+            images of a part, and there is another such file that cannot be read.
     """
     inventory = take_inventory(folder)
     found = [layout for finder in FINDERS if (layout := finder(inventory)) is not None]
-    if not found:
+    best = max(found, key=lambda layout: layout.num_labelled, default=None)
+    of_many = best is None or _format_of(best) in ("coco", "via", "csv")
+    if of_many and inventory.unreadable:  # it may be the annotation of a part, which would be lost
+        raise UserError(f"{inventory.unreadable[0]}: repair or remove it")
+    if best is None:
         images = set(inventory.images)
         others = sorted({path.suffix.lower() for path in inventory.files if path not in images} - {""})
         raise UserError(
@@ -38,8 +43,11 @@ def find_layout(folder: Path) -> Layout:
             f"(files: {', '.join(others) or 'images alone'}): VOC XML, COCO JSON, YOLO text, labelme, VIA, TensorFlow "
             "CSV and Supervisely are read"
         )
-    best = max(found, key=lambda layout: layout.num_labelled)
     others = [layout.name for layout in found if layout is not best]
     if others:
         best.notes.append(f"there are also annotations as {' and as '.join(others)}: they are not used")
     return best
+
+
+def _format_of(layout: Layout) -> str:
+    return next(source.format for sources in layout.parts.values() for source in sources)

@@ -80,11 +80,13 @@ def _voc_sets(
 
 
 def _listed(root: Path, name: str) -> list[str]:
-    """The images of a list; none where it is empty."""
-    try:
-        return read_image_set(root, name)
-    except UserError:
-        return []
+    """The images of a list; none where it is empty.
+
+    Raises:
+        UserError: the list cannot be read, or names what it may not.
+    """
+    path = root / "ImageSets" / "Main" / f"{name}.txt"
+    return read_image_set(root, name) if read_text(path, "image set").strip() else []
 
 
 def _is_voc(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from configs.detection import SourceConfig
 from configs.errors import UserError
-from configs.files import read_json
+from configs.files import read_json, read_text
 from datasets.annotation_tables import via_entries
 from datasets.collect import images_below, walk
 
@@ -44,10 +44,23 @@ class Inventory:
     """The folder, or the only folder in it that holds anything."""
     files: list[Path]
     images: list[Path]
+    _broken: list[str] = field(default_factory=list)
+    """What `unreadable` returns."""
 
     def of(self, *suffixes: str) -> list[Path]:
         """The files with one of these suffixes (lower case)."""
         return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    @cached_property
+    def unreadable(self) -> list[str]:
+        """Why JSON files and tables, of the first of each folder, cannot be read, a line for each."""
+        self.json_kinds  # noqa: B018  it notes what it meets
+        for path in self.of(".csv"):
+            try:
+                read_text(path, "table")
+            except UserError as error:
+                self._broken.append(str(error))
+        return self._broken
 
     @cached_property
     def json_kinds(self) -> dict[Path, str]:
@@ -57,12 +70,20 @@ class Inventory:
             by_folder[path.parent].append(path)
         kinds: dict[Path, str] = {}
         for files in by_folder.values():
-            found = {path: json_kind(path) for path in files[:LOOKED_AT]}
+            found = {path: self._json_kind(path) for path in files[:LOOKED_AT]}
             first = set(found.values())
             same = first.pop() if len(first) == 1 else None
-            found |= {path: same or json_kind(path) for path in files[LOOKED_AT:]}
+            found |= {path: same or self._json_kind(path) for path in files[LOOKED_AT:]}
             kinds |= {path: kind for path, kind in found.items() if kind is not None}
         return kinds
+
+    def _json_kind(self, path: Path) -> str | None:
+        """See `json_kind`; None for a file that cannot be read, too, which is noted."""
+        try:
+            return json_kind(path)
+        except UserError as error:
+            self._broken.append(str(error))
+            return None
 
 
 def take_inventory(folder: Path) -> Inventory:
@@ -87,11 +108,12 @@ def take_inventory(folder: Path) -> Inventory:
 
 
 def json_kind(path: Path) -> str | None:
-    """What a JSON file is: coco, labelme, via or supervisely; None: something else, or broken."""
-    try:
-        content = read_json(path, "annotation file")
-    except UserError:
-        return None
+    """What a JSON file is: coco, labelme, via or supervisely; None: something else.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    content = read_json(path, "annotation file")
     if via_entries(content) is not None:
         return "via"
     if not isinstance(content, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
             folder = min((place for place, count in hits.items() if count == most), key=nearness)
             break
     finder = ImageFinder(folder, [image for image in inventory.images if image.is_relative_to(folder)])
-    images = {path.resolve() for name in names if (path := finder(name)) is not None}
+    images = {Path(os.path.realpath(path)) for name in names if (path := finder(name)) is not None}
     return (folder, images) if images else (None, images)
 
 

@@ -200,3 +200,13 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 def test_what_the_block_cannot_read_is_not_called_unwritable(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"), replacing(tmp_path / "x"):
         (tmp_path / "absent").read_text()
+
+
+def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "a.txt"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # of zeros, without room on the disk
+    with pytest.raises(UserError, match=r"a\.txt: has 1099511627776 bytes, more than 268435456: is it a text file\?"):
+        read_text(path)
+    with pytest.raises(UserError, match=r"a\.txt: has 1099511627776 bytes, more than 4294967296: is it a list\?"):
+        read_json(path, "list")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from configs.files import is_file, is_folder, read_lines
+import pytest
+
+from configs.errors import UserError
+from configs.files import is_file, is_folder, read_json, read_lines
 from configs.inputs import ABSENT, digest_of, note, noting, state_of
 
 
@@ -47,3 +50,22 @@ def test_digests(tmp_path: Path) -> None:
     (tmp_path / "b").touch()
     assert digest_of(str(tmp_path)) != folder
     assert digest_of(str(tmp_path / "c")) == bytes(32)
+
+
+def test_what_never_ends_is_refused_and_a_shells_pipe_is_read(tmp_path: Path) -> None:
+    """A pipe without a writer blocks, a device has no end; `<(...)` is a pipe of this process."""
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.json").symlink_to("pipe.json")
+    (tmp_path / "zero.json").symlink_to("/dev/zero")
+    for name in ("pipe.json", "link.json", "zero.json"):
+        for read in (read_lines, read_json):
+            with pytest.raises(
+                UserError, match=rf"{name}: cannot read the list: it is no file \(a pipe, a socket or a"
+            ):
+                read(tmp_path / name, "list")
+        assert digest_of(str(tmp_path / name)) == bytes(32)
+    reader, writer = os.pipe()
+    os.write(writer, b"a\nb\n")
+    os.close(writer)
+    assert read_lines(f"/dev/fd/{reader}") == ["a", "b"]
+    os.close(reader)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -180,6 +181,11 @@ def test_orientation_is_one_for_size_and_pixels(
         image = read_image(path, declared)
         assert image.shape[:2] == image_file_size(path, declared) == expected.shape[:2]
         assert np.abs(image.astype(int) - expected).mean() < 4
+    half = read_image(path, divisor=2)
+    if suffix == ".jpg":
+        shown = shown.reshape(shown.shape[0] // 2, 2, shown.shape[1] // 2, 2, 3).mean((1, 3))
+    assert half.shape == shown.shape
+    assert np.abs(half - shown).mean() < 4
 
 
 def test_orientation_behind_the_pixels_of_a_png(tmp_path: Path, picture: Image.Image) -> None:
@@ -214,6 +220,21 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path, monkeypatch
     path.write_bytes(_png(0, 30))
     with pytest.raises(UserError, match=r"huge\.png: is 0 wide and 30 high: damaged"):
         image_file_size(path)
+
+
+def test_files_without_pixels_without_an_end_or_too_large(tmp_path: Path) -> None:
+    (tmp_path / "none.png").write_bytes(_png(0, 10))
+    os.mkfifo(tmp_path / "pipe.png")
+    for read in (read_image, image_file_size):
+        with pytest.raises(UserError, match=r"none\.png: is 0 wide and 10 high: it has no pixels"):
+            read(tmp_path / "none.png")
+        with pytest.raises(UserError, match=r"pipe\.png: cannot read the image: it is no file \(a pipe, a socket or a"):
+            read(tmp_path / "pipe.png")
+    with (tmp_path / "large.png").open("wb") as file:
+        file.write(_png(4, 3))
+        file.truncate(1 << 40)
+    with pytest.raises(UserError, match=r"large\.png: has 1099511627776 bytes, more than 2147483648: is it an image\?"):
+        read_image(tmp_path / "large.png")
 
 
 def test_limits_of_pillow_do_not_end_what_opencv_reads(tmp_path: Path) -> None:

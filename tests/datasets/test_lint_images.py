@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -92,9 +94,19 @@ def test_what_pillow_alone_refuses_is_told(tmp_path: Path) -> None:
     data[data.index(b"tEXtnote") + len(b"tEXtnote\0x")] ^= 1
     path.write_bytes(data)
     problems, marks = lint_images(image_set(tmp_path, {"a.png": (40, 60)}))
-    assert [(problem.code, problem.value.split(",")[0]) for problem in problems] == [
-        ("image-damaged", "Pillow refuses it")
-    ]
+    assert [problem.code for problem in problems] == ["image-damaged"]
+    assert problems[0].line().count("Pillow: ") == 1
+    assert len(marks) == 1
+
+
+def test_what_pillow_refuses_and_opencv_reads_is_damaged(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(tmp_path / "a.png")
+    data, text = (tmp_path / "a.png").read_bytes(), b"zTXta\0\0" + zlib.compress(bytes(1 << 21))
+    note = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    (tmp_path / "a.png").write_bytes(data[:33] + note + data[33:])  # behind the header
+    problems, marks = lint_images(image_set(tmp_path, {"a.png": (40, 60)}))
+    assert [problem.code for problem in problems] == ["image-damaged"]
+    assert "Pillow: Decompressed data too large" in problems[0].line()
     assert len(marks) == 1
 
 

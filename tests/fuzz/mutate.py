@@ -104,7 +104,8 @@ def mutate_text(text: str, rng: random.Random) -> bytes:
             elif change == 2:
                 words[place : place + 2] = ["".join(words[place : place + 2])]
             else:
-                words[place] *= rng.choice((2, 100, 5000))
+                times = rng.choice((2, 100, 5000))
+                words[place] *= min(times, 1 + 1_000_000 // (len(words[place]) + 1))  # by chance several in a row
             text = separators.join(words)
         elif what < 0.85:
             text = "\n".join([*lines, rng.choice(lines)])

@@ -177,7 +177,7 @@ def picture_paths(out: Path, files: Sequence[tuple[str, str]]) -> dict[str, Path
     Raises:
         UserError: a picture would replace one of the inputs.
     """
-    inputs = {Path(file).resolve() for file, _ in files if not is_address(file)}
+    inputs = {os.path.realpath(file) for file, _ in files if not is_address(file)}
     taken: set[str] = set()
     paths: dict[str, Path] = {}
     for file, name in files:
@@ -191,7 +191,7 @@ def picture_paths(out: Path, files: Sequence[tuple[str, str]]) -> dict[str, Path
             number += 1
             path = first.with_name(f"{first.stem}-{number}{first.suffix}")
         taken.add(str(path).lower())
-        if path.resolve() in inputs:
+        if os.path.realpath(path) in inputs:
             raise UserError(f"{path}: a picture would overwrite this input: choose another folder with --out")
         paths[file] = path
     return paths

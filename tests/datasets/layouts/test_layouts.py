@@ -196,6 +196,33 @@ def test_coco_with_a_shared_image_folder(tmp_path):
     assert "1 image in no annotation file" in find_layout(tmp_path).notes[0]
 
 
+def test_a_file_for_many_images_that_cannot_be_read_is_named(tmp_path):
+    """Its images would be left out, or divided anew."""
+    files = {f"images/{name}.jpg": None for name in "abcd"}
+    files |= {"annotations/train.json": coco("a.jpg", "b.jpg"), "annotations/val.json": coco("c.jpg", "d.jpg")[:-9]}
+    with pytest.raises(UserError, match=r"val\.json: not valid JSON: .*: repair or remove it"):
+        find_layout(write(tmp_path / "coco", files))
+    rows = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+    files = {"a.jpg": None, "b.jpg": None, "train.csv": f"{rows}a.jpg,40,30,white cell,2,5,20,25\n", "val.csv": "\0\0"}
+    with pytest.raises(UserError, match=r"val\.csv: holds zero bytes: it is not a text file"):
+        find_layout(write(tmp_path / "csv", files))
+    files = {f"JPEGImages/{name}.jpg": None for name in "abcd"} | {f"Annotations/{name}.xml": XML for name in "abcd"}
+    files |= {"ImageSets/Main/train.txt": "a\nb\n", "ImageSets/Main/val.txt": "c\nd\n\0"}
+    with pytest.raises(UserError, match=r"val\.txt: holds zero bytes: it is not a text file"):
+        find_layout(write(tmp_path / "voc", files))
+
+
+def test_an_image_that_is_a_link_to_itself(tmp_path):
+    root = write(
+        tmp_path, {"a.jpg": None, "b.jpg": None, "c.jpg": None, "_annotations.coco.json": coco("a.jpg", "b.jpg")}
+    )
+    (root / "c.jpg").unlink()
+    (root / "c.jpg").symlink_to("c.jpg")
+    (source,) = find_layout(root).parts["all"]
+    with pytest.raises(UserError, match=r"c\.jpg: cannot read the image: Too many levels"):
+        build_records(DataConfig(train=[source], classes="auto"), "train", Path("/"))
+
+
 def test_roboflow_coco(tmp_path):
     files = {"train/a.jpg": None, "train/b.jpg": None, "valid/c.jpg": None}
     files |= {"train/_annotations.coco.json": coco("a.jpg", "b.jpg", placeholder=True)}
