@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from backbones.resnet_spec import RESNETS, PoolSpec, ResNetSpec, StemSpec
@@ -31,6 +32,14 @@ def test_maps_by_hand():
     assert row.last_map() == (4, 4)  # (9 - 3) // 2 + 1, (10 - 3) // 2 + 1
     assert PoolSpec(size=3, stride=2, padding=1).output_size(17) == 9
     assert StemSpec(pool=False).pooling is None
+
+
+def test_pooling_layers_by_hand():
+    """Windows of 2 at a stride of 2 drop the fifth column; a padded maximum at a stride of 1 keeps the size."""
+    x = torch.arange(10.0).reshape(1, 1, 2, 5)
+    assert PoolSpec(size=2).build()(x).tolist() == [[[[6, 8]]]]
+    assert PoolSpec(kind="average", size=2).build()(x).tolist() == [[[[3, 5]]]]
+    assert PoolSpec(size=3, stride=1, padding=1).build()(x).tolist() == [[[[6, 7, 8, 9, 9]] * 2]]
 
 
 def test_kernels_and_strides():

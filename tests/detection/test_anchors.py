@@ -113,3 +113,22 @@ def test_tensors_without_values_are_not_remembered():
     expected = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16])([(3, 5)], torch.device("cpu"))
     assert torch.equal(anchors, expected[0])
     assert generator([(3, 5)], torch.device("cpu"))[0] is anchors  # remembered now
+
+
+def test_each_device_has_anchors_of_its_own():
+    make, meta = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16]), torch.device("meta")
+    for width in (5, 6):
+        anchors, codes = make([(3, width)], meta)
+        assert anchors.device == codes.device == meta
+        assert anchors.shape == (3 * width * 6, 4)
+    assert make([(3, 5)], CPU)[0].device == CPU
+    assert list(make._base_on) == [meta]
+
+
+def test_a_trace_leaves_nothing_behind(monkeypatch):
+    """Its sizes may be symbols."""
+    make = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16])
+    expected = AnchorGenerator(AnchorConfig(sizes=[16, 32]), [16])([(3, 5)], CPU)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert all(torch.equal(a, b) for a, b in zip(make([(3, 5)], CPU), expected, strict=True))
+    assert make._grids == make._remembered == {}

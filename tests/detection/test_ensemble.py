@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from configs.errors import UserError
-from detection.ensemble import average, check_class_names, unite_proposals
+from detection import ensemble
+from detection.ensemble import average, check_class_names, load_ensemble, unite_proposals
 from detection.rpn import Proposals
 from detection.scoring import Scored
 
@@ -59,3 +61,19 @@ def test_members_share_their_classes():
         check_class_names([["cat", "dog"], ["cat", "dog"], ["cat", "cow"]], paths)
     with pytest.raises(UserError, match="another order"):
         check_class_names([["cat", "dog"], ["dog", "cat"]], paths[:2])
+
+
+def test_all_members_are_loaded_and_the_config_is_the_first_s(monkeypatch):
+    asked = []
+
+    def load(path, *, overrides, device):
+        asked.append((path, overrides, device))
+        return SimpleNamespace(class_names=["cat", "dog"] if path != "c.pt" else ["cow"], path=path), f"{path}'s config"
+
+    monkeypatch.setattr(ensemble, "load_detector", load)
+    detectors, config = load_ensemble(["a.pt", "b.pt"], overrides=["test.nms_thresh=0.4"], device="meta")
+    assert [detector.path for detector in detectors] == ["a.pt", "b.pt"]
+    assert config == "a.pt's config"
+    assert asked == [(path, ["test.nms_thresh=0.4"], "meta") for path in ("a.pt", "b.pt")]
+    with pytest.raises(UserError, match=r"c\.pt: other classes"):
+        load_ensemble(["a.pt", "c.pt"])

@@ -15,7 +15,7 @@ from backbones.batch_norm import fold_batch_norm
 from backbones.staged import Stage
 from backbones.zoo import build_backbone
 from configs.detection import BoxConfig
-from detection.heads import BoxPredictor, Conv5Head, FcHead
+from detection.heads import BoxPredictor, Conv5Head, FcHead, _average
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from tests.detection.test_roi_align import random_rois
@@ -58,6 +58,15 @@ def test_convolutions_before_the_pooling_equal_those_behind(pool_size, stride_in
     torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(gradients, expected_gradients, strict=True):
         assert (ours - theirs).norm() <= 1e-3 * theirs.norm()
+    with torch.no_grad():  # overwrites what was pooled
+        torch.testing.assert_close(heads.hidden([feature], rois).flatten(0, 1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_mean_of_a_map_is_the_same_in_bfloat16():
+    maps = torch.arange(48.0).reshape(2, 4, 2, 3)  # of each map the mean of six in a row
+    expected = torch.arange(8.0).reshape(2, 4) * 6 + 2.5
+    assert torch.equal(_average(maps), expected)
+    assert torch.equal(_average(maps.bfloat16()), expected.bfloat16())
 
 
 def test_conv5_is_the_nets_last_stage_and_the_mean_of_its_map():

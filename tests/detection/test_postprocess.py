@@ -76,11 +76,13 @@ def test_scores_must_be_above_the_threshold_and_rois_valid():
 
 
 def test_boxes_are_cut_to_height_and_width_and_slivers_dropped():
-    """The image is 100 high and 200 wide: an RoI at its right edge, one below it, one with 0.005 pixels left."""
-    rois = torch.tensor([[[150.0, 90.0, 230.0, 130.0], [0.0, 101.0, 50.0, 120.0], [199.995, 0.0, 220.0, 50.0]]])
-    valid = torch.ones(1, 3, dtype=torch.bool)
-    found = select_candidates(torch.zeros(1, 3, 2), torch.zeros(1, 3, 1, 4), rois, valid, SIZE, ONES, 0.05)
-    assert rows(found) == [([150, 90, 200, 100], 0.5, 1)]
+    """The image is 100 high and 200 wide: an RoI at its right edge, one below it, those with 0.005 and 0.015 pixels
+    left; a hundredth of a pixel is enough."""
+    rois = [[150.0, 90.0, 230.0, 130.0], [0.0, 101.0, 50.0, 120.0], [199.995, 0.0, 220.0, 50.0], [5.0, -9, 9, 0.015]]
+    valid = torch.ones(1, 4, dtype=torch.bool)
+    args = (torch.zeros(1, 4, 1, 4), torch.tensor([rois]), valid, SIZE, ONES, 0.05)
+    found = rows(select_candidates(torch.zeros(1, 4, 2), *args))
+    assert sorted(found) == [([5, 0, 9, 0.02], 0.5, 1), ([150, 90, 200, 100], 0.5, 1)]
 
 
 @pytest.mark.parametrize("shared", [False, True])

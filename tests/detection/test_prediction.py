@@ -57,6 +57,8 @@ def test_drawing_reads_the_image_again(tmp_path: Path) -> None:
     np.testing.assert_array_equal(of_file.draw(), of_pixels.draw())
     assert (of_file.draw() != image).any()
     assert (of_file.draw(names=False) != of_file.draw()).any()
+    np.testing.assert_array_equal(of_file.draw(names=True, thickness=1, scale=1), of_file.draw())
+    assert (of_file.draw(thickness=9) != of_file.draw()).any()
     assert of_file.draw(scale=2).shape == (80, 120, 3)
     with pytest.raises(UserError, match="do not know their image"):
         FOUND.draw()

@@ -45,6 +45,12 @@ def test_an_overlap_of_exactly_the_threshold_votes():
     assert vote(kept, candidates, 0.51).boxes[0, 0].tolist() == [0, 0, 10, 10]
 
 
+def test_without_a_voter_a_box_stays():
+    """Of no extent, so that it overlaps not even itself."""
+    kept = detections(([5, 5, 5, 9], 0.5, 1))
+    assert vote(kept, kept, 0.5).boxes[0, 0].tolist() == [5, 5, 5, 9]
+
+
 def test_voting_on_a_batch_equals_a_loop():
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(3, 60, 2, generator=generator) * 40

@@ -13,7 +13,8 @@ import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 
-from detection.roi_align import roi_align
+from detection import roi_align as module
+from detection.roi_align import align, roi_align
 
 
 def random_rois(generator: torch.Generator, num: int) -> torch.Tensor:
@@ -50,6 +51,31 @@ def test_no_rois_at_all():
     assert pooled.shape == (0, 4, 7, 7)
     pooled.sum().backward()
     assert (feature.grad == 0).all()
+
+
+def test_a_map_of_bfloat16_is_summed_in_float32(monkeypatch):
+    """In pieces: here of 7 of the 2 * 5 * 9 bins, as 4 channels of them are 28 numbers; 6 are left."""
+    generator = torch.Generator().manual_seed(0)
+    feature, rois = torch.randn(2, 4, 9, 13, generator=generator).bfloat16(), random_rois(generator, 5)
+    expected = roi_align(feature.float(), rois, 1 / 16, 3, 1, 2, True).bfloat16()
+    monkeypatch.setattr(module, "PIECE", 31)
+    pieces = []
+    bags = module._bags
+    monkeypatch.setattr(module, "_bags", lambda *args: pieces.append(len(args[2]) - 1) or bags(*args))
+    assert torch.equal(roi_align(feature, rois, 1 / 16, 3, 1, 2, True), expected)
+    assert pieces == [7] * 12 + [6]
+
+
+def test_an_exported_graph_has_torchvisions_operator(monkeypatch):
+    """Which takes RoIs with the numbers of their images, and computes all bins."""
+    generator = torch.Generator().manual_seed(0)
+    feature, rois = torch.randn(2, 4, 9, 13, generator=generator), random_rois(generator, 5)
+    options = (1 / 16, 7, 2, 2, True)
+    assert torch.equal(align(feature, rois, *options), roi_align(feature, rois, *options))
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    monkeypatch.setattr(module, "roi_align", None)
+    exported = align(feature, rois, *options)
+    torch.testing.assert_close(exported, roi_align(feature, rois, *options), rtol=1e-4, atol=1e-5)
 
 
 def test_operator_is_well_formed():

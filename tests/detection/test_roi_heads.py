@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from configs.detection import BoxConfig
+from detection import roi_heads as module
+from detection import rpn
 from detection.heads import BoxPredictor, Conv5Head
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads, TrainingRois
@@ -195,3 +197,25 @@ def test_the_split_is_used_where_it_is_exact_and_saves_work(monkeypatch):
     c4_heads("roi_pool", 14, False)([feature], rois, sizes)  # nor is a maximum
     c4_heads("roi_align", 14, False)([torch.randn(1, 1024, 30, 40)], rois, sizes)  # more pixels than bins
     assert len(calls) == 1
+
+
+def test_the_image_s_context_stands_behind_each_roi_s_features():
+    """Images of 4 x 8 and 6 x 2 (H, W) on maps of x and 10 + x: one sample in the middle of each, less half a pixel."""
+    roi_heads = heads(global_context=True)
+    roi_heads.box_predictor = BoxPredictor(2, 3, class_agnostic=False)
+    plane = torch.arange(8.0).expand(6, 8)
+    rois = torch.tensor([[[0.0, 0, 2, 2], [4, 0, 6, 4]], [[2, 2, 4, 4], [0, 0, 2, 2]]])
+    hidden = torch.tensor([[[0.5, 3.5], [4.5, 3.5]], [[12.5, 10.5], [10.5, 10.5]]])
+    logits, deltas = roi_heads([torch.stack((plane, plane + 10))[:, None]], rois, torch.tensor([[4, 8], [6, 2]]))
+    torch.testing.assert_close(logits, hidden @ roi_heads.box_predictor.cls_score.weight.T)
+    torch.testing.assert_close(deltas.flatten(2), hidden @ roi_heads.box_predictor.bbox_pred.weight.T)
+
+
+def test_the_draws_are_not_the_rpn_s():
+    assert module.SAMPLING_PURPOSE != rpn.SAMPLING_PURPOSE
+
+
+def test_the_weights_of_deltas_are_the_config_s_not_the_checkpoint_s():
+    assert set(heads().state_dict()) == {
+        f"box_predictor.{layer}.{kind}" for layer in ("cls_score", "bbox_pred") for kind in ("weight", "bias")
+    }

@@ -229,3 +229,12 @@ def test_the_sample_has_its_size_and_changes_with_the_step():
     sums = 4 * drawn[0] - entropy(0.0, True)  # the object's anchor is in every sample of its only positive
     possible = [entropy(x, False) for x in logits[1:]]
     assert 3 * min(possible) <= sums <= 3 * max(possible)
+
+
+def test_forward_is_what_the_head_says_and_the_proposals_of_it():
+    rpn = made_rpn([8], [8])
+    features, sizes = [torch.randn(2, 3, 3, 4)], torch.tensor([[24, 32], [20, 30]])
+    proposals, output = rpn(features, sizes, training=True)
+    for found, expected in ((output, rpn.predict(features)), (proposals, rpn.propose(output, sizes, training=True))):
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other) if isinstance(one, Tensor) else one == other

@@ -68,6 +68,10 @@ def test_ap_of_one_object_is_the_share_of_thresholds_that_its_overlap_reaches(tm
     assert (numbers["AP50"], numbers["AP75"]) == (pytest.approx(1.0), pytest.approx(1.0))
     assert numbers["per_class"] == {"c1": pytest.approx(0.7), "c2": None}
     assert (numbers["APs"], numbers["APm"]) == (None, None)
+    ground_truth = read_coco_ground_truth(tmp_path / "gt.json")
+    result = coco.evaluate_coco(align(ground_truth, read_detections(tmp_path / "dt.json", ground_truth)), backend)
+    assert coco.per_class(result, 6) == {"c1": pytest.approx(1.0), "c2": None}  # at .8
+    assert coco.per_class(result, 7) == {"c1": 0.0, "c2": None}
 
 
 def test_annotation_id_zero_is_an_object_like_any_other(tmp_path: Path, backend: str) -> None:
@@ -131,6 +135,18 @@ def test_difficult_objects_of_voc_count_like_others(backend: str) -> None:
     nothing = np.zeros(0, dtype=np.int64)
     found = Detections("voc", ["a"], ["cat"], nothing, nothing, np.zeros((0, 4)), np.zeros(0))
     assert evaluate(truth, found, ["coco"], backend=backend)["coco"]["AP"] == 0.0
+
+
+@pytest.mark.parametrize(("asked", "other"), [("hotcoco", "pycocotools"), ("pycocotools", "hotcoco")])
+def test_the_library_that_is_asked_for_computes(tmp_path: Path, monkeypatch, asked: str, other: str) -> None:
+    """Both compute the same numbers: only who was called tells them apart."""
+    arrays = np.full((10, 101, 2, 4, 3), 0.25), np.ones((10, 2, 4, 3))
+    monkeypatch.setattr(coco, f"_run_{other}", None)
+    monkeypatch.setattr(coco, f"_run_{asked}", lambda columns: arrays)
+    monkeypatch.setattr(coco, "choose_backend", lambda name: name)
+    monkeypatch.setattr(coco, "version", lambda name: "1")
+    numbers = score(dataset(), [], tmp_path, asked)
+    assert (numbers["AP"], numbers["AR100"]) == (0.25, 1)
 
 
 def test_unknown_backend_is_the_users_mistake() -> None:

@@ -155,3 +155,14 @@ def test_modules_know_no_torch(root: Path) -> None:
     lines = [f"import detection.evaluation.{name}" for name in names]
     code = "; ".join(["import sys", f"sys.path.insert(0, {str(root)!r})", *lines, "assert 'torch' not in sys.modules"])
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_boxes_in_the_frame_that_is_wanted() -> None:
+    """The pixels 1..10 across and 2..20 down, counted from 1."""
+    voc, coco, continuous = [[1, 2, 10, 20]], [[0, 1, 10, 19]], [[0, 1, 10, 20]]
+    for frame in ("voc", "coco"):
+        found = Detections.from_images(["a"], [image(continuous, [0.5], [1])], ["cat"], frame=frame)
+        assert found.boxes.tolist() == (voc if frame == "voc" else coco)
+        assert found.voc_boxes.tolist() == voc
+        assert found.coco_boxes.tolist() == coco
+        assert found.continuous_boxes.tolist() == continuous

@@ -41,7 +41,7 @@ def test_a_prediction_needs_the_class_and_half_of_any_object():
     labels = np.array([[1, 1], [1, 0], [2, 2]])
     right = right_predictions(boxes, labels, OBJECTS, OBJECT_LABELS, OFFSETS)
     assert right.tolist() == [[True, False], [False, True], [False, False]]
-    assert error(right, 1) == pytest.approx(2 / 3)
+    assert error(right, 1) == error(right) == pytest.approx(2 / 3)
     assert error(right, 5) == pytest.approx(1 / 3)
 
 

@@ -40,6 +40,12 @@ def test_average_recall_by_hand() -> None:
                       "recall50": 0.5, "objects": 2}  # fmt: skip
 
 
+def test_an_object_at_the_limit_is_of_the_larger_size() -> None:
+    found = [np.array([[0.0, 0, 32, 32]]), NOTHING]
+    recall = proposal_recall(truth_of((0, 0, 32, 32), (200, 200, 96, 96)), found)["AR@100"]
+    assert (recall["small"], recall["medium"], recall["large"]) == (None, 1.0, 0.0)
+
+
 def test_only_the_first_proposals_are_looked_at() -> None:
     regions = np.array([[50.0, 50, 60, 60]] * 120 + [[0, 0, 10, 10]])
     recall = proposal_recall(truth_of((0, 0, 10, 10)), [regions, NOTHING])

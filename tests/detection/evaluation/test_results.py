@@ -13,7 +13,7 @@ import pytest
 
 from configs.errors import UserError
 from detection.evaluation.data import Detections, GroundTruth
-from detection.evaluation.results import read_detections
+from detection.evaluation.results import file_names_of, read_detections, read_detections_together
 from detection.evaluation.write import write_comp4, write_detections_json
 
 
@@ -164,6 +164,65 @@ def test_voc_list(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.boxes[0], [1, 2, 3.5, 4])
 
 
+def test_an_image_may_be_named_by_its_file(tmp_path: Path) -> None:
+    """As predict.py does; a name that two images share names neither."""
+    assert read(tmp_path, "voc", [voc_item(image_id="000002.jpg")]).image_index.tolist() == [1]
+    truth = replace(truth_of(), image_files=["a/x.jpg", "b/x.jpg", "b/y.png"])
+    path = tmp_path / "dt.json"
+
+    def index_of(name: str) -> list[int]:
+        path.write_text(json.dumps([voc_item(image_id=name)]))
+        return read_detections(path, truth).image_index.tolist()
+
+    assert [index_of(name) for name in ("b/x.jpg", "a/x", "y", "y.jpg", "000001")] == [
+        [1], [0], [2], [2], [0],
+    ]  # fmt: skip
+    for name in ("x", "x.jpg"):
+        with pytest.raises(UserError, match=f"image_id '{name}' is not in the set"):
+            index_of(name)
+
+
+def together(tmp_path: Path, *contents: list) -> list[Detections]:
+    paths = [tmp_path / f"{number}.json" for number in range(len(contents))]
+    for path, content in zip(paths, contents, strict=True):
+        path.write_text(json.dumps(content))
+    return read_detections_together(paths)
+
+
+def test_files_read_together_name_their_images_and_classes(tmp_path: Path) -> None:
+    one, other = together(tmp_path, [voc_item(image_id="b"), voc_item(image_id=7)], [voc_item(category="dog")])
+    assert one.image_ids == other.image_ids == ["b", "7", "000001"]
+    assert one.class_names == other.class_names == ["cat", "dog"]
+    assert (one.frame, one.image_index.tolist(), one.labels.tolist()) == ("voc", [0, 1], [1, 1])
+    assert (other.image_index.tolist(), other.labels.tolist()) == ([2], [2])
+    contents = [coco_item(image_id=9, category_id=10.0)], [coco_item(), coco_item(category_id=11)]
+    one, other = together(tmp_path, *contents)
+    assert (one.frame, one.image_ids, one.class_names) == ("coco", [9, 1], ["10", "3", "11"])
+    assert (other.image_index.tolist(), other.labels.tolist()) == ([1, 1], [2, 3])
+    np.testing.assert_array_equal(other.coco_boxes, [[1, 2, 3.5, 4]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        (([coco_item()], [voc_item()]), r"0\.json holds COCO results, .*1\.json VOC's list"),
+        (
+            ([coco_item()], [coco_item(), coco_item(image_id=True)]),
+            r"1\.json: detection 1 .*image_id is True: give",
+        ),
+        (([voc_item(category=1.5)],), r"category is 1\.5: give a whole number or text"),
+    ],
+)
+def test_files_that_do_not_go_together_are_told(tmp_path: Path, contents: tuple, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        together(tmp_path, *contents)
+
+
+def test_names_of_classes_as_parts_of_different_file_names() -> None:
+    assert file_names_of(["cat", "a/b", "a_b", "a:b", "Cat"]) == ["cat", "a_b_2", "a_b", "a_b_4", "Cat_5"]
+    assert file_names_of(["", "..", "é" * 60]) == ["_", "__", "é" * 50]
+
+
 def test_coco_results(tmp_path: Path) -> None:
     found = read(tmp_path, "coco", [coco_item(), coco_item(image_id=12.0, category_id=10, segmentation=[], score=-1)])
     assert found.image_index.tolist() == [0, 2]
@@ -191,6 +250,7 @@ def test_infinite_scores_have_an_order_and_pass(tmp_path: Path) -> None:
         ("voc", {"image_id": "000001", "category": "cat", "bbox": [1, 2, 3, 4]}, "has no score"),
         ("voc", 5, "not an object"),
         ("voc", voc_item(image_id=[1]), "image_id"),
+        ("voc", voc_item(image_id=""), "image_id '' is not in the set"),
         ("coco", coco_item(image_id=9), r"detection 1 \(line \d+\): image_id 9 is not in the set"),
         ("coco", coco_item(image_id="1"), "image_id is the text '1', but the ids of the set are numbers"),
         ("coco", coco_item(category_id=[3]), "category_id"),
@@ -249,7 +309,10 @@ def test_a_folder_is_no_coco_file(tmp_path: Path) -> None:
         ([], "holds no detection"),
         ([voc_item(category="cta")], "no ground truth.*cta.*did you mean cat"),
         ([voc_item()], "nothing detected of 1 class, .*traffic_light"),
-        ([voc_item(bbox=[30, 1, 20, 5])], "1 reversed boxes"),
+        (
+            [voc_item(), voc_item(bbox=[30, 1, 20, 5])],
+            r"1 reversed boxes.*image 000001, \[30.0, 1.0, 20.0, 5.0\]",
+        ),
         ([voc_item(bbox=[30, 1, 29, 5])], "1 boxes without an area"),
         ([voc_item(bbox=[30, 1, 62, 5])], "1 boxes that leave the image"),
     ],

@@ -11,7 +11,13 @@ import pytest
 
 from datasets.class_lists import IMAGENET_DET, IMAGENET_DET_WNIDS
 from detection.evaluation.data import Detections
-from detection.evaluation.submissions import coco_name, write_imagenet_cls, write_imagenet_loc, write_submission
+from detection.evaluation.submissions import (
+    coco_name,
+    is_imagenet_det,
+    write_imagenet_cls,
+    write_imagenet_loc,
+    write_submission,
+)
 
 
 class Found:
@@ -36,6 +42,21 @@ def test_imagenet_dets_single_file(tmp_path):
     assert lines[1] == ["2", "200", "0.5", "0.0", "0.0", "0.0", "0.0"]
     assert lines[2] == ["2", "1", "0.125", "5.0", "5.0", "8.0", "8.0"]
     assert len(lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "image", "expected"),
+    [
+        (list(IMAGENET_DET), "ILSVRC2012_test_00000009", True),
+        (["zebra"], "ILSVRC2012_test_00000009", True),
+        (["zebra", "no such"], "ILSVRC2012_test_00000009", False),
+        (["zebra"], "000009", False),
+    ],
+)
+def test_what_is_sent_to_imagenet(names, image, expected):
+    """The classes of DET, all or some, on its images."""
+    detections = Detections.from_images([image], [Found(np.zeros((0, 4)), [], [])], names, frame="voc")
+    assert is_imagenet_det(detections) == expected
 
 
 def test_the_ids_of_imagenet_det_are_those_of_the_development_kit():

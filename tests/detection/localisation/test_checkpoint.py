@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from backbones.weights import Preprocessing
 from backbones.zoo import build_backbone
 from configs.errors import UserError
-from configs.localisation import LocaliserConfig
+from configs.loading import load_config
+from configs.localisation import LocalisationConfig, LocaliserConfig
 from detection.localisation.checkpoint import build_localiser, load_localiser
 from detection.localisation.rcnn import PerClassRcnn
 from detection.localisation.rpn import PerClassRpn
+from tests.detection.localisation.made import NET
+
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", pytest.param("vgg16", marks=pytest.mark.slow)])
@@ -59,3 +66,25 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path):
         torch.save({key: value for key, value in whole.items() if key != part}, path)
         with pytest.raises(UserError, match=rf"x\.pt: the checkpoint lacks {missing}"):
             load_localiser(path, "rpn")
+
+
+def test_a_run_s_network_comes_back_in_eval_mode(tmp_path):
+    values = {"backbone": NET, "weights": "random", "norm": "batch"}
+    preprocessing = Preprocessing(mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0), channel_order="rgb")
+    made = load_config(CONFIGS / "tiny_imagenet_loc_rpn.yaml", ["schedule.epochs=3"], LocalisationConfig)
+    config = {**made.model_dump(mode="json"), "model": values}
+    net = build_localiser(LocaliserConfig(**values), 5, preprocessing=preprocessing)
+    content = {
+        "format": 1, "kind": "localiser", "config": config, "class_names": list("abcde"), "model": net.state_dict(),
+        "preprocessing": preprocessing.to_dict(), "mean_boxes": [[0.1, 0.2, 0.8, 0.9]] * 5,
+    }  # fmt: skip
+    torch.save(content, tmp_path / "last.pt")
+    loaded = load_localiser(tmp_path / "last.pt", "rpn")
+    assert isinstance(loaded.net, PerClassRpn)
+    assert not loaded.net.training
+    assert loaded.net.normalize.preprocessing == preprocessing
+    assert all(torch.equal(value, net.state_dict()[name]) for name, value in loaded.net.state_dict().items())
+    assert (loaded.class_names, loaded.mean_boxes) == (list("abcde"), content["mean_boxes"])
+    assert loaded.config.schedule == made.schedule
+    with pytest.raises(UserError, match=r"last\.pt: of stage rpn, where stage rcnn is needed"):
+        load_localiser(tmp_path / "last.pt", "rcnn")

@@ -90,6 +90,18 @@ def test_the_rcnns_scores_start_as_the_classifiers():
     torch.testing.assert_close(logits, expected - expected.mean(1, keepdim=True))
 
 
+def test_of_a_net_with_several_linear_layers_the_last_makes_room():
+    """As VGG's fc8."""
+    net = torch.nn.Module()
+    net.classifier = torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.Linear(6, 5))
+    last = net.classifier[1].weight.detach().clone()
+    rcnn = PerClassRcnn(net, PerClassRcnnConfig(), 5, IMAGENET)
+    assert isinstance(rcnn.net.classifier[1], torch.nn.Identity)
+    assert rcnn.net.classifier[0].out_features == 6
+    torch.testing.assert_close(rcnn.siblings.cls_logits.weight.flatten(1), last - last.mean(0))
+    assert "delta_weights" not in rcnn.state_dict(), "they are the config's"
+
+
 def test_roi_centric_steps_take_one_roi_of_each_image():
     """Of 6,000 images that have both kinds a quarter of the RoIs are positive, and within a kind each is as likely."""
     rcnn = make_rcnn(sampling="roi", rois_per_image=1, positive_fraction=0.25)

@@ -213,3 +213,11 @@ def test_a_net_without_a_linear_classifier_on_a_mean_cannot_classify_along():
     net = build_backbone("highway19", num_classes=4)
     with pytest.raises(UserError, match="classification_loss_weight: this net's classifier"):
         PerClassRpn(net, PerClassRpnConfig(classification_loss_weight=1.0), 4, IMAGENET)
+
+
+def test_a_hidden_layer_starts_as_any_behind_a_relu():
+    """He et al. 2015: variance 2 / (9 * 16 inputs), no bias."""
+    conv = make_rpn(hidden_channels=64).conv[0]
+    assert conv.weight.shape == (64, 16, 3, 3)
+    assert conv.weight.std().item() == pytest.approx((2 / (9 * 16)) ** 0.5, rel=0.05)
+    assert (conv.bias == 0).all()

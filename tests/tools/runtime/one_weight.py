@@ -42,11 +42,12 @@ class OneWeight(Task):
     """w starts at 1; the loss of the i-th batch is i * w, so that each batch takes rate * i off w."""
 
     def __init__(
-        self, iterations: int = 4, *, validates: bool = True, figures: tuple[float, ...] = (), **train
-    ) -> None:
+        self, iterations: int = 4, *, validates: bool = True, figures: tuple[float, ...] = (), momentum: float = 0.0,
+        **train,
+    ) -> None:  # fmt: skip
         self.recipe = Recipe(
             seed=0,
-            optim=OptimConfig(lr=0.1, reference_batch_size=1, momentum=0.0, weight_decay=0.0),
+            optim=OptimConfig(lr=0.1, reference_batch_size=1, momentum=momentum, weight_decay=0.0),
             train=TrainConfig(batch_size=1, **{"log_every": 1, "validate_every": 1, **train}),
         )
         self.net = nn.Linear(1, 1, bias=False)

@@ -23,7 +23,7 @@ from tools.runtime.tasks.detection import DetectionTask
 from tools.runtime.training import NonFiniteLoss
 
 
-def test_updates_logs_and_checkpoints(tmp_path):
+def test_updates_logs_and_checkpoints(tmp_path, capsys):
     """w after 4 updates: 1 - 0.1 * (0 + 1 + 2 + 3) = 0.4; the best figure is the third one's, when w was 0.7."""
     task = OneWeight(figures=(1.0, 0.5, 2.0, 1.5))
     state = train(task, tmp_path)
@@ -41,6 +41,7 @@ def test_updates_logs_and_checkpoints(tmp_path):
     third = logged[4]
     assert third["linear"] == third["loss"] == pytest.approx(2 * 0.9)
     assert (third["epoch"], third["rate"], third["gradient_norm"]) == (1.5, 0.1, 2.0)
+    assert "ended early" not in capsys.readouterr().out
 
 
 def test_accumulated_parts_are_averaged(tmp_path):
@@ -91,8 +92,15 @@ def test_a_checkpoint_is_written_before_a_validation(tmp_path):
 
 @pytest.mark.parametrize("stop_in", [1, 2, 3, 5])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, stop_in):
-    """Between two lines of the log too: the sums of the losses go along."""
-    options = {"iterations": 6, "log_every": 3, "validate_every": 2, "ema_decay": 0.5, "figures": (0, 1, 0, 3, 0, 2)}
+    """Between two lines of the log too: the sums of the losses go along, and the optimiser's momentum."""
+    options = {
+        "momentum": 0.5,
+        "iterations": 6,
+        "log_every": 3,
+        "validate_every": 2,
+        "ema_decay": 0.5,
+        "figures": (0, 1, 0, 3, 0, 2),
+    }
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(OneWeight(**options), whole)
     task = OneWeight(**options)
@@ -129,6 +137,26 @@ def test_replaced_images_are_counted_in_the_log_also_after_a_resumption(tmp_path
     train(start(None), tmp_path / "parts", resumed=True)
     assert [line["replaced"] for line in lines(tmp_path / "whole")] == [2, 5]
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_checkpoint_is_written_once_for_each_state(tmp_path, monkeypatch):
+    """Before a validation and after it; what is due at the end as well is not written again."""
+    written = []
+    monkeypatch.setattr(
+        loop, "save_checkpoint",
+        lambda path, content, keep: written.append((path.name, *map(content["training"].get, ("iteration", "state")))),
+    )  # fmt: skip
+    train(OneWeight(2, checkpoint_every=1, figures=(2.0, 1.0)), tmp_path)
+    assert [(name, iteration, state and state["validated"]) for name, iteration, state in written] == [
+        ("last.pt", 1, 0), ("best.pt", 1, None), ("last.pt", 1, 1), ("last.pt", 2, 1), ("last.pt", 2, 2),
+    ]  # fmt: skip
+
+
+def test_a_folder_that_was_removed_is_not_made_anew(tmp_path):
+    task = OneWeight(validate_every=None, checkpoint_every=2)
+    task.step_done = lambda iteration: (tmp_path / "run/metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="the run's folder was removed"):
+        train(task, tmp_path / "run")
 
 
 def test_a_finished_run_that_goes_on_writes_nothing_again(tmp_path):

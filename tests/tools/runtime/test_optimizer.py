@@ -67,7 +67,9 @@ def test_nothing_to_train_is_the_users_mistake():
         build_optimizer(model, config())
 
 
-@pytest.mark.parametrize("values", [{}, {"nesterov": True}, {"momentum": 0.0}, {"name": "adamw"}])
+@pytest.mark.parametrize(
+    "values", [{}, {"nesterov": True}, {"momentum": 0.0}, {"momentum": 0.0, "nesterov": True}, {"name": "adamw"}]
+)
 def test_updates_equal_torchs_plain_optimiser(values):
     ours, theirs = net().eval(), net().eval()  # a bias before batch norm has no gradient but rounding
     optimizer = build_optimizer(ours, config(**values))

@@ -49,6 +49,14 @@ def test_damage_in_what_a_resumption_needs_is_one_line(tmp_path, key, value):
         make_plan(OneWeight(2), run, CPU, checkpoint=checkpoint)
 
 
+def test_a_checkpoint_with_parts_missing_is_told(tmp_path):
+    train(OneWeight(2), tmp_path)
+    checkpoint = load(tmp_path / "last.pt")
+    del checkpoint["training"]["optimizer"]["param_groups"]
+    with RunFolder(tmp_path) as run, pytest.raises(UserError, match=r"is damaged \(KeyError: 'param_groups'\)"):
+        make_plan(OneWeight(4), run, CPU, checkpoint=checkpoint)
+
+
 @pytest.mark.parametrize("state", [None, {"iteration": -1}, {"iteration": "4"}, {"phase": 0}, {"best": "high"}])
 def test_a_damaged_state_is_one_line(state):
     with pytest.raises(UserError, match=r"training\.state is damaged"):

@@ -14,6 +14,7 @@ from configs.errors import UserError
 from configs.loading import parse_config
 from configs.messages import dotted_names
 from datasets.cifar import ImageArrays
+from datasets.folders import ImageFiles
 from datasets.make_records import make_records
 from datasets.records import Records
 from tests.datasets.conftest import write_image
@@ -126,5 +127,25 @@ def test_a_set_that_was_edited_is_told_apart(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out == ""
     say_what_changed(Path("last.pt"), before, moved)
     assert "the annotations of the training set have changed since last.pt was written" in capsys.readouterr().out
+
+    def files(folder: str, names=("a.png", "b.png"), seed: int = 0) -> dict[str, str]:
+        for name in names:
+            write_image(tmp_path / folder / name, (40, 50), seed)
+        return data_state(ImageFiles(tmp_path / folder, np.array(names, "S"), np.array([0, 1]), ["x", "y"]))
+
+    before = files("five")
+    assert files("six") == before
+    assert files("seven", ("a.png", "c.png"))["annotations"] != before["annotations"]
+    assert files("eight", seed=1)["images"] != before["images"]
     pixels = ImageArrays(np.zeros((2, 4, 4, 3), np.uint8), np.array([0, 1]), ["a", "b"])
     assert data_state(pixels)["annotations"] != data_state(replace(pixels, labels=pixels.labels[::-1]))["annotations"]
+
+
+def test_a_checkpoint_with_a_key_s_old_name_resumes_in_silence(capsys, caplog):
+    """Its owner cannot rename what it holds."""
+    stored = {**STORED, "test": dict(STORED["test"]), "model": {**STORED["model"], "box": dict(STORED["model"]["box"])}}
+    stored["model"]["box"]["nms_thresh"] = stored["test"].pop("nms_thresh")
+    compare(stored=stored)
+    assert (capsys.readouterr().out, caplog.text) == ("", "")
+    compare("test.nms_thresh=0.7", stored=stored)
+    assert "resumed with test.nms_thresh 0.7 (before: " in capsys.readouterr().out
