@@ -20,7 +20,7 @@ BUDGETS = {
     "graph": 8,
     "graph_of_all_that_a_test_can_do": 12,
     "cifar_as_graph": 55,
-    "c4_as_graph": 62,
+    "c4_as_graph": 72,  # 62 by torch 2.12, 71 by 2.11
 }
 """Launches: a bf16 training step of 16 images, ResNet-101 C4 at 600x1000 and FPN at 800x1333; bf16 inference of one."""
 
