@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 OnError = Literal["stop", "skip", "retry"]
 OnErrorOption = Annotated[
     OnError,
@@ -102,7 +103,7 @@ class OptimConfig(Section):
     """sgd: momentum."""
     nesterov: bool = False
     """sgd: Nesterov's momentum."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """adamw: decay of the running means of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 1e-4
     """sgd: factor of the L2 penalty's gradient. adamw: decoupled decay."""
@@ -159,7 +160,7 @@ class TrainConfig(Section):
     winograd: bool = False
     """On the CPU, large 3x3 convolutions in float32 by Winograd's minimal filtering, in less time
     (docs/performance.md). Sums are rounded otherwise, so that the same seed gives other weights."""
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    ema_decay: Decay = 0.0
     """Exponential moving average of the weights, used for validation, test and best.pt; 0: off."""
     log_every: PositiveInt = 20
     """Iterations between lines of metrics.jsonl; the only regular reading of values from the device."""
