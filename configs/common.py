@@ -38,18 +38,8 @@ BACKBONES: tuple[str, ...] = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     *("vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "googlenet"),
     *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)),
-    *(
-        "linear",
-        "highway19",
-        "highway32",
-        "fitnet19",
-        "nin",
-        "dsn",
-        "maxout",
-        "prelu_net_a",
-        "prelu_net_b",
-        "prelu_net_c",
-    ),
+    *("linear", "highway19", "highway32", "fitnet19", "nin", "dsn", "maxout"),
+    *(f"prelu_net_{letter}" for letter in "abc"),
 )
 """The nets of `backbones.zoo` by name, said again here because configs need nothing of ours."""
 

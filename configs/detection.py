@@ -317,13 +317,9 @@ class BoxConfig(Section):
     detectors have 10 of them, for ids without a class)."""
 
     @model_validator(mode="after")
-    def _inclusive_is_for_roi_pool(self) -> BoxConfig:
+    def _options_fit(self) -> BoxConfig:
         if self.pool_inclusive and self.pool != "roi_pool":
             raise ValueError("pool_inclusive belongs to pool: roi_pool: RoIAlign's coordinates are continuous")
-        return self
-
-    @model_validator(mode="after")
-    def _some_rois_are_background(self) -> BoxConfig:
         low, high = self.bg_iou_range
         if low >= high:
             raise ValueError(f"bg_iou_range [{low}, {high}]: no RoI would be background: the first is the lower one")

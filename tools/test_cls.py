@@ -74,7 +74,7 @@ def check_members(members: list[Classifier], weights: list[str]) -> None:
             raise UserError(f"{path}: has {count_classes(member)} classes, {weights[0]} {count_classes(first)}")
         if member.class_names and first.class_names and member.class_names != first.class_names:
             which = differing(member.class_names, first.class_names)
-            raise UserError(f"{path}: other classes than {weights[0]} ({which} differ)")
+            raise UserError(f"{path}: other classes than {weights[0]} ({which})")
 
 
 def count_classes(member: Classifier) -> int:
