@@ -82,9 +82,13 @@ def _trace(net: nn.Module, call: Callable[[], Tensor]) -> _Trace:
     return _Trace(seen, counter.get_total_flops() // 2, numbers[0], output)
 
 
-def part_cost(name: str, net: nn.Module, call: Callable[[], Tensor], before: _Trace | None = None) -> PartCost:
-    """The cost of what `call` runs of a net on the meta device, less what an earlier call ran."""
-    trace = _trace(net, call)
+def part_cost(name: str, net: nn.Module, call: Callable[[], Tensor]) -> PartCost:
+    """The cost of what `call` runs of a net on the meta device."""
+    return _cost_of(name, _trace(net, call), None)
+
+
+def _cost_of(name: str, trace: _Trace, before: _Trace | None) -> PartCost:
+    """The cost of what was run, less what an earlier call ran."""
     done = before.modules if before is not None else {}
     parameters = sum(
         each.numel() for module in trace.modules if module not in done for each in module.parameters(recurse=False)
@@ -117,10 +121,10 @@ def stage_costs(
             trace = _trace(staged, up_to_here)
         except ValueError:  # taken out of the net: a detector's head
             break
-        parts.append(part_cost(name, staged, up_to_here, before))
+        parts.append(_cost_of(name, trace, before))
         before = trace
     if classifier:
-        parts.append(part_cost("classifier", staged, lambda: staged(x), before))
+        parts.append(_cost_of("classifier", _trace(staged, lambda: staged(x)), before))
     return parts
 
 

@@ -18,7 +18,7 @@ from backbones.augmentation import Mix
 from backbones.preprocess import Normalize
 from backbones.pretrained import is_version, load_backbone_weights, read_classifier
 from backbones.staged import WithCompanions
-from backbones.weights import Preprocessing, check_keys
+from backbones.weights import Preprocessing, load_checked
 from backbones.zoo import Net, build_backbone
 from configs.classification import ClassifierConfig
 from configs.errors import UserError
@@ -205,14 +205,13 @@ def load_classifier(weights: str | Path, model: ClassifierConfig, data_root: Pat
     described = ("backbone", "shortcut", "plain", "stride_in_1x1", "dropout", "unit_dropout")
     known = {key: stored[key] for key in described if key in stored}
     model = model.model_copy(update=known)
-    state = {key: value for key, value in content["model"].items() if not key.endswith("num_batches_tracked")}
+    state = content["model"]
     last = next((key for key in ("fc.bias", "classifier.6.bias") if key in state), None)
     if last is None:
         raise UserError(f"{path}: has no classifier (neither fc nor classifier.6): it serves a detector only")
     net = build_classifier(model, len(state[last]))
-    own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
-    check_keys(own, state, str(model.backbone) if isinstance(model.backbone, str) else "the net", path)
-    net.load_state_dict(state, strict=False)  # check_keys was strict
+    name = model.backbone if isinstance(model.backbone, str) else "the net"
+    load_checked(net, state, name, path, for_classification=True)
     normalize = Normalize(Preprocessing.from_dict(content["preprocessing"]), content.get("mean_image"))
     crop_size = content["config"].get("data", {}).get("crop_size")
     return Classifier(net.eval(), normalize, list(content.get("class_names", [])), crop_size)

@@ -15,7 +15,7 @@ from torchvision.models.googlenet import BasicConv2d, InceptionAux
 from torchvision.models.googlenet import GoogLeNet as TorchvisionGoogLeNet
 
 from backbones.batch_norm import NORMS
-from backbones.staged import Head, Norm, Stage, WithCompanions, check_stages, initialise
+from backbones.staged import Head, Norm, Stage, WithCompanions, initialise, run_stages
 
 STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "conv1": (("conv1",), 2),
@@ -75,18 +75,14 @@ class GoogLeNet(TorchvisionGoogLeNet):
 
     def forward_stages(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Feature maps by stage name; nothing behind the deepest one asked for is computed."""
-        wanted = check_stages(names, self.stage_channels)
-        maps: dict[str, Tensor] = {}
-        for name, (layers, _) in STAGES.items():
-            for layer in layers:
-                if not hasattr(self, layer):
-                    raise ValueError(f"{name} was taken out of this net by pop_stage")
-                x = getattr(self, layer)(x)
-            if name in wanted:
-                maps[name] = x
-            if len(maps) == len(wanted):
-                break
-        return maps
+        return run_stages(x, names, STAGES, self._run_stage)
+
+    def _run_stage(self, name: str, x: Tensor) -> Tensor:
+        for layer in STAGES[name][0]:
+            if not hasattr(self, layer):
+                raise ValueError(f"{name} was taken out of this net by pop_stage")
+            x = getattr(self, layer)(x)
+        return x
 
     def freeze_stages(self, count: int) -> None:
         """conv1..conv{count} train no more: no gradients, batch norm in eval mode, whatever `train()` says."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from backbones.batch_norm import NORMS, conv_bn, conv_bn_relu
 from backbones.resnet_spec import ResNetSpec, StageSpec
-from backbones.staged import Head, Norm, Stage, Strided, check_stages, initialise
+from backbones.staged import Head, Norm, Stage, Strided, initialise, run_stages
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -212,17 +212,12 @@ class ResNet(nn.Module):
 
     def forward_stages(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Feature maps by stage name; nothing behind the deepest one asked for is computed."""
-        wanted = check_stages(names, self.stage_channels)
-        maps: dict[str, Tensor] = {}
         if self.spec.vector_inputs:
             x = x.flatten(1)[:, :, None, None]
-        for name in self.stage_channels:
-            x = self._stem(x) if name == "conv1" else self._stage(name)(self.maxpool(x) if name == "conv2" else x)
-            if name in wanted:
-                maps[name] = x
-            if len(maps) == len(wanted):
-                break
-        return maps
+        return run_stages(x, names, self.stage_channels, self._run_stage)
+
+    def _run_stage(self, name: str, x: Tensor) -> Tensor:
+        return self._stem(x) if name == "conv1" else self._stage(name)(self.maxpool(x) if name == "conv2" else x)
 
     def _stem(self, x: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen_stages):

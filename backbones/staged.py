@@ -8,7 +8,7 @@ auxiliary classifiers says in training.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
 
 import torch
@@ -176,17 +176,12 @@ class SequentialNet(nn.Module):
 
     def forward_stages(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Feature maps by stage name; nothing behind the deepest one asked for is computed."""
-        wanted = check_stages(names, self.stage_channels)
-        maps: dict[str, Tensor] = {}
-        for name in self.stage_channels:
-            if name not in self.stages:
-                raise ValueError(f"{name} was taken out of this net by pop_stage")
-            x = self.stages[name](x)
-            if name in wanted:
-                maps[name] = x
-            if len(maps) == len(wanted):
-                break
-        return maps
+        return run_stages(x, names, self.stage_channels, self._run_stage)
+
+    def _run_stage(self, name: str, x: Tensor) -> Tensor:
+        if name not in self.stages:
+            raise ValueError(f"{name} was taken out of this net by pop_stage")
+        return self.stages[name](x)
 
     def freeze_stages(self, count: int) -> None:
         """The first `count` stages train no more, whatever `train()` says."""
@@ -224,12 +219,27 @@ def remove_stride(module: nn.Module) -> None:
             layer.stride = 1
 
 
-def check_stages(names: Iterable[str], known: dict[str, Any]) -> set[str]:
-    """The names as a set, all of them keys of `known`."""
-    wanted = set(names)
+def run_stages(
+    x: Tensor, names: Iterable[str], known: Iterable[str], run: Callable[[str, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """The maps of the stages `names`; of the `known` ones, in their order, none behind the deepest of these is run.
+
+    Args:
+        x: what the first stage reads.
+        names, known: the stages.
+        run: from a stage's name and its input to its map.
+    """
+    wanted, known = set(names), list(known)
     if not wanted or not wanted.issubset(known):  # torch 2.11 cannot compile `<=` of a set
         raise ValueError(f"stages {sorted(wanted)}: name some of {', '.join(known)}")
-    return wanted
+    maps: dict[str, Tensor] = {}
+    for name in known:
+        x = run(name, x)
+        if name in wanted:
+            maps[name] = x
+        if len(maps) == len(wanted):
+            break
+    return maps
 
 
 @torch.no_grad()

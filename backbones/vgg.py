@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.batch_norm import BATCH_NORMS, NORMS, conv_bn_relu
-from backbones.staged import Head, Norm, check_stages, initialise
+from backbones.staged import Head, Norm, initialise, run_stages
 
 WIDTHS = (64, 128, 256, 512, 512)
 VGGS: dict[str, tuple[tuple[int, ...], bool]] = {
@@ -87,25 +87,18 @@ class VGG(nn.Module):
 
     def forward_stages(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
         """Feature maps by stage name; nothing behind the deepest one asked for is computed."""
-        wanted = check_stages(names, self.stage_channels)
-        maps: dict[str, Tensor] = {}
-        for number, (name, layers) in enumerate(self._ranges.items(), start=1):
-            with torch.set_grad_enabled(torch.is_grad_enabled() and number > self.frozen_stages):
-                x = self._run(layers, x)
-            if name in wanted:
-                maps[name] = x
-            if len(maps) == len(wanted):
-                break
-        return maps
+        return run_stages(x, names, self.stage_channels, self._run_stage)
 
-    def _run(self, layers: range, x: Tensor) -> Tensor:
-        for index in layers:
-            layer = self.features[index]
-            if isinstance(layer, nn.Conv2d):
-                after = self.features[index + 1]
-                x = conv_bn_relu(layer, after if isinstance(after, BATCH_NORMS) else None, x)
-            elif not isinstance(layer, (*BATCH_NORMS, nn.ReLU)):  # a ReLU follows each convolution
-                x = layer(x)
+    def _run_stage(self, name: str, x: Tensor) -> Tensor:
+        frozen = list(self._ranges).index(name) < self.frozen_stages
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            for index in self._ranges[name]:
+                layer = self.features[index]
+                if isinstance(layer, nn.Conv2d):
+                    after = self.features[index + 1]
+                    x = conv_bn_relu(layer, after if isinstance(after, BATCH_NORMS) else None, x)
+                elif not isinstance(layer, (*BATCH_NORMS, nn.ReLU)):  # a ReLU follows each convolution
+                    x = layer(x)
         return x
 
     def freeze_stages(self, count: int) -> None:

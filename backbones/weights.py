@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from backbones.resnet import ResNet
 from backbones.resnet_spec import RESNETS
 from backbones.zoo import NAMES
+from configs.classification import IMAGENET_MEAN, IMAGENET_STD
 from configs.errors import UserError, counted, nearest
 from configs.files import replacing
 from configs.pickles import PickleError, read_pickle
@@ -69,7 +70,7 @@ def _three(values: Mapping[str, Any], name: str) -> tuple[float, float, float]:
     raise UserError(f"the checkpoint's preprocessing: {name} is {numbers!r:.60}, not three numbers")
 
 
-IMAGENET = Preprocessing((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), "rgb")
+IMAGENET = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, "rgb")
 """torchvision's weights: mean 0.485, 0.456, 0.406 and std 0.229, 0.224, 0.225 times 255."""
 MSRA = Preprocessing((102.9801, 115.9465, 122.7717), (1.0, 1.0, 1.0), "bgr")
 """The released ResNets of He et al. 2016 in Caffe and Caffe2."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 OnError = Literal["stop", "skip", "retry"]
 OnErrorOption = Annotated[
     OnError,
@@ -37,18 +38,8 @@ BACKBONES: tuple[str, ...] = (
     *(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)),
     *("vgg16", "vgg16_bn", "vgg19", "vgg19_bn", "googlenet"),
     *(f"cifar_resnet{depth}" for depth in (20, 32, 44, 56, 110, 1202)),
-    *(
-        "linear",
-        "highway19",
-        "highway32",
-        "fitnet19",
-        "nin",
-        "dsn",
-        "maxout",
-        "prelu_net_a",
-        "prelu_net_b",
-        "prelu_net_c",
-    ),
+    *("linear", "highway19", "highway32", "fitnet19", "nin", "dsn", "maxout"),
+    *(f"prelu_net_{letter}" for letter in "abc"),
 )
 """The nets of `backbones.zoo` by name, said again here because configs need nothing of ours."""
 
@@ -102,7 +93,7 @@ class OptimConfig(Section):
     """sgd: momentum."""
     nesterov: bool = False
     """sgd: Nesterov's momentum."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     """adamw: decay of the running means of the gradient and of its square."""
     weight_decay: NonNegativeFloat = 1e-4
     """sgd: factor of the L2 penalty's gradient. adamw: decoupled decay."""
@@ -164,7 +155,7 @@ class TrainConfig(Section):
     winograd: bool = False
     """On the CPU, large 3x3 convolutions in float32 by Winograd's minimal filtering, in less time
     (docs/performance.md). Sums are rounded otherwise, so that the same seed gives other weights."""
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    ema_decay: Decay = 0.0
     """Exponential moving average of the weights, used for validation, test and best.pt; 0: off."""
     log_every: PositiveInt = 20
     """Iterations between lines of metrics.jsonl; the only regular reading of values from the device."""

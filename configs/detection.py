@@ -219,6 +219,15 @@ class AnchorConfig(Section):
     """The distance between anchors is the padded image's size divided by the map's, rounded down, as torchvision has it
     (less than 64 on P6 where P5 has an odd size); false: the level's stride."""
 
+    @model_validator(mode="after")
+    def _equally_many_everywhere(self) -> AnchorConfig:
+        levels = [sizes for sizes in self.sizes if isinstance(sizes, list)] or [self.sizes]
+        if not self.aspect_ratios or not all(levels):
+            raise ValueError("give at least one size (on each level) and one of aspect_ratios")
+        if len({len(sizes) for sizes in levels}) > 1:
+            raise ValueError(f"sizes {self.sizes}: give each level equally many: the RPN's head is one for all levels")
+        return self
+
 
 HeadNorm = Literal["none", "frozen", "batch", "sync"]
 """Batch norm of the detector's own layers: none, a constant scale and offset, trained, or trained across processes."""
@@ -308,9 +317,12 @@ class BoxConfig(Section):
     detectors have 10 of them, for ids without a class)."""
 
     @model_validator(mode="after")
-    def _inclusive_is_for_roi_pool(self) -> BoxConfig:
+    def _options_fit(self) -> BoxConfig:
         if self.pool_inclusive and self.pool != "roi_pool":
             raise ValueError("pool_inclusive belongs to pool: roi_pool: RoIAlign's coordinates are continuous")
+        low, high = self.bg_iou_range
+        if low >= high:
+            raise ValueError(f"bg_iou_range [{low}, {high}]: no RoI would be background: the first is the lower one")
         return self
 
 

@@ -150,7 +150,7 @@ class PerClassRpnConfig(Section):
 
     @model_validator(mode="after")
     def _one_level(self) -> PerClassRpnConfig:
-        if not self.anchors.sizes or isinstance(self.anchors.sizes[0], list):
+        if isinstance(self.anchors.sizes[0], list):
             raise ValueError("anchors.sizes is one plain list of sizes: there is one level")
         if self.batch_size_per_image % 2:
             raise ValueError(f"batch_size_per_image is even (1:1), not {self.batch_size_per_image}")

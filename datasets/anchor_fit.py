@@ -79,9 +79,10 @@ def _spread(values: np.ndarray, count: int, tail: float) -> list[float]:
 
 
 def _levels(spread: Sequence[float], sizes: Sequence[Sequence[float]], strides: Sequence[int]) -> list[list[int]]:
-    """Growing sizes as whole pixels, on each map as many as there are now; none below half the map's stride."""
+    """Growing sizes as whole pixels, on each map equally many, as now or fewer; none below half the map's stride."""
     found, used = [], 0
     for level, stride in zip(sizes, strides, strict=True):
         found.append(sorted({max(stride // 2, round(size)) for size in spread[used : used + len(level)]}))
         used += len(level)
-    return found
+    least = min(map(len, found))  # equal sizes were joined; the RPN's head is one for all maps
+    return [level[:least] for level in found]

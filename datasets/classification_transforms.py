@@ -21,7 +21,8 @@ from datasets.resize import resized_size
 Box = tuple[int, int, int, int]
 """(y, x, height, width)."""
 
-_NO_CAP = 1 << 30
+NO_CAP = 1 << 30
+"""A longer side, pixels, that no image has."""
 
 
 class LazyImage:
@@ -65,7 +66,7 @@ def resize_shorter(source: LazyImage, shorter: int | None, *, fast: bool = False
     if shorter is None:
         return source.shrunk(1)
     image = source.shrunk(min(source.size) / shorter)
-    return resize(image, resized_size(source.size, shorter, _NO_CAP), fast=fast)
+    return resize(image, resized_size(source.size, shorter, NO_CAP), fast=fast)
 
 
 def centre_crop(image: np.ndarray, side: int) -> np.ndarray:

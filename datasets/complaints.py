@@ -13,7 +13,7 @@ import re
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from configs.errors import PrintableFilter
 
@@ -39,10 +39,9 @@ def heard() -> Iterator[list[str]]:
         yield complaints
         return
     try:
-        try:
+        before = None
+        with suppress(OSError):  # closed
             before = os.dup(2)
-        except OSError:  # closed
-            before = None
         if before is None:
             yield complaints
             return

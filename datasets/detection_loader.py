@@ -54,9 +54,11 @@ def train_loader(
         padded_sizes=data.padded_sizes,
         start_iteration=start_iteration,
     )
-    return _detection_loader(
-        dataset, sampler, data, pin_memory, multiprocessing_context, min_objects=min_objects, images=len(dataset)
-    )
+    return make_loader(
+        dataset, sampler, Collate(data.size_divisor, data.train_difficult, min_objects), num_workers=data.num_workers,
+        on_error=data.on_error, images=len(dataset), pin_memory=pin_memory,
+        multiprocessing_context=multiprocessing_context,
+    )  # fmt: skip
 
 
 def epoch_orders(dataset: DetectionDataset, data: DataConfig, *, batch_size: int, seed: int = 0) -> EpochOrders:
@@ -92,26 +94,7 @@ def eval_loader(
         world_size=world_size,
         size_divisor=data.size_divisor,
     )
-    return _detection_loader(dataset, sampler, data, pin_memory, multiprocessing_context)
-
-
-def _detection_loader(
-    dataset: DetectionDataset,
-    sampler: TrainSampler | EvalSampler,
-    data: DataConfig,
-    pin_memory: bool,
-    multiprocessing_context: str | None,
-    *,
-    min_objects: int = MIN_OBJECTS,
-    images: int | None = None,
-) -> Loader[Batch]:
     return make_loader(
-        dataset,
-        sampler,
-        Collate(data.size_divisor, data.train_difficult, min_objects),
-        num_workers=data.num_workers,
-        on_error=data.on_error,
-        images=images,
-        pin_memory=pin_memory,
-        multiprocessing_context=multiprocessing_context,
-    )
+        dataset, sampler, Collate(data.size_divisor, data.train_difficult), num_workers=data.num_workers,
+        on_error=data.on_error, pin_memory=pin_memory, multiprocessing_context=multiprocessing_context,
+    )  # fmt: skip

@@ -9,7 +9,6 @@ declared (prediction) it is applied, as every image viewer does.
 from __future__ import annotations
 
 import io
-import logging
 import os
 import re
 import struct
@@ -22,13 +21,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from configs.errors import PrintableFilter, UserError
+from configs.errors import UserError
 from configs.files import FOREIGN
 from configs.inputs import note, open_file
-from datasets.complaints import heard, note_damage
-
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+from datasets.complaints import heard, note_damage, say_once
 
 MAX_PIXELS = 250_000_000
 """Larger images are refused before a byte is decoded: 20,000 x 20,000 would take 1.2 GB, and as much to turn it."""
@@ -271,15 +267,12 @@ def _check_range(pixels: np.ndarray, path: ImageFile) -> None:
     if pixels.dtype.kind == "f":
         raise UserError(f"{path}: its pixels are floating-point numbers: save it with 8 or 16 bits for each channel")
     brightest = int(pixels.max(initial=0))
-    if pixels.dtype == np.uint16 and 0 < brightest < 1 << 13 and not _told_of_range:
-        _told_of_range.append(path)
-        logger.warning(
-            "%s: has 16 bits for each channel, but no pixel above %d of 65535: as 8 bits it is nearly black; "
-            "scale such images before training (reported once)", path, brightest,
-        )  # fmt: skip
-
-
-_told_of_range: list[ImageFile] = []
+    if pixels.dtype == np.uint16 and 0 < brightest < 1 << 13:
+        say_once(
+            "16 bits",
+            f"{path}: has 16 bits for each channel, but no pixel above {brightest} of 65535: as 8 bits it is nearly "
+            "black; scale such images before training (reported once)",
+        )
 
 
 def _ends_properly(data: np.ndarray) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from configs.localisation import LocalisationDataConfig
 from datasets.batch import TensorBatch, padded_count, stack_images
-from datasets.classification_transforms import Box, random_resized_box, resize
+from datasets.classification_transforms import NO_CAP, Box, random_resized_box, resize
 from datasets.images import read_image
 from datasets.loader import Loader, make_loader
 from datasets.localisation import image_labels
@@ -23,7 +23,6 @@ from datasets.records import Records, has_extent
 from datasets.resize import clip_boxes, resized_size
 from datasets.samplers import TrainKeys, batches_of_equal, local_parts
 
-_NO_CAP = 1 << 30
 _TRIES = 10
 """How often a random crop is drawn, at most, until it holds an object."""
 
@@ -209,7 +208,7 @@ class LocalisationImages:
             window = _square((height, width), self.data.test_resize, self.data.crop_size, None)
             return [make_view(image, boxes, window, crop, index, label)]
         # By the declared size, by which images share a batch; the decoded one may be another.
-        sizes = [resized_size(declared, shorter, _NO_CAP) for shorter in self.scales]
+        sizes = [resized_size(declared, shorter, NO_CAP) for shorter in self.scales]
         return [make_view(image, boxes, (0, 0, height, width), size, index, label) for size in sizes]
 
 

@@ -92,12 +92,12 @@ def apply_to_image(image: np.ndarray, geometry: Geometry, photometric: Photometr
         image = cv2.flip(image, 1 if not geometry.vflip else -1 if geometry.hflip else 0)
     if any(geometry.expand):
         top, bottom, left, right = geometry.expand
-        image = _transforms().expand.apply(image, pad_top=top, pad_bottom=bottom, pad_left=left, pad_right=right)
+        image = _expand().apply(image, pad_top=top, pad_bottom=bottom, pad_left=left, pad_right=right)
     if geometry.crop != (0, 0, image.shape[1], image.shape[0]):
-        image = _transforms().crop.apply(image, crop_coords=geometry.crop)
+        image = _crop().apply(image, crop_coords=geometry.crop)
     image = resize_image(image, geometry.size)
     if geometry.photometric_seed is not None and photometric is not None:
-        jitter = _photometric(photometric)
+        jitter = _photometric(photometric)  # pyright: ignore[reportArgumentType]  # frozen, so hashable
         jitter.set_random_seed(geometry.photometric_seed)
         image = jitter(image=image)["image"]
     return image
@@ -137,7 +137,7 @@ def _draw_crop(image_size: tuple[int, int], boxes: np.ndarray, seed: int) -> tup
     height, width = image_size
     if not len(boxes):
         return 0, 0, width, height
-    crop = _transforms().crop
+    crop = _crop()
     crop.set_random_seed(seed)
     fractions = boxes / np.array([width, height, width, height])
     params = {"shape": (height, width, 3)}
@@ -152,12 +152,6 @@ def _draw_crop(image_size: tuple[int, int], boxes: np.ndarray, seed: int) -> tup
     )
 
 
-@dataclass(frozen=True)
-class _Transforms:
-    expand: Any
-    crop: Any
-
-
 def _albumentations() -> Any:
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # its import asks the network for a newer version
     import albumentations
@@ -166,27 +160,24 @@ def _albumentations() -> Any:
 
 
 @functools.cache
-def _transforms() -> _Transforms:
-    albumentations = _albumentations()
-    return _Transforms(
-        expand=albumentations.Pad(fill=MEAN_COLOUR, border_mode=cv2.BORDER_CONSTANT),
-        crop=albumentations.BBoxSafeRandomCrop(erosion_rate=0.0),
-    )
+def _expand() -> Any:
+    return _albumentations().Pad(fill=MEAN_COLOUR, border_mode=cv2.BORDER_CONSTANT)
 
 
 @functools.cache
-def _photometric_of(brightness: float, contrast: float, saturation: float, hue: float) -> Any:
+def _crop() -> Any:
+    return _albumentations().BBoxSafeRandomCrop(erosion_rate=0.0)
+
+
+@functools.cache
+def _photometric(config: PhotometricConfig) -> Any:
     def around_one(width: float) -> tuple[float, float]:
         return max(0.0, 1 - width), 1 + width
 
     return _albumentations().ColorJitter(
-        brightness=around_one(brightness),
-        contrast=around_one(contrast),
-        saturation=around_one(saturation),
-        hue=(-hue, hue),
+        brightness=around_one(config.brightness),
+        contrast=around_one(config.contrast),
+        saturation=around_one(config.saturation),
+        hue=(-config.hue, config.hue),
         p=1.0,
     )
-
-
-def _photometric(config: PhotometricConfig) -> Any:
-    return _photometric_of(config.brightness, config.contrast, config.saturation, config.hue)

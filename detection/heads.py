@@ -16,6 +16,7 @@ from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn, conv_bn_relu
 from backbones.convolution import convolve
 from backbones.resnet import BottleneckUnit
 from backbones.staged import Stage, remove_stride
+from configs.detection import BoxConfig
 
 
 class Conv5Head(nn.Module):
@@ -135,35 +136,20 @@ class FcHead(nn.Module):
 
     Args:
         channels: C.
-        pool_size: S.
-        width: outputs of each fully connected layer.
-        num_fcs: fully connected layers.
-        num_convs: convolutions, C -> C.
-        norm: batch norm behind each convolution, a key of `NORMS`, or none.
-        dropout: probability after each fully connected layer in training.
+        config: pool_size S, and what the layers are.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        pool_size: int,
-        width: int,
-        *,
-        num_fcs: int = 2,
-        num_convs: int = 0,
-        norm: str = "none",
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, channels: int, config: BoxConfig) -> None:
         super().__init__()
-        self.convs = nn.Sequential(*(_conv_norm_relu(channels, norm) for _ in range(num_convs)))
-        self.fc_names = [f"fc{number}" for number in range(6, 6 + num_fcs)]
-        inputs = channels * pool_size**2
+        self.convs = nn.Sequential(*(_conv_norm_relu(channels, config.norm) for _ in range(config.num_convs)))
+        self.fc_names = [f"fc{number}" for number in range(6, 6 + config.num_fcs)]
+        inputs = channels * config.pool_size**2
         for name in self.fc_names:
-            self.add_module(name, nn.Linear(inputs, width))
-            inputs = width
+            self.add_module(name, nn.Linear(inputs, config.fc_width))
+            inputs = config.fc_width
         self.relu = nn.ReLU(inplace=True)
-        self.dropout = nn.Dropout(dropout)
-        self.out_channels = width
+        self.dropout = nn.Dropout(config.dropout)
+        self.out_channels = config.fc_width
 
     def forward(self, features: Tensor) -> Tensor:
         """(R, C, S, S) -> (R, width)."""

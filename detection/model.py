@@ -29,7 +29,7 @@ from configs.errors import UserError
 from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
 from detection.heads import BoxPredictor, Conv5Head, FcHead
-from detection.postprocess import BatchDetections, only_classes, postprocess
+from detection.postprocess import BatchDetections, only_classes, select_candidates, suppress, to_original
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
@@ -162,16 +162,12 @@ class Detector(nn.Module):
         features = self.features(batch)
         taken: Proposals = self.rpn(features, batch.image_sizes, training=False)[0] if proposals is None else proposals
         logits, deltas = self.roi_heads(self.roi_maps(features), taken.boxes, batch.image_sizes)
-        found = postprocess(
-            logits,
-            deltas,
-            taken.boxes,
-            taken.valid,
-            batch.image_sizes,
-            batch.original_sizes,
-            self.roi_heads.delta_weights,
-            test or self.test,
+        test, weights = test or self.test, self.roi_heads.delta_weights
+        candidates = select_candidates(
+            logits, deltas, taken.boxes, taken.valid, batch.image_sizes, weights, test.score_thresh
         )
+        kept = suppress(candidates, test.nms_thresh, test.detections_per_img)
+        found = to_original(kept, batch.image_sizes, batch.original_sizes)
         return only_classes(found, len(self.class_names)) if self.roi_heads.config.unused_outputs else found
 
     def optimize_for_inference(self, dtype: torch.dtype = torch.float32) -> Detector:
@@ -286,13 +282,13 @@ def _dc5_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, i
         reason = "strides by pooling" if strides[last] > strides[before] else "does not stride"
         raise UserError(f"model.dilated_conv5: {last} of this net {reason}, so nothing is dilated: set it to false")
     channels = net.stage_channels[last]
-    return Backbone(net, (last,)), _fc_head(config, channels), channels
+    return Backbone(net, (last,)), FcHead(channels, config.box), channels
 
 
 def _vgg_parts(config: ModelConfig, net: StagedNet, classifier: nn.Module) -> tuple[Backbone, FcHead, int]:
     last = next(reversed(net.stage_channels))
     channels = net.stage_channels[last]
-    head = _fc_head(config, channels)
+    head = FcHead(channels, config.box)
     # fc6 and fc7 are the classifier's own where they have its shape (Fast R-CNN, Sec. 2.2).
     linear = [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
     for layer, source in zip(head.layers[:2], linear, strict=False):
@@ -313,17 +309,4 @@ def _fpn_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, i
     widths = [net.stage_channels[stage] for stage in stages]
     norm = None if config.fpn_norm == "none" else NORMS[config.fpn_norm]
     fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=EverySecondPixel(), norm_layer=norm)
-    return Backbone(net, stages, fpn), _fc_head(config, channels), channels
-
-
-def _fc_head(config: ModelConfig, channels: int) -> FcHead:
-    box = config.box
-    return FcHead(
-        channels,
-        box.pool_size,
-        box.fc_width,
-        num_fcs=box.num_fcs,
-        num_convs=box.num_convs,
-        norm=box.norm,
-        dropout=box.dropout,
-    )
+    return Backbone(net, stages, fpn), FcHead(channels, config.box), channels

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from configs.detection import TestConfig
 from detection.boxes import decode_clipped, gather_boxes, large_enough, size_ratios
 from detection.nms import nms
 
@@ -103,20 +102,3 @@ def only_classes(detections: BatchDetections, num_classes: int) -> BatchDetectio
 def to_original(detections: BatchDetections, image_sizes: Tensor, original_sizes: Tensor) -> BatchDetections:
     """Boxes of the resized images in pixels of the decoded files; both sizes (B, 2), (H, W)."""
     return detections._replace(boxes=detections.boxes * size_ratios(image_sizes, original_sizes))
-
-
-def postprocess(
-    logits: Tensor,
-    deltas: Tensor,
-    rois: Tensor,
-    roi_valid: Tensor,
-    image_sizes: Tensor,
-    original_sizes: Tensor,
-    delta_weights: Tensor,
-    test: TestConfig,
-) -> BatchDetections:
-    """Detections of a batch from the answers of `RoiHeads.forward`, by the thresholds of `test`; other arguments as in
-    `select_candidates`."""
-    candidates = select_candidates(logits, deltas, rois, roi_valid, image_sizes, delta_weights, test.score_thresh)
-    kept = suppress(candidates, test.nms_thresh, test.detections_per_img)
-    return to_original(kept, image_sizes, original_sizes)

@@ -38,22 +38,13 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--format", choices=("voc", "coco", "imagenet_det"), help="of the ground truth and the detections")
     add("--gt", type=Path, help="ground truth: VOC or ILSVRC folder, or COCO annotation file")
-    add(
-        "--cfg",
-        type=Path,
-        metavar="FILE",
-        help="in place of --format and --gt: a config whose data is the ground truth",
-    )
+    add("--cfg", type=Path, metavar="FILE", help="in place of --format and --gt: a config with the ground truth's data")
     add("--split", choices=("train", "val", "test"), help="of --cfg (default: test, where the config has it, else val)")
     cli.add_data_root(parser)
     cli.add_set(parser)
     add("--dt", required=True, type=Path, help="detections: comp4 folder, VOC list or COCO results")
-    add(
-        "--image-set",
-        default="test",
-        metavar="NAME",
-        help="VOC: ImageSets/Main/NAME.txt (default: test); ImageNet DET: ImageSets/DET",
-    )
+    sets = "VOC: ImageSets/Main/NAME.txt (default: test); ImageNet DET: ImageSets/DET"
+    add("--image-set", default="test", metavar="NAME", help=sets)
     add("--zero-based", action="store_true", help="VOC: the XML counts pixels from 0")
     add("--backend", default="auto", choices=("auto", "hotcoco", "pycocotools"), help="computes COCO's numbers")
     add("--out", type=Path, metavar="FILE", help="write metrics.json here")

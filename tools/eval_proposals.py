@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from configs.errors import UserError, counted
-from configs.files import read_json, refuse_overwriting
+from configs.files import read_json, refuse_overwriting, write_text
 from detection.evaluation import boxes as frames
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth
@@ -60,7 +60,7 @@ def main(args: argparse.Namespace) -> None:
         print(f"proposals  {args.save}")
     recall = proposal_recall(truth, [boxes for boxes, _ in found], counts)
     if args.out is not None:
-        args.out.write_text(json.dumps(recall, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(recall, indent=1) + "\n")
     print(format_recall(recall))
 
 
@@ -151,7 +151,7 @@ def write_proposals(path: Path, truth: GroundTruth, found: Sequence[Scored]) -> 
         for image_id, (boxes, scores) in zip(truth.image_ids, found, strict=True)
         for box, score in zip(convert(boxes.astype(np.float64)).tolist(), scores.tolist(), strict=True)
     ]
-    path.write_text(json.dumps(items), encoding="utf-8")
+    write_text(path, json.dumps(items))
 
 
 def format_recall(recall: dict[str, Recall]) -> str:

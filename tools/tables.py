@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import yaml
 
 from configs.errors import UserError
-from configs.files import read_json
+from configs.files import read_json, write_text
 from tools.runtime import cli
 from tools.runtime.results_page import look_up
 from tools.runtime.texts import markdown_table
@@ -45,7 +45,7 @@ def main(args: argparse.Namespace) -> None:
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")
     if args.html is not None:
-        args.html.write_text(as_html(chosen), encoding="utf-8")
+        write_text(args.html, as_html(chosen))
 
 
 class Results:

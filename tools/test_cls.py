@@ -76,7 +76,7 @@ def check_members(members: list[Classifier], weights: list[str]) -> None:
             )
         if member.class_names and first.class_names and member.class_names != first.class_names:
             which = differing(member.class_names, first.class_names)
-            raise UserError(f"{path}: other classes than {weights[0]} ({which} differ)")
+            raise UserError(f"{path}: other classes than {weights[0]} ({which})")
 
 
 def count_classes(member: Classifier) -> int:
@@ -154,7 +154,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
     parser.add_argument(
         "--weights", required=True, nargs="+", metavar="W",
-        help="checkpoints of tools/pretrain.py or tools/convert_weights.py, or torchvision:IMAGENET1K_V1",
+        help="checkpoints of tools/pretrain.py or tools/convert_weights.py (paths, hf:// or https:// names), or "
+        "torchvision:IMAGENET1K_V1",
     )  # fmt: skip
     parser.add_argument("--views", choices=VIEWS, default="center", help="what a net sees of an image")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")

@@ -171,11 +171,9 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
     parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
+        "--out", type=Path, metavar="DIR",
         help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights, or in runs/)",
-    )
+    )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="torch.compile for the static regions")
     parser.add_argument(
         "--graphs", action="store_true", help="on a GPU, launch a batch as one CUDA graph for each padded size"

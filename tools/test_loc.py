@@ -30,6 +30,7 @@ from configs.localisation import LocalisationConfig, LocalisationSourceConfig
 from datasets.folders import class_numbers
 from datasets.localisation import read_localisation
 from datasets.records import Records
+from detection.ensemble import check_class_names
 from detection.evaluation.submissions import write_imagenet_loc
 from detection.localisation import Localiser, PerClassRpn, load_localiser
 from tools.runtime import cli, distributed
@@ -55,7 +56,7 @@ def main(args: argparse.Namespace) -> None:
     with distributed.processes(device):
         rpns = [load_localiser(path, "rpn", device=device) for path in args.weights]
         rcnns = [load_localiser(path, "rcnn", device=device) for path in args.rcnn]
-        check_classes([*zip(args.weights, rpns, strict=True), *zip(args.rcnn, rcnns, strict=True)])
+        check_class_names([member.class_names for member in (*rpns, *rcnns)], [*args.weights, *args.rcnn])
         split = args.split or ("test" if config.data.test is not None else "val")
         source = getattr(config.data, split)
         if source is None:
@@ -108,19 +109,6 @@ def write_submission(folder: Path, found: Predictions, records: Records, numbers
     say(f"{counted(len(records), 'image')} without labels\nsubmission {folder / 'submission.txt'}")
 
 
-def check_classes(members: list[tuple[Path | str, Localiser]]) -> None:
-    """See that all networks have the same classes.
-
-    Raises:
-        UserError: names the file that differs.
-    """
-    first_path, first = members[0]
-    for path, member in members[1:]:
-        if member.class_names != first.class_names:
-            which = differing(member.class_names, first.class_names)
-            raise UserError(f"{path}: other classes than {first_path} ({which} differ)")
-
-
 def load_classifiers(
     paths: list[str],
     rpns: list[Localiser[PerClassRpn]],
@@ -144,7 +132,7 @@ def load_classifiers(
         member = load_classifier(path, config.model, data_root)
         if member.class_names != rpns[0].class_names:
             which = differing(member.class_names, rpns[0].class_names)
-            raise UserError(f"{path}: other classes than the localiser's ({which} differ)")
+            raise UserError(f"{path}: other classes than the localiser's ({which})")
         loaded.append(member._replace(net=member.net.to(device), normalize=member.normalize.to(device)))
     return loaded
 

@@ -137,7 +137,7 @@ def load_proposer(
     localiser = load_localiser(path, "rpn", device=device)
     if localiser.class_names != class_names:
         which = differing(localiser.class_names, class_names)
-        raise UserError(f"{path}: was trained on other classes than the data's ({which} differ)")
+        raise UserError(f"{path}: was trained on other classes than the data's ({which})")
     return localiser.net.requires_grad_(False)
 
 

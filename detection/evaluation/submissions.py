@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.files import write_text
+from configs.files import replacing, write_text
 from datasets.class_lists import IMAGENET_DET
 from detection.evaluation.data import Detections
 
@@ -45,12 +45,12 @@ def write_submission(
         write_imagenet_det(path, detections)
     elif comp4:
         path = folder / "submission.tar.gz"
-        with tarfile.open(path, "w:gz") as archive:
+        with replacing(path) as temporary, tarfile.open(temporary, "w:gz") as archive:
             for file in comp4:
                 archive.add(file, f"results/VOC2012/Main/{file.name}")
     else:
         path = folder / "submission.zip"
-        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.write(detections_json, coco_name(annotation_file))
     return path
 

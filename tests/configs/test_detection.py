@@ -171,12 +171,22 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
         ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
     ):
         assert expected in message(f"data.train.0={values}")
+    assert "no RoI would be background" in message("model.box.bg_iou_range=[0.5,0.1]")
+    assert "optim.betas.1 must be less than 1, not 1.0" in message("optim.betas=[0.9,1.0]")
     assert message("schedule.epochs=3").startswith("my.yaml: schedule: give either iterations or epochs, not both")
     assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
     assert "say how many in data.padded_sizes (32)" in message("train.graphs=true")
     assert "batch_size auto does not reckon" in message(
         "train.graphs=true", "data.padded_sizes=8", "train.batch_size=auto"
     )
+
+
+def test_every_position_has_as_many_anchors_as_the_head_has_outputs():
+    """With two sizes on the first level alone, logits of all others would answer for wrong anchors."""
+    uneven = message("model.neck=fpn", "model.anchors.sizes=[[32,64],[64],[128],[256],[512]]")
+    assert "give each level equally many: the RPN's head is one for all levels" in uneven
+    for override in ("model.anchors.sizes=[]", "model.anchors.sizes=[[32],[]]", "model.anchors.aspect_ratios=[]"):
+        assert "give at least one size (on each level) and one of aspect_ratios" in message(override)
 
 
 @pytest.mark.parametrize(

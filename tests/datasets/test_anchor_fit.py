@@ -38,3 +38,11 @@ def test_better_anchors_reach_more_and_are_as_many(sizes, strides) -> None:
     assert [len(level) for level in better] == [len(level) for level in sizes]
     assert len(ratios) == 3
     assert reached(extents, anchor_shapes(better, ratios, strides)) > before + 0.05
+
+
+def test_every_map_gets_equally_many() -> None:
+    """Objects of nearly one size: half the stride of the coarse maps joins two sizes there, and nowhere else."""
+    extents = np.random.default_rng(0).uniform(8, 30, (200, 2))
+    better, _ = better_anchors(extents, [[8, 16], [32, 64], [128, 256]], 1, [4, 8, 64])
+    assert len({len(level) for level in better}) == 1
+    assert better[-1] == [32]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from configs.errors import UserError
-from datasets import images
+from datasets import complaints, images
 from datasets.images import MAX_PIXELS, image_file_size, read_image
 
 
@@ -263,7 +263,7 @@ def test_files_that_are_something_else(tmp_path: Path, content: bytes, said: str
 
 
 def test_sixteen_bits_of_low_range_are_told_once(tmp_path: Path, caplog, monkeypatch) -> None:
-    monkeypatch.setattr(images, "_told_of_range", [])
+    monkeypatch.setattr(complaints, "_told", set())
     dark = np.linspace(0, 4095, 30 * 40).reshape(30, 40).astype(np.uint16)
     for name, pixels in (("bright.png", dark * 16), ("dark.png", dark), ("dark.tif", dark)):
         Image.fromarray(pixels).save(tmp_path / name)

@@ -81,8 +81,12 @@ def test_conv5_is_the_nets_last_stage_and_the_mean_of_its_map():
         assert not head.can_split()  # basic units begin with a 3x3 convolution
 
 
+def fc_head(channels: int, pool_size: int, width: int, **options) -> FcHead:
+    return FcHead(channels, BoxConfig(pool_size=pool_size, fc_width=width, **options))
+
+
 def test_two_layers_are_torchvisions():
-    ours, theirs = FcHead(3, 4, 6), TwoMLPHead(3 * 16, 6)
+    ours, theirs = fc_head(3, 4, 6), TwoMLPHead(3 * 16, 6)
     assert dict(ours.named_parameters()).keys() == dict(theirs.named_parameters()).keys()
     theirs.load_state_dict(ours.state_dict())
     features = torch.randn(5, 3, 4, 4)
@@ -92,7 +96,7 @@ def test_two_layers_are_torchvisions():
 
 def test_convolutions_and_one_layer_are_torchvisions():
     """Its V2 head, layer by layer; batch norm with statistics."""
-    ours = FcHead(3, 4, 6, num_fcs=1, num_convs=2, norm="batch").eval()
+    ours = fc_head(3, 4, 6, num_fcs=1, num_convs=2, norm="batch").eval()
     theirs = FastRCNNConvFCHead((3, 4, 4), [3, 3], [6], norm_layer=nn.BatchNorm2d).eval()
     for module in ours.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -103,14 +107,14 @@ def test_convolutions_and_one_layer_are_torchvisions():
     theirs.load_state_dict(dict(zip(theirs_values, ours_values, strict=True)))
     features = torch.randn(5, 3, 4, 4)
     torch.testing.assert_close(ours(features), theirs(features))
-    biased = FcHead(3, 4, 6, num_convs=1)
+    biased = fc_head(3, 4, 6, num_convs=1)
     assert biased.convs[0][0].bias is not None
     assert len(biased.convs[0]) == 1
 
 
 def test_dropout_is_for_training_alone():
     torch.manual_seed(0)
-    head = FcHead(2, 2, 4000, num_fcs=1, dropout=0.75)
+    head = fc_head(2, 2, 4000, num_fcs=1, dropout=0.75)
     features = torch.randn(1, 2, 2, 2)
     whole = head.eval()(features)
     dropped = head.train()(features)

@@ -15,7 +15,6 @@ from detection.postprocess import (
     BatchDetections,
     collect_candidates,
     only_classes,
-    postprocess,
     select_candidates,
     suppress,
     to_original,
@@ -170,7 +169,9 @@ def test_equals_torchvisions_image_by_image():
     test = Thresholds(score_thresh=0.05, nms_thresh=0.5, detections_per_img=20)
     weights = torch.tensor([10.0, 10.0, 5.0, 5.0])
     valid = torch.ones(2, 40, dtype=torch.bool)
-    found = postprocess(logits, deltas, rois, valid, image_sizes, image_sizes * 2, weights, test)
+    candidates = select_candidates(logits, deltas, rois, valid, image_sizes, weights, test.score_thresh)
+    found = suppress(candidates, test.nms_thresh, test.detections_per_img)
+    found = to_original(found, image_sizes, image_sizes * 2)
     for image, (boxes, scores, labels) in enumerate(zip(*expected, strict=True)):
         valid = found.valid[image]
         torch.testing.assert_close(found.boxes[image][valid], boxes * 2)

@@ -113,11 +113,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
         help="continue the run in RUN exactly where it stopped; auto: or start one where there is none",
     )  # fmt: skip
-    parser.add_argument(
-        "--init-from",
-        metavar="W",
-        help="start a new run from weights: a file, or a name of docs/zoo.md",
-    )
+    weights = "start a new run from weights: a file, or a name of docs/zoo.md"
+    parser.add_argument("--init-from", metavar="W", help=weights)
     parser.add_argument("--overwrite", action="store_true", help="remove what an earlier run left in RUN")
     parser.add_argument(
         "--hang-limit", type=_seconds, default=1800.0, metavar="SECONDS",

@@ -68,7 +68,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
         raise UserError("nothing to train: every parameter is frozen")
     if config.name == "adamw":
         return AdamW(groups, lr=0.0, betas=config.betas, fused=True)
-    # torch refuses nesterov without momentum, and so it should
+    # torch refuses nesterov without momentum, where it would change nothing.
     optimizer = SGD(
         groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov and config.momentum > 0, fused=True
     )

@@ -52,7 +52,7 @@ def refuse_another_training(
         say(f"resumed with {name} {now} (before: {before})")
     if stored_classes != class_names:
         which = differing(stored_classes, class_names)
-        raise UserError(f"{path}: was trained on other classes than the data's ({which} differ)")
+        raise UserError(f"{path}: was trained on other classes than the data's ({which})")
 
 
 def _in_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

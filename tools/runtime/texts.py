@@ -16,8 +16,9 @@ def leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 
 def differing(names: Sequence[str], others: Sequence[str]) -> str:
-    """Up to five names that only one of two lists has, for '(... differ)' in a message; or 'their order'."""
-    return ", ".join((sorted(set(names) ^ set(others)) or ["their order"])[:5])
+    """How two lists differ, for a message: 'a, b differ', up to five names that one of them has, or their order."""
+    only_one = sorted(set(names) ^ set(others))
+    return f"{', '.join(only_one[:5])} differ" if only_one else "their order differs"
 
 
 def net_name(backbone: str | Mapping[str, Any] | None) -> str:

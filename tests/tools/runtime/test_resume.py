@@ -80,7 +80,7 @@ def test_options_of_another_version_are_no_change(capsys):
 def test_other_classes_are_named():
     with pytest.raises(UserError, match=r"trained on other classes than the data's \(b, c differ\)"):
         compare(now=("a", "c"))
-    with pytest.raises(UserError, match=r"\(their order differ\)"):
+    with pytest.raises(UserError, match=r"\(their order differs\)"):
         compare(now=("b", "a"))
 
 

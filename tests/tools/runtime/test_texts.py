@@ -11,9 +11,9 @@ def test_leaves_are_under_dotted_names_in_their_order():
 
 
 def test_differing_classes():
-    assert differing(["cat", "dog"], ["dog", "ant"]) == "ant, cat"
-    assert differing(["cat", "dog"], ["dog", "cat"]) == "their order"
-    assert differing(list("abcdef"), []) == "a, b, c, d, e"
+    assert differing(["cat", "dog"], ["dog", "ant"]) == "ant, cat differ"
+    assert differing(["cat", "dog"], ["dog", "cat"]) == "their order differs"
+    assert differing(list("abcdef"), []) == "a, b, c, d, e differ"
 
 
 def test_a_net_without_a_name():
