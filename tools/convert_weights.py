@@ -113,12 +113,12 @@ def describe(checkpoint: dict[str, Any]) -> str:
     if checkpoint["kind"] == "detector":
         form = "FPN" if model["neck"] == "fpn" else "DC5" if model["dilated_conv5"] else "C4"
         what = f"Faster R-CNN {what} {form}"
-    classes = len(checkpoint["class_names"]) or model.get("num_classes") or "no"
+    classes = len(checkpoint["class_names"]) or model.get("num_classes")
     stride = ""
     if model["backbone"] in BOTTLENECK_NETS:
         stride = f", stride in the {'1x1' if model['stride_in_1x1'] else '3x3'}"
     return (
-        f"{what}, {counted(classes, 'class')}{stride}, "
+        f"{what}, {counted(classes, 'class') if classes else 'no classes'}{stride}, "
         f"{pixels['channel_order'].upper()} pixels minus {pixels['mean']} over {pixels['std']}"
     )
 

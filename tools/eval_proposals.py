@@ -160,7 +160,7 @@ def format_recall(recall: dict[str, Recall]) -> str:
     for title, values in recall.items():
         cells = (values[name] for name in names)
         lines.append(f"{title:<10}" + "".join(f"{'-' if each is None else f'{100 * each:.1f}':>11}" for each in cells))
-    return "\n".join(lines) + f"\n{counted(next(iter(recall.values()))['objects'], 'object')}"
+    return "\n".join(lines) + f"\n{counted(int(next(iter(recall.values()))['objects'] or 0), 'object')}"
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -141,7 +141,7 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
 def report(values: dict[str, float], args: argparse.Namespace, split: str) -> None:
     """Print the errors, and write metrics.json."""
     several = f", scores of {len(args.weights)} nets averaged" if len(args.weights) > 1 else ""
-    say(f"{counted(values['images'], 'image')} ({split}), {args.views}{several}")
+    say(f"{counted(int(values['images']), 'image')} ({split}), {args.views}{several}")
     say(f"top-1 error {100 * values['top1_error']:.2f} %, top-5 error {100 * values['top5_error']:.2f} %")
     if args.out is not None and distributed.is_main():
         args.out.mkdir(parents=True, exist_ok=True)

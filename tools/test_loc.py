@@ -75,7 +75,7 @@ def main(args: argparse.Namespace) -> None:
             return
         values = {**figures(found, records), **trivial_figures(np.array(rpns[0].mean_boxes), records)}
         stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
-        say_table(values, f"{split}, {counted(values['images'], 'image')}, {stages}, view {view}")
+        say_table(values, f"{split}, {counted(int(values['images']), 'image')}, {stages}, view {view}")
         if args.out is not None and distributed.is_main():
             args.out.mkdir(parents=True, exist_ok=True)
             names = {key: [str(path) for path in getattr(args, key)] for key in ("weights", "rcnn", "classifier")}

@@ -175,7 +175,7 @@ def finish(task: LocalisationTask, sets: dict[str, Records], run: RunFolder, sta
             values = figures(found, records)
         values = {**values, **trivial_figures(task.class_means, records)}
         final[split] = {**values, "view": test.view, "iteration": state.iteration}
-        say_table(values, f"{split}, {counted(values['images'], 'image')}, last weights, view {test.view}")
+        say_table(values, f"{split}, {counted(int(values['images']), 'image')}, last weights, view {test.view}")
     if final and run.writes:
         write_json(run.path / "metrics.json", final.get("test", final.get("val")))
         if "val" in final:
