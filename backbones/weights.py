@@ -24,7 +24,7 @@ from backbones.resnet import ResNet
 from backbones.resnet_spec import RESNETS
 from backbones.zoo import NAMES
 from configs.classification import IMAGENET_MEAN, IMAGENET_STD
-from configs.errors import UserError, counted, nearest
+from configs.errors import UserError, counted, examples, nearest
 from configs.files import replacing
 from configs.pickles import PickleError, read_pickle
 
@@ -131,13 +131,25 @@ _FOREIGN = {
 """First bytes of files that are often taken for weights."""
 
 
+_TEXTS = (".yaml", ".yml", ".json", ".jsonl", ".txt", ".csv", ".xml", ".md")
+
+
+def _weights_in(folder: Path) -> list[str]:
+    """The names of a folder's weights files."""
+    return sorted(item.name for item in folder.iterdir() if item.suffix in (".pt", ".pth", ".safetensors", ".pkl"))
+
+
 def _refuse_foreign(path: Path) -> None:
     """Raise a UserError where a path is no file, or a file of something that is known not to be weights."""
     if path.is_dir():
-        there = sorted(item.name for item in path.iterdir() if item.suffix in (".pt", ".pth", ".safetensors", ".pkl"))
+        there = _weights_in(path)
         raise UserError(f"{path}: is a folder: give the file{f': {there[0]}' if there else ''}")
     if not path.is_file():
-        raise UserError(f"{path}: there is no such weights file")
+        there = _weights_in(path.parent) if path.parent.is_dir() else []
+        hint = f": its folder has {examples(there)}" if there else ""
+        raise UserError(f"{path}: there is no such weights file{hint}")
+    if path.suffix.lower() in _TEXTS:
+        raise UserError(f"{path}: is a text file, not weights: give last.pt or best.pt of a run")
     try:
         with path.open("rb") as file:
             start = file.read(64).lstrip().lower()
@@ -156,9 +168,11 @@ def _load_torch(path: Path) -> Any:
     """The content of PyTorch's own file, whose parts' checksums must be right; torch.load itself does not look."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
             # PyTorch stores its members; a compressed one can be a thousand times as large as the file.
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise UserError(f"{path}: is an ordinary compressed archive, not PyTorch's file of weights: unpack it")
+            compressed = any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            if compressed or not any(member.filename.endswith("data.pkl") for member in members):
+                raise UserError(f"{path}: is an ordinary archive, not PyTorch's file of weights: unpack it")
             damaged = archive.testzip()
         if damaged is not None:
             raise UserError(f"{path}: the checksum of {damaged} is wrong: the file is damaged: fetch it again")

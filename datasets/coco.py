@@ -317,11 +317,6 @@ def _warn(file: CocoFile) -> None:
     ids = file.annotation_ids
     if not isinstance(ids, np.ndarray):
         ids = [comparable(identity) for identity in ids]
-    if 0 in ids:
-        logger.warning(
-            "%s: annotation id 0: it is scored like any other (pycocotools itself would lose its match, so its numbers "
-            "can be lower)", file.path,
-        )  # fmt: skip
     different = len(np.unique(ids)) if isinstance(ids, np.ndarray) else len(set(ids))
     if different < len(ids) and (isinstance(ids, np.ndarray) or None not in ids):
         logger.warning(

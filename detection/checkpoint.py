@@ -35,7 +35,10 @@ def read_detector_file(path: Path | str) -> dict:
     kind = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if kind != "detector":
         what = f"a {kind} checkpoint" if kind else "not one of this project's checkpoints"
-        raise UserError(f"{path} is {what}, not a detector: give last.pt or best.pt of a run of tools/train_det.py")
+        other = "" if kind else "; tools/convert_weights.py converts other projects' detectors"
+        raise UserError(
+            f"{path} is {what}, not a detector: give last.pt or best.pt of a run of tools/train_det.py{other}"
+        )
     if checkpoint.get("format") != FORMAT:
         raise UserError(
             f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project"

@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 
 from configs import downloads
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from datasets.images import image_file_size, read_image
 from datasets.listing import IMAGE_SUFFIXES, list_images
 from detection.video import VideoReader
@@ -118,7 +118,8 @@ def _files(text: str, ignore: Path | None, *, videos: bool = False) -> list[tupl
     elif glob.has_magic(text):
         found = [item for match in sorted(glob.glob(text, recursive=True)) for item in _files_in(Path(match), ignore)]
     else:
-        raise UserError(f"{text}: there is no such image or folder")
+        beside = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"{text}: there is no such image or folder{did_you_mean(path.name, beside)}")
     if not videos and len(found) == 1 and is_video(found[0][0]):
         raise UserError(f"{text}: is a video: give it to stream(), which goes through its frames one by one")
     if not found:

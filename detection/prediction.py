@@ -76,7 +76,7 @@ class ImageDetections:
         try:
             supervision = importlib.import_module("supervision")
         except ImportError:
-            raise UserError("to_supervision needs the package supervision: pip install supervision") from None
+            raise UserError("to_supervision needs the package supervision: pip install -e .[supervision]") from None
         return supervision.Detections(
             xyxy=self.boxes.astype(np.float32),
             confidence=self.scores.astype(np.float32),

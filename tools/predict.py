@@ -59,7 +59,10 @@ def main(args: argparse.Namespace) -> None:
         images = [(file, name) for file, name in files if not is_video(file)]
         unreadable = predict_images(predictor, images, results, pictures, drawing, args.batch_size)
         if len(unreadable) == len(files) and not cameras:
-            raise UserError(f"none of the {counted(len(files), 'image')} could be read; the first: {unreadable[0]}")
+            few = len(files) == 1
+            raise UserError(
+                f"{'' if few else f'none of {len(files)} images could be read; the first: '}{unreadable[0]}"
+            )
         for file, name in files:
             if is_video(file):
                 predict_video(predictor, file, name, results, pictures[file], drawing, args.batch_size)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tarfile
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from configs.detection import SourceConfig
-from configs.errors import UserError
+from configs.errors import UserError, did_you_mean
 from configs.files import read_json, read_text
 from datasets.annotation_tables import via_entries
 from datasets.collect import images_below, walk
@@ -93,7 +95,10 @@ def take_inventory(folder: Path) -> Inventory:
         UserError: it is no folder, or holds no image.
     """
     if not folder.exists():
-        raise UserError(f"{folder}: there is no such folder")
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        raise UserError(f"{folder}: there is no such folder{did_you_mean(folder.name, beside)}")
+    if zipfile.is_zipfile(folder) or (folder.is_file() and tarfile.is_tarfile(folder)):
+        raise UserError(f"{folder}: is an archive: unpack it and give the folder")
     if not folder.is_dir():
         raise UserError(f"{folder}: is a file: give the folder that holds the images and their annotations")
     root = folder.resolve()

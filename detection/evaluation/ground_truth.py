@@ -103,6 +103,11 @@ def read_coco_ground_truth(path: Path) -> GroundTruth:
         raise UserError(f"{path}: has no list of categories: is it a results file?")
     if file.lacks_area:
         logger.warning("%s: annotations without an area (pycocotools refuses them): width * height is taken", path)
+    if 0 in file.annotation_ids:
+        logger.warning(
+            "%s: annotation id 0: it is scored like any other (pycocotools itself would lose its match, so its numbers "
+            "can be lower)", path,
+        )  # fmt: skip
     last = last_of_equal_ids(file.annotation_ids)
     known = (file.image_index >= 0) & (file.labels > 0)
     if not known.all():

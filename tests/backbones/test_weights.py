@@ -156,6 +156,19 @@ def test_files_of_something_else_are_named(tmp_path, content, said):
             read_weights_file(path)
 
 
+def test_mistaken_names_and_files_are_told(tmp_path):
+    torch.save({}, tmp_path / "best.pt")
+    with pytest.raises(UserError, match=r"bst\.pt: there is no such weights file: its folder has best\.pt$"):
+        read_weights_file(tmp_path / "bst.pt")
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    with pytest.raises(UserError, match=r"config\.yaml: is a text file, not weights"):
+        read_weights_file(tmp_path / "config.yaml")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("a.jpg", "")
+    with pytest.raises(UserError, match=r"photos\.zip: is an ordinary archive"):
+        read_weights_file(tmp_path / "photos.zip")
+
+
 def test_a_folder_names_its_file(tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights.safetensors").touch()
@@ -168,7 +181,7 @@ def test_compressed_archives_are_not_unpacked(tmp_path):
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
         for name in source.namelist():
             bomb.writestr(name, source.read(name))
-    with pytest.raises(UserError, match="an ordinary compressed archive"):
+    with pytest.raises(UserError, match="an ordinary archive"):
         read_weights_file(tmp_path / "bomb.pth")
 
 

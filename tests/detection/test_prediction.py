@@ -44,7 +44,7 @@ def test_supervision_counts_classes_from_0(monkeypatch: pytest.MonkeyPatch) -> N
     assert values["data"]["class_name"].tolist() == ["dog", "cat"]
     np.testing.assert_array_equal(values["xyxy"], FOUND.boxes)
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(UserError, match="pip install supervision"):
+    with pytest.raises(UserError, match=r"pip install -e .\[supervision\]"):
         FOUND.to_supervision()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,12 +40,13 @@ def run(*words: object) -> None:
 
 def test_it_writes_a_config_that_builds(photos: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["/my checkout/tools/init_data.py"])
     run("my photos")
     said = capsys.readouterr().out
     assert "layout     Pascal VOC XML beside the images" in said
     assert "1 of 11 images without annotation" in said
-    assert "python tools/train_det.py --cfg my_photos.yaml" in said
-    assert "start      random weights: torchvision://fasterrcnn_resnet50_fpn is not in the cache" in said
+    assert "python '/my checkout/tools/train_det.py' --cfg my_photos.yaml" in said  # the folder is not the checkout
+    assert "start      random weights, for torchvision://fasterrcnn_resnet50_fpn cannot be downloaded now" in said
     assert (tmp_path / "my_photos_sheet.jpg").is_file()
     config = load_config("my_photos.yaml")
     train, val = (build_dataset(config.data, part, tmp_path / "elsewhere") for part in ("train", "val"))

@@ -125,6 +125,8 @@ def test_inputs_are_files_folders_and_patterns_each_image_once(tiny_voc, tmp_pat
     shutil.copytree(images, tmp_path / "other")
     both = names(images / "image_0.png", tmp_path / "other" / "image_0.png")
     assert len(set(both)) == 2
+    with pytest.raises(UserError, match=r"no such image or folder \(did you mean image_\d.png\?\)"):
+        names(images / "image_9.png")
     with pytest.raises(UserError, match="no such image or folder"):
         names(images / "nothing.png")
     with pytest.raises(UserError, match="no images here"):
@@ -188,7 +190,7 @@ def test_nothing_readable_is_the_users_mistake(weights, tmp_path, capsys):
     with pytest.raises(SystemExit) as ending:
         cli.run(predict.main, predict.make_parser(), command, intermixed=True)
     assert ending.value.code == 2
-    assert "none of the 1 images could be read" in capsys.readouterr().err
+    assert "cannot be read as an image" in capsys.readouterr().err
     assert not (tmp_path / "out/detections.json").exists()
 
 

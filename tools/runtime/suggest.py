@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -274,5 +275,12 @@ def in_minutes(minutes: float) -> str:
 
 
 def training_command(config: Path, start: str | None) -> str:
-    """What to type to train with a config, from a detector of the zoo or from random weights."""
-    return f"python tools/train_det.py --cfg {shlex.quote(str(config))}" + (f" --init-from {start}" if start else "")
+    """What to type to train with a config, from a detector of the zoo or from random weights.
+
+    Typed where this script was started, which need not be the checkout.
+    """
+    own = Path(sys.argv[0])
+    script = own.with_name("train_det.py") if own.name == "init_data.py" else Path("tools/train_det.py")
+    return f"python {shlex.quote(str(script))} --cfg {shlex.quote(str(config))}" + (
+        f" --init-from {start}" if start else ""
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -284,6 +285,13 @@ def test_what_is_no_data_set(tmp_path, files, said):
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         find_layout(tmp_path / "nowhere")
+    (tmp_path / "my_photos").mkdir()
+    with pytest.raises(UserError, match=r"no such folder \(did you mean my_photos\?\)"):
+        find_layout(tmp_path / "my_photo")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("a.jpg", "")
+    with pytest.raises(UserError, match="is an archive: unpack it"):
+        find_layout(tmp_path / "photos.zip")
     (tmp_path / "a.jpg").write_text("")
     with pytest.raises(UserError, match="is a file: give the folder"):
         find_layout(tmp_path / "a.jpg")
