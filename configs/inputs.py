@@ -11,8 +11,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 State = tuple[int, int, int, int]
 """Size, times of the last change of content and of attributes in nanoseconds, inode; zeros: there is no such file."""
@@ -72,7 +72,7 @@ _OWN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 """Where this process's own inputs are: what a shell writes for `<(...)`."""
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> BufferedReader:
     """The file, open to read bytes. What is no file is refused before it is opened: reading it might never end.
 
     Raises:

@@ -35,7 +35,7 @@ from datasets.columns import Rows
 from datasets.folders import ImageFiles, find_class
 from datasets.images import IMAGE_SUFFIXES
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _URL = re.compile(r"[a-z][a-z0-9+]+://", re.IGNORECASE)
 MAX_SHARDS = 100_000
 MAX_MEMBER = 1 << 30
@@ -253,7 +253,7 @@ def _add(sample: dict[str, Any], suffix: str, member: tarfile.TarInfo, archive: 
     text = (file.read() if file else b"").decode("utf-8", "replace").strip()
     if not text:
         raise UserError(f"{where}: is empty: give the class's number or name")
-    sample[part] = int(text) if text.isdecimal() else text
+    sample[part] = int(text) if text.isdecimal() and len(text) < 100 else text
 
 
 def _check_length(path: Path, part: Shard, *, is_copy: bool) -> None:

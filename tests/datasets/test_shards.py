@@ -62,6 +62,8 @@ def test_patterns() -> None:
     assert expand("a/t-{08..11}.tar") == ["a/t-08.tar", "a/t-09.tar", "a/t-10.tar", "a/t-11.tar"]
     assert expand("{0..1}/{0..1}.tar") == ["0/0.tar", "0/1.tar", "1/0.tar", "1/1.tar"]
     assert expand("one.tar") == ["one.tar"]
+    digits = "9" * 5000  # more than Python's int takes
+    assert expand(f"{{0..{digits}}}.tar") == [f"{{0..{digits}}}.tar"]
     for pattern in ("{3..1}.tar", "{0..99999999}.tar"):
         with pytest.raises(UserError, match="counts from"):
             expand(pattern)
