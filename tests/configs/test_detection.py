@@ -171,6 +171,9 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
         ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
     ):
         assert expected in message(f"data.train.0={values}")
+    # Else a stored config, or a slip of the finger, fills the memory.
+    assert "data.test_max_size must be at most 16384, not 1000000000" in message("data.test_max_size=1000000000")
+    assert "model.box.pool_size must be at most 32, not 1000000" in message("model.box.pool_size=1000000")
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
     assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
     assert "say how many in data.padded_sizes (32)" in message("train.graphs=true")
