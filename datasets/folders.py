@@ -205,7 +205,7 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
     except OSError as error:
         parent = folder.parent
         near = nearest(folder.name, os.listdir(parent) if parent.is_dir() else [])
-        hint = f": did you mean {parent / near}?" if near else how_to_get(folder)
+        hint = f": did you mean {parent / near}?" if near and near != folder.name else how_to_get(folder)
         raise UserError(f"{folder}: {error.strerror}{hint}") from None
 
 

@@ -31,6 +31,7 @@ import numpy as np
 from configs.downloads import DownloadError, digest_of, download, locked
 from configs.errors import UserError
 from configs.files import home, read_json, replacing, write_text
+from configs.inputs import open_file
 from datasets.columns import Rows
 from datasets.folders import ImageFiles, find_class
 from datasets.images import IMAGE_SUFFIXES
@@ -91,7 +92,7 @@ class Member:
         return data[_BLOCK:]
 
     def _read(self) -> bytes:
-        with open(self.shard, "rb") as file:
+        with open_file(self.shard) as file:
             return os.pread(file.fileno(), _BLOCK + self.size, self.offset - _BLOCK)
 
 
@@ -201,7 +202,7 @@ def scan(path: Path) -> Shard:
     samples: dict[str, dict[str, Any]] = {}
     previous = ""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_file(path) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
                 if not member.isreg() or member.issparse() or member.name.rsplit("/", 1)[-1].startswith("."):
@@ -212,7 +213,7 @@ def scan(path: Path) -> Shard:
                 previous = key
                 _add(samples.setdefault(key, {}), suffix, member, archive, f"{path}:{member.name}")
             end = archive.offset
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = os.fstat(file.fileno()).st_size
             if os.pread(file.fileno(), _BLOCK, end) != bytes(_BLOCK):
                 raise UserError(f"{path}: is damaged or cut off at byte {end}: make or copy it again")

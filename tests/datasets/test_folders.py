@@ -72,6 +72,9 @@ def test_mistakes_name_the_folder(tmp_path, make, classes, words):
 
 def test_a_missing_folder_names_the_nearest(tmp_path):
     (tmp_path / "train").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: Not a directory$"):
+        read_folders(tmp_path / "file")
     with pytest.raises(UserError, match=r"did you mean .*train\?"):
         read_folders(tmp_path / "trian")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -297,3 +297,9 @@ def test_other_places_by_fsspec(written: str, tmp_path: Path, monkeypatch: pytes
     assert images.path(9).read_bytes() == read_shards(written).path(9).read_bytes()
     with pytest.raises(UserError, match="nonsense"):
         read_shards("nonsense://bucket/train.tar")
+
+
+def test_a_pipe_in_place_of_a_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t-0.tar")
+    with pytest.raises(UserError, match=r"t-0\.tar: is no whole tar file \(.*it is no file \(a pipe, a socket or a"):
+        scan(tmp_path / "t-0.tar")
