@@ -264,6 +264,10 @@ def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
         raise UserError(f"{path}: {error}") from None
 
 
+_MOST_REPEATED = 1 << 26
+"""Bytes of a tensor that repeats what its file holds once (`torch.Tensor.expand`); more is made to fill memory."""
+
+
 def check_tensors(state: Mapping[Any, Any], path: Path | str) -> None:
     """Refuse a state dict that is not one: names of text, dense tensors, finite numbers.
 
@@ -275,6 +279,10 @@ def check_tensors(state: Mapping[Any, Any], path: Path | str) -> None:
             raise UserError(f"{path}: {key!s:.60} is a {type(value).__name__}, not a tensor: the weights are damaged")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{path}: {key} is not a plain dense tensor")
+        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):  # a net would take them, rounded
+            raise UserError(f"{path}: {key} has numbers of type {value.dtype}: weights are floating-point numbers")
+        if value.nbytes > max(value.untyped_storage().nbytes(), _MOST_REPEATED):
+            raise UserError(f"{path}: {key} has {value.numel()} numbers, of which the file holds a part only")
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise UserError(f"{path}: {key} has values that are not finite: the weights have diverged or are damaged")
 

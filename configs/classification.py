@@ -20,6 +20,7 @@ from configs.common import (
     PositiveInt,
     ScheduleConfig,
     Section,
+    Side,
     TrainConfig,
     check_crop_ranges,
     check_parts,
@@ -79,7 +80,7 @@ class ImageAugmentConfig(Section):
     area and aspect ratio (Inception, torchvision). centre: that of the test."""
     pad: NonNegativeInt = 4
     """pad: pixels on each side, of the mean colour (zeros after its subtraction)."""
-    scale: tuple[PositiveInt, PositiveInt] = (256, 480)
+    scale: tuple[Side, Side] = (256, 480)
     """scale_jitter: the shorter side is uniform in [low, high], pixels."""
     area: tuple[PositiveFloat, PositiveFloat] = (0.08, 1.0)
     """random_resized: share of the image's area."""
@@ -117,13 +118,13 @@ class ImageDataConfig(Section):
     """Test set, on which metrics.json is computed; null: the validation set takes its place."""
     hold_out: NonNegativeInt = 0
     """This many training images, always the same ones, become the validation set (CIFAR's 45k/5k split: 5000)."""
-    crop_size: PositiveInt = 224
+    crop_size: Side = 224
     """Side of the training crop, pixels; with crop: pad, of the images."""
-    test_crop_size: PositiveInt | None = None
+    test_crop_size: Side | None = None
     """Side of the centre crop and of the 10 crops; null: crop_size."""
-    test_resize: PositiveInt | None = 256
+    test_resize: Side | None = 256
     """Shorter side before the crop, pixels; null: images as they are."""
-    test_scales: list[PositiveInt] = [224, 256, 384, 480, 640]
+    test_scales: list[Side] = [224, 256, 384, 480, 640]
     """Shorter sides of the multi-scale test (He et al. 2016, Sec. 3.4)."""
     mean: Literal["pixel", "channel"] | tuple[float, float, float] = IMAGENET_MEAN
     """Subtracted, in units of uint8, RGB. pixel: the mean training crop, pixel by pixel (the paper); channel: its

@@ -20,6 +20,7 @@ from configs.common import (
     PositiveInt,
     ScheduleConfig,
     Section,
+    Side,
     TrainConfig,
     check_backbone,
     check_parts,
@@ -166,16 +167,16 @@ class DataConfig(Section):
     repeat_threshold: NonNegativeFloat = 0.0
     """Repeat-factor sampling (LVIS, Gupta et al. 2019): images of classes that fewer than this fraction of the images
     hold are seen more often. 0: off."""
-    min_size: PositiveInt | list[PositiveInt] = 600
+    min_size: Side | list[Side] = 600
     """Shorter side in training, pixels; from a list one is drawn (scale jitter), see `scale_per`."""
     scale_per: Literal["image", "step"] = "image"
     """One of the sizes in `min_size` is drawn for each image (detectron2), or for each step, over all processes: images
     of one scale need far less padding (docs/performance.md)."""
-    max_size: PositiveInt = 1000
+    max_size: Side = 1000
     """Cap on the longer side in training, pixels."""
-    test_min_size: PositiveInt = 600
+    test_min_size: Side = 600
     """Shorter side in validation, test and prediction, pixels."""
-    test_max_size: PositiveInt = 1000
+    test_max_size: Side = 1000
     """Cap on the longer side in validation, test and prediction, pixels."""
     size_divisor: PositiveInt = 32
     """Images are zero-padded at the right and the bottom up to a multiple of this."""
@@ -276,7 +277,7 @@ class BoxConfig(Section):
     pool_inclusive: bool = False
     """roi_pool: an RoI ends with the pixel left of and above its right and lower edge, as in Caffe, where coordinates
     name pixels that belong to it. false: with the pixel behind them, about one time in eight a row or column more."""
-    pool_size: PositiveInt = 14
+    pool_size: Annotated[int, Field(gt=0, le=32)] = 14
     """Bins on each side. C4: 14 (conv5 keeps its stride 2) or 7 (conv5 runs at stride 1). VGG, FPN: 7."""
     sampling_ratio: NonNegativeInt = 0
     """RoIAlign's samples on each side of a bin; 0: as many as the bin has feature pixels."""
@@ -472,7 +473,7 @@ class TtaConfig(Section):
 
     hflip: bool = False
     """Each view's mirror image too."""
-    scales: list[PositiveInt] = []
+    scales: list[Side] = []
     """Shorter sides of the views, pixels; []: data.test_min_size alone. Caps on the longer side are in proportion."""
     merge: Literal["nms", "vote"] = "nms"
     """NMS over the views' detections, or NMS and voting (IoU vote_iou, 0.5 where that is null)."""
@@ -504,7 +505,7 @@ class TestConfig(Section):
     """Takes the place of nms_thresh where refine_rounds > 0: the union of the rounds holds more duplicates."""
     vote_iou: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Box voting among boxes that overlap by at least this; null: off. The paper, with refinement: 0.5."""
-    scales: list[PositiveInt] = []
+    scales: list[Side] = []
     """Multi-scale detector: shorter sides of its feature maps, pixels; the proposals stay at data.test_min_size, caps
     on the longer side are in proportion. []: off. The paper: [200, 400, 600, 800, 1000]."""
     canonical_size: PositiveInt = 224

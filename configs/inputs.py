@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 
 State = tuple[int, int, int, int]
@@ -73,7 +73,7 @@ _OWN_PIPES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 """Where this process's own inputs are: what a shell writes for `<(...)`."""
 
 
-def open_file(path: str | Path) -> io.BufferedReader:
+def open_file(path: str | Path) -> BufferedReader:
     """The file, open to read bytes. What is no file is refused before it is opened: reading it might never end.
 
     Raises:

@@ -85,8 +85,10 @@ def parse_yaml(text: str, source_name: str) -> Any:
     """The values of a YAML text.
 
     Raises:
-        UserError: it is not YAML, a key appears twice in a mapping, or references make it very large.
+        UserError: it is not YAML, a key appears twice in a mapping, or it is very large, as text or by references.
     """
+    if len(text) > _MOST_LETTERS:
+        raise UserError(f"{source_name}: has {len(text)} letters, more than {_MOST_LETTERS}: is it a config?")
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -119,7 +121,7 @@ _SCALARS = {  # YAML 1.2 core schema: tag -> (pattern, possible first characters
 }
 
 
-_MOST_VALUES, _MOST_LEVELS = 100_000, 100
+_MOST_LETTERS, _MOST_VALUES, _MOST_LEVELS = 1_000_000, 100_000, 100
 
 
 class _Loader(yaml.SafeLoader):
@@ -130,6 +132,7 @@ class _Loader(yaml.SafeLoader):
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
         self._sizes: dict[int, int] = {}
+        self._count = 0
         self._depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -139,6 +142,9 @@ class _Loader(yaml.SafeLoader):
         """
         is_reference, place = self.check_event(yaml.AliasEvent), self.peek_event().start_mark
         self._depth += 1
+        self._count += 1
+        if self._count > _MOST_VALUES:
+            raise ComposerError(problem=f"holds more than {_MOST_VALUES} values", problem_mark=place)
         if self._depth > _MOST_LEVELS:
             raise ComposerError(problem=f"has more than {_MOST_LEVELS} levels", problem_mark=place)
         node = super().compose_node(parent, index)

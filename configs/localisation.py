@@ -21,6 +21,7 @@ from configs.common import (
     PositiveInt,
     ScheduleConfig,
     Section,
+    Side,
     TrainConfig,
     check_crop_ranges,
     check_parts,
@@ -68,7 +69,7 @@ class LocalisationAugmentConfig(Section):
     crop: Literal["scale_jitter", "random_resized", "centre"] = "scale_jitter"
     """scale_jitter: shorter side drawn from `scale`, then a random square crop (He et al. 2016, Sec. 3.4).
     random_resized: a random area and aspect ratio. centre: that of the test."""
-    scale: tuple[PositiveInt, PositiveInt] = (256, 480)
+    scale: tuple[Side, Side] = (256, 480)
     """scale_jitter: the shorter side is uniform in [low, high], pixels."""
     area: tuple[PositiveFloat, PositiveFloat] = (0.35, 1.0)
     """random_resized: share of the image's area."""
@@ -95,9 +96,9 @@ class LocalisationDataConfig(Section):
     """Validation set, which chooses best.pt."""
     test: LocalisationSourceConfig | None = None
     """Test set, on which metrics.json is computed; null: the validation set takes its place."""
-    crop_size: PositiveInt = 224
+    crop_size: Side = 224
     """Side of the training crop, pixels."""
-    test_resize: PositiveInt = 256
+    test_resize: Side = 256
     """Shorter side before the centre crop of `crop_size`, pixels."""
     augment: LocalisationAugmentConfig = LocalisationAugmentConfig()
     """Random views of the training images."""
@@ -162,7 +163,7 @@ class PerClassRcnnConfig(Section):
 
     proposals: str | None = None
     """The checkpoint of stage rpn whose proposals are learned from."""
-    warp_size: PositiveInt = 224
+    warp_size: Side = 224
     """Side of the warped crops, pixels."""
     context: NonNegativeInt = 16
     """Pixels of the warped crop on each side that show what is around the proposal (Girshick et al. 2014: 16)."""

@@ -57,7 +57,7 @@ def read_cifar10(root: Path, split: str, class_names: Sequence[str] | None = Non
     Raises:
         UserError: none of the forms is there, or a file is damaged.
     """
-    if zipfile.is_zipfile(root):
+    if root.is_file() and zipfile.is_zipfile(root):  # a pipe would be waited for
         return _read_zip(root, split, class_names)
     if root.is_file():
         raise UserError(f"{root}: is no zip file, or a damaged one: fetch it again, or unpack it and name the folder")

@@ -97,7 +97,7 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
     lines = _lines(ground_truth)
     if ground_truth.suffix == ".csv":
         wnids = _wnids_by_name(names, _csv_rows(ground_truth), ground_truth)
-    elif all(line.strip().isdecimal() for line in lines):
+    elif all(line.strip().isdecimal() and len(line) < 100 for line in lines):  # int() takes no 5,000 digits
         wnids = _wnids_by_number(names, [int(line) for line in lines], ground_truth)
     else:
         stems = {Path(name).stem for name in names}
@@ -205,7 +205,7 @@ def list_folder(folder: Path) -> list[os.DirEntry]:
     except OSError as error:
         parent = folder.parent
         near = nearest(folder.name, os.listdir(parent) if parent.is_dir() else [])
-        hint = f": did you mean {parent / near}?" if near else how_to_get(folder)
+        hint = f": did you mean {parent / near}?" if near and near != folder.name else how_to_get(folder)
         raise UserError(f"{folder}: {error.strerror}{hint}") from None
 
 

@@ -22,11 +22,12 @@ import numpy as np
 from configs.downloads import digest_of
 from configs.errors import UserError
 from configs.files import read_json, replacing, write_text
+from configs.inputs import open_file
 from datasets.columns import Rows
 from datasets.folders import ImageFiles
 from datasets.listing import IMAGE_SUFFIXES
 
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 MAX_SHARDS = 100_000
 MAX_MEMBER = 1 << 30
 """Bytes. No image file is larger."""
@@ -76,7 +77,7 @@ def scan(path: Path) -> Shard:
     samples: dict[str, dict[str, Any]] = {}
     previous = ""
     try:
-        with tarfile.open(path, "r:") as archive:
+        with open_file(path) as opened, tarfile.open(fileobj=opened, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # else it keeps them all
                 if not member.isreg() or member.issparse() or member.name.rsplit("/", 1)[-1].startswith("."):
@@ -87,7 +88,7 @@ def scan(path: Path) -> Shard:
                 previous = key
                 _add(samples.setdefault(key, {}), suffix, member, archive, f"{path}:{member.name}")
             end = archive.offset
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = os.fstat(file.fileno()).st_size
             if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
                 raise UserError(f"{path}: is damaged or cut off at byte {end}: make or copy it again")
@@ -128,7 +129,7 @@ def _add(sample: dict[str, Any], suffix: str, member: tarfile.TarInfo, archive: 
     text = (file.read() if file else b"").decode("utf-8", "replace").strip()
     if not text:
         raise UserError(f"{where}: is empty: give the class's number or name")
-    sample[part] = int(text) if text.isdecimal() else text
+    sample[part] = int(text) if text.isdecimal() and len(text) < 100 else text
 
 
 # ---------------------------------------------------------------------------------------------- the index

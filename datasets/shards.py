@@ -27,6 +27,7 @@ import numpy as np
 from configs.downloads import DownloadError, digest_of, download, locked
 from configs.errors import UserError, counted
 from configs.files import home, replacing
+from configs.inputs import open_file
 from datasets.folders import ImageFiles, find_class
 from datasets.shard_files import BLOCK, Shard, expand, index_name, read_index, scan
 
@@ -79,7 +80,7 @@ class Member:
         return data[BLOCK:]
 
     def _read(self) -> bytes:
-        with open(self.shard, "rb") as file:
+        with open_file(self.shard) as file:
             return os.pread(file.fileno(), BLOCK + self.size, self.offset - BLOCK)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -122,6 +123,8 @@ def _files(text: str, ignore: Path | None, *, videos: bool = False) -> list[tupl
         raise UserError(f"{text}: there is no such image or folder{did_you_mean(path.name, beside)}")
     if not videos and len(found) == 1 and is_video(found[0][0]):
         raise UserError(f"{text}: is a video: give it to stream(), which goes through its frames one by one")
+    if not found and ignore is not None and _is_below(path, ignore):
+        raise UserError(f"{text}: lies in {ignore}, where the results go: choose another folder for them")
     if not found:
         raise UserError(f"{text}: no images here ({', '.join(IMAGE_SUFFIXES)})")
     return found
@@ -131,12 +134,17 @@ def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
     """A file itself under its name; a folder's images under their paths from there, without those in `ignore`."""
     if path.is_file():
         return [(str(path), path.name)]
-    hidden = ignore.resolve() if ignore is not None else None
     return [
         (str(file), file.relative_to(path).as_posix())
         for file in list_images(path)
-        if file.is_file() and (hidden is None or hidden not in file.resolve().parents)
+        if file.is_file() and (ignore is None or not _is_below(file, ignore))
     ]
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    """Whether it is the folder or in it, links followed; links that lead nowhere or to themselves are nowhere else."""
+    real = Path(os.path.realpath(folder))
+    return real in (place := Path(os.path.realpath(path)), *place.parents)
 
 
 # ---------------------------------------------------------------------------------------------- pixels

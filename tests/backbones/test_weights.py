@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, read_weights_file
+from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, check_tensors, read_weights_file
 from configs.errors import UserError
 from tests.backbones.test_pretrained import error_of
 
@@ -194,3 +194,21 @@ def test_a_wrong_checksum_inside_is_damage(tmp_path):
     assert torch.load(path, weights_only=True)  # PyTorch reads it without a word
     with pytest.raises(UserError, match=r"the checksum of .* is wrong: the file is damaged"):
         read_weights_file(path)
+
+
+def test_a_small_file_cannot_fill_the_memory(tmp_path):
+    """A number that is repeated by strides of zero takes four bytes in the file."""
+    torch.save({"a": torch.zeros(1).expand(1_000_000, 1_000_000), "b": torch.zeros(1).expand(3)}, tmp_path / "a.pth")
+    content = read_weights_file(tmp_path / "a.pth")
+    check_tensors({"b": content["b"]}, "a.pth")
+    with pytest.raises(UserError, match=r"a\.pth: a has 1000000000000 numbers, of which the file holds a part only"):
+        check_tensors(content, "a.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+def test_weights_of_another_type_are_not_rounded_silently(dtype):
+    check_tensors({"conv.weight": torch.ones(2).half(), "bn.num_batches_tracked": torch.tensor(3)}, "a.pt")
+    with pytest.raises(
+        UserError, match=r"a\.pt: conv\.weight has numbers of type torch\..*: weights are floating-point"
+    ):
+        check_tensors({"conv.weight": torch.ones(2).to(dtype)}, "a.pt")

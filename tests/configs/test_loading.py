@@ -9,6 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs import loading
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config, parse_config, parse_yaml
@@ -171,6 +172,7 @@ def bomb(levels: int) -> str:
         ("a: !!float x", "a value does not fit its type"),
         ("a: !!timestamp 'x'", "a value does not fit its type"),
         ("a: " + "9" * 5000, "a value does not fit its type"),
+        ("a: b\n" * 250_000, "x.yaml: has 1250000 letters, more than 1000000: is it a config?"),
         ("a: !!python/object:os.system x", "could not determine a constructor"),
     ],
 )
@@ -178,6 +180,13 @@ def test_yaml_that_is_made_to_break_a_reader(text: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         parse_yaml(text, "x.yaml")
     assert "\n" not in str(error.value)
+
+
+def test_values_are_counted_while_they_are_read(monkeypatch) -> None:
+    """Not only once they are all there, which takes seconds."""
+    monkeypatch.setattr(loading, "_MOST_VALUES", 10)
+    with pytest.raises(UserError, match=r"x\.yaml:10: holds more than 10 values"):
+        parse_yaml("- a\n" * 9 + "- [\n", "x.yaml")
 
 
 def test_references_of_ordinary_size_are_followed() -> None:

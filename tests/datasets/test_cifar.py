@@ -206,3 +206,9 @@ def test_a_set_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cifar, "MOST_BYTES", 3000)
     with pytest.raises(UserError, match="1 images of 32 x 32 take"):
         read_cifar10(tmp_path, "train")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "cifar.zip")
+    with pytest.raises(UserError, match=r"cifar\.zip: Not a directory"):
+        read_cifar10(tmp_path / "cifar.zip", "train")

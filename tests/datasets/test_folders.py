@@ -72,6 +72,9 @@ def test_mistakes_name_the_folder(tmp_path, make, classes, words):
 
 def test_a_missing_folder_names_the_nearest(tmp_path):
     (tmp_path / "train").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file: Not a directory$"):
+        read_folders(tmp_path / "file")
     with pytest.raises(UserError, match=r"did you mean .*train\?"):
         read_folders(tmp_path / "trian")
 
@@ -126,6 +129,10 @@ def test_the_development_kits_numbers_mean_what_meta_mat_says(flat, tmp_path):
     truth.write_text("20\n7\n20\n8\n")
     with pytest.raises(UserError, match="number 8"):
         read_imagenet_val(flat, truth)
+    truth.write_text("20\n7\n20\n" + "9" * 5000)  # more digits than Python's int takes
+    with pytest.raises(UserError, match=r"ground_truth\.txt: has no line for"):
+        read_imagenet_val(flat, truth)
+    truth.write_text("20\n7\n20\n8\n")
     (tmp_path / "meta.mat").unlink()
     with pytest.raises(UserError, match=r"meta\.mat: missing"):
         read_imagenet_val(flat, truth)

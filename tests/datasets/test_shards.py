@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -63,6 +64,8 @@ def test_patterns() -> None:
     assert expand("a/t-{08..11}.tar") == ["a/t-08.tar", "a/t-09.tar", "a/t-10.tar", "a/t-11.tar"]
     assert expand("{0..1}/{0..1}.tar") == ["0/0.tar", "0/1.tar", "1/0.tar", "1/1.tar"]
     assert expand("one.tar") == ["one.tar"]
+    digits = "9" * 5000  # more than Python's int takes
+    assert expand(f"{{0..{digits}}}.tar") == [f"{{0..{digits}}}.tar"]
     for pattern in ("{3..1}.tar", "{0..99999999}.tar"):
         with pytest.raises(UserError, match="counts from"):
             expand(pattern)
@@ -296,3 +299,9 @@ def test_other_places_by_fsspec(written: str, tmp_path: Path, monkeypatch: pytes
     assert images.path(9).read_bytes() == read_shards(written).path(9).read_bytes()
     with pytest.raises(UserError, match="nonsense"):
         read_shards("nonsense://bucket/train.tar")
+
+
+def test_a_pipe_in_place_of_a_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t-0.tar")
+    with pytest.raises(UserError, match=r"t-0\.tar: is no whole tar file \(.*it is no file \(a pipe, a socket or a"):
+        scan(tmp_path / "t-0.tar")

@@ -152,6 +152,10 @@ def test_a_body_without_length_is_refused(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as client:
         client.sendall(b"POST /api/detect HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 411")
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=30) as client:
+        length = b"9" * 5000  # more digits than Python's int takes
+        client.sendall(b"POST /api/detect HTTP/1.1\r\nHost: localhost\r\nContent-Length: " + length + b"\r\n\r\n")
+        assert client.recv(100).startswith(b"HTTP/1.1 411")
 
 
 def test_too_many_requests_are_told_to_come_back(predictor: Predictor) -> None:

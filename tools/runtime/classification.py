@@ -339,9 +339,12 @@ def recalibrate_over(
     processes, as in the training: where a set is sorted by class, neighbours would make a batch of one class.
     """
     sample = spread(train_set, config.train.recalibrate_images)
-    shuffled = sample.take(np.random.default_rng(config.seed).permutation(len(sample)))
+    batch_size = max(config.train.batch_size // distributed.world_size(), 1)
+    order = np.random.default_rng(config.seed).permutation(len(sample))
+    if len(order) > 1 and len(order) % batch_size == 1:
+        order = order[:-1]  # an image alone, at the end, may have one value for each channel, which do not vary
     loader = centre_batches(
-        shuffled, config.data, batch_size=max(config.train.batch_size // distributed.world_size(), 1),
+        sample.take(order), config.data, batch_size=batch_size,
         rank=distributed.rank(), world_size=distributed.world_size(), may_replace=True,
     )  # fmt: skip
     with autocast(device, config.train.amp):

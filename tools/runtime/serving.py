@@ -183,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
     def _receive(self, file: Path, most: int) -> None:
         """Write the request's body into a file."""
         text = self.headers.get("Content-Length", "")
-        if not text.isdecimal():
+        if not text.isdecimal() or len(text) > 20:  # Python's own limit of digits would be an internal error
             raise Refused(HTTPStatus.LENGTH_REQUIRED, "the request must say its Content-Length")
         length = int(text)
         if length == 0:

@@ -187,3 +187,10 @@ def test_recalibration_sees_the_same_mixed_batches_on_any_number_of_processes(mo
     for count in (2, 4):
         shares = [batches(rank, count) for rank in range(count)]
         assert [sorted(itertools.chain(*parts)) for parts in zip(*shares, strict=True)] == alone
+
+
+def test_recalibration_leaves_out_an_image_that_would_be_alone_in_its_batch():
+    """Maps of 1x1 pixels, as of ResNets at 32 pixels: a batch of one image has one value for each channel."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3))
+    recalibrate_over(images_of(10, 20, 30, 40, 50), config_of("train.batch_size=2"), net, AS_IT_IS, CPU)
+    assert 20 <= net[1].running_mean[0].item() <= 40  # of four of the five
