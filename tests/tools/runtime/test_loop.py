@@ -251,7 +251,7 @@ def test_a_checkpoint_is_written_once_for_each_state(tmp_path, monkeypatch):
 
 def test_a_folder_that_was_removed_is_not_made_anew(tmp_path):
     task = OneWeight(validate_every=None, checkpoint_every=2, log_every=9)
-    task.step_done = lambda iteration: (tmp_path / "run/metrics.jsonl").unlink()
+    task.step_done = lambda iteration: (tmp_path / "run/metrics.jsonl").unlink(missing_ok=True)
     with pytest.raises(UserError, match="the run's folder was removed"):
         train(task, tmp_path / "run")
 
