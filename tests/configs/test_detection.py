@@ -171,6 +171,9 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
         ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
     ):
         assert expected in message(f"data.train.0={values}")
+    for split in ("0.8", "[0.5, 0.5]", "[0.7, 0.2, 0.1]"):
+        load_config(CONFIGS / "demo.yaml", [f"data.train.0={{format: voc, root: a, split: {split}}}"])
+    assert "give two or three shares" in message("data.train.0={format: voc, root: a, split: [0.25, 0.25, 0.25, 0.25]}")
     assert message("schedule.epochs=3") == "my.yaml: schedule: give either iterations or epochs"
     assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
     assert "say how many in data.padded_sizes (32)" in message("train.graphs=true")
