@@ -60,7 +60,7 @@ RUNS = [{"name": "a", "config": "x"}, {"name": "b", "config": "x", "starts_from"
         ({"runs": [{**RUNS[0], "deepen": [1]}]}, "a: deepen needs starts_from"),
         ({"tests": [{"name": "c", "run": "z"}]}, "c: there is no run z: there are a, b"),
         (
-            {"claims": [{"claim": "it helps", "metric": "m", "pairs": [("a", "z")]}]},
+            {"claims": [{"claim": "it", "metric": "m", "pairs": [("a", "z")]}]},
             "claim 'it': there is no row z",
         ),
         ({"claims": [{"claim": "it helps", "metric": "m", "of": ["z"], "at_least": 1}]}, "there is no row z"),
