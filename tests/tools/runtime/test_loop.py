@@ -127,6 +127,7 @@ def test_updates_logs_and_checkpoints(tmp_path, capsys):
         (i, split) for i in (1, 2, 3, 4) for split in ("train", "val")
     ]
     third = logged[4]
+    assert "replaced" not in third, "no image may be replaced"
     assert third["linear"] == third["loss"] == pytest.approx(2 * 0.9)
     assert (third["epoch"], third["rate"], third["gradient_norm"]) == (1.5, 0.1, 2.0)
     assert "ended early" not in capsys.readouterr().out
@@ -314,6 +315,18 @@ def test_weights_without_training_do_not_resume(tmp_path):
     train(OneWeight(), tmp_path)
     with pytest.raises(UserError, match=r"resume needs the run's last\.pt"):
         State.of(load(tmp_path / "best.pt"))
+    content = load(tmp_path / "last.pt")
+    content["training"]["state"]["iteration"] = "four"
+    with pytest.raises(UserError, match=r"last\.pt: training\.state is damaged"):
+        State.of(content)
+
+
+def test_statistics_are_averaged_before_they_are_saved(tmp_path, monkeypatch):
+    task, seen = OneWeight(2, ema_decay=0.5), []
+    monkeypatch.setattr(loop, "average_statistics", lambda net, ema: seen.append((net, ema)))
+    train(task, tmp_path)
+    assert {net for net, _ in seen} == {task.net}
+    assert all(ema.averages.keys() == {"weight"} for _, ema in seen)
 
 
 # ---------------------------------------------------------------------------------------------- a detector's update
