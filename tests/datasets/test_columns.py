@@ -153,6 +153,7 @@ def test_of_equal_ids_the_last_counts():
 
 def test_values_are_short():
     assert short(None) == "null"
+    assert short(-(10**12)) == "-1000000000000"
     assert short("x" * 100) == f"'{'x' * 56}..."
     assert len(short(list(range(10**5)))) == 60
     assert short(10**5000) == "a number of many digits"

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
+from datasets import records as module
 from datasets.make_records import make_records
 from datasets.records import Records, has_extent, join
 
@@ -179,3 +180,10 @@ def test_join_keeps_the_form_that_all_have() -> None:
     for one, other, expected in (("voc", "voc", "voc"), ("voc", "coco", None), (None, "coco", None)):
         assert join([_by_hand(one), replace(_by_hand(other), **renamed)]).form == expected
     assert join([_by_hand("voc"), _by_hand("voc")]).form is None  # the ids are new ones
+
+
+def test_parts_hold_all_objects_in_order(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_IMAGES", 2)
+    records = _records([2, 0, 3, 1, 4])
+    found = [(objects.start, objects.stop, images.tolist()) for objects, images in records.parts()]
+    assert found == [(0, 2, [0, 0]), (2, 6, [2, 2, 2, 3]), (6, 10, [4, 4, 4, 4])]

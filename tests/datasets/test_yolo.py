@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs.errors import UserError
-from datasets.yolo import _keypoints, image_folder, read_class_names, read_yolo
+from datasets.yolo import _keypoints, checked_names, image_folder, read_class_names, read_yolo
 
 
 @pytest.fixture
@@ -271,3 +271,8 @@ def test_points_inside_their_box(points: str, expected: int) -> None:
 
 def test_where_images_lie(root: Path) -> None:
     assert image_folder(root, "train") == root / "images" / "train"
+
+
+def test_the_name_that_appears_twice_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cat"):
+        checked_names(["dog", "cat", "cat"], tmp_path / "data.yaml")
