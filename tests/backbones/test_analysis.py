@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from backbones.analysis import cost, layer_responses
+from backbones.analysis import cost, layer_responses, stage_costs
 from backbones.zoo import build_backbone
+from tests.backbones.test_staged import small_net
 
 
 def test_multiply_adds_in_numbers():
@@ -68,3 +69,19 @@ def test_nets_without_batch_norm_have_no_responses():
         layer_responses(build_backbone("cifar_resnet20", norm="frozen"), [torch.randn(2, 3, 16, 16)])
     with pytest.raises(ValueError, match="batches"):
         layer_responses(build_backbone("cifar_resnet20"), [])
+
+
+def test_costs_of_stages_by_hand():
+    """An image of 8 x 12 pixels. Convolutions, batch norms and poolings put out numbers that are kept; a companion is
+    for training alone."""
+    image = 8 * 12
+    assert stage_costs(small_net(), (8, 12)) == [
+        ("a", 4 * 27 + 4 + 8, image * 4 * 27, 2 * image * 4, (4, 8, 12)),
+        ("b", 4 * 6 + 6 + 12, image // 4 * 6 * 4, image // 4 * (4 + 6 + 6), (6, 4, 6)),
+        ("c", 5 * 54 + 5, 2 * 3 * 5 * 54, 2 * 3 * 5, (5, 2, 3)),
+        ("classifier", 5 * 3 + 3, 5 * 3, 3, (3,)),
+    ]
+    net = small_net()
+    net.pop_classifier()
+    net.pop_stage("c")
+    assert [part.name for part in stage_costs(net, (8, 12), classifier=False)] == ["a", "b"]

@@ -13,7 +13,15 @@ import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backbones.batch_norm import FrozenBatchNorm2d, SyncBatchNorm2d, conv_bn, fold_batch_norm, recalibrate
+from backbones.batch_norm import (
+    FrozenBatchNorm2d,
+    Moments,
+    SyncBatchNorm2d,
+    conv_bn,
+    conv_bn_pairs,
+    fold_batch_norm,
+    recalibrate,
+)
 from backbones.zoo import build_backbone
 
 
@@ -304,3 +312,23 @@ def test_one_process_is_plain_batch_norm():
     synced, plain = SyncBatchNorm2d(3), nn.BatchNorm2d(3)
     assert torch.equal(synced(x), plain(x))
     assert torch.equal(synced.running_var, plain.running_var)
+
+
+def test_moments_by_hand():
+    """Of the numbers 1, 3, 5 | 7 in one channel: a mean of 4, deviations 9 + 1 + 1 + 9."""
+    moments = Moments(2, torch.device("cpu"))
+    for values in ([1.0, 3.0, 5.0], [7.0]):
+        row = torch.tensor(values).reshape(1, 1, 1, -1)
+        moments.add(torch.cat((row, 2 * row), dim=1))
+    assert (moments.count, moments.mean.tolist()) == (4, [4, 8])
+    assert moments.squares.tolist() == pytest.approx([20, 80])
+    moments.merge(0, torch.full((2,), torch.nan), torch.zeros(2))
+    assert moments.mean.tolist() == [4, 8]
+
+
+def test_only_what_directly_follows_a_convolution_is_folded():
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.ReLU(), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    assert [(id(conv), name) for _, conv, name in conv_bn_pairs(net)] == [(id(net[3]), "4")]
+    folded = fold_batch_norm(net)
+    assert [type(layer).__name__ for layer in folded] == ["Conv2d", "ReLU", "BatchNorm2d", "Conv2d", "Identity"]
+    assert not any(parameter.requires_grad for parameter in folded.parameters())

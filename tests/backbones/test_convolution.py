@@ -54,6 +54,7 @@ def test_packed_or_not(conv: nn.Conv2d, dtype: torch.dtype, monkeypatch: pytest.
     check()
     pack(conv)
     assert isinstance(conv, FastConv2d)
+    assert conv.packed is not None
     check()
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     check()

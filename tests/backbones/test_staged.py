@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from backbones.classification import classification_loss
-from backbones.staged import SequentialNet, WithCompanions, initialise, remove_stride
+from backbones.staged import SequentialNet, Stage, WithCompanions, initialise, remove_stride
 from backbones.zoo import build_backbone
 
 
@@ -149,3 +149,32 @@ def test_first_weights_of_linear_layers():
     assert net[1].weight.std().item() == pytest.approx((2 / 400) ** 0.5, rel=0.05)
     assert net[3].weight.std().item() == pytest.approx((1 / 300) ** 0.5, rel=0.05)
     assert not any(layer.bias.any() for layer in (net[0], net[1], net[3]))
+
+
+def test_a_stage_freezes_by_itself():
+    stage = Stage(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    stage.freeze()
+    assert not any(parameter.requires_grad for parameter in stage.parameters())
+    assert not stage.train().training
+    assert not stage(torch.randn(1, 3, 2, 2, requires_grad=True)).requires_grad
+
+
+def test_units_are_run_twice_only_where_that_is_asked_for_and_a_backward_pass_follows(monkeypatch):
+    stage, calls = Stage(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), []
+    monkeypatch.setattr(Stage, "_checkpointed", staticmethod(lambda unit, x: calls.append(unit) or unit(x)))
+    x = torch.randn(2, 3, 4, 4)
+    stage.train()(x)
+    stage.activation_checkpointing = True
+    stage.eval()(x)
+    with torch.no_grad():
+        stage.train()(x)
+    assert calls == []
+    stage(x)
+    assert calls == list(stage)
+
+
+def test_units_behind_the_first_own_their_inputs():
+    stage = build_backbone("cifar_resnet20").pop_stage("conv4")
+    stage.own_inputs()
+    assert [unit.owns_input for unit in stage] == [False, True, True]
+    Stage(nn.Conv2d(3, 4, 1), nn.ReLU()).own_inputs()  # of a net of one's own

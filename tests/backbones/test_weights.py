@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,24 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from backbones.weights import CAFFE_VGG, IMAGENET, MSRA, Preprocessing, check_tensors, read_weights_file
+from backbones.weights import (
+    CAFFE_VGG,
+    GOOGLENET,
+    IMAGENET,
+    MSRA,
+    Preprocessing,
+    as_classifier,
+    check_fields,
+    check_keys,
+    check_net,
+    check_tensors,
+    detect_net,
+    first_line,
+    load_checked,
+    read_weights_file,
+    write_safetensors,
+)
+from backbones.zoo import build_backbone
 from configs.errors import UserError
 from tests.backbones.test_pretrained import error_of
 
@@ -25,9 +43,6 @@ def test_constants_are_the_published_means_and_deviations():
     assert (MSRA.mean, MSRA.channel_order) == ((102.9801, 115.9465, 122.7717), "bgr")
     assert (CAFFE_VGG.mean, CAFFE_VGG.channel_order) == ((103.939, 116.779, 123.68), "bgr")
     assert Preprocessing.from_dict(MSRA.to_dict()) == MSRA
-
-
-# ---------------------------------------------------------------------------------------------- torchvision's files
 
 
 # ---------------------------------------------------------------------------------------------- files
@@ -212,3 +227,151 @@ def test_weights_of_another_type_are_not_rounded_silently(dtype):
         UserError, match=r"a\.pt: conv\.weight has numbers of type torch\..*: weights are floating-point"
     ):
         check_tensors({"conv.weight": torch.ones(2).to(dtype)}, "a.pt")
+
+
+# ---------------------------------------------------------------------------------------------- whose they are
+
+
+def names_of(*units: int, bottleneck: bool = False) -> dict[str, torch.Tensor]:
+    """Keys as of a residual net with so many units in its stages."""
+    names = [f"layer{stage}.{unit}.conv1.weight" for stage, n in enumerate(units, 1) for unit in range(n)]
+    return dict.fromkeys([*names, *["layer1.0.conv3.weight"] * bottleneck], torch.zeros(1))
+
+
+def vgg_names(convolutions: int) -> dict[str, torch.Tensor]:
+    return {f"features.{3 * number}.weight": torch.zeros(1, 1, 1, 1) for number in range(convolutions)}
+
+
+@pytest.mark.parametrize(
+    ("state", "name"),
+    [
+        (names_of(3, 4, 6, 3), "resnet34"),
+        (names_of(3, 4, 6, 3, bottleneck=True), "resnet50"),
+        (names_of(3, 4, 23, 3, bottleneck=True), "resnet101"),
+        (names_of(3, 3, 3), "cifar_resnet20"),
+        (names_of(1, 1, 1, 2), None),  # 12 layers
+        (vgg_names(13), "vgg16"),
+        ({**vgg_names(16), "features.1.running_mean": torch.zeros(1)}, "vgg19_bn"),
+        (vgg_names(12), None),
+        ({"inception3a.branch1.conv.weight": torch.zeros(1)}, "googlenet"),
+        ({"x": torch.zeros(1)}, None),
+    ],
+)
+def test_the_net_is_known_by_its_keys(state, name):
+    assert detect_net(state) == name
+
+
+def test_a_checkpoint_as_safetensors_comes_back(tmp_path):
+    content = {"kind": "classifier", "class_names": ["a"], "model": {"w": torch.arange(6.0).reshape(2, 3).T}}
+    write_safetensors(content, tmp_path / "w.safetensors")
+    read = read_weights_file(tmp_path / "w.safetensors")
+    assert torch.equal(read.pop("model")["w"], content["model"]["w"])
+    assert read == {"kind": "classifier", "class_names": ["a"]}
+    safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "bare.safetensors")
+    assert list(read_weights_file(tmp_path / "bare.safetensors")) == ["w"]
+
+
+GOOD = {"config": {"model": {}}, "preprocessing": IMAGENET.to_dict(), "model": {"w": torch.zeros(1)}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": [1]}, "the checkpoint's model is a list, not a mapping"),
+        ({"config": {"model": "resnet50"}}, r"config\.model is not a mapping"),
+        ({"class_names": [1]}, "class_names are not a list of texts"),
+        ({"model": {"w": 1.0}}, "w is a float, not a tensor: the weights are damaged"),
+        ({"model": {3: torch.zeros(1)}}, "3 is a Tensor, not a tensor: the weights are damaged"),
+        ({"model": {"w": torch.eye(2).to_sparse()}}, "w is not a plain dense tensor"),
+        ({"model": {"w": torch.tensor([1.0, float("nan")])}}, "w has values that are not finite"),
+        ({"mean_image": torch.tensor(float("inf"))}, "mean_image has values that are not finite"),
+        ({"preprocessing": {}}, r"x\.pt: "),
+    ],
+)
+def test_parts_of_a_checkpoint_are_looked_at(changes, said):
+    check_fields(GOOD, "x.pt")
+    with pytest.raises(UserError, match=said):
+        check_fields({**GOOD, **changes}, "x.pt")
+
+
+def test_torchvisions_files_get_its_preprocessing_and_stride():
+    found = as_classifier({"module.layer1.0.conv1.weight": torch.zeros(1)}, Path("x.pth"))
+    assert found["config"] == {"model": {"stride_in_1x1": False}}
+    assert found["preprocessing"] == IMAGENET.to_dict()
+    assert list(found["model"]) == ["layer1.0.conv1.weight"]
+    google = {"inception3a.branch1.conv.weight": torch.zeros(1), "aux1.fc1.weight": torch.zeros(1)}
+    found = as_classifier(google, Path("x.pth"))
+    assert found["preprocessing"] == GOOGLENET.to_dict()
+    assert list(found["model"]) == ["inception3a.branch1.conv.weight"]
+
+
+SMALL = {"stem": {"width": 4}, "stages": [{"units": 1, "width": 4}], "unit": "bottleneck"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "said"),
+    [
+        ({"backbone": "resnet50"}, "weights of resnet50, but the config's backbone is mine"),
+        ({"stride_in_1x1": True}, "stride in the 1x1, but .* in the 3x3: set model.stride_in_1x1: true"),
+        ({"plain": True}, "trained with plain: True, but this net has plain: False"),
+        ({"shortcut": "A"}, "trained with shortcut: A, but this net has shortcut: B"),
+    ],
+)
+def test_weights_of_another_kind_of_the_same_net(stored, said):
+    net = build_backbone(SMALL)
+    for same in ({}, {"backbone": "mine", "shortcut": "B"}, {"backbone": SMALL}):
+        check_net(same, net, "mine", False, Path("x.pt"))
+    check_net({"stride_in_1x1": True}, net, "mine", True, Path("x.pt"))
+    with pytest.raises(UserError, match=said):
+        check_net(stored, net, "mine", False, Path("x.pt"))
+
+
+def linear_net() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({"conv": nn.Conv2d(1, 2, 1), "bn": nn.BatchNorm2d(2), "fc": nn.Linear(2, 3)})
+
+
+def test_the_classifier_and_the_counters_need_not_fit():
+    net, other = linear_net(), linear_net()
+    state = {**other.state_dict(), "fc.weight": torch.zeros(5, 2), "fc.bias": torch.zeros(5)}
+    state["conv.weight"] = torch.full((2, 1, 1, 1), 7.0)
+    own = net["fc"].weight.clone()
+    del state["bn.num_batches_tracked"]
+    load_checked(net, state, "mine", Path("x.pt"), for_classification=False)
+    assert (net["conv"].weight == 7).all()
+    assert torch.equal(net["fc"].weight, own)
+    with pytest.raises(
+        UserError, match=r"fc\.weight is 5x2 in the file and 3x2 in mine: the file has 5 classes, the config 3"
+    ):
+        load_checked(net, state, "mine", Path("x.pt"), for_classification=True)
+    state |= {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}
+    load_checked(net, state, "mine", Path("x.pt"), for_classification=True)
+    assert (net["fc"].weight == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda state: state.pop("conv.bias"), r"conv\.bias of mine is missing: the nearest key is fc\.bias"),
+        (lambda state: [state.pop(key) for key in ("fc.weight", "fc.bias")],
+         r"fc\.weight of mine is missing \(and 1 more\): the file has no classifier"),
+        (lambda state: state.update({"conf.bias": torch.zeros(1)}), r"conf\.bias is not part of mine: the nearest"),
+        (lambda state: state.update({"layer1.0.downsample.0.weight": torch.zeros(1)}), "the shortcut options differ"),
+        (lambda state: state.update(names_of(2, 2, 2, 2)),
+         r"layer1\.0\.conv1\.weight is not part of mine \(and 7 more\): these are the weights of resnet18"),
+    ],
+)  # fmt: skip
+def test_the_first_key_that_does_not_fit_is_named_with_a_cause(change, said):
+    own = linear_net().state_dict()
+    state = dict(own)
+    check_keys(own, state, "mine", Path("x.pt"))
+    change(state)
+    with pytest.raises(UserError, match=said):
+        check_keys(own, state, "mine", Path("x.pt"))
+
+
+def test_errors_in_a_line():
+    assert first_line(ValueError("Weights only load failed.\n\nreally this\nand more")) == "really this"
+    assert first_line(ValueError("")) == "ValueError"
+    assert first_line(ValueError("x" * 159)) == "x" * 159
+    assert first_line(ValueError("x" * 160)) == "x" * 157 + "..."

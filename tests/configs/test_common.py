@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import pytest
 from pydantic import ValidationError
 
@@ -16,6 +19,8 @@ from configs.common import (
     Section,
     TrainConfig,
     check_backbone,
+    check_crop_ranges,
+    check_parts,
 )
 
 
@@ -102,3 +107,25 @@ def test_the_average_never_stands_still():
     assert TrainConfig(batch_size=1, ema_decay=0.9999).ema_decay == 0.9999
     with pytest.raises(ValidationError, match="less than 1"):
         TrainConfig(batch_size=1, ema_decay=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, None),
+        ({"area": (1.0, 1.0), "scale": (256, 256)}, None),
+        ({"scale": (300, 256)}, "scale: 300 is greater than 256"),
+        ({"ratio": (2.0, 1.0)}, "ratio: 2.0 is greater than 1.0"),
+        ({"area": (0.1, 1.01)}, r"area: at most the whole image \(1\), not 1.01"),
+    ],
+)
+def test_ranges_of_crops(changes, complaint):
+    ranges = SimpleNamespace(**{"scale": (256, 480), "area": (0.08, 1.0), "ratio": (0.75, 1.3)} | changes)
+    with pytest.raises(ValueError, match=complaint) if complaint else nullcontext():
+        check_crop_ranges(ranges)
+
+
+def test_a_step_has_whole_parts():
+    check_parts("batch_size", 6, TrainConfig(batch_size=6, accumulate=3))
+    with pytest.raises(ValueError, match=r"train\.batch_size 6 is not a multiple of train\.accumulate 4"):
+        check_parts("batch_size", 6, TrainConfig(batch_size=6, accumulate=4))

@@ -176,6 +176,9 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
     # Else a stored config, or a slip of the finger, fills the memory.
     assert "data.test_max_size must be at most 16384, not 1000000000" in message("data.test_max_size=1000000000")
     assert "model.box.pool_size must be at most 32, not 1000000" in message("model.box.pool_size=1000000")
+    for split in ("0.8", "[0.5, 0.5]", "[0.7, 0.2, 0.1]"):
+        load_config(CONFIGS / "demo.yaml", [f"data.train.0={{format: voc, root: a, split: {split}}}"])
+    assert "give two or three shares" in message("data.train.0={format: voc, root: a, split: [0.25, 0.25, 0.25, 0.25]}")
     assert message("schedule.epochs=3").startswith("my.yaml: schedule: give either iterations or epochs, not both")
     assert "train.batch_size 2 is not a multiple of train.accumulate 4" in message("train.accumulate=4")
     assert "say how many in data.padded_sizes (32)" in message("train.graphs=true")

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from configs.errors import counted, did_you_mean, examples, nearest
+import logging
+
+from configs.errors import (
+    MESSAGE_LIMIT,
+    PrintableFilter,
+    UserError,
+    counted,
+    did_you_mean,
+    examples,
+    nearest,
+    printable,
+)
 
 
 def test_nearest_is_the_most_similar_choice_or_none():
@@ -39,3 +50,22 @@ def test_counted():
     ]
     assert counted(12345, "object") == "12,345 objects"
     assert [counted(n, "image", " is", " are") for n in (1, 2)] == ["1 image is", "2 images are"]
+
+
+def test_messages_are_safe_to_print():
+    assert str(UserError("a\x1b[31m\tb\n\udcff")) == "a\\x1b[31m\tb\n\\udcff"
+    assert str(UserError(7)) == "7"
+    assert str(UserError()) == ""
+
+
+def test_long_messages_are_cut_in_their_middle():
+    assert printable("a" * 20, 20) == "a" * 20
+    assert printable("a" * 30 + "b" * 30, 21) == "a" * 8 + " ... " + "b" * 8
+    assert len(str(UserError("x" * 9999))) <= MESSAGE_LIMIT
+
+
+def test_a_logger_s_messages_are_made_printable_and_go_on(caplog):
+    logger = logging.getLogger("tests.errors")
+    logger.addFilter(PrintableFilter())
+    logger.warning("class %s: 100%%", "\x1b[2J")
+    assert caplog.messages == ["class \\x1b[2J: 100%"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from configs.classification import ClassificationConfig
 from configs.experiments import ExperimentConfig
@@ -42,3 +44,32 @@ def test_the_improvements_choose_on_images_that_neither_train_nor_test():
             "test",
         ]
     assert sum(bool(test.among) for test in experiment.tests) == 3
+
+
+RUNS = [{"name": "a", "config": "x"}, {"name": "b", "config": "x", "starts_from": "a", "deepen": [1]}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({}, None),
+        ({"runs": []}, "give runs or measurements: there is nothing to do"),
+        ({"runs": [*RUNS, RUNS[0]]}, "two rows are called a: give each its own name"),
+        ({"tests": [{"name": "b", "run": "a"}]}, "two rows are called b"),
+        ({"runs": RUNS[::-1]}, "b: starts_from: there is no earlier run a"),
+        ({"runs": [{**RUNS[0], "deepen": [1]}]}, "a: deepen needs starts_from"),
+        ({"tests": [{"name": "c", "run": "z"}]}, "c: there is no run z: there are a, b"),
+        (
+            {"claims": [{"claim": "it", "metric": "m", "pairs": [("a", "z")]}]},
+            "claim 'it': there is no row z",
+        ),
+        ({"claims": [{"claim": "it helps", "metric": "m", "of": ["z"], "at_least": 1}]}, "there is no row z"),
+        ({"claims": [{"claim": "it helps", "metric": "m", "of": ["a"]}]}, "of goes with at_least or at_most"),
+        ({"claims": [{"claim": "it helps", "metric": "m"}]}, "without them nothing decides the claim"),
+    ],
+)
+def test_names_lead_somewhere(changes, complaint):
+    values = {"title": "t", "budget": "b", "runs": RUNS, "tests": [{"name": "c", "run": "b"}]}
+    values["claims"] = [{"claim": "it helps", "metric": "m", "pairs": [("a", "c")], "of": ["b"], "at_most": 2}]
+    with pytest.raises(ValidationError, match=complaint) if complaint else nullcontext():
+        ExperimentConfig(**values | changes)

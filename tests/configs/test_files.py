@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from configs import files
 from configs.errors import MESSAGE_LIMIT, UserError, printable
 from configs.files import (
+    decode_text,
     decode_xml,
+    home,
+    is_file,
+    is_folder,
     read_bytes,
     read_json,
     read_lines,
@@ -21,6 +26,7 @@ from configs.files import (
     write_bytes,
     write_text,
 )  # fmt: skip
+from configs.inputs import noting
 
 WORDS = "caf\u00e9 \u7ea2 \u84dd"
 
@@ -210,3 +216,34 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path):
         read_text(path)
     with pytest.raises(UserError, match=r"a\.txt: has 1099511627776 bytes, more than 4294967296: is it a list\?"):
         read_json(path, "list")
+
+
+def test_where_what_is_kept_lies(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RESIDUAL_DETECTION_HOME", raising=False)
+    assert home() == tmp_path / ".cache" / "residual-detection"
+    monkeypatch.setenv("RESIDUAL_DETECTION_HOME", "~/elsewhere")
+    assert home() == tmp_path / "elsewhere"
+
+
+def test_questions_for_files_and_folders_are_inputs_too(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    (tmp_path / "b").mkdir()
+    with noting() as found:
+        assert is_file(tmp_path / "a.txt")
+        assert list(found) == [str(tmp_path)], "the folder's names decide"
+        assert is_folder(tmp_path / "b")
+        assert list(found) == [str(tmp_path), str(tmp_path / "b")]
+        assert not is_folder(tmp_path / "a.txt")
+        assert not is_file(tmp_path)
+        assert not is_file(tmp_path / ("x" * 5000))
+
+
+def test_too_many_bytes_for_a_text(monkeypatch) -> None:
+    monkeypatch.setattr(files, "TEXT_LIMIT", 4)
+    assert decode_text(b"four", "a.txt") == "four"
+    for decode in (decode_text, decode_xml):
+        with pytest.raises(UserError, match=r"a\.txt: has 5 bytes, more than 4: is it a text file\?"):
+            decode(b"fives", "a.txt")
+    with pytest.raises(UserError, match=r"a\.txt: .*zip"):
+        decode_text(b"PK\x03\x04", "a.txt")

@@ -83,6 +83,7 @@ def test_dumper_and_loader_agree_on_every_value(value):
 def test_dumped_config_is_the_same_config():
     config = parse("data.classes=['no', '1e-3', 'null', '7', cat]", "optim.lr=3e-05", "data.rename_classes={a: b}")
     assert parse_config(parse_yaml(dump_config(config), "x"), [], DetectionConfig, "x") == config
+    assert list(parse_yaml(dump_config(config), "x")) == list(DetectionConfig.model_fields), "in the schema's order"
 
 
 # ---------------------------------------------------------------------------------------------- --set

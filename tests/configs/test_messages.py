@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from configs.detection import DetectionConfig
+from configs.detection import AlternatingConfig, DetectionConfig, SourceConfig
 from configs.errors import UserError
 from configs.loading import parse_config
+from configs.messages import section_at
 from tests.configs.test_loading import message
 
 
@@ -49,3 +50,11 @@ def test_several_mistakes_stay_one_line():
         str(error.value)
         == "my.yaml: data is missing; my.yaml: model is missing; my.yaml: optim is missing (and 2 more)"
     )
+
+
+def test_the_section_at_a_path():
+    assert section_at(DetectionConfig, ("data", "train", 0)) is SourceConfig
+    assert section_at(DetectionConfig, ()) is DetectionConfig
+    assert section_at(DetectionConfig, ("train", "alternating")) is AlternatingConfig
+    for path in (("seed",), ("seed", "x"), ("nothing",), ("data", "nothing", "x")):
+        assert section_at(DetectionConfig, path) is None

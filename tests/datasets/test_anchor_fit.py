@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.anchor_fit import anchor_shapes, better_anchors, reached
+from datasets import anchor_fit as module
+from datasets.anchor_fit import _spread, anchor_shapes, better_anchors, reached
 
 
 def test_shapes_by_hand() -> None:
@@ -46,3 +47,26 @@ def test_every_map_gets_equally_many() -> None:
     better, _ = better_anchors(extents, [[8, 16], [32, 64], [128, 256]], 1, [4, 8, 64])
     assert len({len(level) for level in better}) == 1
     assert better[-1] == [32]
+
+
+def test_numbers_spread_in_equal_ratios() -> None:
+    assert _spread(np.array([1.0, 7.0, 100.0]), 3, 0.0) == pytest.approx([1, 10, 100])
+    assert _spread(np.array([5.0, 9.0, 7.0]), 1, 0.1) == [7]
+    assert _spread(np.array([5.0, 5.0]), 2, 0.1) == pytest.approx([5, 5.05])
+    assert _spread(np.arange(101.0), 2, 0.1) == pytest.approx([10, 90])
+
+
+def test_of_several_spreads_the_one_that_reaches_most(monkeypatch) -> None:
+    rng = np.random.default_rng(1)
+    extents = np.exp(rng.normal(np.log(60), 0.9, (300, 1))) * np.exp(rng.normal(0, 0.5, (300, 2)))
+
+    def share() -> float:
+        return reached(extents, anchor_shapes(*better_anchors(extents, [[32, 64]], 2, [16]), [16]))
+
+    best, shares = share(), []
+    for tail in module._TAILS:
+        monkeypatch.setattr(module, "_TAILS", (tail,))
+        shares.append(share())
+    assert best >= max(shares) > min(shares)
+    ratios = better_anchors(extents, [[32, 64]], 3, [16])[1]
+    assert ratios == sorted(ratios)

@@ -172,3 +172,20 @@ def test_trivial_augment_follows_the_generator_and_leaves_torchs_alone():
     assert all(np.array_equal(a, b) for a, b in zip(results, again, strict=True))
     assert all(result.shape == image.shape and result.dtype == np.uint8 for result in results)
     assert sum(not np.array_equal(result, image) for result in results) > 10
+
+
+def test_one_scale_is_a_range_too(photo):
+    transform = TrainTransform(data(crop_size=64, test_resize=80, augment={"scale": (80, 80)}))
+    assert transform(photo, np.random.default_rng(0)).shape == (64, 64, 3)
+
+
+def test_growing_along_one_axis_interpolates():
+    image = gradient(4, 6)
+    np.testing.assert_array_equal(resize(image, (4, 12)), cv2.resize(image, (12, 4), interpolation=cv2.INTER_LINEAR))
+
+
+def test_the_shorter_side_decides_how_small_to_decode(photo, monkeypatch):
+    asked = []
+    monkeypatch.setattr(LazyImage, "shrunk", lambda self, factor: asked.append(factor) or gradient(300, 500))
+    assert resize_shorter(LazyImage(photo), 120).shape == (120, 200, 3)
+    assert asked == [300 / 120]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs.errors import UserError
-from datasets.coco import find_image, read_coco
+from datasets.coco import _numbered, find_image, looks_like_corners, read_coco
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.ground_truth import read_coco_ground_truth
 from tests.datasets.conftest import write_image
@@ -326,3 +326,32 @@ def test_blanks_around_names_and_areas_of_zero(write_coco, caplog) -> None:
     content["annotations"][0]["area"] = 0
     assert read_coco(*write_coco(content)).class_names == ["person", "stop sign", "toothbrush"]
     assert "1 annotation with an area of 0, though not of the box: small objects" in caplog.text
+
+
+def test_boxes_that_are_rather_corners() -> None:
+    """Judged by the areas where they are the boxes', else by what leaves the image, here 100 x 50."""
+    rng = np.random.default_rng(0)
+    corner = rng.integers(0, 20, (9, 2))
+    boxes = np.concatenate((corner, corner + rng.integers(5, 30, (9, 2))), axis=1).astype(float)
+    limits = np.full((9, 2), (100.0, 50.0))
+    of_corners, of_sides = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), boxes[:, 2:].prod(axis=1)
+    assert looks_like_corners(boxes, of_corners, limits)
+    assert not looks_like_corners(boxes, of_sides, limits)
+    assert not looks_like_corners(boxes, np.full(9, 7.0), np.zeros((9, 2))), "areas of outlines say nothing"
+    assert not looks_like_corners(boxes[:7], of_corners[:7], limits[:7]), "too few to judge"
+    boxes[:, [0, 2]] += 60  # as sides they leave the image
+    assert looks_like_corners(boxes, np.full(9, 7.0), limits)
+    assert not looks_like_corners(boxes, np.full(9, 7.0), limits - 80), "as corners too"
+    boxes[0, 2] = 3
+    assert not looks_like_corners(boxes, np.full(9, 7.0), limits), "a second corner before the first"
+
+
+def test_other_ids_are_numbered() -> None:
+    assert _numbered(["a", None, "b", "a", None, [1], [1]]).tolist() == [1, 2, 3, 1, 4, 5, 5]
+
+
+def test_one_id_for_two_categories_is_refused(write_coco) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["categories"].append({**content["categories"][0], "name": "another"})
+    with pytest.raises(UserError, match="the id occurs more than once, also for 'another'"):
+        read_coco(*write_coco(content))

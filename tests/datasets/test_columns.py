@@ -16,6 +16,7 @@ from datasets.columns import (
     last_of_equal_ids,
     line_of_item,
     no_garbage_collection,
+    number_in,
     short,
 )
 
@@ -131,17 +132,28 @@ def test_boxes():
 def test_names_that_several_have_are_told_apart():
     assert distinct_names(["cat", "dog", "cat"], [1, 2, 9]) == (["cat (id 1)", "dog", "cat (id 9)"], ["cat"])
     assert distinct_names(["a", "b"], [1, 2]) == (["a", "b"], [])
+    many = [f"class {number}" for number in range(9)]
+    assert distinct_names(many * 2, range(18))[1] == many
+
+
+def test_numbers_in_texts():
+    assert [number_in(text) for text in ("1e3", " -2 ", "inf")] == [1000, -2, np.inf]
+    for text in ("1_000", "one", ""):
+        with pytest.raises(ValueError):
+            number_in(text)
 
 
 def test_of_equal_ids_the_last_counts():
     assert last_of_equal_ids([5, 7, 5, 5]).tolist() == [3, 1, 3, 3]
     assert last_of_equal_ids([5, 6]).tolist() == [0, 1]
+    assert last_of_equal_ids(np.array([5, 7, 5, 5])).tolist() == [3, 1, 3, 3]
     assert last_of_equal_ids([None, None, 5]).tolist() == [0, 1, 2]  # without ids nothing is the same
     assert last_of_equal_ids([[1], [1]]).tolist() == [1, 1]
 
 
 def test_values_are_short():
     assert short(None) == "null"
+    assert short(-(10**12)) == "-1000000000000"
     assert short("x" * 100) == f"'{'x' * 56}..."
     assert len(short(list(range(10**5)))) == 60
     assert short(10**5000) == "a number of many digits"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from datasets.lint import (
     SUMMARY_LIMIT,
     Problem,
     clean,
+    is_problem_list,
     lint_anchors,
     lint_records,
     lint_voc_files,
@@ -93,6 +95,37 @@ def test_images_and_classes() -> None:
     assert codes(lint_records(records_of([], annotated=False))) == []
 
 
+@pytest.mark.parametrize(
+    ("size", "absurd"),
+    [((8, 8), False), ((7, 8), True), ((400, 20_000), False), ((401, 20_001), True), ((20, 1000), False),
+     ((1001, 20), True)],
+)  # fmt: skip
+def test_sizes_that_no_photo_has(size, absurd) -> None:
+    assert ("size-absurd" in codes(lint_records(records_of([], size=size)))) == absurd
+
+
+def test_a_problem_as_a_line_and_as_json(tmp_path: Path) -> None:
+    problem = Problem("box-reversed", "a.xml", thing="object 0", value="1 2 0 4")
+    severity, cause = CODES["box-reversed"]
+    assert problem.line() == f"box-reversed: a.xml object 0: 1 2 0 4: {cause}"
+    assert problem.to_dict() == {
+        "code": "box-reversed", "severity": severity, "file": "a.xml", "thing": "object 0", "value": "1 2 0 4",
+        "cause": cause,
+    }  # fmt: skip
+    path = tmp_path / "p.json"
+    for content, expected in (
+        ([problem.to_dict()], True),
+        ([], True),
+        ([{"x": 1}], False),
+        (["code"], False),
+        ({}, False),
+    ):
+        path.write_text(json.dumps(content))
+        assert is_problem_list(path) == expected
+    path.write_text("[")
+    assert not is_problem_list(path)
+
+
 def coco(boxes: np.ndarray, size: tuple[int, int] = SIZE) -> Records:
     """Boxes as a COCO file has them: x, y and what should be width and height."""
     corners = np.column_stack((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]))
@@ -153,6 +186,7 @@ def test_anchors_that_miss_the_objects() -> None:
 
 def test_policies() -> None:
     boxes = [GOOD, (600, 100, 660, 180), (700, 100, 800, 180), (200, 100, 100, 180)]
+    assert len(clean(records_of([(-1, -1, 641, 481)]), "drop").boxes) == 1, "a pixel is no matter"
     records = records_of(boxes)
     dropped, clipped = clean(records, "drop"), clean(records, "clip")
     assert dropped.boxes.tolist() == [list(GOOD)]

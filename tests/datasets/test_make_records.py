@@ -11,6 +11,7 @@ from configs.errors import UserError
 from datasets import records as module
 from datasets.make_records import box_faults, looks_like_fractions, make_records, repeated
 from datasets.records import Records
+from tests.datasets.conftest import write_image
 
 
 def records_of(boxes: list[tuple[float, ...]], labels: list[int] | None = None, name: str = "a.jpg") -> Records:
@@ -71,6 +72,7 @@ def test_images_are_looked_at_some_at_a_time(monkeypatch) -> None:
 
 def test_fractions_are_small_and_not_whole() -> None:
     assert looks_like_fractions(records_of([(0.1, 0.2, 1.0, 0.9)]))
+    assert looks_like_fractions(records_of([(0.1, 0.2, 1.0, 1.5)]))
     assert not looks_like_fractions(records_of([(0, 0, 1, 1)]))
     assert not looks_like_fractions(records_of([(0.1, 0.2, 1.0, 1.6)]))
     assert not looks_like_fractions(records_of([]))
@@ -87,3 +89,30 @@ def test_what_cannot_be_kept_is_refused() -> None:
         records_of([], name="a\nb.jpg")
     with pytest.raises(UserError, match="the name of 1 image is not UTF-8"):
         records_of([], name="a\udcff.jpg")
+
+
+@pytest.mark.parametrize(
+    ("boxes", "cause"),
+    [
+        ([(50, 20, 40, 60)], "corners exchanged?"),  # 50 + 40 leaves the image, which is 60 wide
+        ([(30, 20, 10, 40)], "corners exchanged, or width and height in place of xmax and ymax?"),
+        ([(30, 20, 10, 40)] + [(n, 5, 30, 40) for n in range(4)], "width and height in place of xmax and ymax?"),
+        ([(30, 20, 10, 40)] + [(n, 5, 59, 40) for n in range(4)], "corners exchanged, or width and height in place"),
+    ],
+)
+def test_why_boxes_are_reversed(boxes, cause, caplog) -> None:
+    records_of(boxes)
+    line = next(line for line in caplog.messages if "ymax below ymin" in line)
+    assert f"will not be trained on: {cause}" in line
+
+
+def test_the_size_in_the_file_counts_where_a_box_leaves_the_declared_one(tmp_path) -> None:
+    """Declared 100 x 60, in truth 120 x 90; a pixel too much is no reason to look."""
+    name = str(write_image(tmp_path / "a.png", (120, 90)))
+    assert records_of([(0, 0, 61, 101)], name=name).sizes.tolist() == [[100, 60]]
+    assert records_of([(0, 0, 61.5, 100)], name=name).sizes.tolist() == [[120, 90]]
+    assert records_of([(0, -1.5, 60, 100)], name=name).sizes.tolist() == [[120, 90]]
+
+
+def test_records_are_annotated_unless_told_otherwise() -> None:
+    assert records_of([]).annotated

@@ -33,5 +33,7 @@ def test_more_than_a_block_and_bytes_that_are_no_utf8() -> None:
     assert names[np.int64(39_999)] == "folder/39999.jpg"
     assert len(names.data) == sum(map(len, texts))  # nothing but the bytes
     assert np.asarray(names[:3]).tolist() == texts[:3]
+    assert np.asarray(names[:3]).dtype.kind == "U"
+    assert np.asarray(names[:3], object).dtype == object
     with pytest.raises(IndexError):
         names[len(texts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.errors import UserError
+from datasets import records as module
 from datasets.make_records import make_records
 from datasets.records import Records, has_extent, join
 
@@ -143,3 +145,45 @@ def test_arrays_hold_no_python_objects() -> None:
         if isinstance(value, np.ndarray):
             assert value.dtype != object, name
     assert np.array_equal(pickle.loads(pickle.dumps(records)).boxes, records.boxes)
+
+
+def _by_hand(form=None, **flags) -> Records:
+    """Two images, 100 x 120 and 30 x 40 (H, W), with two objects and one."""
+    return make_records(
+        images=[("/x/a.jpg", "a", (100, 120)), ("/x/b.jpg", "b", (30, 40))], boxes=[(1, 2, 20, 30)] * 3,
+        labels=[2, 1, 2], counts=[2, 1], class_names=["cat", "dog", "cow"], source="s", annotation_file="{}",
+        form=form, **flags,
+    )  # fmt: skip
+
+
+def test_counts_classes_and_limits_by_hand() -> None:
+    records = _by_hand()
+    assert records.object_counts().tolist() == [1, 2, 0]
+    assert records.image_of_object().tolist() == [0, 0, 1]
+    assert records.classes_of_images().tolist() == [[0, 1], [0, 2], [1, 2]]
+    assert records.classes_of_images(np.array([True, False, True])).tolist() == [[0, 2], [1, 2]]
+    assert records.limits().tolist() == [[120, 100, 120, 100]] * 2 + [[40, 30, 40, 30]]
+    assert records.limits(np.array([1])).tolist() == [[40, 30, 40, 30]]
+    assert list(replace(records, image_paths=["y", "z"]).image_paths) == ["y", "z"]
+
+
+def test_what_trains() -> None:
+    records = _by_hand(iscrowd=[True, False, False], difficult=[False, True, False])
+    assert records.trainable().tolist() == [False, True, True]
+    assert records.trainable(train_difficult=False).tolist() == [False, False, True]
+    outside = replace(records, boxes=records.boxes + np.array([[0] * 4, [120, 0, 120, 0], [19, 0, 0, 0]]))
+    assert outside.trainable().tolist() == [False] * 3
+
+
+def test_join_keeps_the_form_that_all_have() -> None:
+    renamed = {"image_ids": np.array(["c", "d"])}
+    for one, other, expected in (("voc", "voc", "voc"), ("voc", "coco", None), (None, "coco", None)):
+        assert join([_by_hand(one), replace(_by_hand(other), **renamed)]).form == expected
+    assert join([_by_hand("voc"), _by_hand("voc")]).form is None  # the ids are new ones
+
+
+def test_parts_hold_all_objects_in_order(monkeypatch) -> None:
+    monkeypatch.setattr(module, "_IMAGES", 2)
+    records = _records([2, 0, 3, 1, 4])
+    found = [(objects.start, objects.stop, images.tolist()) for objects, images in records.parts()]
+    assert found == [(0, 2, [0, 0]), (2, 6, [2, 2, 2, 3]), (6, 10, [4, 4, 4, 4])]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.resize import clip_boxes, resize_boxes, resize_image, resized_size
+from datasets.resize import clip_boxes, resize_boxes, resize_image, resized_size, scaled_sizes
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,12 @@ def test_resized_size_keeps_its_promises(height, width, min_size, max_size) -> N
     assert resized_size((width, height), min_size, max_size) == new[::-1]
     # one of the two limits is reached
     assert min(new) == min_size or max(new) == max_size
+
+
+def test_the_cap_goes_along_with_the_scale() -> None:
+    assert scaled_sizes((375, 500), 600, 1000, [300, 1200]) == [(300, 400), (1200, 1600)]
+    assert scaled_sizes((200, 1000), 600, 1000, [300, 1200]) == [(100, 500), (400, 2000)]  # caps of 500 and 2000
+    assert scaled_sizes((200, 1000), 600, 600, [1]) == [(1, 1)]
 
 
 def test_resize_image_takes_height_first() -> None:

@@ -279,3 +279,13 @@ def test_the_largest_batch_comes_first() -> None:
 def test_equal_values_share_batches() -> None:
     assert batches_of_equal("abacaab", 2) == [[0, 2], [4, 5], [1, 6], [3]]
     assert batches_of_equal([], 3) == []
+
+
+def test_steps_across_the_seams_of_epochs_shift_no_others():
+    """121 images in steps of 4: an epoch ends within a step, which the next one completes with 3, 2, 1 or 0 images. But
+    for those at the seam and what is left over, each step is of one aspect group."""
+    groups = np.arange(121) % 2
+    orders = EpochOrders(groups, 4, seed=0)
+    images = np.concatenate([orders.order(epoch)[0] for epoch in range(4)])
+    mixed = [len(set(groups[step].tolist())) > 1 for step in images.reshape(-1, 4)]
+    assert sum(mixed) <= 3 + 4 * 2

@@ -77,6 +77,34 @@ def test_what_cannot_be_divided() -> None:
         split_records(records_named(["a", "b"]), "test", 0.8)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [1, 2, 1, 3, 1, 2, 1, 1, 2, 1, 1, 1],  # the third class cannot be in both parts
+        [1, 1, 1, 1, 1, 1, 2, 2, 2, 3, 3, 2],
+        [3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 1],
+        [1, 2, 3] + [1] * 9,  # many divisions are as good
+    ],
+)
+def test_the_chosen_seed_is_the_first_of_the_best(labels: list[int]) -> None:
+    """By the sum of: how far the parts are from their shares of the images, the classes that a part lacks though enough
+    groups show them, and how far each part is from its share of each class's images, on average."""
+    names = [f"{number}" for number in range(12)]
+    records = records_named(names, labels=labels)
+
+    def cost(seed: int) -> float:
+        parts = split_parts(names, [0.7, 0.3], seed=seed)
+        total = 0.0
+        for part, share in ((0, 0.7), (1, 0.3)):
+            mine = [label for label, own in zip(labels, parts, strict=True) if own == part]
+            total += abs(len(mine) / 12 - share) + len({k for k in (1, 2, 3) if labels.count(k) > 1} - set(mine))
+            total += np.mean([abs(mine.count(label) / labels.count(label) - share) for label in (1, 2, 3)])
+        return total
+
+    costs = [cost(seed) for seed in range(30)]
+    assert choose_seed(records, 0.7, names, tries=30) == int(np.argmin(np.round(costs, 9)))
+
+
 def test_the_chosen_seed_is_near_the_shares_and_has_each_class_in_both_parts() -> None:
     rng = np.random.default_rng(0)
     for _ in range(5):

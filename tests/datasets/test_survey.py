@@ -57,11 +57,21 @@ def test_extents_are_those_that_the_network_sees() -> None:
     extents, labels = resized_extents(records, 50, 100)
     assert extents.tolist() == [[20, 10], [5, 5]]
     assert labels.tolist() == [1, 2]
-    assert "images     200x100" in size_lines(records, 50, 100)[0]
+    lines = size_lines(records, 50, 100)
+    assert "images     200x100" in lines[0]
+    assert "height / width 0.53, 0.75, 0.97" in lines[1]  # of 10 / 20 and 5 / 5
+
+
+def test_the_columns_of_the_table_stand_below_each_other() -> None:
+    records = records_of([(1, 1, 9, 9)] * 2, [1, 2], [2], ["cat", "a class with a long name"])
+    lines = class_table({"train": records, "val": records})
+    assert len({len(line) for line in lines}) == 1
+    assert lines[3].startswith("  cat ")
+    assert len({line.rstrip().rfind(" ") for line in lines[3:]}) == 1
 
 
 def test_doubts(tmp_path: Path) -> None:
-    paths = [write_image(tmp_path / "a.png", (100, 200)), write_image(tmp_path / "b.png", (50, 60))]
+    paths = [write_image(tmp_path / "a.png", (100, 200)), write_image(tmp_path / "b.png", (50, 200))]
     (tmp_path / "c.png").write_text("no image")
     boxes = [(1, 1, 9, 9), (1, 1, 9, 9), (1, 1, 9, 9), (1, 1, 9, 9)]
     names = ["Red cell", "red_cell", "x"]
@@ -72,7 +82,7 @@ def test_doubts(tmp_path: Path) -> None:
     assert "classes that may be one: Red cell, red_cell" in text
     assert "1 object is there twice, box and class, for example 0 object 1 (Red cell)" in text
     assert "c.png: cannot be read as an image" in text
-    assert "b.png (60x50, declared 200x100)" in text
+    assert "b.png (200x50, declared 200x100)" in text
 
 
 def test_nothing_to_doubt(tmp_path: Path) -> None:
@@ -100,11 +110,12 @@ def test_where_pixels_count_from(corners: list[int], zero_based: bool, expected:
     assert counts_from_zero(records, zero_based=zero_based) is expected
 
 
-def test_warnings_are_collected_once_and_not_printed(capsys) -> None:
+def test_warnings_are_collected_once_and_not_printed(capsys, caplog) -> None:
     logger = logging.getLogger("datasets.records")
     with collected_warnings() as found:
         for _ in range(2):
             logger.warning("%d objects", 3)
     assert found == ["3 objects"]
+    assert caplog.text == ""
     assert capsys.readouterr().err == ""
     assert np.array_equal(logging.getLogger("datasets").handlers, [])

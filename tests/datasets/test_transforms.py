@@ -172,3 +172,26 @@ def test_photometric_is_a_function_of_its_seed_and_leaves_nothing_behind() -> No
     nothing = PhotometricConfig(p=1.0, brightness=0, contrast=0, saturation=0, hue=0)
     same = apply_to_image(image, Geometry(False, False, (0, 0, 0, 0), (0, 0, 30, 20), (20, 30), 5), nothing)
     assert np.array_equal(same, image)
+
+
+def test_each_photometric_option_changes_what_it_names() -> None:
+    """One grey: only brightness; a ramp of greys: contrast too; one colour: saturation and hue."""
+    grey = np.full((4, 5, 3), 100, np.uint8)
+    ramp = np.repeat(np.arange(20, 220, 10, np.uint8).reshape(4, 5, 1), 3, axis=2)
+    colour = np.full((4, 5, 3), (180, 90, 40), np.uint8)
+
+    def moves(option: str, image: np.ndarray) -> bool:
+        config = PhotometricConfig(**{"p": 1.0, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, option: 0.3})
+        geometry = Geometry(False, False, (0, 0, 0, 0), (0, 0, 5, 4), (4, 5), 5)
+        return bool((np.abs(apply_to_image(image, geometry, config).astype(int) - image) > 2).any())
+
+    found = {
+        option: [moves(option, image) for image in (grey, ramp, colour)]
+        for option in ("brightness", "contrast", "saturation", "hue")
+    }
+    assert found == {
+        "brightness": [True, True, True],
+        "contrast": [False, True, True],
+        "saturation": [False, False, True],
+        "hue": [False, False, True],
+    }

@@ -11,7 +11,7 @@ import pytest
 
 from configs.errors import UserError
 from datasets.make_records import make_records
-from datasets.voc import read_annotation, read_voc
+from datasets.voc import corners_from_zero, read_annotation, read_voc
 from detection.evaluation.ground_truth import read_voc_ground_truth
 from tests.datasets.conftest import annotation_xml, write_image
 
@@ -334,3 +334,16 @@ def test_names_of_image_and_annotation_that_differ_in_case(write_voc) -> None:
         records = read_voc(root, "train")
         assert records.image_paths[0].endswith("One.jpg")
         assert records.boxes.tolist() == [[4, 4, 20, 20]]
+
+
+@pytest.mark.parametrize(
+    ("corners", "expected"),
+    [
+        ([[0, 5], [1, 0]], True),  # two at 0, one at 1
+        ([[0.9, 5], [1.9, 1]], False),
+        ([[0, 1]], False),  # in doubt from 1, as VOC has it
+        ([[2, 9], [-1, 3]], None),
+    ],
+)
+def test_where_the_first_pixel_is(corners, expected) -> None:
+    assert corners_from_zero(np.array(corners, float)) is expected

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs.errors import UserError
-from datasets.yolo import read_class_names, read_yolo
+from datasets.yolo import _keypoints, checked_names, image_folder, read_class_names, read_yolo
 
 
 @pytest.fixture
@@ -252,3 +252,27 @@ def test_names_that_differ_in_case_and_suffixes_kept_in_label_names(root: Path) 
     (root / "labels/train/a.txt").rename(root / "labels/train/A.txt")
     (root / "labels/train/b.txt").rename(root / "labels/train/b.png.txt")
     assert read_yolo(root, "train").boxes.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ("0.59 0.31", 1),  # a tenth and two tenths from the centre are the border
+        ("0.41 0.69 0 0", 2),  # the second is absent
+        ("0.61 0.5", 0),
+        ("0.5 0.29", 0),
+        ("0.45 0.4 2 0.55 0.6 1", 2),
+        ("0.45 0.4 3", 0),  # no degree of visibility
+    ],
+)
+def test_points_inside_their_box(points: str, expected: int) -> None:
+    assert _keypoints([0.5, 0.5, 0.2, 0.4, *map(float, points.split())]) == expected
+
+
+def test_where_images_lie(root: Path) -> None:
+    assert image_folder(root, "train") == root / "images" / "train"
+
+
+def test_the_name_that_appears_twice_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cat"):
+        checked_names(["dog", "cat", "cat"], tmp_path / "data.yaml")

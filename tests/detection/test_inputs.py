@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from configs.errors import UserError
-from detection.inputs import download, find_files, image_inputs, is_video, open_video
+from detection import inputs as module
+from detection.inputs import Video, download, find_files, image_inputs, is_video, open_video
 from tests.detection.made import make_image
 from tests.serving import serving
 
@@ -106,3 +107,42 @@ def test_videos_and_cameras_that_are_not_there(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message), open_video(source):
             pass
+
+
+def test_paths_folders_and_patterns(tmp_path: Path) -> None:
+    """Each file once; files of one name by their whole paths."""
+    for name in ("a/x.png", "a/y.png", "b/x.png", "b/text.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    a, b = tmp_path / "a", tmp_path / "b"
+    assert find_files([str(a), str(a / "y.png")]) == [(str(a / "x.png"), "x.png"), (str(a / "y.png"), "y.png")]
+    whole = [str(tmp_path.resolve() / folder / "x.png").lstrip("/") for folder in "ab"]
+    assert [name for _, name in find_files([str(a), str(b)])] == [whole[0], "y.png", whole[1]]
+    assert [name for _, name in find_files([f"{tmp_path}/*/y.*"])] == ["y.png"]
+    with pytest.raises(UserError, match=r"missing\.png: there is no such image or folder"):
+        find_files([str(tmp_path / "missing.png")])
+    with pytest.raises(UserError, match="no images here"):
+        find_files([f"{tmp_path}/*.gif"])
+
+
+def test_pil_images_of_16_bits_and_with_transparency() -> None:
+    deep = Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16))
+    (one,) = image_inputs(deep)
+    assert one.load()[0, :, 0].tolist() == [0, 0, 1, 255]
+    (clear,) = image_inputs(Image.new("RGBA", (5, 4), (10, 20, 30, 0)))
+    assert clear.load().tolist() == [[[10, 20, 30]] * 5] * 4
+
+
+def test_frames_are_numbered(monkeypatch) -> None:
+    frames = [make_image(0), make_image(1)]
+    found = list(Video("film.mp4", "/films/film.mp4", frames).inputs())
+    assert [(one.name, one.path, one.frame) for one in found] == [
+        ("film.mp4#000000", "/films/film.mp4", 0), ("film.mp4#000001", "/films/film.mp4", 1),
+    ]  # fmt: skip
+    np.testing.assert_array_equal(found[1].load(), frames[1])
+    monkeypatch.setattr(module, "VideoReader", lambda source: [source])
+    for name, expected in ((None, "camera2"), ("door", "door")):
+        with open_video(2, name) as video:
+            assert (video.name, video.path, video.reader) == (expected, None, [2])
+    with open_video("/films/film.mp4") as video:
+        assert (video.name, video.path, video.reader) == ("film.mp4", "/films/film.mp4", ["/films/film.mp4"])

@@ -211,3 +211,16 @@ def test_the_package_exports_its_names_without_importing_torch(root: Path) -> No
         assert getattr(detection, name).__name__ == name
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         detection.Nothing  # noqa: B018
+
+
+def test_an_image_at_its_further_sizes(finds: Predictor, monkeypatch) -> None:
+    """Each resized from the file's own pixels; the one of the network's own size is not made twice."""
+    monkeypatch.setattr(finds, "_sizes", lambda size: [(48, 64), (24, 32), (48, 64), (96, 128)])
+    (one,) = predictor.image_inputs(make_image(0))
+    _, pixels, sample = finds._load(3, one)
+    assert sample.image.shape == (48, 64, 3)
+    assert sample.scaled[1] is sample.image
+    for image, size in ((sample.scaled[0], (24, 32)), (sample.scaled[2], (96, 128))):
+        np.testing.assert_array_equal(image, resize_image(make_image(0), size))
+    np.testing.assert_array_equal(pixels, make_image(0))
+    assert (sample.index, sample.original_size) == (3, make_image(0).shape[:2])

@@ -46,6 +46,12 @@ def test_an_object_at_the_limit_is_of_the_larger_size() -> None:
     assert (recall["small"], recall["medium"], recall["large"]) == (None, 1.0, 0.0)
 
 
+def test_an_overlap_of_a_half_is_recalled_and_nothing_is_by_nothing() -> None:
+    half = [np.array([[0.0, 0, 10, 5]]), NOTHING]
+    recall = proposal_recall(truth_of((0, 0, 10, 10), (0, 0, 10, 10), images=[0, 1]), half)["AR@100"]
+    assert (recall["all"], recall["recall50"], recall["objects"]) == (pytest.approx(0.1 / 2), 0.5, 2)
+
+
 def test_only_the_first_proposals_are_looked_at() -> None:
     regions = np.array([[50.0, 50, 60, 60]] * 120 + [[0, 0, 10, 10]])
     recall = proposal_recall(truth_of((0, 0, 10, 10)), [regions, NOTHING])

@@ -47,7 +47,7 @@ def folder(tmp_path: Path, **files: str) -> Path:
 # ---------------------------------------------------------------------------------------------- comp4
 
 
-def test_comp4_files_are_read_class_by_class_in_file_order(tmp_path: Path) -> None:
+def test_comp4_files_are_read_class_by_class_in_file_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = folder(
         tmp_path,
         comp4_det_test_traffic_light="000002\t1 1 1 2 2\r\n\n000001 .5 1 1 2 2",
@@ -56,6 +56,7 @@ def test_comp4_files_are_read_class_by_class_in_file_order(tmp_path: Path) -> No
         notes="nor this",
     )
     found = read_detections(path, truth_of())
+    assert "several files" not in caplog.text
     assert found.labels.tolist() == [1, 2, 2]
     assert found.image_index.tolist() == [0, 1, 0]
     assert found.scores.tolist() == [0.25, 1.0, 0.5]

@@ -39,6 +39,7 @@ def test_updates_logs_and_checkpoints(tmp_path, capsys):
         (i, split) for i in (1, 2, 3, 4) for split in ("train", "val")
     ]
     third = logged[4]
+    assert "replaced" not in third, "no image may be replaced"
     assert third["linear"] == third["loss"] == pytest.approx(2 * 0.9)
     assert (third["epoch"], third["rate"], third["gradient_norm"]) == (1.5, 0.1, 2.0)
     assert "ended early" not in capsys.readouterr().out
@@ -153,8 +154,8 @@ def test_a_checkpoint_is_written_once_for_each_state(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_was_removed_is_not_made_anew(tmp_path):
-    task = OneWeight(validate_every=None, checkpoint_every=2)
-    task.step_done = lambda iteration: (tmp_path / "run/metrics.jsonl").unlink()
+    task = OneWeight(validate_every=None, checkpoint_every=2, log_every=9)
+    task.step_done = lambda iteration: (tmp_path / "run/metrics.jsonl").unlink(missing_ok=True)
     with pytest.raises(UserError, match="the run's folder was removed"):
         train(task, tmp_path / "run")
 
@@ -200,6 +201,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_anything_is_saved(tmp_pat
     with pytest.raises(NonFiniteLoss, match=r"iteration 2: linear .* at rate 0\.1, images image_2"):
         train(task, tmp_path)
     assert weight(tmp_path / "last.pt") == pytest.approx(0.9)
+
+
+def test_statistics_are_averaged_before_they_are_saved(tmp_path, monkeypatch):
+    task, seen = OneWeight(2, ema_decay=0.5), []
+    monkeypatch.setattr(loop, "average_statistics", lambda net, ema: seen.append((net, ema)))
+    train(task, tmp_path)
+    assert {net for net, _ in seen} == {task.net}
+    assert all(ema.averages.keys() == {"weight"} for _, ema in seen)
 
 
 # ---------------------------------------------------------------------------------------------- a detector's update

@@ -58,3 +58,28 @@ def test_time_of_steps_and_of_waiting(monkeypatch):
         items.step_done()
     assert items.take_speed() == {"seconds": 2.0, "data_seconds": 0.375}
     assert items.take_speed() == {"seconds": 1.0, "data_seconds": 0.0}
+
+
+def test_rates_and_what_is_left(monkeypatch):
+    """From 4 of 10 on: 3 in 1.5 seconds are 2 a second, so 3 take another 1.5; 1 in 4 seconds is 4 seconds each."""
+    for steps, seconds, words in ((3, 1.5, "7/10, 2 it/s, 00:01 left"), (1, 4.0, "5/10, 4 s/it, 00:20 left")):
+        now, stream = [100.0], io.StringIO()
+        monkeypatch.setattr("tools.runtime.progress.time.monotonic", lambda now=now: now[0])
+        progress = Progress(10, "x", initial=4, seconds=1.0, stream=stream)
+        now[0] += seconds
+        progress.update(steps)
+        assert stream.getvalue() == f"x {words}\n"
+        now[0] += 0.5
+        progress.update()
+        assert stream.getvalue().count("\n") == 1, "a second has not gone by"
+        progress.close()
+        assert stream.getvalue().count("\n") == 2
+        progress.close()
+        progress.write("and more")
+        assert stream.getvalue().count("\n") == 2
+
+
+def test_lines_beside_the_bar(capsys):
+    with Progress(3, "x", stream=io.StringIO()) as progress:
+        progress.write("a line")
+    assert capsys.readouterr().out == "a line\n"

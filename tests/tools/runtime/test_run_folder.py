@@ -24,6 +24,7 @@ def test_folder_logs_lines_and_scalars(tmp_path):
         run.prepare()
         run.open("seed: 0\n")
         run.log(5, {"loss": 0.5, "part": math.nan, "coco": {"AP": np.float64(0.25), "per": None}}, prefix="val")
+        assert (run.path / "metrics.jsonl").read_text().endswith("}\n"), "at once: others read along"
         run.log_picture(5, "val/x", np.zeros((4, 5, 3), np.uint8))
         run.log_curves(5, "val_classes", {"cat": np.array([[3, 1, 0], [1, 0, 0], [1, 3, 4]])})
     assert (run.path / "config.yaml").read_text() == "seed: 0\n"
@@ -150,6 +151,9 @@ def test_overwriting_removes_the_runs_files_and_no_others(tmp_path):
             (path / "pictures").mkdir()
             (path / "pictures/a.png").write_text("drawn")
             (path / "comp4_det_test_cat.txt").write_text("written")
+    (path / "last_1.pt").write_text("of the run")
+    (path / "tensorboard").mkdir(exist_ok=True)
+    (path / "tensorboard/events.out.tfevents.1").write_text("of the run")
     (path / "pictures/mine.png").write_text("a person's")
     (path / "notes.txt").write_text("a person's")
     with RunFolder(path) as run:
@@ -157,6 +161,7 @@ def test_overwriting_removes_the_runs_files_and_no_others(tmp_path):
         assert (path / "best.pt").exists(), "nothing goes before the new run begins to write"
         run.open("seed: 1\n")
     left = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert "tensorboard/events.out.tfevents.1" not in left
     assert {name for name in left if not name.startswith("tensorboard")} == {
         ".ended", "config.yaml", "metrics.jsonl", "notes.txt", "pictures/mine.png"
     }  # fmt: skip

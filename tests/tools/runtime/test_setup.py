@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.build import build_dataset
 from detection.model import build_detector
 from tools.runtime import distributed, setup
-from tools.runtime.setup import automatic_batch_size, check_validation, rehearse
+from tools.runtime.setup import automatic_batch_size, build_datasets, check_validation, rehearse
 
 
 def test_rehearsal_takes_the_largest_batch_and_leaves_nothing(tiny_config, tmp_path, monkeypatch):
@@ -92,3 +93,34 @@ def test_a_validation_set_without_objects_chooses_nothing(tiny_config, tmp_path,
     impatient = load_config(tiny_config, ["train.best_metric=voc12.mAP", "train.patience=2"])
     with pytest.raises(UserError, match=r"train\.patience: .* has no object to be found"):
         check_validation(impatient, dataset, empty, None)
+
+
+def validated(path) -> DetectionConfig:
+    """The config of a file, the training set to validate on."""
+    config = load_config(path, [])
+    return config.model_copy(update={"data": config.data.model_copy(update={"val": config.data.train, "test": []})})
+
+
+def test_sets_and_what_chooses_the_best_checkpoint(tiny_config, tmp_path) -> None:
+    config = validated(tiny_config)
+    train_set, val_set, test_set = build_datasets(config, tmp_path)
+    assert val_set is not None
+    assert val_set.class_names == train_set.class_names
+    assert test_set is None
+    check_validation(config, train_set, val_set, None)
+    for name in ("loss", f"{config.metrics[0]}.x"):
+        train = config.train.model_copy(update={"best_metric": name})
+        check_validation(config.model_copy(update={"train": train}), train_set, val_set, None)
+    train = config.train.model_copy(update={"best_metric": "imagenet_det.mAP"})
+    with pytest.raises(UserError, match=r"train\.best_metric imagenet_det\.mAP needs imagenet_det among metrics"):
+        check_validation(config.model_copy(update={"train": train}), train_set, val_set, None)
+    train = config.train.model_copy(update={"patience": 3})
+    with pytest.raises(UserError, match=r"train\.patience needs data\.val"):
+        check_validation(config.model_copy(update={"train": train}), train_set, None, None)
+
+
+def test_one_set_within_another_is_told(tiny_config, tmp_path, capsys) -> None:
+    config = validated(tiny_config)
+    train_set, val_set, _ = build_datasets(config, tmp_path)
+    check_validation(config, train_set, val_set, None)
+    assert "warning: " in capsys.readouterr().out

@@ -6,7 +6,19 @@ import pytest
 import torch
 from torch import nn
 
-from tools.runtime.training import LossMonitor, NonFiniteLoss, autocast, count_parameters, seed_step
+from configs.errors import UserError
+from tools.runtime import distributed, training
+from tools.runtime.ema import Ema
+from tools.runtime.training import (
+    LossMonitor,
+    NonFiniteLoss,
+    autocast,
+    average_statistics,
+    count_parameters,
+    place,
+    refuse_several_processes,
+    seed_step,
+)
 
 
 def step(
@@ -101,3 +113,67 @@ def test_parameters_are_counted_by_whether_they_train():
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
     model[0].requires_grad_(False)
     assert count_parameters(model) == (3, 8)
+
+
+def test_a_monitor_goes_on_where_it_was_saved():
+    """A step with 1 before, one with 3 after: the mean is 2, with or without a resumption between them."""
+    monitor = LossMonitor(torch.device("cpu"))
+    assert monitor.state_dict() == {"names": [], "parts": [(None, 0)]}
+    step(monitor, 0, [{"a": 1.0}])
+    again = LossMonitor(torch.device("cpu"))
+    again.load_state_dict(monitor.state_dict())
+    for one in (monitor, again):
+        step(one, 1, [{"a": 3.0}])
+        assert one.read(name, rate) == {"a": 2.0, "loss": 2.0, "gradient_norm": 5.0}
+    again.load_state_dict(None)
+    assert again.read(name, rate) == {}
+
+
+def test_what_other_numbers_of_processes_had_is_shared_out(monkeypatch):
+    """Two processes with sums of 2 and 4 after two steps: one has 3 after two."""
+    parts = [([2.0, 2.0, 1.0], 2), ([4.0, 4.0, 1.0], 2)]
+    alone = LossMonitor(torch.device("cpu"))
+    alone.load_state_dict({"names": ["a"], "parts": parts})
+    assert alone.read(name, rate) == {"a": 1.5, "loss": 1.5, "gradient_norm": 0.5}
+    alone.load_state_dict({"names": ["a"], "parts": [(None, 0), (None, 0)]})
+    assert alone.read(name, rate) == {}
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    second = LossMonitor(torch.device("cpu"))
+    second.load_state_dict({"names": ["a"], "parts": parts})
+    monkeypatch.setattr(distributed, "all_gather", lambda mine: [(None, 0), mine])
+    assert second.state_dict() == {"names": ["a"], "parts": [(None, 0), ([4, 4, 1], 2)]}
+
+
+def test_statistics_become_the_mean_of_all_processes(monkeypatch):
+    """The other process holds 3 in place of 1; counters, weights and a single process's statistics stay."""
+    net = nn.BatchNorm2d(2)
+    average_statistics(net)
+    assert net.running_var.tolist() == [1, 1]
+    ema = Ema(net, 0.9)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "reduce_sum", lambda statistic: statistic.add_(3))
+    average_statistics(net, ema)
+    for state in (net.state_dict(), ema.state_dict()):
+        assert (state["running_mean"].tolist(), state["running_var"].tolist()) == ([1.5, 1.5], [2, 2])
+        assert state["weight"].tolist() == [1, 1]
+
+
+def test_options_for_one_process(monkeypatch):
+    refuse_several_processes("train.graphs")
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(UserError, match=r"train\.graphs: is for one process"):
+        refuse_several_processes("train.graphs")
+
+
+def test_how_a_net_lies_in_memory(monkeypatch):
+    trained = []
+    monkeypatch.setattr(training, "train_by_winograd", trained.append)
+    net = nn.Conv2d(3, 4, 3)
+    assert place(net, torch.device("cpu"), channels_last=True).weight.is_contiguous(memory_format=torch.channels_last)
+    assert trained == []
+    plain = nn.Conv2d(3, 4, 3)
+    assert place(plain, torch.device("cpu"), channels_last=False, winograd=True).weight.is_contiguous()
+    assert trained == [plain]
+    place(plain, torch.device("meta"), channels_last=False, winograd=True)
+    assert trained == [plain], "on the CPU alone"

@@ -69,6 +69,7 @@ def test_plateaus_end_the_training(make, monkeypatch):
         task.validate(3)
         assert task.rate(3) == pytest.approx(rate)
         assert task.finished() == finished
+    assert (task.plateau.lowest, task.plateau.events[0]) == (0.5, 3)
 
 
 def test_the_validation_set_chooses_and_the_test_set_where_there_is_none(make, monkeypatch):

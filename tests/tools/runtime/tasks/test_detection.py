@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.build import build_dataset
+from datasets.make_records import make_records
 from detection.evaluation.data import Detections
 from detection.model import build_detector
 from tools.runtime import training
@@ -124,3 +126,21 @@ def test_the_figure_that_chooses_the_best(tiny_config, tmp_path, monkeypatch, be
         assert found.curves[name].tolist() == [[0] * 101, [0] * 101, [objects] * 101]
     task.is_final = False
     assert task.validate(7).value is None
+
+
+def test_curves_over_the_scores():
+    """Both cats are found, at 0.5 and at 0.25, and at 0.75 something that is no cat; no dog is to be found."""
+    boxes = [(1, 2, 30, 40), (50, 2, 70, 40)]
+    records = make_records(
+        images=[("/x/a.jpg", "a", (100, 120))], boxes=boxes, labels=[1, 1], counts=[2], class_names=["cat", "dog"],
+        source="s", annotation_file="{}",
+    )  # fmt: skip
+    image = SimpleNamespace(
+        boxes=np.array([*boxes, (80, 50, 90, 60)], np.float32), scores=np.array([0.5, 0.25, 0.75], np.float32),
+        labels=np.array([1, 1, 1]),
+    )  # fmt: skip
+    found = Detections.from_images(["a"], [image], ["cat", "dog"], frame="voc")
+    (curve,) = module._curves(records, found).values()
+    assert curve[0].tolist() == [2] * 26 + [1] * 25 + [0] * 50
+    assert curve[1].tolist() == [1] * 76 + [0] * 25
+    assert curve[2].tolist() == [0] * 26 + [1] * 25 + [2] * 50

@@ -64,6 +64,7 @@ def test_proposals_lie_in_the_crop_and_are_of_the_images_own_class(values, root)
     assert found.boxes.shape[2] <= 7
     assert found.boxes.min() >= 0
     assert found.boxes.max() <= 32
+    assert (found.boxes[..., 2:] - found.boxes[..., :2]).flatten(0, 2).amax(0).min() > 8, "both sides have an extent"
 
 
 def test_members_of_a_validation(values, root):
@@ -80,10 +81,12 @@ def test_members_of_a_validation(values, root):
 def test_the_error_that_chooses_the_best(values, root, monkeypatch):
     task = made(values, root, "rpn", "train.best_metric=true_class_error")
     seen = []
-    monkeypatch.setattr(module, "predict", lambda *args, **options: seen.append(options["view"]))
+    monkeypatch.setattr(module, "predict", lambda *args, **options: seen.append(options["view"]) or "found")
     metrics = {"true_class_error": 0.25, "top1_error": 0.5, "images": 12}
-    monkeypatch.setattr(module, "figures", lambda found, records: metrics)
+    asked = []
+    monkeypatch.setattr(module, "figures", lambda *args: asked.append(args) or metrics)
     found = task.validate(3)
+    assert asked == [("found", task.val_set)]
     assert seen == [task.recipe.test.validation_view]
     assert (found.value, found.lower_is_better, found.logs) == (0.25, True, {"val": metrics})
     assert found.words == "true_class_error 25.00 %, top1_error 50.00 %"
