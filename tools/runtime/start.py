@@ -56,7 +56,8 @@ class Job:
             raise UserError(f"{self.run.last}: the checkpoint lacks class_names")
         if "model" not in content["config"]:
             raise UserError(f"{self.run.last}: the checkpoint lacks config.model")
-        say(f"resumed    {self.run.last}, after {content.get('training', {}).get('iteration', 0)} iterations")
+        done = counted(content.get("training", {}).get("iteration", 0), "iteration")
+        say(f"resumed    {self.run.last}, after {done}")
         return content
 
     def _older_checkpoint(self, error: UserError) -> dict[str, Any]:
