@@ -142,7 +142,7 @@ def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
 
 
 def _is_below(path: Path, folder: Path) -> bool:
-    """Whether it is the folder or in it, links followed; links that lead nowhere or to themselves are nowhere else."""
+    """Whether it is the folder or in it, links followed."""
     real = Path(os.path.realpath(folder))
     return real in (place := Path(os.path.realpath(path)), *place.parents)
 

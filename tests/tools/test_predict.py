@@ -134,7 +134,7 @@ def test_inputs_are_files_folders_and_patterns_each_image_once(tiny_voc, tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images here"):
         names(tmp_path / "empty")
-    with pytest.raises(UserError, match=r"images: lies in .*, where the results go: choose another folder for them"):
+    with pytest.raises(UserError, match=r"Images: lies in .*, where the results go: choose another folder for them"):
         find_files([str(images)], ignore=images)
 
 
