@@ -132,10 +132,10 @@ def _update(task: Task, plan: Plan, parts: list[Indexed]) -> None:
         with nullcontext() if last else without_sync(model):
             try:
                 losses = task.gradients(batch, iteration, len(parts))
-            except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            except (RuntimeError, ValueError) as error:
+                if (explained := _explained(task, batch, iteration, error)) is None:
                     raise
-                raise _out_of_memory(task, batch, iteration, error) from error
+                raise explained from error
         plan.monitor.add(losses, batch.index)
         plan.replaced += getattr(batch, "replaced", 0)
     skip = plan.monitor.finish_step(iteration, plan.parameters, recipe.optim.clip_norm)
@@ -150,19 +150,33 @@ _COSTLY = (
 """Options of any training that decide on its memory: images, their sizes, RoIs of each."""
 
 
+def _explained(task: Task, batch: Indexed, iteration: int, error: Exception) -> UserError | None:
+    """What to change where an update failed because its batch is too large or too small; None for other causes."""
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return _out_of_memory(task, batch, iteration, error)
+    if "more than 1 value per channel" in str(error):
+        return UserError(
+            f"iteration {iteration}: batch norm needs more than one value of each channel, and has one from "
+            f"{_names_and_shapes(task, batch)}: raise train.batch_size or the size of the images"
+        )
+    return None
+
+
+def _names_and_shapes(task: Task, batch: Indexed) -> str:
+    images = ", ".join(task.image_name(index) for index in batch.index.tolist())
+    shapes = (f"{name} {tuple(value.shape)}" for name, value in vars(batch).items() if isinstance(value, Tensor))
+    return f"the images {images} ({', '.join(shapes)})"
+
+
 def _out_of_memory(task: Task, batch: Indexed, iteration: int, error: Exception) -> UserError:
     """What was too large, and what may be made smaller."""
-    images = ", ".join(task.image_name(index) for index in batch.index.tolist())
-    shapes = ", ".join(
-        f"{name} {tuple(value.shape)}" for name, value in vars(batch).items() if isinstance(value, Tensor)
-    )
     costly = []
     for name in _COSTLY:
         with suppress(AttributeError):  # of another kind of training
             costly.append(f"{name} ({attrgetter(name)(task.recipe)})")
     return UserError(
-        f"iteration {iteration}: the memory is too small for the images {images} ({shapes}): raise train.accumulate, "
-        f"lower {', '.join(costly)}, or set train.amp=bf16 ({' '.join(str(error).split())[:200]})"
+        f"iteration {iteration}: the memory is too small for {_names_and_shapes(task, batch)}: raise "
+        f"train.accumulate, lower {', '.join(costly)}, or set train.amp=bf16 ({' '.join(str(error).split())[:200]})"
     )
 
 

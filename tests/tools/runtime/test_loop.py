@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.errors import UserError
@@ -260,6 +261,20 @@ def test_too_little_memory_names_the_images_and_what_to_lower(tmp_path, error):
     task.losses = losses
     words = r"images image_0 \(value \(1,\), index \(1,\)\): raise train\.accumulate, lower train\.batch_size \(1\), or"
     with pytest.raises(UserError, match=words):
+        train(task, tmp_path)
+
+
+def test_too_few_values_for_batch_norm_are_told(tmp_path):
+    task, norm = OneWeight(), nn.BatchNorm1d(1)
+    task.losses = lambda batch, iteration: {"norm": norm(batch.value[None]).sum()}
+    with pytest.raises(UserError, match=r"batch norm needs .* the images image_0 \(value \(1,\), .*train\.batch_size"):
+        train(task, tmp_path)
+
+
+def test_other_errors_of_an_update_are_raised_as_they_are(tmp_path):
+    task = OneWeight()
+    task.losses = lambda batch, iteration: {"linear": torch.tensor([1.0]).reshape(2)}
+    with pytest.raises(RuntimeError, match="shape"):
         train(task, tmp_path)
 
 
