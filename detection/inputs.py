@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +17,13 @@ import torch
 from PIL import Image, ImageOps
 
 from configs import downloads
-from configs.errors import UserError, did_you_mean
+from configs.errors import PrintableFilter, UserError, counted, did_you_mean
 from datasets.images import image_file_size, read_image
-from datasets.listing import IMAGE_SUFFIXES, list_images
+from datasets.listing import IMAGE_SUFFIXES, list_files, list_images
 from detection.video import VideoReader
+
+logger = logging.getLogger(__name__)
+logger.addFilter(PrintableFilter())
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 ADDRESSES = ("http://", "https://")
@@ -131,14 +135,20 @@ def _files(text: str, ignore: Path | None, *, videos: bool = False) -> list[tupl
 
 
 def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
-    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`."""
+    """A file itself under its name; a folder's images under their paths from there, without those in `ignore`.
+
+    A folder's videos are passed over, which is said: one of them can take longer than all images.
+    """
     if path.is_file():
         return [(str(path), path.name)]
-    return [
-        (str(file), file.relative_to(path).as_posix())
-        for file in list_images(path)
-        if file.is_file() and (ignore is None or not _is_below(file, ignore))
-    ]
+    images, videos = (
+        [file for file in files if file.is_file() and (ignore is None or not _is_below(file, ignore))]
+        for files in (list_images(path), list_files(path, VIDEO_SUFFIXES))
+    )
+    if videos:
+        number = counted(len(videos), "video", " is", " are")
+        logger.warning("%s: %s passed over, among them %s: name what is meant", path, number, videos[0].name)
+    return [(str(file), file.relative_to(path).as_posix()) for file in images]
 
 
 def _is_below(path: Path, folder: Path) -> bool:

@@ -74,6 +74,20 @@ def test_videos_are_told_by_their_suffix() -> None:
     assert not is_video("a.jpg")
 
 
+def test_a_folder_s_videos_are_passed_over_which_is_said(tmp_path: Path, caplog) -> None:
+    for name in ("out", "clips"):
+        (tmp_path / name).mkdir()
+    for name in ("a.jpg", "out/b.jpg", "out/b.mp4"):
+        (tmp_path / name).touch()
+    assert [name for _, name in find_files([str(tmp_path)], ignore=tmp_path / "out")] == ["a.jpg"]
+    assert caplog.messages == []
+    (tmp_path / "clips/c.MOV").touch()
+    assert [name for _, name in find_files([str(tmp_path)], ignore=tmp_path / "out")] == ["a.jpg"]
+    (message,) = caplog.messages
+    assert "1 video is passed over, among them c.MOV: name what is meant" in message
+    assert len(find_files([str(tmp_path / "clips/c.MOV"), str(tmp_path / "a.jpg")])) == 2
+
+
 def test_an_image_from_the_web(server: tuple[str, Path]) -> None:
     address, folder = server
     Image.fromarray(make_image(1)).save(folder / "a.png")
