@@ -215,7 +215,7 @@ def _for_training(records: Records, data: DataConfig) -> Records:
     absent = [name for name, count in zip(records.class_names, per_class, strict=True) if not count]
     if absent:
         logger.warning(
-            "%s: no object to train on of %d of %s: %s",
+            "%s: %d of %s without an object to train on: %s",
             records.source, len(absent), counted(len(per_class), "class"), examples(absent),
         )  # fmt: skip
     if data.train_empty:

@@ -87,7 +87,7 @@ def test_the_classifier_counts_for_classification_only(resnet18, tmp_path):
     assert torch.equal(net.conv1.weight, resnet18["conv1.weight"])
     message = error_of(net, "resnet18", path, for_classification=True)
     assert "fc.weight" in message
-    assert "1000 classes, the config 20" in message
+    assert "1,000 classes, the config 20" in message
     without = {key: value for key, value in resnet18.items() if not key.startswith("fc.")}
     torch.save(without, path)
     load(net, "resnet18", path)

@@ -185,7 +185,7 @@ def test_nothing_to_train_on(root: Path) -> None:
 
 def test_classes_without_objects_are_reported(root: Path, caplog) -> None:
     build_dataset(config(classes=["cat", "dog", "cow"]), "train", root)
-    assert "no object to train on of 1 of 3 classes: cow" in caplog.text
+    assert "1 of 3 classes without an object to train on: cow" in caplog.text
 
 
 def test_generated_set_ignores_the_data_root(monkeypatch, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_torchvision_fine_tuned_on_other_classes():
     assert torch.equal(
         detector.roi_heads.box_predictor.cls_score.weight, state["roi_heads.box_predictor.cls_score.weight"]
     )
-    with pytest.raises(UserError, match=r"2 classes and the background, but data.classes names 20"):
+    with pytest.raises(UserError, match=r"2 classes and background, but data.classes names 20"):
         converted(state, "torchvision_r50_fpn_coco", ("data.classes=voc",))
 
 
@@ -267,7 +267,7 @@ def c4() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize(
     ("change", "overrides", "words"),
     [
-        ({}, ("data.classes=coco",), "20 classes and the background, but data.classes names 80"),
+        ({}, ("data.classes=coco",), "20 classes and background, but data.classes names 80"),
         ({}, ("data.classes=auto",), "the weights' own classes are needed"),
         ({}, ("model.backbone=resnet101",), "of the config's detector is missing"),
         (

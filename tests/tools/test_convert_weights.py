@@ -84,7 +84,7 @@ C4 = "configs/zoo/detectron2_r50_c4_coco.yaml"
             "a detector: give --cfg, its config, for anchors, sizes and classes: one of configs/",
         ),
         ("detectron2", ("--set", "data.classes=voc"), "--set changes a config: give --cfg"),
-        ("detectron2", ("--cfg", C4), "2 classes and the background, but data.classes names 80"),
+        ("detectron2", ("--cfg", C4), "2 classes and background, but data.classes names 80"),
         ("detectron2", ("--cfg", C4, "--set", "data.clases=voc"), "did you mean data.classes"),
         (
             "detectron2",
