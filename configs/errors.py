@@ -63,7 +63,7 @@ def examples(values: Sequence[object], at_most: int = 5) -> str:
 
 
 def counted(number: int, thing: str, one: str = "", several: str = "") -> str:
-    """'1 image', '2 images', '1,234 classes': a number and a thing, whose plural is English's regular one.
+    """'1 image', '2 images', '1,234 classes': a number and a thing, whose plural ends in -s or -es (none in -y).
 
     `one` or `several` follows, where the verb depends on the number: `counted(n, "image", " is", " are")`.
     """

@@ -161,7 +161,7 @@ def _read_zip(path: Path, split: str, class_names: Sequence[str] | None) -> Imag
         with zipfile.ZipFile(path) as archive:
             names = sorted(_members(archive, split))
             contents = [_content(archive, name, path) for name in names]
-    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: the archive is damaged ({error}): fetch it again") from None
     if not names:
         raise UserError(f"{path}: holds no images in {split}/<class>/")

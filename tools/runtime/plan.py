@@ -41,7 +41,7 @@ class State:
     """The best `train.best_metric` so far."""
     validations_without_better: int = 0
     metrics: dict[str, Any] | None = None
-    """Of the newest validation."""
+    """What the newest validation found."""
     replaced: NonNegativeInt = 0
     """Images that could not be read, whose places others took (`data.on_error` is skip), on all processes."""
 
@@ -89,7 +89,7 @@ class Plan:
     data: dict[str, str] = field(default_factory=dict)
     """`tools.runtime.resume.data_state` of the training set."""
     saved: tuple[int, int] | None = None
-    """Of what last.pt is: (iteration, iteration of the newest validation); None: nothing was written yet."""
+    """(Iteration, iteration of the newest validation) that last.pt is of; None: nothing was written yet."""
     replaced: int = 0
     """Images of this process to be added to the state's `replaced`."""
 
