@@ -3,18 +3,30 @@
 Of a module that is packed for inference on the CPU (`pack`), large 3x3 convolutions in float32 take Winograd's way
 (`backbones.winograd`), and the other ones are one call of oneDNN, which adds the residual and cuts at zero before the
 outputs leave the registers. In training the former are an option (`train_by_winograd`), for they round otherwise.
-Elsewhere, and in compiled and exported graphs, all are torch's operators. (A stage on CUDA: `backbones.fused`.)
+On CUDA, in 16 bits, cuDNN adds bias and residual and cuts at zero within the convolution, which then takes as long as
+without them; only a bias alone is a pass of its own. (A stage: `backbones.fused`.) Elsewhere, and in compiled and
+exported graphs, all are torch's operators.
 
 Shapes: x (B, C, H, W), outputs (B, K, H', W').
 """
 
 from __future__ import annotations
 
+import logging
+from typing import Any, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from backbones import winograd
+from backbones.epilogue import add_bias, bias_relu, relu_backward
+from backbones.kernels import kernels_for
+
+logger = logging.getLogger(__name__)
+Geometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
+"""Stride, padding, dilation, groups."""
 
 _POINTWISE = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
 """oneDNN's convolution with what follows it; torch.compile's own, without a public name."""
@@ -35,6 +47,11 @@ def convolve(
         overwrite: the residual's memory may become the output's where no gradient is wanted. (Fresh memory for large
             maps costs the CPU as much as filling it.)
     """
+    if bias is not None and (dtype := _fuses_on_cuda(conv, x, weight, residual)) is not None:
+        geometry = cast(Geometry, (conv.stride, conv.padding, conv.dilation, conv.groups))
+        if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
+            return cast(Tensor, _OnCuda.apply(x, weight, bias, dtype, relu, geometry))
+        return convolve_on_cuda(x.to(dtype), weight.to(dtype), bias, residual, geometry, relu=relu)
     fast = isinstance(conv, FastConv2d)
     packed = conv.packed if fast and not torch.is_grad_enabled() else None
     if fast and winograd.serves(conv, x, weight):
@@ -62,6 +79,76 @@ def convolve(
     if residual is not None:
         output += residual
     return F.relu(output, inplace=True) if relu else output
+
+
+def convolve_on_cuda(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, geometry: Geometry, *, relu: bool
+) -> Tensor:
+    """`convolve` on CUDA, where x and weight have one dtype, the bias any; no gradient.
+
+    In float32, and where cuDNN cannot join a convolution with what follows it, a kernel of its own does that.
+    """
+    assert relu or residual is None
+    if relu and x.is_cuda and x.dtype != torch.float32 and torch.backends.cudnn.enabled and x.dtype not in _refused:
+        rounded = bias.to(x.dtype)
+        try:
+            if residual is None:
+                return torch.cudnn_convolution_relu(x, weight, rounded, *geometry)
+            return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, rounded, *geometry)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _refused[x.dtype] = " ".join(str(error).split())[:200]
+            logger.warning("cuDNN joins no convolutions with their ReLU here, which costs time: %s", _refused[x.dtype])
+    stride, padding, dilation, groups = geometry
+    output = torch.convolution(x, weight, None, stride, padding, dilation, False, (0, 0), groups)
+    return bias_relu(output, bias, residual, inplace=True) if relu else add_bias(output, bias)
+
+
+_refused: dict[torch.dtype, str] = {}
+"""The dtypes of which cuDNN has refused a convolution, and why."""
+
+
+class _OnCuda(torch.autograd.Function):
+    """`convolve_on_cuda` with its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, relu: bool, geometry: Geometry
+    ) -> Tensor:
+        x, weight = x.to(dtype), weight.to(dtype)
+        output = convolve_on_cuda(x, weight, bias, None, geometry, relu=relu)
+        ctx.save_for_backward(x, weight, *([output] if relu else []))
+        ctx.geometry = geometry
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: any
+        x, weight, *output = ctx.saved_tensors
+        if output:
+            gradient = relu_backward(gradient, output[0])
+        stride, padding, dilation, groups = ctx.geometry
+        options = ([len(weight)], stride, padding, dilation, False, (0, 0), groups, list(ctx.needs_input_grad[:3]))
+        return *torch.ops.aten.convolution_backward.default(gradient, x, weight, *options), None, None, None
+
+
+def _fuses_on_cuda(conv: nn.Conv2d, x: Tensor, weight: Tensor, residual: Tensor | None) -> torch.dtype | None:
+    """The dtype, of 16 bits, in which `convolve_on_cuda` can have it; None: it cannot."""
+    if not x.is_cuda or type(x) is not Tensor or torch.compiler.is_compiling():
+        return None
+    autocast = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda") if autocast else x.dtype
+    fits = (
+        dtype in (torch.bfloat16, torch.float16)
+        and (autocast or weight.dtype == dtype)
+        and conv.padding_mode == "zeros"
+        and not isinstance(conv.padding, str)
+        and not (conv._forward_hooks or conv._forward_pre_hooks)
+        and (residual is None or (residual.dtype == dtype and not torch.is_grad_enabled()))
+        and kernels_for(x, "backbones.triton_kernels") is not None
+    )
+    return dtype if fits else None
 
 
 def _dilation(conv: nn.Conv2d, x: Tensor) -> tuple[int, ...]:

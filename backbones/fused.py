@@ -2,9 +2,9 @@
 
 Unit by unit, each layer is a multiplication of the weight, a cast, a convolution, an addition, a ReLU and a node of
 autograd, and all of it again backward: small kernels, and more work for the host than for the GPU. Here the weights of
-all layers are scaled and cast by one kernel (`backbones.scaling`), bias, residual and ReLU are one pass
-(`backbones.epilogue`), and the backward pass is written out, so that the two gradients that meet at the input of a unit
-are added where they are masked. What is computed is the same; bf16 is rounded less often.
+all layers are scaled and cast by one kernel (`backbones.scaling`), bias, residual and ReLU are part of the convolution
+or one pass (`backbones.convolution`), and the backward pass is written out, so that the two gradients that meet at the
+input of a unit are added where they are masked. What is computed is the same; bf16 is rounded less often.
 
 The weights' gradients of a stage come together, behind its last convolution.
 """
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from backbones.batch_norm import FrozenBatchNorm2d
+from backbones.convolution import Geometry, convolve_on_cuda
 from backbones.epilogue import bias_relu, relu_backward, sum_relu_backward
 from backbones.kernels import kernels_for
 from backbones.scaling import ScaledWeights
@@ -82,8 +83,8 @@ class Chain:
         self.pairs: list[Pair] = []
         self.scaled: ScaledWeights | None = None
         """The weights with their scales; None where all are folded."""
-        self.biases: list[Tensor] = []
-        """What is added behind each pair, (C,) float32; a projection's is in its unit's last one."""
+        self.biases: dict[torch.dtype, list[Tensor]] = {}
+        """What is added behind each pair, (C,) float32 and for bfloat16; a projection's is in its unit's last one."""
         self.entry_bias: Tensor | None = None
         entry: tuple[Pair, Pair] | None = None
         fits = all(hasattr(unit, "pairs") and not unit.pads and _is_identity(unit.dropout) for unit in units)
@@ -124,13 +125,16 @@ class Chain:
             scales = [bn.constants(torch.float32)[0] for _, bn in self.pairs if isinstance(bn, FrozenBatchNorm2d)]
             self.scaled = ScaledWeights(self.weights(), scales)
         biases = [_bias(*pair) for pair in self.pairs]
-        self.biases = list(biases)
         for unit in self.units:
             if unit.shortcut is not None:
-                self.biases[unit.main[-1]] = biases[unit.main[-1]] + biases[unit.shortcut]
+                biases[unit.main[-1]] = biases[unit.main[-1]] + biases[unit.shortcut]
         if entry is not None:
             self.entry_bias = _bias(*entry[0])
-            self.biases[self.units[0].main[-1]] = biases[self.units[0].main[-1]] + _bias(*entry[1])
+            biases[self.units[0].main[-1]] = biases[self.units[0].main[-1]] + _bias(*entry[1])
+        self.biases = {dtype: [bias.to(dtype) for bias in biases] for dtype in (torch.float32, torch.bfloat16)}
+        self._geometries = [
+            cast(Geometry, (conv.stride, conv.padding, conv.dilation, conv.groups)) for conv, _ in self.pairs
+        ]
         self._options: list[tuple[Any, ...]] = [
             (conv.stride, conv.padding, conv.dilation, False, (0, 0), conv.groups) for conv, _ in self.pairs
         ]
@@ -158,6 +162,11 @@ class Chain:
     def convolve(self, number: int, x: Tensor, weights: Sequence[Tensor]) -> Tensor:
         """One layer's convolution, without its bias."""
         return torch.convolution(x, weights[number], None, *self._options[number])
+
+    def convolve_relu(self, number: int, x: Tensor, weights: Sequence[Tensor], residual: Tensor | None) -> Tensor:
+        """One layer with what follows it."""
+        bias = self.biases.get(x.dtype, self.biases[torch.float32])[number]
+        return convolve_on_cuda(x, weights[number], bias, residual, self._geometries[number], relu=True)
 
     def convolve_backward(
         self, number: int, gradient: Tensor, x: Tensor, weights: Sequence[Tensor], wanted: tuple[bool, bool]
@@ -210,9 +219,7 @@ def _forward(
         elif chain.entered and number == 0:
             residual = shortcut
         for k in unit.main:
-            last = k == unit.main[-1]
-            x = chain.convolve(k, x, weights)
-            x = bias_relu(x, chain.biases[k], residual if last else None, inplace=True)
+            x = chain.convolve_relu(k, x, weights, residual if k == unit.main[-1] else None)
             if kept is not None:
                 kept.append(x)
     return x

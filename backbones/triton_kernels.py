@@ -33,17 +33,20 @@ class Plan(Protocol):
 
 @triton.jit
 def _bias_relu_kernel(
-    x, bias, residual, output, total, inner, CHANNELS: tl.constexpr, RESIDUAL: tl.constexpr, BLOCK: tl.constexpr
-):
-    """output = relu(x + bias [+ residual]); the channel of element i is i // inner % CHANNELS, sums are float32."""
+    x, bias, residual, output, total, inner, CHANNELS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """output = relu(x + bias [+ residual]), or no relu; the channel of element i is i // inner % CHANNELS, sums are
+    float32."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < total
     value = tl.load(x + at, mask=mask).to(tl.float32)
     value += tl.load(bias + at // inner % CHANNELS, mask=mask).to(tl.float32)
     if RESIDUAL:
         value += tl.load(residual + at, mask=mask).to(tl.float32)
-    # Not `maximum`, which would turn NaN into 0 and hide it from the loss monitor.
-    tl.store(output + at, tl.where(value < 0, 0.0, value).to(output.dtype.element_ty), mask=mask)
+    if RELU:  # not `maximum`, which would turn NaN into 0 and hide it from the loss monitor
+        value = tl.where(value < 0, 0.0, value)
+    tl.store(output + at, value.to(output.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -52,6 +55,18 @@ def _sum_relu_backward_kernel(first, second, output, gradient, total, BLOCK: tl.
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = at < total
     value = tl.load(first + at, mask=mask).to(tl.float32) + tl.load(second + at, mask=mask).to(tl.float32)
+    passes = tl.load(output + at, mask=mask).to(tl.float32) <= 0
+    tl.store(gradient + at, tl.where(passes, 0.0, value).to(gradient.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _spread_relu_backward_kernel(
+    means, output, gradient, total, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """gradient = means where output > 0, else 0; means (B, C) are the same for all PIXELS of a channels_last map."""
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < total
+    value = tl.load(means + at // (CHANNELS * PIXELS) * CHANNELS + at % CHANNELS, mask=mask)
     passes = tl.load(output + at, mask=mask).to(tl.float32) <= 0
     tl.store(gradient + at, tl.where(passes, 0.0, value).to(gradient.dtype.element_ty), mask=mask)
 
@@ -87,12 +102,12 @@ def _kind(total: int, *maps: Tensor) -> tuple[Any, ...]:
     return maps[0].get_device(), maps[0].dtype, aligned, total % 16 == 0, total == 1, total >> 31
 
 
-def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None, output: Tensor) -> None:
-    """`backbones.epilogue.bias_relu` into `output`; all maps (B, C, H, W) of one dtype and dense layout."""
+def bias_relu(x: Tensor, bias: Tensor, residual: Tensor | None, output: Tensor, *, relu: bool = True) -> None:
+    """`backbones.epilogue.bias_relu`, or `add_bias`, into `output`; maps (B, C, H, W) of one dtype and dense layout."""
     if (total := x.numel()) == 0:
         return
     other = x if residual is None else residual
-    shape = x.stride(1), x.shape[1], residual is not None, BLOCK
+    shape = x.stride(1), x.shape[1], residual is not None, relu, BLOCK
     key = (*_kind(total, x, bias, other, output), bias.dtype, *shape)
     launch(_bias_relu_kernel, (-(-total // BLOCK), 1, 1), key, x, bias, other, output, total, *shape, num_warps=4)
 
@@ -103,3 +118,12 @@ def sum_relu_backward(first: Tensor, second: Tensor, output: Tensor, gradient: T
         key = _kind(total, first, second, output, gradient)
         grid = -(-total // BLOCK), 1, 1
         launch(_sum_relu_backward_kernel, grid, key, first, second, output, gradient, total, BLOCK, num_warps=4)
+
+
+def spread_relu_backward(means: Tensor, output: Tensor, gradient: Tensor) -> None:
+    """`backbones.epilogue.relu_backward` of means (B, C), one for all pixels, into `gradient`; channels_last maps."""
+    if total := output.numel():
+        shape = output.shape[1], output.shape[2] * output.shape[3], BLOCK
+        key = (*_kind(total, means, output, gradient), *shape)
+        grid = -(-total // BLOCK), 1, 1
+        launch(_spread_relu_backward_kernel, grid, key, means, output, gradient, total, *shape, num_warps=4)

@@ -35,7 +35,8 @@ class TensorBatch:
         return tensors_of(self)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Self:
-        """The batch on `device`; with non_blocking, copies from pinned memory to a GPU do not wait."""
+        """The batch on `device`; with non_blocking, copies from pinned memory to a GPU do not wait; copies to
+        the CPU always do."""
         return to_device(self, device, non_blocking=non_blocking)
 
     def pin_memory(self) -> Self:
@@ -113,6 +114,8 @@ def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 def to_device(value: T, device: torch.device | str, *, non_blocking: bool = True) -> T:
     """A batch, or tuples and lists of batches and tensors, on `device`; see `TensorBatch.to`."""
+    # Nothing tells when a copy to the CPU that is not waited for has arrived.
+    non_blocking = non_blocking and torch.device(device).type != "cpu"
     return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 

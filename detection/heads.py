@@ -5,11 +5,12 @@ Shapes: B images, R RoIs, C channels, S bins a side, K classes.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from backbones import fused
 from backbones.batch_norm import NORMS, FrozenBatchNorm2d, conv_bn, conv_bn_relu, folded
@@ -85,7 +86,7 @@ class Conv5Head(nn.Module):
         """
         assert isinstance(self.conv5, Stage)
         if (chain := fused.chain_for(self.conv5, inner, entered=True)) is not None:
-            return fused.run(chain, inner, shortcut).mean(dim=(2, 3))
+            return cast(Tensor, _Mean.apply(fused.run(chain, inner, shortcut)))
         unit, conv, bn = self._first_unit()
         offset = _offset(unit.conv1, unit.bn1, inner)
         if inner.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -112,6 +113,21 @@ def _average(x: Tensor) -> Tensor:
     if x.device.type == "cpu" and x.dtype == torch.bfloat16:  # `mean` takes twenty times as long there
         return F.avg_pool2d(x, x.shape[2:]).flatten(1)
     return x.mean(dim=(2, 3))
+
+
+class _Mean(torch.autograd.Function):
+    """`_average` whose gradient is one number for all pixels of a map, not written out: the chain spreads it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.shape = x.shape
+        return x.mean(dim=(2, 3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  # torch: any
+        pixels = ctx.shape[2] * ctx.shape[3]
+        return (gradient / pixels)[:, :, None, None].expand(ctx.shape)
 
 
 def _scaled_weight(conv: nn.Conv2d, bn: nn.Module) -> Tensor:

@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import FeaturePyramidNetwork
-from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from backbones.batch_norm import NORMS, fold_batch_norm
 from backbones.convolution import pack
@@ -30,6 +28,7 @@ from datasets.batch import Batch
 from detection.anchors import AnchorGenerator
 from detection.heads import BoxPredictor, Conv5Head, FcHead
 from detection.postprocess import BatchDetections, only_classes, select_candidates, suppress, to_original
+from detection.pyramid import EverySecondPixel, Pyramid
 from detection.roi_features import RoiFeatures
 from detection.roi_heads import RoiHeads
 from detection.rpn import Proposals, Rpn, RpnOutput
@@ -60,20 +59,6 @@ class Backbone(nn.Module):
         if self.fpn is not None:
             maps = self.fpn({stage: maps[stage] for stage in self.stages})
         return list(maps.values())
-
-
-class EverySecondPixel(LastLevelMaxPool):
-    """P6: every second pixel of P5 (Lin et al. 2017, Sec. 4.1)."""
-
-    def forward(self, x: list[Tensor], y: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
-        """P2..P5 -> P2..P6, and their names."""
-        if not torch.compiler.is_exporting():
-            return super().forward(x, y, names)
-        # The trace of a pool with a stride of 2 would hold for sizes of one parity only.
-        p6 = x[-1]
-        for axis in (2, 3):
-            p6 = p6.index_select(axis, torch.arange(0, p6.shape[axis], 2, device=p6.device))
-        return [*x, p6], [*names, "pool"]
 
 
 class Detector(nn.Module):
@@ -308,5 +293,5 @@ def _fpn_parts(config: ModelConfig, net: StagedNet) -> tuple[Backbone, FcHead, i
     stages = tuple(deepest[stride] for stride in FPN_STRIDES)
     widths = [net.stage_channels[stage] for stage in stages]
     norm = None if config.fpn_norm == "none" else NORMS[config.fpn_norm]
-    fpn = FeaturePyramidNetwork(widths, channels, extra_blocks=EverySecondPixel(), norm_layer=norm)
+    fpn = Pyramid(widths, channels, extra_blocks=EverySecondPixel(), norm_layer=norm)
     return Backbone(net, stages, fpn), FcHead(channels, config.box), channels

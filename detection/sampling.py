@@ -106,7 +106,8 @@ def sample(positive: Tensor, negative: Tensor, keys: Tensor, size: int, positive
     """
     size = min(size, keys.shape[1])
     max_positives = min(int(size * positive_fraction), size)
-    if kernels := kernels_for(keys, "detection.triton_selection"):
+    kernels = kernels_for(keys, "detection.triton_selection")
+    if kernels is not None and size <= kernels.MOST_PLACES:
         return Sampled(*kernels.sample(positive, negative, keys, size, max_positives))
     # Both kinds at once, best keys first; then the positives and, behind them, negatives up to `size`.
     best = torch.stack((positive, negative), 1) * (keys[:, None] + 1) - 1

@@ -26,8 +26,11 @@ MAX_CHANNELS = 512
 """Channels that one program of RoIAlign holds, 16 a thread."""
 TILE = 16
 """Pixels of a row whose gradients one program gathers."""
-GATHERED_CHANNELS = 128
-"""And the channels: 16 sums a thread."""
+GATHERED_CHANNELS = 256
+"""And the channels: 32 sums a thread. Both are at least what a matrix product takes, 16."""
+
+GATHER_REGISTERS = 128
+"""Registers a thread of that program: with a choice of its own NVIDIA's assembler takes fewer and spills."""
 
 
 @triton.jit
@@ -299,46 +302,108 @@ def _weight(pixel, position, length):
 
 
 @triton.jit
-def _roi_align_backward_kernel(
-    bins, rois, output, num_rois, channels, height, width, scale, tiles,
+def _reach_kernel(
+    rois, words, summaries, num_rois, height, width, scale, tiles,
     SIZE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
-    TILE: tl.constexpr, BLOCK: tl.constexpr,
+    TILE: tl.constexpr, RUNS: tl.constexpr,
+):  # fmt: skip
+    """One program a row of an image: which RoIs may weigh on each run of TILE pixels.
+
+    words[run, g]: bit k is set if RoI 32 * g + k does. summaries[run, h]: bit k is set if word 32 * h + k is not 0.
+    """
+    row = tl.program_id(0)
+    image = row // height
+    y = row % height
+    run, lane = tl.arange(0, RUNS), tl.arange(0, 32)
+    one = tl.full((32,), 1, tl.int32)
+    num_words = (num_rois + 31) // 32
+    num_summaries = (num_words + 31) // 32
+    within = run < tiles
+    run_of_all = row.to(tl.int64) * tiles + run
+    summary = tl.zeros((RUNS,), tl.int32)
+    for word in range(num_words):
+        roi = word * 32 + lane
+        here = roi < num_rois
+        box = rois + (image * num_rois + roi) * 4
+        x1, y1 = tl.load(box, mask=here, other=0.0) * scale, tl.load(box + 1, mask=here, other=0.0) * scale
+        x2, y2 = tl.load(box + 2, mask=here, other=0.0) * scale, tl.load(box + 3, mask=here, other=0.0) * scale
+        top, bin_height, samples_y = _axis(y1, y2, SIZE, RATIO, ALIGNED)
+        left, bin_width, samples_x = _axis(x1, x2, SIZE, RATIO, ALIGNED)
+        first_y, last_y = _reaching(y, y + 1, top, bin_height, height, STEP, SIDE)
+        start = (run * TILE)[:, None]
+        first_x, last_x = _reaching(start, start + TILE, left[None, :], bin_width[None, :], width, STEP, SIDE)
+        here = here & (samples_y > 0) & (samples_x > 0) & (first_y < last_y)
+        bits = tl.reduce(tl.where(here[None, :] & (first_x < last_x), (one << lane)[None, :], 0), 1, _either)
+        tl.store(words + run_of_all * num_words + word, bits, mask=within)
+        summary |= tl.where(bits != 0, 1, 0) << (word % 32)
+        if (word % 32 == 31) | (word == num_words - 1):
+            tl.store(summaries + run_of_all * num_summaries + word // 32, summary, mask=within)
+            summary = tl.zeros((RUNS,), tl.int32)
+
+
+@triton.jit
+def _lowest(bits):
+    """The place of the lowest bit of a positive int64 under 2^32: the exponent of a power of two as a float32."""
+    return ((bits & -bits).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
+
+
+@triton.jit
+def _roi_align_backward_kernel(
+    bins, rois, words, summaries, output, num_rois, channels, height, width, scale, tiles,
+    SIZE: tl.constexpr, SIDE: tl.constexpr, STEP: tl.constexpr, RATIO: tl.constexpr, ALIGNED: tl.constexpr,
+    TILE: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program a run of TILE pixels of a row and block of channels gathers what all bins send there, RoI by RoI.
 
     The sum of one pixel is one program's, always in the same order: no atomics, no float32 map, and deterministic.
-    The weight of a pixel in a bin is a product of one along y and one along x.
+    The weight of a pixel in a bin is a product of one along y and one along x: the bins of an RoI that reach the row
+    are summed along y first, and a small matrix product does the rest.
     """
-    image = tl.program_id(0) // (height * tiles)
-    y = tl.program_id(0) // tiles % height
-    start = tl.program_id(0) % tiles * TILE
+    run = tl.program_id(0)
+    image = run // (height * tiles)
+    y = run // tiles % height
+    start = run % tiles * TILE
     x = start + tl.arange(0, TILE)
     channel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = channel < channels
+    column = tl.arange(0, BINS)
     total = tl.zeros((TILE, BLOCK), tl.float32)
-    for number in range(num_rois):
-        roi = image * num_rois + number
-        box = rois + roi * 4
-        top, bin_height, samples_y = _axis(tl.load(box + 1) * scale, tl.load(box + 3) * scale, SIZE, RATIO, ALIGNED)
-        left, bin_width, samples_x = _axis(tl.load(box) * scale, tl.load(box + 2) * scale, SIZE, RATIO, ALIGNED)
-        first_y, last_y = _reaching(y, y + 1, top, bin_height, height, STEP, SIDE)
-        first_x, last_x = _reaching(start, start + TILE, left, bin_width, width, STEP, SIDE)
-        if (samples_y > 0) & (samples_x > 0) & (first_x < last_x):
-            for i in range(first_y, last_y):
-                weight_y = 0.0
-                for sample in range(samples_y):
-                    position = top + i * STEP * bin_height + (sample + 0.5) * bin_height / samples_y
-                    weight_y += _weight(y, position, height)
-                if weight_y > 0:
-                    weight_y = weight_y / (samples_y * samples_x)
-                    for j in range(first_x, last_x):
-                        weight_x = tl.zeros((TILE,), tl.float32)
-                        for sample in range(samples_x):
-                            position = left + j * STEP * bin_width + (sample + 0.5) * bin_width / samples_x
-                            weight_x += _weight(x, position, width)
-                        cell = ((roi * SIDE + i) * SIDE + j).to(tl.int64) * channels
-                        value = tl.load(bins + cell + channel, mask=inside, other=0.0).to(tl.float32)
-                        total += (weight_x * weight_y)[:, None] * value[None, :]
+    num_words = (num_rois + 31) // 32
+    num_summaries = (num_words + 31) // 32
+    for part in range(num_summaries):
+        summary = tl.load(summaries + run.to(tl.int64) * num_summaries + part).to(tl.int64) & 0xFFFFFFFF
+        while summary != 0:
+            word = part * 32 + _lowest(summary)
+            summary &= summary - 1
+            bits = tl.load(words + run.to(tl.int64) * num_words + word).to(tl.int64) & 0xFFFFFFFF
+            while bits != 0:
+                roi = image * num_rois + word * 32 + _lowest(bits)
+                bits &= bits - 1
+                box = rois + roi * 4
+                top, bin_height, samples_y = _axis(
+                    tl.load(box + 1) * scale, tl.load(box + 3) * scale, SIZE, RATIO, ALIGNED
+                )
+                left, bin_width, samples_x = _axis(tl.load(box) * scale, tl.load(box + 2) * scale, SIZE, RATIO, ALIGNED)
+                first_y, last_y = _reaching(y, y + 1, top, bin_height, height, STEP, SIDE)
+                first_x, last_x = _reaching(start, start + TILE, left, bin_width, width, STEP, SIDE)
+                reaches = (column >= first_x) & (column < last_x)
+                across = tl.zeros((TILE, BINS), tl.float32)
+                for sample in range(samples_x):
+                    position = left + column * STEP * bin_width + (sample + 0.5) * bin_width / samples_x
+                    across += _weight(x[:, None], position[None, :], width)
+                across = tl.where(reaches[None, :], across / (samples_y * samples_x), 0.0)
+                value = tl.zeros((BINS, BLOCK), tl.float32)
+                for i in range(first_y, last_y):
+                    down = 0.0
+                    for sample in range(samples_y):
+                        position = top + i * STEP * bin_height + (sample + 0.5) * bin_height / samples_y
+                        down += _weight(y, position, height)
+                    cell = ((roi * SIDE + i) * SIDE + column).to(tl.int64) * channels
+                    sent = tl.load(
+                        bins + cell[:, None] + channel[None, :], mask=reaches[:, None] & inside[None, :], other=0.0
+                    )
+                    value += sent.to(tl.float32) * down
+                total = tl.dot(across, value, total, input_precision=PRECISION)
     place = ((image * height + y) * width + x).to(tl.int64)[:, None] * channels + channel[None, :]
     tl.store(output + place, total.to(output.dtype.element_ty), mask=(x < width)[:, None] & inside[None, :])
 
@@ -370,11 +435,23 @@ def roi_align_backward(
     batch, channels, height, width = feature.shape
     bins = gradient.permute(0, 2, 3, 1).contiguous()
     result = torch.empty(feature.shape, dtype=gradient.dtype, device=gradient.device, memory_format=torch.channels_last)
-    tiles, block = triton.cdiv(width, TILE), min(GATHERED_CHANNELS, triton.next_power_of_2(channels))
-    if result.numel():
-        _roi_align_backward_kernel[(batch * height * tiles, triton.cdiv(channels, block))](
-            bins, rois.contiguous(), result, rois.shape[1], channels, height, width, scale, tiles,
-            SIZE=size, SIDE=-(-size // step), STEP=step, RATIO=sampling_ratio, ALIGNED=aligned,
-            TILE=TILE, BLOCK=block, num_warps=4,
+    rows, tiles = batch * height, triton.cdiv(width, TILE)
+    block = min(GATHERED_CHANNELS, max(16, triton.next_power_of_2(channels)))
+    if not result.numel():
+        return result
+    rois, num_rois, side = rois.contiguous(), rois.shape[1], -(-size // step)
+    num_words = triton.cdiv(num_rois, 32)
+    found = torch.empty(rows * tiles * (num_words + triton.cdiv(num_words, 32)), dtype=torch.int32, device=rois.device)
+    words, summaries = found[: rows * tiles * num_words], found[rows * tiles * num_words :]
+    constants = {"SIZE": size, "SIDE": side, "STEP": step, "RATIO": sampling_ratio, "ALIGNED": aligned, "TILE": TILE}
+    if num_rois:
+        _reach_kernel[(rows,)](
+            rois, words, summaries, num_rois, height, width, scale, tiles,
+            **constants, RUNS=triton.next_power_of_2(tiles), num_warps=4,
         )  # fmt: skip
+    _roi_align_backward_kernel[(rows * tiles, triton.cdiv(channels, block))](
+        bins, rois, words, summaries, result, num_rois, channels, height, width, scale, tiles,
+        **constants, BINS=max(16, triton.next_power_of_2(side)), BLOCK=block,
+        PRECISION="ieee" if gradient.dtype == torch.float32 else "tf32", num_warps=4, maxnreg=GATHER_REGISTERS,
+    )  # fmt: skip
     return result

@@ -97,3 +97,77 @@ def test_one_thread_changes_no_gradient() -> None:
     found = torch.autograd.grad(convolve(conv, x, conv.weight, conv.bias).square().sum(), list(conv.parameters()))
     for mine, theirs in zip(found, exact, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-3)
+
+
+# ---------------------------------------------------------------------------------------------- on CUDA
+
+GEOMETRIES = [(1, 0, 1, 1), (2, 1, 1, 1), (1, 2, 2, 2)]
+"""Stride, padding, dilation, groups."""
+
+
+def of_geometry(stride: int, padding: int, dilation: int, groups: int) -> tuple[nn.Conv2d, Tensor]:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 24, 3, stride, padding, dilation, groups)
+    return conv, last(torch.randn(2, 16, 11, 14)).requires_grad_()
+
+
+def geometry_of(conv: nn.Conv2d) -> convolution.Geometry:
+    return conv.stride, conv.padding, conv.dilation, conv.groups  # pyright: ignore[reportReturnType]  # no text here
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_the_operator_of_cuda_with_its_gradient(geometry: tuple[int, ...], relu: bool) -> None:
+    """On the CPU: all of it but cuDNN."""
+    conv, x = of_geometry(*geometry)
+    assert conv.bias is not None
+    found = convolution._OnCuda.apply(x, conv.weight, conv.bias, torch.float32, relu, geometry_of(conv))
+    expected = conv(x).relu() if relu else conv(x)
+    torch.testing.assert_close(found, expected)
+    gradient = torch.randn_like(expected)
+    inputs = [x, conv.weight, conv.bias]
+    theirs = torch.autograd.grad(expected, inputs, gradient)
+    for a, b in zip(torch.autograd.grad(found, inputs, gradient), theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("own_kernels", [False, True], ids=["cudnn", "own"])
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_on_cuda_it_is_the_same(geometry, relu, own_kernels, monkeypatch) -> None:
+    """Under autocast, beside float32 on the CPU; cuDNN joins convolution and ReLU, without a warning."""
+    refused = {torch.bfloat16: "asked for"} if own_kernels else {}
+    monkeypatch.setattr(convolution, "_refused", refused)
+    conv, x = of_geometry(*geometry)
+    assert conv.bias is not None
+    expected = convolve(conv, x, conv.weight, conv.bias, relu=relu)
+    gradient = torch.randn_like(expected)
+    inputs = [x, conv.weight, conv.bias]
+    theirs = torch.autograd.grad(expected, inputs, gradient)
+    moved = copy.deepcopy(conv).cuda().to(memory_format=torch.channels_last)
+    assert moved.bias is not None
+    y = x.detach().cuda().requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16):
+        found = convolve(moved, y, moved.weight, moved.bias, relu=relu)
+    assert found.dtype == torch.bfloat16
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert len(refused) == own_kernels
+    ours = torch.autograd.grad(found, [y, moved.weight, moved.bias], gradient.cuda().bfloat16())
+    for a, b in zip((found, *ours), (expected, *theirs), strict=True):
+        assert a.dtype == (torch.bfloat16 if a is found else torch.float32)
+        torch.testing.assert_close(a.float().cpu(), b, rtol=0.05, atol=0.02 * b.abs().max().item())
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_cuda_a_residual_is_added_and_nan_stays() -> None:
+    conv, x = of_geometry(1, 1, 1, 1)
+    residual = last(torch.randn(2, 24, 11, 14))
+    expected = convolve(conv, x, conv.weight, conv.bias, residual, relu=True)
+    moved = copy.deepcopy(conv).cuda().bfloat16()
+    y, other = x.detach().cuda().bfloat16(), residual.cuda().bfloat16()
+    found = convolve(moved, y, moved.weight, moved.bias, other, relu=True)
+    torch.testing.assert_close(found.float().cpu(), expected, rtol=0.05, atol=0.05)
+    y[0, 0, 5, 5] = float("nan")
+    assert convolve(moved, y, moved.weight, moved.bias, other, relu=True).isnan().any()

@@ -174,7 +174,7 @@ def test_bias_relu_and_its_gradient_are_torchs():
 KERNELS = """
 import itertools, torch
 from backbones import triton_kernels
-from backbones.epilogue import bias_relu, sum_relu_backward
+from backbones.epilogue import add_bias, bias_relu, relu_backward, sum_relu_backward
 generator = torch.Generator().manual_seed(0)
 formats, dtypes = (torch.contiguous_format, torch.channels_last), (torch.float32, torch.bfloat16)
 shapes = (2, 5, 3, 4), (1, 64, 7, 9), (0, 8, 3, 3), (3, 1, 1, 1)
@@ -193,6 +193,13 @@ for shape, layout, dtype in itertools.product(shapes, formats, dtypes):
     triton_kernels.sum_relu_backward(residual, other, output, got)
     expected = sum_relu_backward(residual, other, output)
     torch.testing.assert_close(got, expected, equal_nan=True, **tolerance)
+    without = torch.empty_like(x)
+    triton_kernels.bias_relu(x, bias, None, without, relu=False)
+    torch.testing.assert_close(without, add_bias(x.clone(), bias), equal_nan=True, **tolerance)
+    if layout == torch.channels_last and x.numel():
+        means = residual[:, :, 0, 0].contiguous()
+        triton_kernels.spread_relu_backward(means, output, got)
+        assert torch.equal(got, relu_backward(means[:, :, None, None].expand(shape), output))
 
 from backbones.scaling import ScaledWeights, _addresses
 weights = [torch.randn(shape, generator=generator) for shape in ((5, 7, 3, 3), (64, 40, 1, 1), (3, 1, 1, 1))]

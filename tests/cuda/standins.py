@@ -54,7 +54,8 @@ def install() -> None:
     if not INSTEAD_OF_A_GPU:
         return
     for name, function in {
-        "cudnn_convolution": _convolution, "convolution_backward": _convolution_backward,
+        "cudnn_convolution": _convolution, "cudnn_convolution_relu": _convolution_relu,
+        "cudnn_convolution_add_relu": _convolution_add_relu, "convolution_backward": _convolution_backward,
         "cudnn_batch_norm": _batch_norm, "cudnn_batch_norm_backward": _batch_norm_backward,
         "mm": _mm, "mm.out": _mm_out, "addmm": _addmm, "addmm.out": _addmm_out, "bmm": _bmm, "bmm.out": _bmm_out,
     }.items():  # fmt: skip
@@ -87,6 +88,22 @@ def _convolution(
     sides = zip(x.shape[2:], weight.shape[2:], padding, stride, dilation, strict=True)
     size = [(n + 2 * pad - dilate * (k - 1) - 1) // step + 1 for n, k, pad, step, dilate in sides]
     return _empty([len(x), len(weight), *size], x, _layout(x, weight))
+
+
+def _convolution_relu(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    _same_dtype(x, weight, bias)
+    return _convolution(x, weight, padding, stride, dilation, groups)
+
+
+def _convolution_add_relu(
+    x: Tensor, weight: Tensor, residual: Tensor, alpha: float, bias: Tensor, *geometry: Any
+) -> Tensor:
+    output = _convolution_relu(x, weight, bias, *geometry)
+    if residual.shape != output.shape or residual.dtype != output.dtype or residual.stride() != output.stride():
+        raise RuntimeError(f"the residual is {residual.shape}, {residual.stride()}, the output {output.shape}")
+    return output
 
 
 def _convolution_backward(
@@ -148,7 +165,7 @@ def _bmm_out(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
     return out
 
 
-_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion"}
+_OPTIONS = {"num_warps", "num_stages", "enable_fp_fusion", "maxnreg"}
 
 
 def _run_kernel(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:

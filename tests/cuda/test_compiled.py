@@ -34,6 +34,7 @@ ROI = {"num_rois": INT, "channels": INT, "height": INT, "width": INT, "scale": F
 C4 = {"SIZE": 14, "SIDE": 14, "STEP": 1, "RATIO": 0, "ALIGNED": True}
 CANVAS = dict.fromkeys(("height", "width", "channels", "canvas_height", "canvas_width", "left", "top"), INT)
 LOSS = dict.fromkeys(("count", "losses", "gradient"), EXACT)
+SAMPLE = {"count": INT, "size": INT, "most_positive": INT}
 MIDDLE, ODD = kernels._middle(0.7)
 NMS = {"num_boxes": INT, "order_stride": INT, "start": INT, "chunk": INT, "max_output": INT}
 CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
@@ -52,9 +53,16 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
         kernels._roi_align_kernel, {"feature": BF16, "rois": EXACT, "output": BF16, **ROI},
         {**C4, "BLOCK": kernels.MAX_CHANNELS}, 1,
     ),
+    "reach": (
+        kernels._reach_kernel,
+        {"rois": EXACT, "words": "*i32", "summaries": "*i32", "num_rois": INT, "height": INT, "width": INT,
+         "scale": FLOAT, "tiles": INT},
+        {**C4, "TILE": kernels.TILE, "RUNS": 32}, 4,
+    ),
     "roi_align_backward": (
-        kernels._roi_align_backward_kernel, {"bins": BF16, "rois": EXACT, "output": BF16, **ROI, "tiles": INT},
-        {**C4, "TILE": kernels.TILE, "BLOCK": kernels.GATHERED_CHANNELS}, 4,
+        kernels._roi_align_backward_kernel,
+        {"bins": BF16, "rois": EXACT, "words": "*i32", "summaries": "*i32", "output": BF16, **ROI, "tiles": INT},
+        {**C4, "TILE": kernels.TILE, "BINS": 16, "BLOCK": kernels.GATHERED_CHANNELS, "PRECISION": "tf32"}, 4,
     ),
     "match": (
         assignment._match_kernel,
@@ -77,15 +85,20 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     ),
     "best_of_levels": (
         selection._best_kernel,
-        {"logits": EXACT, "plan": "*i32", "index": LONG, "scores": EXACT, "levels": LONG, "num_candidates": INT,
-         "num_taken": INT},
-        {"FLOATS": True, "BLOCK": selection.BLOCK}, selection.WARPS,
+        {"values": EXACT, "sources": LONG, "plan": "*i32", "index": LONG, "scores": EXACT, "levels": LONG,
+         "num_candidates": INT, "num_taken": INT},
+        {"SECOND": True, "BLOCK": selection.BLOCK}, selection.WARPS,
+    ),
+    "survivors": (
+        selection._survivors_kernel,
+        {"keys": LONG, "positive": BYTE, "negative": BYTE, "survivors": LONG, **SAMPLE},
+        {"CHUNK": selection.CHUNK, "BLOCK": selection.BLOCK}, selection.WARPS,
     ),
     "sample": (
         selection._sample_kernel,
         {"keys": LONG, "positive": BYTE, "negative": BYTE, "index": LONG, "is_positive": BYTE, "is_valid": BYTE,
-         "count": INT, "size": INT, "most_positive": INT},
-        {"FLOATS": False, "PLACE_BITS": PLACE_BITS, "PLACES": 512, "BLOCK": selection.BLOCK}, selection.WARPS,
+         **SAMPLE},
+        {"MASKED": True, "PLACE_BITS": PLACE_BITS, "PLACES": 512, "BLOCK": selection.BLOCK}, selection.WARPS,
     ),
     "objectness_loss": (
         losses._objectness_kernel,
@@ -116,7 +129,11 @@ CASES: dict[str, tuple[Any, dict[str, str], dict[str, Any], int]] = {
     "bias_relu": (
         epilogue._bias_relu_kernel,
         {"x": BF16, "bias": EXACT, "residual": BF16, "output": BF16, "total": INT},
-        {"inner": 1, "CHANNELS": 1024, "RESIDUAL": True, "BLOCK": epilogue.BLOCK}, 4,
+        {"inner": 1, "CHANNELS": 1024, "RESIDUAL": True, "RELU": True, "BLOCK": epilogue.BLOCK}, 4,
+    ),
+    "spread_relu_backward": (
+        epilogue._spread_relu_backward_kernel, {"means": BF16, "output": BF16, "gradient": BF16, "total": INT},
+        {"CHANNELS": 2048, "PIXELS": 49, "BLOCK": epilogue.BLOCK}, 4,
     ),
     "sum_relu_backward": (
         epilogue._sum_relu_backward_kernel,
@@ -131,9 +148,12 @@ def compiled(name: str, capability: int) -> Any:
     kernel, types, constants, warps = CASES[name]
     signature = {key: types.get(key, "constexpr") for key in kernel.arg_names}
     places = {key: (number,) for number, key in enumerate(kernel.arg_names)}
-    aligned = {places[key]: [["tt.divisibility", 16]] for key, kind in types.items() if kind.startswith("*")}
+    sized = [key for key, kind in types.items() if kind.startswith("*") or key == "channels"]
+    aligned = {places[key]: [["tt.divisibility", 16]] for key in sized}
     source = ASTSource(kernel, signature, {places[key]: value for key, value in constants.items()}, aligned)
-    options = {"num_warps": warps, "enable_fp_fusion": name not in ("overlaps", "scan", "match")}
+    options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": name not in ("overlaps", "scan", "match")}
+    if name == "roi_align_backward":
+        options["maxnreg"] = kernels.GATHER_REGISTERS
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 

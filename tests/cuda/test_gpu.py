@@ -25,11 +25,22 @@ CONFIGS = ["frcnn_r101_voc", "frcnn_r101_fpn_coco_modern", "frcnn_vgg16_voc", "f
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_steps_are_those_of_the_cpu(name):
-    """The losses of three updates in float32: the later ones depend on the gradients of the ones before."""
+    """The losses of three updates in float32: the later ones depend on the gradients of the ones before.
+
+    At a low rate, for large updates soon turn the order of proposals; dropout draws from each device's own generator.
+    """
     losses = {}
     with exact_float32():
         for device in ("cpu", "cuda"):
-            step = make_step(name, (64, 96), torch.device(device), tiny=True, amp="none")
+            step = make_step(
+                name,
+                (64, 96),
+                torch.device(device),
+                tiny=True,
+                amp="none",
+                overrides=["model.box.dropout=0"],
+                rate=2e-4,
+            )
             losses[device] = [step().item() for _ in range(3)]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=5e-3)
 
@@ -102,7 +113,8 @@ assert all(abs(a - b) < 1e-2 * abs(b) for a, b in zip(found, expected)), (found,
 
 def test_distributed_steps_are_the_same(root, tmp_path):
     """Through NCCL and DistributedDataParallel's buckets, with one process."""
-    env = dict(os.environ, PYTHONPATH=str(root))
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(paths))
     command = [sys.executable, "-W", "ignore", "-c", DISTRIBUTED, str(tmp_path / "store")]
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -110,6 +110,14 @@ def test_copies_do_not_wait_unless_asked_to(mixed, monkeypatch) -> None:
     assert seen[-1] == (6, "cuda:2", True)
 
 
+def test_copies_to_the_cpu_always_wait(mixed, monkeypatch) -> None:
+    """torch gives pinned memory at once, and nobody could tell when the values have arrived."""
+    seen = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, _, non_blocking: seen.append(non_blocking) or tensor)
+    mixed.to("cpu")
+    assert seen == [False] * 6
+
+
 def test_every_tensor_is_pinned(mixed, monkeypatch) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: -tensor)
     assert [int(tensor) for tensor in mixed.pin_memory().tensors()] == [-1, -2, -3, -4, -5, -6]

@@ -75,7 +75,7 @@ def test_inside_image_knows_height_from_width():
 
 
 KERNELS = """
-import torch
+import itertools, torch
 from detection import triton_assignment as kernels
 from detection.matching import match
 from detection.sampling import _mix_int, _mix_step, random_keys
@@ -126,7 +126,7 @@ logits = torch.randn(2, 300, generator=generator)
 logits[0, 10:60] = 0.25  # ties beyond a block
 logits[1, 100:] = -1.5
 logits[1, 5], logits[1, 7], logits[0, 0] = float("nan"), float("inf"), float("-inf")
-for sizes, count in (((200, 70, 30), 40), ((129, 171), 150)):
+for (sizes, count), selection.CHUNK in itertools.product((((200, 70, 30), 40), ((129, 171), 150)), (1 << 14, 96)):
     scores, index, levels = selection.best_of_levels(logits, sizes, count)
     place = first = 0
     for level, size in enumerate(sizes):
@@ -137,7 +137,7 @@ for sizes, count in (((200, 70, 30), 40), ((129, 171), 150)):
         place, first = here.stop, first + size
     assert torch.equal(scores.nan_to_num(9.0), logits.gather(1, index).nan_to_num(9.0))
 cases = (200, 16, 0.5, 0.02), (9, 16, 0.25, 0.5), (70, 64, 1.0, 1.0), (130, 130, 0.0, 0.3)
-for count, size, fraction, share in cases:
+for (count, size, fraction, share), selection.CHUNK in itertools.product(cases, (1 << 14, 50)):
     keys = (torch.randint(0, 1 << 32, (3, count), generator=generator) << PLACE_BITS) | torch.arange(count)
     keys[2] = (7 << 40) | torch.arange(count)  # the place alone tells them apart
     positive = torch.rand(3, count, generator=generator) < share

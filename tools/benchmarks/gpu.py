@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,6 +128,8 @@ def make_step(
     tiny: bool,
     amp: str | None = None,
     graphs: bool = False,
+    overrides: Sequence[str] = (),
+    rate: float = RATE,
     wrap: Callable[[nn.Module], nn.Module] = lambda detector: detector,
 ) -> Callable[[], Tensor]:
     """A training step of a published config on one generated batch, with random weights; gives the sum of the losses.
@@ -139,6 +141,8 @@ def make_step(
         tiny: two images, few RoIs and ResNet-18 or VGG-16, for a test.
         amp: none or bf16; None: bf16 on CUDA.
         graphs: as `train.graphs`.
+        overrides: of the config, KEY.PATH=VALUE.
+        rate: of the updates.
         wrap: what is called in the detector's place.
 
     Raises:
@@ -151,10 +155,10 @@ def make_step(
     from tools.runtime.training import LossMonitor, autocast, total
 
     amp = amp or ("bf16" if device.type == "cuda" else "none")
-    detector, optim, batch = _learner(name, image_size, device, tiny=tiny)
+    detector, optim, batch = _learner(name, image_size, device, tiny=tiny, overrides=overrides)
     optimizer, monitor = build_optimizer(detector, optim), LossMonitor(device)
     parameters = [parameter for parameter in detector.parameters() if parameter.requires_grad]
-    set_rate(optimizer, RATE)
+    set_rate(optimizer, rate)
     model = wrap(detector)
     graphed = GraphedStep("the training step", parameters) if graphs else None
     iterations = iter(range(10**9))
@@ -179,7 +183,7 @@ def make_step(
 
 
 def _learner(
-    name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool
+    name: str, image_size: tuple[int, int], device: torch.device, *, tiny: bool, overrides: Sequence[str] = ()
 ) -> tuple[Detector, OptimConfig, Batch]:
     """A published config's detector with random weights, its options of the optimiser, and a generated batch."""
     from backbones.weights import IMAGENET
@@ -190,7 +194,7 @@ def _learner(
     from tools.runtime.training import place
 
     small = ["model.box.batch_size_per_image=8", *([] if "vgg" in name else ["model.backbone=resnet18"])]
-    config = load_config(ROOT / "configs" / f"{name}.yaml", small * tiny)
+    config = load_config(ROOT / "configs" / f"{name}.yaml", [*small * tiny, *overrides])
     case = Case(name, {}, image_size, 80 if "coco" in name else 20)
     detector = build_detector(config.model, class_names(case), preprocessing=IMAGENET)
     spread_weights(detector)

@@ -117,8 +117,24 @@ def _roi_align(device: torch.device, small: bool) -> Kernel:
 
 
 def _roi_align_backward(device: torch.device, small: bool) -> Kernel:
-    feature, rois = _pooled(device, small)
-    scale, size, _, ratio, aligned = ROI_OPTIONS
+    return _gradient_of(*_pooled(device, small), ROI_OPTIONS, device)
+
+
+def _roi_align_backward_fpn(device: torch.device, small: bool) -> Kernel:
+    """On the canvas that holds P2 to P5 of 800x1344; an RoI has 14 to 28 pixels of its level a side."""
+    if small:
+        return _gradient_of(*_pooled(device, small), (1 / 16, 7, 1, 2, False), device)
+    feature, boxes = _map((16, 256, 306, 339), device), random_boxes(16, 512, device)
+    corner = boxes[..., :2] * torch.tensor([310 / 1000, 276 / 600], device=device)
+    sides = 14 + 14 * (boxes[..., 2:] / 1000)
+    return _gradient_of(feature, torch.cat((corner, corner + sides), -1), (1.0, 7, 1, 2, False), device)
+
+
+def _gradient_of(
+    feature: Tensor, rois: Tensor, options: tuple[float, int, int, int, bool], device: torch.device
+) -> Kernel:
+    """The gradient of a map from that of the bins."""
+    scale, size, _, ratio, aligned = options
     gradient = _map((rois.shape[0] * rois.shape[1], feature.shape[1], size, size), device, seed=3)
 
     def theirs(gradient: Tensor, feature: Tensor, rois: Tensor) -> Tensor:
@@ -128,7 +144,7 @@ def _roi_align_backward(device: torch.device, small: bool) -> Kernel:
         return result.to(gradient.dtype)
 
     def ours(gradient: Tensor, feature: Tensor, rois: Tensor) -> Tensor:
-        return roi_align_backward(gradient, feature, rois, *ROI_OPTIONS)
+        return roi_align_backward(gradient, feature, rois, *options)
 
     return Kernel(ours, theirs, (gradient, feature, rois), _bytes(gradient, rois, feature))
 
@@ -306,6 +322,7 @@ KERNELS: dict[str, Callable[[torch.device, bool], Kernel]] = {
     "nms": _nms,
     "roi_align": _roi_align,
     "roi_align_backward": _roi_align_backward,
+    "roi_align_backward_fpn": _roi_align_backward_fpn,
     "bias_relu": _bias_relu,
     "bias_residual_relu": _bias_residual_relu,
     "sum_relu_backward": _sum_relu_backward,
