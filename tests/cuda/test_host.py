@@ -14,9 +14,9 @@ import pytest
 
 NAMES = re.findall(r"^@case\ndef (\w+)", (Path(__file__).parent / "worker.py").read_text(), re.MULTILINE)
 BUDGETS = {
-    "c4": 780,
-    "fpn": 1045,
-    "infer": 320,
+    "c4": 680,
+    "fpn": 940,
+    "infer": 220,
     "graph": 8,
     "graph_of_all_that_a_test_can_do": 12,
     "cifar_as_graph": 55,
