@@ -95,9 +95,15 @@ class ImageAugmentConfig(Section):
     erasing: Fraction = 0.0
     """Probability of random erasing (Zhong et al. 2020)."""
     mixup: NonNegativeFloat = 0.0
-    """Mixup's alpha (Zhang et al. 2018); 0: off. With cutmix as well, each batch takes one of the two."""
+    """Mixup's alpha (Zhang et al. 2018); 0: off. Each image is mixed with the one before it in the step, over all
+    processes, all in one proportion. With cutmix as well, each step takes one of the two."""
     cutmix: NonNegativeFloat = 0.0
-    """CutMix's alpha (Yun et al. 2019); 0: off."""
+    """CutMix's alpha (Yun et al. 2019), its partners those of mixup; 0: off."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether each image is mixed with another."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
     def _ranges_grow(self) -> ImageAugmentConfig:

@@ -392,7 +392,7 @@ def test_a_run_is_not_overwritten_unasked(classifier_config, tmp_path):
 def test_two_processes_make_one_training(classifier_config, tmp_path):
     """With batch norm over all processes, two with half the step each train as one does, up to rounding."""
     settings = ["--set", "model.norm=sync", "data.augment.erasing=0.5", "data.augment.lighting=0.1", "optim.lr=0.01",
-                    "train.recalibrate=false"]  # fmt: skip
+                "data.augment.mixup=0.4", "data.augment.cutmix=1.0", "train.recalibrate=false"]  # fmt: skip
     train(classifier_config, tmp_path / "one", *settings)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "tools/pretrain.py", *arguments(classifier_config, tmp_path / "two", *settings)]
