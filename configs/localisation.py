@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from configs.classification import ClassifierConfig
 from configs.common import (
+    CROP_RANGES,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -66,6 +67,7 @@ class LocalisationSourceConfig(Section):
 class LocalisationAugmentConfig(Section):
     """Random views of the training images; boxes are carried along."""
 
+    read_by = {"crop": CROP_RANGES}
     crop: Literal["scale_jitter", "random_resized", "centre"] = "scale_jitter"
     """scale_jitter: shorter side drawn from `scale`, then a random square crop (He et al. 2016, Sec. 3.4).
     random_resized: a random area and aspect ratio. centre: that of the test."""

@@ -151,7 +151,7 @@ def test_mixed_batches_are_parts_of_the_same_step_on_any_number_of_processes(mon
     more = [f"data.augment.{mixing}=1", "data.augment.erasing=0.5", "train.batch_size=8"]
     images = images_of(*range(10, 120, 10), labels=[0, 1, 2] * 3 + [0, 1])
     if way == "files":
-        more += ["data.augment.crop=random_resized", "data.test_resize=4"]
+        more += ["data.augment.crop=random_resized", "data.augment.pad=4", "data.test_resize=4"]
         for number, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
             (tmp_path / "abc"[label]).mkdir(exist_ok=True)
             cv2.imwrite(str(tmp_path / "abc"[label] / f"{number}.png"), image)
@@ -184,7 +184,13 @@ def test_images_that_others_replace_are_counted(tmp_path):
         (tmp_path / "a").mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / f"a/{number}.png"), np.full((8, 8, 3), number, np.uint8))
     (tmp_path / "a/3.png").write_bytes(b"no image")
-    more = ["data.augment.crop=random_resized", "data.test_resize=4", "train.batch_size=3", "data.on_error=skip"]
+    more = [
+        "data.augment.crop=random_resized",
+        "data.augment.pad=4",
+        "data.test_resize=4",
+        "train.batch_size=3",
+        "data.on_error=skip",
+    ]
     batches = list(itertools.islice(train_feed(read_folders(tmp_path), config_of(*more), AS_IT_IS, CPU, 0), 4))
     assert sum(batch.replaced for batch in batches) == 2, "once an epoch"
 
