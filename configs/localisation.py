@@ -50,8 +50,9 @@ class LocalisationSourceConfig(Section):
     images: str | None = None
     """imagenet_loc: the split's folder of images, where it is not root/Data/CLS-LOC/<split>."""
     meta: str | None = None
-    """Split test: the development kit's meta.mat, which says the numbers of the classes in a submission, where it is
-    not root/ILSVRC2012_devkit_t12/data/meta.mat."""
+    """Split test: what says the numbers of the classes in a submission: the development kit's meta.mat, or Kaggle's
+    LOC_synset_mapping.txt, which serves Kaggle's submission only. null: root/ILSVRC2012_devkit_t12/data/meta.mat, or
+    LOC_synset_mapping.txt beside root."""
 
     @model_validator(mode="after")
     def _folders_fit(self) -> LocalisationSourceConfig:

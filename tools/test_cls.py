@@ -26,7 +26,8 @@ from configs.errors import UserError, counted
 from configs.loading import load_config
 from datasets.cifar import read_into_memory
 from datasets.classification import ImageSet, build_splits, read_set
-from datasets.folders import ImageFiles, class_numbers, read_synset_numbers
+from datasets.folders import ImageFiles
+from datasets.synsets import class_numbers, synset_wnids
 from detection.evaluation.submissions import write_imagenet_cls
 from tools.runtime import cli, distributed
 from tools.runtime.classification import EVALUATION_BATCH, evaluate, rank_classes
@@ -99,7 +100,7 @@ def read_numbers(
     if args.out is None:
         raise UserError(f"data.{split}: has no labels: give --out, the folder for submission.txt")
     meta = data_root / source.meta
-    names = member.class_names or sorted(wnid for wnid, number in read_synset_numbers(meta).items() if number <= 1000)
+    names = member.class_names or synset_wnids(meta)
     if len(names) != count_classes(member):
         raise UserError(
             f"{meta}: has {counted(len(names), 'class')}, the net {count_classes(member)}, whose file names none"
