@@ -78,7 +78,7 @@ class Section(BaseModel):
         found: dict[str, str] = {}
         for choice, options in cls.read_by.items():
             chosen = values.get(choice, cls.model_fields[choice].default)
-            found |= {name: choice for name, with_ in options.items() if name in values and chosen not in with_}
+            found |= {name: choice for name, readers in options.items() if name in values and chosen not in readers}
         return found
 
     @model_validator(mode="after")
