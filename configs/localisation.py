@@ -127,7 +127,7 @@ class PerClassRpnConfig(Section):
     hidden_channels: NonNegativeInt = 0
     """Width of a 3x3 convolution before the siblings, as in Faster R-CNN; 0: none."""
     stage: str | None = None
-    """The stage on whose map the siblings stand, conv2 ... conv5; null: the last (any other: ResNets). A finer map is
+    """The stage whose map the siblings read, conv2 ... conv5; null: the last (any other: ResNets). A finer map is
     for small images: at 96 pixels conv5 has 3 x 3 cells, conv4 6 x 6."""
     anchors: AnchorConfig = AnchorConfig(sizes=[64, 128, 256], offset=0.5)
     """Reference boxes, in pixels of the crop that is trained on."""

@@ -22,7 +22,7 @@ import torch
 from backbones.classification import Classifier, load_classifier
 from backbones.views import VIEWS
 from configs.classification import ClassificationConfig, ImageSourceConfig
-from configs.errors import UserError, counted
+from configs.errors import UserError, counted, examples
 from configs.loading import load_config
 from datasets.cifar import read_into_memory
 from datasets.classification import ImageSet, build_splits, read_set
@@ -57,7 +57,6 @@ def main(args: argparse.Namespace) -> None:
             return
         classes = rank_classes(nets, images, config.data, device, **how)
         if distributed.is_main():
-            args.out.mkdir(parents=True, exist_ok=True)
             write_imagenet_cls(args.out / "submission.txt", classes, numbers)
             say(f"{counted(len(images), 'image')} without labels ({split}), {args.views}")
             say(f"submission {args.out / 'submission.txt'}")
@@ -128,11 +127,9 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
         if images.class_names != member.class_names and set(images.class_names) <= set(member.class_names):
             images = read_set(source, data_root, member.class_names)
     if len(images.class_names) != count_classes(member):
-        own = f"{counted(len(images.class_names), 'class')} {', '.join(images.class_names[:3])}, ..."
-        raise UserError(
-            f"data.{split}: has the {own}, the net {count_classes(member)} "
-            f"({', '.join(member.class_names[:3]) or 'without names'}, ...)"
-        )
+        own = f"{counted(len(images.class_names), 'class')} {examples(images.class_names, 3)}"
+        names = examples(member.class_names, 3) or "without names"
+        raise UserError(f"data.{split}: has the {own}, the net {count_classes(member)} ({names})")
     if member.class_names and images.class_names != member.class_names:
         say(f"the net calls its classes {member.class_names[0]}, ...; the set's {images.class_names[0]}, ... are taken "
             "for them in the order of their names")  # fmt: skip
@@ -145,7 +142,6 @@ def report(values: dict[str, float], args: argparse.Namespace, split: str) -> No
     say(f"{counted(int(values['images']), 'image')} ({split}), {args.views}{several}")
     say(f"top-1 error {100 * values['top1_error']:.2f} %, top-5 error {100 * values['top5_error']:.2f} %")
     if args.out is not None and distributed.is_main():
-        args.out.mkdir(parents=True, exist_ok=True)
         weights = [str(path) for path in args.weights]
         write_json(args.out / "metrics.json", {**values, "split": split, "views": args.views, "weights": weights})
         say(f"results    {args.out / 'metrics.json'}")

@@ -88,7 +88,6 @@ def main(args: argparse.Namespace) -> None:
         stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
         say_table(values, f"{split}, {counted(int(values['images']), 'image')}, {stages}, view {view}")
         if args.out is not None and distributed.is_main():
-            args.out.mkdir(parents=True, exist_ok=True)
             names = {key: [str(path) for path in getattr(args, key)] for key in ("weights", "rcnn", "classifier")}
             write_json(args.out / "metrics.json", {**values, "split": split, "view": view, **names})
             write_predictions(args.out / "predictions.json", found, records)
@@ -119,7 +118,6 @@ def write_submission(folder: Path, found: Predictions, records: Records, numbers
     """Write what the benchmark's server takes, where the kit is there, what Kaggle takes, and predictions.json."""
     if not distributed.is_main():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     labels, boxes, files = found.labels[:, 1:], found.boxes[:, 1:], [folder / "submission.csv"]
     write_kaggle_loc(files[0], records.image_ids.tolist(), labels, boxes, numbers.kaggle)
     if numbers.kit is not None:

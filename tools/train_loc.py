@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from configs.errors import UserError, counted
+from configs.errors import UserError, counted, examples
 from configs.loading import dump_config, load_config
 from configs.localisation import LocalisationConfig
 from datasets.lint import summary
@@ -154,7 +154,7 @@ def describe(
     others = "".join(f", {len(records):,} to {split}" for split, records in sets.items() if split != "train")
     images, objects = counted(len(train_set), "image"), counted(len(train_set.labels), "object")
     say(f"data       {images} with {objects} to train on{others}")
-    say(f"classes    {len(train_set.class_names)}: {', '.join(train_set.class_names[:10])}, ...")
+    say(f"classes    {len(train_set.class_names)}: {examples(train_set.class_names, 10)}")
     kind += f" on {net_name(config.model.backbone)}, weights {config.model.weights}"
     say(f"model      {kind}: {count_parameters(net)[0]:,} parameters train")
     say_steps(config, schedule)

@@ -144,7 +144,7 @@ def test_a_set_with_other_classes_is_refused(classifier_config, weights, tmp_pat
     (folder / "blue").rename(folder / "azure")
     (folder / "red").rename(tmp_path / "red")
     assert evaluate(classifier_config, [weights]) == 2
-    assert "has the 2 classes azure, green, ..., the net 3 (blue, green, red, ...)" in capsys.readouterr().err
+    assert "has the 2 classes azure, green, the net 3 (blue, green, red)" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------ without labels

@@ -20,6 +20,7 @@ from backbones.pretrained import load_backbone_weights
 from backbones.views import count_errors, mean_scores
 from backbones.weights import Preprocessing
 from configs.classification import ClassificationConfig, ImageDataConfig
+from configs.errors import examples
 from datasets.batch import prefetch
 from datasets.cifar import ImageArrays
 from datasets.classification import (
@@ -61,7 +62,7 @@ def make_normalize(
         preprocessing = distributed.main_first(  # who goes first may download them
             lambda: load_backbone_weights(net, model.backbone, model.weights, stride_in_1x1=style, data_root=data_root)
         )
-        say(f"weights    {model.weights}, whose own mean and std stand in for the config's")
+        say(f"weights    {model.weights}, whose own mean and std take the place of the config's")
         return Normalize(preprocessing)
     if not isinstance(data.mean, str):
         return Normalize(Preprocessing(data.mean, data.std))
@@ -92,7 +93,7 @@ def describe(
     sizes = [f"{len(images):,} {verb}" for verb, images in sets.items() if images is not None]
     kind = f"{net_name(config.model.backbone)}{', plain' if config.model.plain else ''}"
     say(f"data       {', '.join(sizes)} images{', in memory' if config.data.in_memory else ''}")
-    say(f"classes    {len(splits.train.class_names)}: {', '.join(splits.train.class_names[:10])}, ...")
+    say(f"classes    {len(splits.train.class_names)}: {examples(splits.train.class_names, 10)}")
     say(f"model      {kind}: {count_parameters(net)[0]:,} parameters")
     say_steps(config, schedule)
     say_place(device, config.train.amp, run)
@@ -177,7 +178,7 @@ def _memory_batches(
 
 
 class TrainingError:
-    """The share of wrong answers in training, counted on the device and read since several marks."""
+    """The share of wrong answers in training, counted on the device; several readers each have a mark to read from."""
 
     def __init__(self, device: torch.device) -> None:
         self.wrong = torch.zeros((), dtype=torch.int64, device=device)

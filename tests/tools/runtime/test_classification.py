@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from datasets.folders import read_folders
 from tools.runtime import classification, distributed
 from tools.runtime.classification import (
     TrainingError,
+    describe,
     evaluate,
     format_errors,
     make_normalize,
@@ -29,6 +31,8 @@ from tools.runtime.classification import (
     test_sets,
     train_feed,
 )
+from tools.runtime.run_folder import RunFolder
+from tools.runtime.schedule import make_schedule
 
 CPU = torch.device("cpu")
 test_sets.__test__ = False  # type: ignore[attr-defined]
@@ -123,6 +127,18 @@ def test_the_input_is_the_configs_the_sets_or_the_checkpoints(capsys):
     resumed = make_normalize(config_of("data.mean=channel"), net, images, kept, Path())
     assert resumed.preprocessing == MSRA
     assert torch.equal(resumed.mean_image, torch.ones(3, 4, 4))
+
+
+def test_a_few_classes_are_named_and_of_many_the_first(capsys, tmp_path):
+    config, net = config_of(), nn.Linear(1, 3)
+    schedule = make_schedule(config.schedule, rate=0.1, iterations_per_epoch=1.0)
+    for names, said in (
+        (["a", "b", "c"], "3: a, b, c"),
+        (list("abcdefghijk"), "11: a, b, c, d, e, f, g, h, i, j, ..."),
+    ):
+        images = replace(images_of(10, 20), class_names=names)
+        describe(config, net, Splits(images, None, None), schedule, CPU, RunFolder(tmp_path))
+        assert f"classes    {said}\n" in capsys.readouterr().out
 
 
 def test_batches_are_a_function_of_the_iteration():
