@@ -272,7 +272,7 @@ class RpnConfig(Section):
 class BoxConfig(Section):
     """The detector on the RoIs (Fast R-CNN). Defaults: the reproductions' consensus."""
 
-    read_by = {"pool": {"pool_inclusive": ("roi_pool",), "sampling_ratio": ("roi_align",), "aligned": ("roi_align",)}}
+    read_by = {"pool": {"pool_inclusive": ("roi_pool",)}}  # RoIAlign's may stay: the two are compared by one --set
     pool: Literal["roi_align", "roi_pool"] = "roi_align"
     """roi_align: bilinear samples (He et al. 2017). roi_pool: maxima of rounded bins, as the papers had it."""
     pool_inclusive: bool = False

@@ -283,14 +283,7 @@ def test_vgg_and_class_agnostic_boxes(pool, agnostic):
         backbone="vgg16_bn",
         neck="none",
         anchors={"sizes": [32, 64]},
-        box={
-            "pool": pool,
-            "sampling_ratio": 0,
-            "aligned": True,  # RoIPool reads neither
-            "fc_width": 32,
-            "class_agnostic": agnostic,
-            "batch_size_per_image": 16,
-        },
+        box={"pool": pool, "fc_width": 32, "class_agnostic": agnostic, "batch_size_per_image": 16},
     )
     detector = build_detector(config, NAMES, preprocessing=default_preprocessing()).train()
     batch = random_batch([(96, 128)], [3], (96, 128))
