@@ -138,7 +138,7 @@ def erase(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 class Mix(NamedTuple):
-    """How a batch is mixed with itself, shifted by one image."""
+    """How the images of a step are mixed, each with its neighbour: the one before it in the step."""
 
     share: float
     """The image's own share of its pixels and its label; the rest is its neighbour's."""
@@ -166,13 +166,22 @@ def draw_mix(seed: int, iteration: int, image_size: tuple[int, int], mixup: floa
     return Mix(1.0 - (bottom - top) * (right - left) / (height * width), (top, left, bottom, right))
 
 
+class MixedLabels(NamedTuple):
+    """What mixed images show beside their own label."""
+
+    share: float
+    """That of each image's own label in its target; the rest is the other's."""
+    others: Tensor
+    """(B,) int64: the neighbours' labels."""
+
+
 def mix_images(images: Tensor, mix: Mix) -> Tensor:
-    """`images` (B, 3, H, W) mixed with their left neighbours in the batch; the first one's is the last."""
-    neighbours = images.roll(1, 0)
+    """(B, 3, H, W): each of `images` (1 + B, 3, H, W) but the first, mixed with the one before it."""
+    neighbours, own = images[:-1], images[1:]
     if mix.box is None:
-        return torch.lerp(neighbours, images, mix.share)
+        return torch.lerp(neighbours, own, mix.share)
     top, left, bottom, right = mix.box
-    mixed = images.clone()
+    mixed = own.clone()
     mixed[:, :, top:bottom, left:right] = neighbours[:, :, top:bottom, left:right]
     return mixed
 
@@ -196,8 +205,17 @@ class StepAugmentation:
         self.config, self.seed, self.batch_size = config, seed, batch_size
         self.scale_lighting = scale_lighting
 
-    def __call__(self, images: Tensor, iteration: int, part: slice) -> tuple[Tensor, Mix | None]:
-        """The images of the step's `part`, (B, 3, H, W) float, augmented; and how they were mixed."""
+    def __call__(
+        self, images: Tensor, labels: Tensor, iteration: int, part: slice | np.ndarray
+    ) -> tuple[Tensor, Tensor, MixedLabels | None]:
+        """Images of a step, augmented, their labels, and what they were mixed with.
+
+        Args:
+            images: (B, 3, H, W) float; (1 + B, 3, H, W) with mixup or CutMix, the first of them for its neighbour only.
+            labels: (B,) or (1 + B,) int64.
+            iteration: the step.
+            part: the images' places within it.
+        """
         config, size = self.config, (images.shape[2], images.shape[3])
         if config.lighting:
             offsets = draw_lighting(self.seed, iteration, self.batch_size, config.lighting)[part]
@@ -206,7 +224,9 @@ class StepAugmentation:
             boxes = draw_erasing(self.seed, iteration, self.batch_size, size, config.erasing)[part]
             images = erase(images, to_device(boxes, images.device))
         mix = draw_mix(self.seed, iteration, size, config.mixup, config.cutmix)
-        return (images if mix is None else mix_images(images, mix)), mix
+        if mix is None:
+            return images, labels, None
+        return mix_images(images, mix), labels[1:], MixedLabels(mix.share, labels[:-1])
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

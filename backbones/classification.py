@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backbones.augmentation import Mix
+from backbones.augmentation import MixedLabels
 from backbones.preprocess import Normalize
 from backbones.pretrained import is_version, load_backbone_weights, read_classifier
 from backbones.staged import WithCompanions
@@ -40,7 +40,7 @@ def measure_mean(batches: Iterable[Tensor]) -> Tensor:
 
 
 def classification_loss(
-    logits: Tensor | WithCompanions, labels: Tensor, *, smoothing: float = 0.0, mix: Mix | None = None
+    logits: Tensor | WithCompanions, labels: Tensor, *, smoothing: float = 0.0, mixed: MixedLabels | None = None
 ) -> Tensor:
     """Cross entropy, () float32; of auxiliary classifiers too, by their weight.
 
@@ -48,17 +48,17 @@ def classification_loss(
         logits: (B, K), any dtype; or what a net with auxiliary classifiers says in training.
         labels: (B,) int64.
         smoothing: share of the label that is spread over all K classes (Szegedy et al. 2016).
-        mix: how the images were mixed; the labels are then mixed likewise.
+        mixed: the labels of what the images were mixed with; the targets are then mixed likewise.
     """
     if isinstance(logits, WithCompanions):
-        options = {"smoothing": smoothing, "mix": mix}
+        options = {"smoothing": smoothing, "mixed": mixed}
         others = sum(classification_loss(companion, labels, **options) for companion in logits.companions)
         return classification_loss(logits.logits, labels, **options) + logits.weight * others
     logits = logits.float()
     loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-    if mix is None:
+    if mixed is None:
         return loss
-    return mix.share * loss + (1.0 - mix.share) * F.cross_entropy(logits, labels.roll(1), label_smoothing=smoothing)
+    return mixed.share * loss + (1.0 - mixed.share) * F.cross_entropy(logits, mixed.others, label_smoothing=smoothing)
 
 
 def wrong_answers(logits: Tensor, labels: Tensor) -> Tensor:

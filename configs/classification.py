@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from configs.common import (
+    CROP_RANGES,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -74,6 +75,7 @@ class ImageSourceConfig(Section):
 class ImageAugmentConfig(Section):
     """Augmentation of the training images."""
 
+    read_by = {"crop": {"pad": ("pad",), **CROP_RANGES}}
     crop: Literal["pad", "scale_jitter", "random_resized", "centre"] = "scale_jitter"
     """pad: the whole set is kept on the device as uint8, padded and cropped there at random (CIFAR, He et al. 2016,
     Sec. 4.2). scale_jitter: shorter side drawn from `scale`, then a random crop (Sec. 3.4). random_resized: a random
@@ -95,9 +97,15 @@ class ImageAugmentConfig(Section):
     erasing: Fraction = 0.0
     """Probability of random erasing (Zhong et al. 2020)."""
     mixup: NonNegativeFloat = 0.0
-    """Mixup's alpha (Zhang et al. 2018); 0: off. With cutmix as well, each batch takes one of the two."""
+    """Mixup's alpha (Zhang et al. 2018); 0: off. Each image is mixed with the one before it in the step, over all
+    processes, all in one proportion. With cutmix as well, each step takes one of the two."""
     cutmix: NonNegativeFloat = 0.0
-    """CutMix's alpha (Yun et al. 2019); 0: off."""
+    """CutMix's alpha (Yun et al. 2019), its partners those of mixup; 0: off."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether each image is mixed with another."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @model_validator(mode="after")
     def _ranges_grow(self) -> ImageAugmentConfig:
@@ -202,6 +210,15 @@ class ClassifierConfig(Section):
 class ClassificationScheduleConfig(ScheduleConfig):
     """Length and learning rate: a pure function of the iteration and of the iterations of the events below."""
 
+    read_by = {
+        "policy": {
+            "milestones": ("multistep",),
+            "gamma": ("multistep", "plateau"),
+            "plateau_patience": ("plateau",),
+            "plateau_threshold": ("plateau",),
+            "plateau_steps": ("plateau",),
+        }
+    }
     policy: Literal["multistep", "cosine", "constant", "plateau"] = "multistep"  # pyright: ignore[reportIncompatibleVariableOverride]
     """multistep: the rate is multiplied by `gamma` at each milestone. cosine: half a cosine down to 0. constant.
     plateau: the rate is multiplied by `gamma` when the validation error has stopped falling (He et al. 2016,
@@ -222,8 +239,6 @@ class ClassificationScheduleConfig(ScheduleConfig):
     def _one_warmup(self) -> ClassificationScheduleConfig:
         if self.warmup_until_error is not None and self.warmup_iterations:
             raise ValueError("give either warmup_until_error or warmup_iterations")
-        if self.policy != "multistep" and self.milestones:
-            raise ValueError(f"milestones belong to policy multistep, not {self.policy}")
         return self
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import json
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -60,12 +62,40 @@ def check_backbone(value: str | dict[str, Any] | None) -> str | dict[str, Any] |
 
 
 class Section(BaseModel):
-    """A part of a config: unknown keys are refused, defaults are checked too, values do not change.
+    """A part of a config: unknown keys are refused, as are options that nothing reads; defaults are checked too,
+    values do not change.
 
     The docstrings of the attributes describe the options in docs/configuration.md and in the JSON schemas.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+    read_by: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    """An option that chooses (a policy, say) -> options that belong to some of its values -> these values."""
+
+    @classmethod
+    def unread(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        """Options among the values that nothing reads -> the option whose value decides so."""
+        found: dict[str, str] = {}
+        for choice, options in cls.read_by.items():
+            chosen = values.get(choice, cls.model_fields[choice].default)
+            found |= {name: choice for name, readers in options.items() if name in values and chosen not in readers}
+        return found
+
+    @model_validator(mode="after")
+    def _all_is_read(self) -> Self:
+        values = dict(self)
+        for name, choice in self.unread(values).items():
+            default, readers = type(self).model_fields[name].default, " or ".join(self.read_by[choice][name])
+            if values[name] != default:
+                raise ValueError(
+                    f"{choice} {values[choice]} does not read {name}, which is for {choice} {readers}: "
+                    f"leave it out, or give its default, {json.dumps(default)}"
+                )
+        return self
+
+
+CROP_RANGES = {"scale": ("scale_jitter",), "area": ("random_resized",), "ratio": ("random_resized",)}
+"""Ranges of random crops -> the kind of crop that draws from them, see `Section.read_by`."""
 
 
 def check_crop_ranges(augment: Any) -> None:
@@ -85,6 +115,7 @@ def check_crop_ranges(augment: Any) -> None:
 class OptimConfig(Section):
     """The optimiser. `lr` is stated for `reference_batch_size` images a step and scaled in proportion."""
 
+    read_by = {"name": {"momentum": ("sgd",), "nesterov": ("sgd",), "betas": ("adamw",)}}
     name: Literal["sgd", "adamw"] = "sgd"
     """sgd: with momentum, as the papers train. adamw: Loshchilov & Hutter 2019."""
     lr: PositiveFloat
@@ -113,6 +144,7 @@ class ScheduleConfig(Section):
     """Length and learning rate, a pure function of the iteration. Give `iterations` or `epochs`; milestones are in the
     same unit."""
 
+    read_by = {"policy": {"milestones": ("multistep",), "gamma": ("multistep",)}}
     iterations: PositiveInt | None = None
     """Length of the training in optimiser steps."""
     epochs: PositiveInt | None = None

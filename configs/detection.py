@@ -272,6 +272,7 @@ class RpnConfig(Section):
 class BoxConfig(Section):
     """The detector on the RoIs (Fast R-CNN). Defaults: the reproductions' consensus."""
 
+    read_by = {"pool": {"pool_inclusive": ("roi_pool",)}}  # RoIAlign's may stay: the two are compared by one --set
     pool: Literal["roi_align", "roi_pool"] = "roi_align"
     """roi_align: bilinear samples (He et al. 2017). roi_pool: maxima of rounded bins, as the papers had it."""
     pool_inclusive: bool = False
@@ -319,8 +320,6 @@ class BoxConfig(Section):
 
     @model_validator(mode="after")
     def _options_fit(self) -> BoxConfig:
-        if self.pool_inclusive and self.pool != "roi_pool":
-            raise ValueError("pool_inclusive belongs to pool: roi_pool: RoIAlign's coordinates are continuous")
         low, high = self.bg_iou_range
         if low >= high:
             raise ValueError(f"bg_iou_range [{low}, {high}]: no RoI would be background: the first is the lower one")
@@ -336,6 +335,7 @@ WITHOUT_BATCH_NORM = (
 class ModelConfig(Section):
     """Backbone, neck, RPN and detector."""
 
+    read_by = {"neck": {"fpn_channels": ("fpn",), "fpn_norm": ("fpn",)}}
     backbone: Annotated[str | dict[str, Any] | None, AfterValidator(check_backbone)] = None
     """A net of `backbones/`: resnet18..152, vgg16, vgg19 (_bn), googlenet, ...; or the table of a net of one's own (as
     in classification); null: that of the checkpoint `weights`. The last stage runs on each RoI, the map before it is

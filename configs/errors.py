@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 
 MESSAGE_LIMIT = 1500
-"""Characters of a message; what is longer is cut in its middle, for the file stands first and the fix last."""
+"""Characters of a message; what is longer is cut in its middle, for the file comes first and the fix last."""
 
 
 class UserError(Exception):
@@ -52,7 +52,7 @@ def nearest(name: object, choices: Iterable[object]) -> str | None:
 
 
 def did_you_mean(name: object, choices: Iterable[object]) -> str:
-    """' (did you mean X?)' for the nearest choice, to stand behind a name in a message; nothing where none is near."""
+    """' (did you mean X?)' for the nearest choice, to follow a name in a message; nothing where none is near."""
     found = nearest(name, choices)
     return f" (did you mean {found}?)" if found else ""
 

@@ -30,7 +30,7 @@ class TrainedConfig(Section):
     deepen: list[PositiveInt] | None = None
     """The units of each stage to which the net of `starts_from` is deepened by identity layers (tools/deepen.py)."""
     trainer: Literal["ours", "torchvision"] = "ours"
-    """torchvision: torchvision's own FasterRCNN of the same size in the same loop, a detector with neck: fpn
+    """torchvision: torchvision's own FasterRCNN of the same size in the same loop, for a detector with neck: fpn
     (tools/benchmarks/torchvision_training.py)."""
     listed: bool = True
     """Its figures have a row; false: it only serves others, as a pretraining does."""

@@ -3,7 +3,7 @@
 They are here because every package may import `configs`. A mistake is told in one line.
 
 Encodings, decided once: a byte order mark is obeyed and passed over (UTF-8, UTF-16, UTF-32); UTF-16 without a mark is
-told by its zero bytes; everything else is UTF-8. Latin-1, GBK, Shift-JIS and their like cannot be told apart, so they
+known by its zero bytes; everything else is UTF-8. Latin-1, GBK, Shift-JIS and others cannot be told apart, so they
 are never guessed: the message names the file, the line, and what the text could be. XML may declare its encoding.
 """
 
@@ -338,7 +338,7 @@ def _neighbours(path: Path) -> str:
     if not path.parent.is_dir():
         return f": there is no folder {path.parent} either"
     try:
-        alike = sorted(item.name for item in path.parent.iterdir() if item.suffix == path.suffix)
+        similar = sorted(item.name for item in path.parent.iterdir() if item.suffix == path.suffix)
     except OSError:
         return ""
-    return f": the folder has {examples(alike, 3)}" if alike else ""
+    return f": the folder has {examples(similar, 3)}" if similar else ""

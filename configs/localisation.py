@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from configs.classification import ClassifierConfig
 from configs.common import (
+    CROP_RANGES,
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,
@@ -49,8 +50,9 @@ class LocalisationSourceConfig(Section):
     images: str | None = None
     """imagenet_loc: the split's folder of images, where it is not root/Data/CLS-LOC/<split>."""
     meta: str | None = None
-    """Split test: the development kit's meta.mat, which says the numbers of the classes in a submission, where it is
-    not root/ILSVRC2012_devkit_t12/data/meta.mat."""
+    """Split test: what says the numbers of the classes in a submission: the development kit's meta.mat, or Kaggle's
+    LOC_synset_mapping.txt, which serves Kaggle's submission only. null: root/ILSVRC2012_devkit_t12/data/meta.mat, or
+    LOC_synset_mapping.txt beside root."""
 
     @model_validator(mode="after")
     def _folders_fit(self) -> LocalisationSourceConfig:
@@ -66,6 +68,7 @@ class LocalisationSourceConfig(Section):
 class LocalisationAugmentConfig(Section):
     """Random views of the training images; boxes are carried along."""
 
+    read_by = {"crop": CROP_RANGES}
     crop: Literal["scale_jitter", "random_resized", "centre"] = "scale_jitter"
     """scale_jitter: shorter side drawn from `scale`, then a random square crop (He et al. 2016, Sec. 3.4).
     random_resized: a random area and aspect ratio. centre: that of the test."""
@@ -124,7 +127,7 @@ class PerClassRpnConfig(Section):
     hidden_channels: NonNegativeInt = 0
     """Width of a 3x3 convolution before the siblings, as in Faster R-CNN; 0: none."""
     stage: str | None = None
-    """The stage on whose map the siblings stand, conv2 ... conv5; null: the last (any other: ResNets). A finer map is
+    """The stage whose map the siblings read, conv2 ... conv5; null: the last (any other: ResNets). A finer map is
     for small images: at 96 pixels conv5 has 3 x 3 cells, conv4 6 x 6."""
     anchors: AnchorConfig = AnchorConfig(sizes=[64, 128, 256], offset=0.5)
     """Reference boxes, in pixels of the crop that is trained on."""

@@ -134,7 +134,7 @@ def describe(value: Any) -> str:
 
 
 def _nearest_key(path: tuple[str | int, ...], schema: type[BaseModel]) -> str:
-    """Hint to the key that was meant: a similar one of its section, its like in another, or all of the section."""
+    """Hint to the key that was meant: a similar one of its section, the same in another, or all of the section."""
     section = section_at(schema, path[:-1])
     names = list(section.model_fields) if section else []
     wrong = str(path[-1])

@@ -12,9 +12,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from configs.classification import ClassificationConfig
+from configs.common import Section
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.localisation import LocalisationConfig
+from configs.messages import section_at
 
 MOVED: dict[type[BaseModel], dict[str, str]] = {
     DetectionConfig: {
@@ -53,8 +55,8 @@ def with_new_names(
         values: nested mappings; they stay as they are.
         schema: the class that they will be checked against.
         source_name: where they come from, for the messages.
-        stored: they come from a checkpoint, whose owner cannot change them: no warnings, and what was never read is
-            left out whatever its value.
+        stored: they come from a checkpoint, whose owner cannot change them: no warnings, and what nothing read is left
+            out whatever its value, today's options too (`Section.read_by`).
 
     Raises:
         UserError: a key is given under both its names, or one that is gone has another value than its default.
@@ -77,7 +79,19 @@ def with_new_names(
             raise UserError(f"{source_name}: {name} does nothing in this kind of training: remove it")
         if not stored:
             logger.warning("%s: %s does nothing and is no longer an option: remove it", source_name, name)
-    return result
+    return _without_unread(result, schema) if stored else result
+
+
+def _without_unread(values: Any, section: type[BaseModel]) -> Any:
+    """The values of a section without the options that nothing reads, in it and in the sections below it."""
+    if isinstance(values, list):
+        return [_without_unread(item, section) for item in values]
+    if not isinstance(values, Mapping):
+        return values
+    unread = section.unread(values) if issubclass(section, Section) else {}
+    inner = {name: section_at(section, (name,)) for name in values}
+    kept = ((name, value, inner[name]) for name, value in values.items() if name not in unread)
+    return {name: value if below is None else _without_unread(value, below) for name, value, below in kept}
 
 
 # ---------------------------------------------------------------------------------------------- dotted paths

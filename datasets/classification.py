@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from configs.classification import ImageDataConfig, ImageSourceConfig
+from configs.classification import ImageAugmentConfig, ImageDataConfig, ImageSourceConfig
 from configs.errors import UserError
 from datasets.batch import TensorBatch, stack_images
 from datasets.cifar import ImageArrays, read_cifar10, read_into_memory
@@ -21,7 +21,7 @@ from datasets.classification_transforms import LazyImage, TrainTransform, crop_f
 from datasets.folders import ImageFiles, read_folders, read_imagenet_val, read_tiny_imagenet, read_unlabelled
 from datasets.images import image_file_size
 from datasets.loader import Loader, make_loader
-from datasets.samplers import TrainKeys, batches_of_equal, local_parts
+from datasets.samplers import TrainKeys, batches_of_equal, local_parts, with_neighbours
 from datasets.shards import read_shards
 
 ImageSet = ImageFiles | ImageArrays
@@ -35,7 +35,7 @@ class LabelledBatch(TensorBatch):
     """Images of one size and their labels, on one device."""
 
     images: Tensor
-    """(B, 3, H, W) uint8 RGB, channels_last in memory."""
+    """(B, 3, H, W), channels_last in memory: uint8 RGB, or float32 once they are the net's input."""
     labels: Tensor
     """(B,) int64, 0..K-1."""
     index: Tensor
@@ -181,6 +181,18 @@ def collate_single(items: list[Item]) -> LabelledBatch:
     return batch
 
 
+def step_parts(
+    augment: ImageAugmentConfig, batch_size: int, accumulate: int, rank: int, world_size: int
+) -> Sequence[slice | np.ndarray]:
+    """The places within a step of this process's `accumulate` batches, each after its neighbour's where images mix.
+
+    Raises:
+        UserError: batch_size is not a multiple of accumulate x world_size.
+    """
+    parts = local_parts(batch_size, accumulate, rank, world_size)
+    return with_neighbours(parts, batch_size) if augment.mixes else parts
+
+
 def train_batches(
     files: ImageFiles,
     data: ImageDataConfig,
@@ -195,12 +207,13 @@ def train_batches(
 ) -> Loader[LabelledBatch]:
     """Training batches without end: `accumulate` for each iteration, beginning with `start_iteration`.
 
-    The same on any number of processes and workers, and after a resumption.
+    The same on any number of processes and workers, and after a resumption. With mixup or CutMix, each batch begins
+    with one more image, see `with_neighbours`.
 
     Raises:
         UserError: batch_size is not a multiple of accumulate x world_size.
     """
-    parts = local_parts(batch_size, accumulate, rank, world_size)
+    parts = step_parts(data.augment, batch_size, accumulate, rank, world_size)
     keys = TrainKeys(len(files), batch_size, seed, parts, start_iteration)
     images = TrainImages(files, TrainTransform(data), seed)
     return make_loader(

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from configs.classification import ImageAugmentConfig, ImageDataConfig
 from configs.errors import UserError
-from datasets.images import ImageFile, image_file_size, read_image
+from datasets.images import ImageFile, divisor_for, image_file_size, read_image
 from datasets.resize import resized_size
 
 Box = tuple[int, int, int, int]
@@ -44,8 +44,7 @@ class LazyImage:
         """The image, at 1/f of its size (rounded up) for the greatest allowed f <= `factor`."""
         if self.image is not None:
             return self.image
-        divisor = max((f for f in (2, 4, 8) if f <= factor), default=1)
-        return read_image(self.path, divisor=divisor)
+        return read_image(self.path, divisor=divisor_for(factor))
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, fast: bool = False) -> np.ndarray:

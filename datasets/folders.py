@@ -14,6 +14,7 @@ import numpy as np
 from configs.errors import PrintableFilter, UserError, counted, nearest
 from configs.files import read_lines
 from datasets.listing import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
+from datasets.synsets import read_synset_numbers
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
@@ -123,43 +124,6 @@ def read_unlabelled(root: Path, class_names: Sequence[str]) -> ImageFiles:
     names = _flat_images(root)
     encoded = np.array([os.fsencode(name) for name in names])
     return ImageFiles(root, encoded, np.full(len(names), -1, np.int64), list(class_names))
-
-
-def read_synset_numbers(meta: Path) -> dict[str, int]:
-    """wnid -> the number by which ImageNet's ground truth and submissions call the class (ILSVRC2012_ID).
-
-    Args:
-        meta: meta.mat of the development kit of 2012, or meta_clsloc.mat of a later one.
-
-    Raises:
-        UserError: the file is missing or another one.
-    """
-    if not meta.is_file():
-        raise UserError(
-            f"{meta}: missing: the development kit's meta.mat says which wnids the numbers of ground truth and "
-            "submissions mean"
-        )
-    from scipy.io import loadmat  # takes a while, and is needed here only
-
-    try:
-        synsets = loadmat(meta, squeeze_me=True, struct_as_record=True)["synsets"]
-        field = next(name for name in synsets.dtype.names if name.startswith("ILSVRC") and name.endswith("_ID"))
-        return dict(zip(synsets["WNID"].tolist(), map(int, synsets[field].tolist()), strict=True))
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise UserError(f"{meta}: not the development kit's file ({error})") from None
-
-
-def class_numbers(meta: Path, class_names: Sequence[str]) -> list[int]:
-    """ImageNet's number of each class, 1..1000, in the order of `class_names`.
-
-    Raises:
-        UserError: as `read_synset_numbers`, or a class is no wnid of the kit.
-    """
-    numbers = read_synset_numbers(meta)
-    unknown = next((name for name in class_names if name not in numbers), None)
-    if unknown is not None:
-        raise UserError(f"{meta}: has no class {unknown}: a submission is of ImageNet's classes, by wnid")
-    return [numbers[name] for name in class_names]
 
 
 def read_tiny_imagenet(root: Path, split: str, class_names: Sequence[str] | None = None) -> ImageFiles:

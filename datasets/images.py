@@ -78,6 +78,11 @@ def read_image(path: ImageFile, declared_size: tuple[int, int] | None = None, *,
     return decode_image(data, path, declared_size, divisor=divisor)
 
 
+def divisor_for(factor: float) -> int:
+    """The greatest divisor for `read_image` that is at most `factor`; 1: the whole image."""
+    return max((divisor for divisor in _COLOUR if divisor <= factor), default=1)
+
+
 def decode_image(
     data: np.ndarray, path: ImageFile, declared_size: tuple[int, int] | None = None, *, divisor: int = 1
 ) -> np.ndarray:

@@ -243,17 +243,16 @@ class TrainKeys:
     count: int
     batch_size: int
     seed: int
-    parts: list[slice]
-    """This process's parts of a step, see `local_parts`."""
+    parts: Sequence[slice | np.ndarray]
+    """The places within a step that make up each batch of this process, see `local_parts` and `with_neighbours`."""
     start_iteration: int
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         stream = TrainStream(self.count, self.batch_size, self.seed)
         iteration = self.start_iteration
         while True:
-            epochs, indices = stream.step(iteration)
-            keys = list(zip(epochs.tolist(), indices.tolist(), strict=True))
-            yield from (keys[part] for part in self.parts)
+            keys = np.column_stack(stream.step(iteration))
+            yield from ([(epoch, index) for epoch, index in keys[part].tolist()] for part in self.parts)
             iteration += 1
 
 
@@ -272,6 +271,14 @@ def local_parts(batch_size: int, accumulate: int, rank: int, world_size: int) ->
     part = batch_size // parts
     starts = [(a * world_size + rank) * part for a in range(accumulate)]
     return [slice(start, start + part) for start in starts]
+
+
+def with_neighbours(parts: Sequence[slice], batch_size: int) -> list[np.ndarray]:
+    """The places of each part after one more: the place before its first, for images that are mixed with another.
+
+    Each image of a step is mixed with the one before it, the step's first with its last, whichever process holds it.
+    """
+    return [np.arange(part.start - 1, part.stop) % batch_size for part in parts]
 
 
 class EvalSampler:

@@ -2,9 +2,9 @@
 
     python tools/convert_weights.py --source msra R-101.pkl resnet101_msra.pt
     python tools/convert_weights.py --source akamaster resnet20.th cifar_resnet20.safetensors
-    python tools/convert_weights.py --source detectron2 model_final_f97cb7.pkl r50_c4.pt \
+    python tools/convert_weights.py --source detectron2 model_final_f97cb7.pkl r50_c4.pt \\
         --cfg configs/zoo/detectron2_r50_c4_coco.yaml
-    python tools/convert_weights.py --source detectron2 model_final.pth mine.pt \
+    python tools/convert_weights.py --source detectron2 model_final.pth mine.pt \\
         --cfg configs/zoo/detectron2_r50_c4_coco.yaml --set data.classes=[cat,dog]
 
 A classifier's net is found out from the file. A detector needs --cfg for what its file does not say (anchors, sizes,
@@ -55,7 +55,6 @@ def main(args: argparse.Namespace) -> None:
 
     content = read_weights_file(args.input)
     checkpoint = convert(content, args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
     if args.output.suffix == ".safetensors":
         write_safetensors(checkpoint, args.output)
     else:

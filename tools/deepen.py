@@ -53,7 +53,6 @@ def main(args: argparse.Namespace) -> None:
     kept = {key: value for key, value in content.items() if key not in ("training", "model", "config")}
     model = {**content["config"]["model"], **described, "backbone": table}
     checkpoint = {**kept, "config": {**content["config"], "model": model}, "model": deep.cpu().state_dict()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     save_checkpoint(args.out, checkpoint)
     with torch.no_grad():
         before, after = net.cpu()(batches[0].cpu()), deep(batches[0].cpu())

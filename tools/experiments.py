@@ -76,7 +76,7 @@ def table(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Carry out an experiment from where it stands."""
+    """Carry out an experiment, from where it was stopped."""
     experiments = load_experiments(args.experiments)
     if args.name not in experiments:
         near = nearest(args.name, list(experiments))

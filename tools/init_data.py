@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from configs.errors import UserError, counted
+from configs.files import write_text
 from configs.loading import load_config
 from datasets.images import read_image
 from datasets.records import Records
@@ -62,8 +63,8 @@ def main(args: argparse.Namespace) -> None:
     images = ", ".join(f"{len(records)} to {part}" for part, records in own.records.items())
     objects = counted(sum(len(records.labels) for records in own.records.values()), "object")
     objects += f" of {counted(len(own.class_names), 'class')}"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
+    write_text(
+        out,
         config_text(
             own.sources,
             own.class_names,
@@ -74,7 +75,6 @@ def main(args: argparse.Namespace) -> None:
             start=start.reason,
             model=start.model,
         ),
-        encoding="utf-8",
     )
     load_config(out)  # what was written can be read
     print(f"\nconfig     {out}")

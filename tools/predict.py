@@ -6,7 +6,7 @@
 
 An INPUT is an image, a video, a folder (searched with its subfolders), a pattern in quotes, an http(s) address, or a
 camera's index (until Ctrl-C). Class names and preprocessing come from the checkpoint; several --weights are an
-ensemble. `--set test.refine_rounds=1` and its like switch on what docs/improvements.md describes.
+ensemble. `--set test.refine_rounds=1` and similar options switch on what docs/improvements.md describes.
 
 detections.json is a list of {"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"}: pixels count from 1
 and both ends belong to the box, as in VOC; image_id is the file's name from the folder that was given, of a video's

@@ -27,14 +27,13 @@ from datasets.classification import build_splits
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import load_checkpoint, save_checkpoint
 from tools.runtime.classification import describe, format_errors, make_normalize, recalibrate_over, test_sets
-from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.guards import classification_warnings
 from tools.runtime.loop import fit, how_to_resume
 from tools.runtime.plan import State, make_plan
 from tools.runtime.resume import data_state, refuse_another_training
-from tools.runtime.run_folder import RunFolder, provenance, write_json
-from tools.runtime.start import Job, training
+from tools.runtime.run_folder import RunFolder, provenance
+from tools.runtime.start import Job, training, write_final_figures
 from tools.runtime.tasks.classification import ClassificationTask
 from tools.runtime.training import place
 
@@ -78,17 +77,10 @@ def finish(task: ClassificationTask, run: RunFolder, state: State) -> None:
     config, net, metrics, how = task.recipe, task.net, state.metrics, "running batch norm"
     if config.train.recalibrate:
         metrics, how = recalibrated(task, run, state), "batch norm recalibrated"
-    if metrics and run.writes:
-        final = {name: {**values, "iteration": state.iteration, "batch_norm": how} for name, values in metrics.items()}
-        write_json(run.path / "metrics.json", final.get("test", final.get("val")))
-        if "val" in final:
-            write_json(run.path / "metrics_val.json", final["val"])
+    if metrics:
         say(f"\nlast weights (iteration {state.iteration}, {how}): {format_errors(metrics)}")
-    if run.writes:
-        with run.noting():
-            write_curves(run.path)
-        say(f"curves     {run.path / 'curves.png'}")
-    say(f"weights    {run.last}")
+    more = {"iteration": state.iteration, "batch_norm": how}
+    write_final_figures(run, {name: {**values, **more} for name, values in (metrics or {}).items()})
     net.train()
 
 

@@ -4,9 +4,9 @@
     python tools/serve.py --weights a.pt --weights b.pt --port 8000
     curl --data-binary @photo.jpg 'http://127.0.0.1:7860/api/detect?threshold=0.5'
 
-The page lets choose one of the --weights, move the threshold, and download the boxes as JSON. The endpoint's schema is
-at /openapi.json; docs/deploying.md describes both. There are no accounts: with --host 0.0.0.0 everybody in the network
-can use it. Requests have limits on bytes, pixels, frames and number.
+On the page you choose among the --weights, move the threshold, and download the boxes as JSON. The endpoint's schema
+is at /openapi.json; docs/deploying.md describes both. There are no accounts: with --host 0.0.0.0 everybody in the
+network can use it. Requests have limits on bytes, pixels, frames and number.
 """
 
 from __future__ import annotations

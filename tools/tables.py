@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     text = "\n\n".join(f"**{heading}**\n\n{markdown_table(titles, rows)}" for heading, titles, rows in chosen) + "\n"
     print(text, end="")
     if args.out is not None:
-        args.out.write_text(text, encoding="utf-8")
+        write_text(args.out, text)
     if args.html is not None:
         write_text(args.html, as_html(chosen))
 

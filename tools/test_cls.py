@@ -22,11 +22,12 @@ import torch
 from backbones.classification import Classifier, load_classifier
 from backbones.views import VIEWS
 from configs.classification import ClassificationConfig, ImageSourceConfig
-from configs.errors import UserError, counted
+from configs.errors import UserError, counted, examples
 from configs.loading import load_config
 from datasets.cifar import read_into_memory
 from datasets.classification import ImageSet, build_splits, read_set
-from datasets.folders import ImageFiles, class_numbers, read_synset_numbers
+from datasets.folders import ImageFiles
+from datasets.synsets import class_numbers, synset_wnids
 from detection.evaluation.submissions import write_imagenet_cls
 from tools.runtime import cli, distributed
 from tools.runtime.classification import EVALUATION_BATCH, evaluate, rank_classes
@@ -56,7 +57,6 @@ def main(args: argparse.Namespace) -> None:
             return
         classes = rank_classes(nets, images, config.data, device, **how)
         if distributed.is_main():
-            args.out.mkdir(parents=True, exist_ok=True)
             write_imagenet_cls(args.out / "submission.txt", classes, numbers)
             say(f"{counted(len(images), 'image')} without labels ({split}), {args.views}")
             say(f"submission {args.out / 'submission.txt'}")
@@ -99,7 +99,7 @@ def read_numbers(
     if args.out is None:
         raise UserError(f"data.{split}: has no labels: give --out, the folder for submission.txt")
     meta = data_root / source.meta
-    names = member.class_names or sorted(wnid for wnid, number in read_synset_numbers(meta).items() if number <= 1000)
+    names = member.class_names or synset_wnids(meta)
     if len(names) != count_classes(member):
         raise UserError(
             f"{meta}: has {counted(len(names), 'class')}, the net {count_classes(member)}, whose file names none"
@@ -127,11 +127,9 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
         if images.class_names != member.class_names and set(images.class_names) <= set(member.class_names):
             images = read_set(source, data_root, member.class_names)
     if len(images.class_names) != count_classes(member):
-        own = f"{counted(len(images.class_names), 'class')} {', '.join(images.class_names[:3])}, ..."
-        raise UserError(
-            f"data.{split}: has the {own}, the net {count_classes(member)} "
-            f"({', '.join(member.class_names[:3]) or 'without names'}, ...)"
-        )
+        own = f"{counted(len(images.class_names), 'class')} {examples(images.class_names, 3)}"
+        names = examples(member.class_names, 3) or "without names"
+        raise UserError(f"data.{split}: has the {own}, the net {count_classes(member)} ({names})")
     if member.class_names and images.class_names != member.class_names:
         say(f"the net calls its classes {member.class_names[0]}, ...; the set's {images.class_names[0]}, ... are taken "
             "for them in the order of their names")  # fmt: skip
@@ -144,7 +142,6 @@ def report(values: dict[str, float], args: argparse.Namespace, split: str) -> No
     say(f"{counted(int(values['images']), 'image')} ({split}), {args.views}{several}")
     say(f"top-1 error {100 * values['top1_error']:.2f} %, top-5 error {100 * values['top5_error']:.2f} %")
     if args.out is not None and distributed.is_main():
-        args.out.mkdir(parents=True, exist_ok=True)
         weights = [str(path) for path in args.weights]
         write_json(args.out / "metrics.json", {**values, "split": split, "views": args.views, "weights": weights})
         say(f"results    {args.out / 'metrics.json'}")

@@ -61,7 +61,7 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     data_root = cli.find_data_root(args.data_root)
     split: Split = args.split or ("test" if config.data.test else "val")
     if is_exported(args.weights[0]) and (args.compile or args.graphs):
-        raise UserError("--compile and --graphs: are of checkpoints: an exported file runs as it is, on the CPU")
+        raise UserError("--compile and --graphs: are for checkpoints: an exported file runs as it is, on the CPU")
     detectors = load_tested(args.weights, config)
     class_names = (detectors if isinstance(detectors, ExportedDetector) else detectors[0]).class_names
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
@@ -89,10 +89,10 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
 
 
 def load_tested(weights: list[Path | str], config: DetectionConfig) -> list[Detector] | ExportedDetector:
-    """What the weights are of: one detector, the members of an ensemble, or an exported file."""
+    """What the weights hold: one detector, the members of an ensemble, or an exported file."""
     exported = [path for path in weights if is_exported(path)]
     if exported and len(weights) > 1:
-        raise UserError(f"--weights {exported[0]}: an exported file is tested alone: ensembles are of checkpoints")
+        raise UserError(f"--weights {exported[0]}: an exported file is tested alone: only checkpoints make an ensemble")
     if exported:
         found = ExportedDetector(Path(exported[0]), config.data)
         wanted = {"score": config.test.score_thresh, "detections_per_img": config.test.detections_per_img}
@@ -114,7 +114,7 @@ def prepare(detectors: list[Detector], config: DetectionConfig, device: torch.de
 
 
 def default_folder(weights: list[Path | str]) -> Path:
-    """Where results go that no --out directs: beside the (first) weights; of a name of the zoo, into runs/."""
+    """Where results go without --out: beside the (first) weights; for a name of the zoo, into runs/."""
     first = Path(weights[0])
     parent = Path("runs") if is_name(weights[0]) else first.parent
     return parent / (f"test_{first.stem}" if len(weights) == 1 else "test_ensemble")
@@ -136,7 +136,7 @@ def say_other_size(path: Path | str, trained: Mapping[str, Any], config: Detecti
     sizes = {name: getattr(config.data, name) for name in ("test_min_size", "test_max_size")}
     other = [f"{name} {trained[name]}, not {size}" for name, size in sizes.items() if trained.get(name, size) != size]
     if other:
-        say(f"warning: {path} comes of a training with {', '.join(other)}: its run's own config.yaml is a --cfg, too")
+        say(f"warning: {path} comes from a training with {', '.join(other)}: give its run's config.yaml as --cfg")
 
 
 def load_split(

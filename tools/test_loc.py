@@ -9,7 +9,8 @@ The config says which images (data.test, else data.val), scales and views. Class
 (checkpoints of tools/pretrain.py, scores averaged), else by the RPNs that learned to. Several RPNs join their
 proposals; several R-CNNs average the scores and boxes of all proposals. Prints the localisation errors beside those of
 trivial predictors; writes metrics.json and predictions.json with --out. Of ImageNet's test images, whose labels nobody
-has (split: test), it writes submission.txt for the server instead of metrics.json.
+has (split: test), it writes submission.txt for the benchmark's server and submission.csv for Kaggle instead of
+metrics.json.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -27,11 +29,11 @@ from backbones.classification import Classifier, load_classifier
 from configs.errors import UserError, counted
 from configs.loading import load_config
 from configs.localisation import LocalisationConfig, LocalisationSourceConfig
-from datasets.folders import class_numbers
 from datasets.localisation import read_localisation
 from datasets.records import Records
+from datasets.synsets import class_numbers, kaggle_numbers
 from detection.ensemble import check_class_names
-from detection.evaluation.submissions import write_imagenet_loc
+from detection.evaluation.submissions import write_imagenet_loc, write_kaggle_loc
 from detection.localisation import Localiser, PerClassRpn, load_localiser
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
@@ -46,6 +48,14 @@ from tools.runtime.localisation import (
 )
 from tools.runtime.run_folder import write_json
 from tools.runtime.texts import differing
+
+
+class Numbers(NamedTuple):
+    """What the classes of a submission are called, in the order of the labels."""
+
+    kit: list[int] | None
+    """By the development kit; None: the kit is not there."""
+    kaggle: list[int]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -78,7 +88,6 @@ def main(args: argparse.Namespace) -> None:
         stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
         say_table(values, f"{split}, {counted(int(values['images']), 'image')}, {stages}, view {view}")
         if args.out is not None and distributed.is_main():
-            args.out.mkdir(parents=True, exist_ok=True)
             names = {key: [str(path) for path in getattr(args, key)] for key in ("weights", "rcnn", "classifier")}
             write_json(args.out / "metrics.json", {**values, "split": split, "view": view, **names})
             write_predictions(args.out / "predictions.json", found, records)
@@ -87,26 +96,35 @@ def main(args: argparse.Namespace) -> None:
 
 def read_numbers(
     source: LocalisationSourceConfig, data_root: Path, class_names: list[str], args: argparse.Namespace
-) -> list[int]:
-    """ImageNet's numbers of the classes, for a set without labels.
+) -> Numbers:
+    """The numbers of the classes for a set without labels, from the development kit's meta.mat or Kaggle's list.
 
     Raises:
-        UserError: no --out for the submission, or the development kit does not know the classes.
+        UserError: no --out for the submission, or the file does not know the classes.
     """
     if args.out is None:
-        raise UserError("--out: give the folder for submission.txt: the test set has no labels")
-    usual = data_root / source.root / "ILSVRC2012_devkit_t12/data/meta.mat"
-    return class_numbers(usual if source.meta is None else data_root / source.meta, class_names)
+        raise UserError("--out: give the folder for submission.txt and submission.csv: the test set has no labels")
+    root = data_root / source.root
+    if source.meta is not None:
+        meta = data_root / source.meta
+    else:
+        meta, listed = root / "ILSVRC2012_devkit_t12/data/meta.mat", root.parent / "LOC_synset_mapping.txt"
+        meta = listed if listed.is_file() and not meta.is_file() else meta
+    kit = class_numbers(meta, class_names) if meta.suffix == ".mat" else None
+    return Numbers(kit, kaggle_numbers(meta, class_names))
 
 
-def write_submission(folder: Path, found: Predictions, records: Records, numbers: list[int]) -> None:
-    """Write what the server of the benchmark takes, and predictions.json."""
+def write_submission(folder: Path, found: Predictions, records: Records, numbers: Numbers) -> None:
+    """Write what the benchmark's server takes, where the kit is there, what Kaggle takes, and predictions.json."""
     if not distributed.is_main():
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_imagenet_loc(folder / "submission.txt", found.labels[:, 1:], found.boxes[:, 1:], numbers)
+    labels, boxes, files = found.labels[:, 1:], found.boxes[:, 1:], [folder / "submission.csv"]
+    write_kaggle_loc(files[0], records.image_ids.tolist(), labels, boxes, numbers.kaggle)
+    if numbers.kit is not None:
+        files = [folder / "submission.txt", *files]
+        write_imagenet_loc(files[0], labels, boxes, numbers.kit)
     write_predictions(folder / "predictions.json", found, records)
-    say(f"{counted(len(records), 'image')} without labels\nsubmission {folder / 'submission.txt'}")
+    say(f"{counted(len(records), 'image')} without labels\nsubmission {', '.join(map(str, files))}")
 
 
 def load_classifiers(

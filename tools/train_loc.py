@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch import nn
 
-from configs.errors import UserError, counted
+from configs.errors import UserError, counted, examples
 from configs.loading import dump_config, load_config
 from configs.localisation import LocalisationConfig
 from datasets.lint import summary
@@ -31,16 +31,15 @@ from datasets.records import Records
 from detection.checkpoint import load_matching
 from detection.localisation import KIND, PerClassRcnn, PerClassRpn, build_localiser, load_localiser
 from tools.runtime import cli, distributed
-from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.guards import LARGE, common_images
 from tools.runtime.localisation import figures, predict, say_table, trivial_figures
 from tools.runtime.loop import fit, how_to_resume
 from tools.runtime.plan import State, make_plan
 from tools.runtime.resume import data_state, refuse_another_training
-from tools.runtime.run_folder import RunFolder, provenance, write_json
+from tools.runtime.run_folder import RunFolder, provenance
 from tools.runtime.schedule import Schedule
-from tools.runtime.start import Job, say_place, say_steps, training
+from tools.runtime.start import Job, say_place, say_steps, training, write_final_figures
 from tools.runtime.tasks.localisation import LocalisationTask
 from tools.runtime.texts import differing, net_name
 from tools.runtime.training import count_parameters, place
@@ -155,7 +154,7 @@ def describe(
     others = "".join(f", {len(records):,} to {split}" for split, records in sets.items() if split != "train")
     images, objects = counted(len(train_set), "image"), counted(len(train_set.labels), "object")
     say(f"data       {images} with {objects} to train on{others}")
-    say(f"classes    {len(train_set.class_names)}: {', '.join(train_set.class_names[:10])}, ...")
+    say(f"classes    {len(train_set.class_names)}: {examples(train_set.class_names, 10)}")
     kind += f" on {net_name(config.model.backbone)}, weights {config.model.weights}"
     say(f"model      {kind}: {count_parameters(net)[0]:,} parameters train")
     say_steps(config, schedule)
@@ -177,15 +176,7 @@ def finish(task: LocalisationTask, sets: dict[str, Records], run: RunFolder, sta
         values = {**values, **trivial_figures(task.class_means, records)}
         final[split] = {**values, "view": test.view, "iteration": state.iteration}
         say_table(values, f"{split}, {counted(int(values['images']), 'image')}, last weights, view {test.view}")
-    if final and run.writes:
-        write_json(run.path / "metrics.json", final.get("test", final.get("val")))
-        if "val" in final:
-            write_json(run.path / "metrics_val.json", final["val"])
-    if run.writes:
-        with run.noting():
-            write_curves(run.path)
-        say(f"curves     {run.path / 'curves.png'}")
-    say(f"weights    {run.last}")
+    write_final_figures(run, final)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,10 +7,13 @@
 | ImageNet DET | submission.txt: a line for each detection, see `write_imagenet_det` |
 | ImageNet classification | submission.txt: a line for each image, see `write_imagenet_cls` |
 | ImageNet localisation | submission.txt: a line for each image, see `write_imagenet_loc` |
+| the same at Kaggle | submission.csv: a row for each image, see `write_kaggle_loc` |
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import tarfile
 import zipfile
@@ -105,6 +108,29 @@ def write_imagenet_loc(path: Path, classes: np.ndarray, boxes: np.ndarray, numbe
         for row, of_row in zip(labels, pixels, strict=True)
     )
     write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_kaggle_loc(
+    path: Path, image_ids: Sequence[str], classes: np.ndarray, boxes: np.ndarray, numbers: Sequence[int]
+) -> None:
+    """Write a CSV of ImageId and PredictionString: up to five times label, x_min, y_min, x_max, y_max, best first.
+
+    The fields of a prediction are whole numbers, as the competition's description of LOC_sample_submission.csv says
+    (ImageNet Object Localization Challenge); pixels count as in `write_imagenet_loc`.
+
+    Args:
+        path, classes, boxes: see `write_imagenet_loc`.
+        image_ids: N names of files without suffix.
+        numbers: Kaggle's number of each of the K classes, 1..1000: its line in LOC_synset_mapping.txt.
+    """
+    pixels = np.rint(boxes[:, :_GUESSES].astype(np.float64) - (0, 0, 1, 1)).astype(np.int64)
+    labels = np.asarray(numbers)[classes[:, :_GUESSES]]
+    predictions = np.concatenate((labels[:, :, None], pixels), axis=2).reshape(len(labels), -1).tolist()
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("ImageId", "PredictionString"))
+    rows.writerows((name, " ".join(map(str, row))) for name, row in zip(image_ids, predictions, strict=True))
+    write_text(path, text.getvalue())
 
 
 def coco_name(annotation_file: str) -> str:

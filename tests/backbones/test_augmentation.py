@@ -125,19 +125,19 @@ def test_erased_areas_and_ratios_are_those_of_the_paper():
 
 
 def test_mixup_by_hand():
-    images = torch.tensor([[10.0], [20.0], [40.0]]).view(3, 1, 1, 1).expand(3, 3, 2, 4)
+    images = torch.tensor([[40.0], [10.0], [20.0], [40.0]]).view(4, 1, 1, 1).expand(4, 3, 2, 4)
     mixed = mix_images(images, Mix(0.75, None))
     assert mixed[:, 0, 0, 0].tolist() == [0.75 * 10 + 0.25 * 40, 0.75 * 20 + 0.25 * 10, 0.75 * 40 + 0.25 * 20]
 
 
 def test_cutmix_by_hand():
-    images = torch.stack([torch.full((3, 4, 6), float(value)) for value in (1, 2, 3)])
+    images = torch.stack([torch.full((3, 4, 6), float(value)) for value in (3, 1, 2, 3)])
     mixed = mix_images(images, Mix(0.75, (1, 2, 3, 5)))
     expected = torch.full((4, 6), 1.0)
     expected[1:3, 2:5] = 3.0
     assert torch.equal(mixed[0, 1], expected)
     assert mixed[2].sum() == 3 * (3 * (24 - 6) + 2 * 6)
-    assert images[0].eq(1).all(), "the batch itself stays"
+    assert images[1].eq(1).all(), "the batch itself stays"
 
 
 def test_the_share_of_a_cut_is_that_of_the_pixels_left():
@@ -157,13 +157,32 @@ def test_the_share_of_a_cut_is_that_of_the_pixels_left():
     assert draw_mix(0, 1, (30, 50), 0.0, 1.0).box is not None
 
 
-def test_a_process_takes_its_part_of_the_step():
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4}, {"cutmix": 1.0}])
+def test_a_process_takes_its_part_of_the_step(mixing):
     """Two processes with half the batch each get, together, what one process gets."""
-    config = ImageAugmentConfig(lighting=0.1, erasing=0.5)
+    config = ImageAugmentConfig(lighting=0.1, erasing=0.5, **mixing)
     augment = StepAugmentation(config, 0, 8, lambda offsets: offsets[:, :, None, None])
-    images = torch.zeros(8, 3, 16, 20)
-    whole, _ = augment(images, 7, slice(0, 8))
-    first, _ = augment(images[:4], 7, slice(0, 4))
-    second, _ = augment(images[4:], 7, slice(4, 8))
+    images, labels = torch.rand(8, 3, 16, 20), torch.arange(8)
+
+    def part(*places):
+        if mixing:
+            places = (places[0] - 1) % 8, *places
+        return augment(images[list(places)], labels[list(places)], 7, np.array(places))
+
+    whole, own, mixed = part(*range(8))
+    (first, first_own, first_mixed), (second, second_own, second_mixed) = part(0, 1, 2, 3), part(4, 5, 6, 7)
     assert torch.equal(torch.cat((first, second)), whole)
-    assert whole.unique().numel() > 8, "lighting and erasing were at work"
+    assert own.tolist() == [*first_own.tolist(), *second_own.tolist()] == list(range(8))
+    if mixing:
+        assert torch.equal(mixed.others, labels.roll(1)), "the first one's neighbour is the last"
+        assert mixed.others.tolist() == [*first_mixed.others.tolist(), *second_mixed.others.tolist()]
+        assert 0.0 < mixed.share == first_mixed.share == second_mixed.share < 1.0
+        alone, *_ = StepAugmentation(ImageAugmentConfig(lighting=0.1, erasing=0.5), 0, 8, augment.scale_lighting)(
+            images, labels, 7, slice(0, 8)
+        )
+        assert torch.equal(
+            mix_images(alone[[7, *range(8)]], draw_mix(0, 7, (16, 20), config.mixup, config.cutmix)), whole
+        )
+    else:
+        assert mixed is first_mixed is second_mixed is None
+    assert not torch.equal(whole, images)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from backbones.augmentation import Mix
+from backbones.augmentation import MixedLabels
 from backbones.classification import (
     Plateau,
     WarmupUntilError,
@@ -44,9 +44,10 @@ def test_label_smoothing_by_hand():
 def test_mixed_labels_are_soft_labels():
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([2, 0, 3])
+    mixed = MixedLabels(0.7, torch.tensor([3, 2, 0]))
     soft = 0.7 * F.one_hot(labels, 4).float() + 0.3 * F.one_hot(torch.tensor([3, 2, 0]), 4).float()
     expected = F.cross_entropy(logits, soft, label_smoothing=0.1)
-    torch.testing.assert_close(classification_loss(logits, labels, smoothing=0.1, mix=Mix(0.7, None)), expected)
+    torch.testing.assert_close(classification_loss(logits, labels, smoothing=0.1, mixed=mixed), expected)
 
 
 def test_the_loss_is_float32_whatever_the_logits():

@@ -83,6 +83,9 @@ def test_names_of_nets():
         ({"epochs": 10, "milestones": [5, 10]}, "before the end"),
         ({"iterations": 10, "milestones": [0]}, "greater than 0"),
         ({"iterations": 10, "policy": "step"}, "multistep"),
+        ({"iterations": 10, "policy": "cosine", "milestones": [5]}, "policy cosine does not read milestones, which is"),
+        ({"iterations": 10, "policy": "constant", "gamma": 0.5}, r"constant does not read gamma.*its default, 0\.1"),
+        ({"iterations": 10, "policy": "cosine", "gamma": 0.1, "milestones": []}, None),
     ],
 )
 def test_schedules(values, complaint):
@@ -101,6 +104,14 @@ def test_the_papers_optimiser_is_the_default():
     for values in ({"lr": 0.1}, {"reference_batch_size": 256}, {"lr": 0, "reference_batch_size": 1}):
         with pytest.raises(ValidationError):
             OptimConfig(**values)
+
+
+def test_each_optimiser_refuses_the_others_options():
+    with pytest.raises(ValidationError, match="name adamw does not read nesterov, which is for name sgd"):
+        OptimConfig(name="adamw", lr=0.1, reference_batch_size=1, nesterov=True)
+    with pytest.raises(ValidationError, match=r"name sgd does not read betas.*its default, \[0\.9, 0\.999\]"):
+        OptimConfig(lr=0.1, reference_batch_size=1, betas=(0.9, 0.99))
+    assert OptimConfig(name="adamw", lr=0.1, reference_batch_size=1, betas=(0.9, 0.99)).betas == (0.9, 0.99)
 
 
 def test_the_average_never_stands_still():

@@ -142,6 +142,29 @@ def test_options_that_nothing_read(schema, name, default, other, root, caplog):
     assert parse_config(old, (), schema, "a.pt", stored=True) == config
 
 
+def test_stored_configs_may_hold_what_nothing_read(root, caplog):
+    """Today a config with them is refused; a checkpoint loads, as if they had been left out."""
+    config = load_config(root / "configs/demo.yaml")
+    stored = config.model_dump(mode="json")
+    assert stored["schedule"]["policy"] == "cosine"
+    stored["schedule"] |= {"milestones": [5], "gamma": 0.5}
+    stored["optim"]["nesterov"] = True
+    stored["train"]["alternating"] = {"rpn": {"schedule": stored["schedule"]}}
+    loaded = parse(stored, stored=True)
+    assert (loaded.schedule, loaded.optim) == (config.schedule, config.optim)
+    assert loaded.train.alternating is not None
+    assert loaded.train.alternating.rpn.schedule == config.schedule
+    assert not caplog.records
+    with pytest.raises(
+        UserError, match=r"^my\.yaml: optim: name adamw does not read nesterov.*; my\.yaml: schedule: policy"
+    ):
+        parse(stored)
+    images = load_config(root / "configs/cifar_resnet20.yaml", (), ClassificationConfig)
+    stored = images.model_dump(mode="json")
+    stored["data"]["augment"]["area"] = [0.2, 0.3]
+    assert parse_config(stored, (), ClassificationConfig, "a.pt", stored=True) == images
+
+
 def test_old_checkpoints_resume_and_say_which_threshold_changed(capsys):
     config = parse(VALUES | {"test": OLD})
     stored = config.model_dump(mode="json")

@@ -9,11 +9,9 @@ from scipy.io import savemat
 
 from configs.errors import UserError
 from datasets.folders import (
-    class_numbers,
     find_class,
     read_folders,
     read_imagenet_val,
-    read_synset_numbers,
     read_tiny_imagenet,
     read_unlabelled,
 )
@@ -181,22 +179,6 @@ def test_a_meta_file_of_another_kind_is_named(flat, tmp_path):
     (tmp_path / "meta.mat").write_bytes(b"no such format")
     with pytest.raises(UserError, match=r"meta\.mat: not the development kit's file"):
         read_imagenet_val(flat, truth)
-
-
-def write_meta(path, numbers, field="ILSVRC2012_ID"):
-    savemat(path, {"synsets": np.array([*numbers.items()], dtype=[("WNID", "O"), (field, "O")])})
-
-
-@pytest.mark.parametrize("field", ["ILSVRC2012_ID", "ILSVRC2015_CLSLOC_ID"])
-def test_the_numbers_of_a_submission_are_the_development_kits(tmp_path, field):
-    meta = tmp_path / "meta.mat"
-    write_meta(meta, {"n02119789": 1, "n02100735": 2, "n01440764": 449}, field)
-    assert read_synset_numbers(meta) == {"n02119789": 1, "n02100735": 2, "n01440764": 449}
-    assert class_numbers(meta, ["n01440764", "n02119789"]) == [449, 1]
-    with pytest.raises(UserError, match=r"meta\.mat: has no class cat: a submission is of ImageNet's classes"):
-        class_numbers(meta, ["n01440764", "cat"])
-    with pytest.raises(UserError, match=r"meta\.mat: missing"):
-        class_numbers(tmp_path / "absent" / "meta.mat", ["n01440764"])
 
 
 def test_images_without_labels_are_in_the_order_of_their_names(flat):

@@ -24,6 +24,7 @@ from datasets.samplers import (
     batches_of_equal,
     local_parts,
     repeat_factors,
+    with_neighbours,
 )
 
 
@@ -170,6 +171,14 @@ def test_processes_and_parts_divide_a_step() -> None:
         local_parts(12, 5, 0, 1)
 
 
+def test_a_parts_first_image_has_a_neighbour_whoever_holds_it() -> None:
+    found = with_neighbours(local_parts(12, 2, 1, 3), 12)
+    assert [part.tolist() for part in found] == [[1, 2, 3], [7, 8, 9]]
+    (first, _) = with_neighbours(local_parts(12, 2, 0, 3), 12)
+    assert first.tolist() == [11, 0, 1], "the step's first follows its last"
+    assert with_neighbours(local_parts(1, 1, 0, 1), 1)[0].tolist() == [0, 0]
+
+
 def test_keys_are_the_streams_own_parts() -> None:
     keys = TrainKeys(10, 12, seed=1, parts=local_parts(12, 2, 1, 3), start_iteration=4)
     taken = list(itertools.islice(keys, 6))
@@ -177,6 +186,8 @@ def test_keys_are_the_streams_own_parts() -> None:
         epochs, indices = TrainStream(10, 12, seed=1).step(iteration)
         step = list(zip(epochs.tolist(), indices.tolist(), strict=True))
         assert taken[2 * k : 2 * k + 2] == [step[2:4], step[8:10]]
+    keys = TrainKeys(10, 12, seed=1, parts=with_neighbours(local_parts(12, 1, 0, 2), 12), start_iteration=6)
+    assert next(iter(keys)) == [step[11], *step[:6]]
 
 
 # ------------------------------------------------------------------------------------------------ repeat factors

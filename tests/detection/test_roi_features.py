@@ -142,7 +142,7 @@ def test_roi_pool_is_caffes():
 
 
 def test_inclusive_edges_are_for_roi_pool():
-    with pytest.raises(ValueError, match="pool: roi_pool"):
+    with pytest.raises(ValueError, match="pool roi_align does not read pool_inclusive, which is for pool roi_pool"):
         BoxConfig(pool_inclusive=True)
 
 

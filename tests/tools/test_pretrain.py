@@ -32,7 +32,10 @@ from tools.runtime.tasks.classification import ClassificationTask
 from tools.runtime.training import NonFiniteLoss
 
 ROOT = Path(__file__).resolve().parents[2]
-FILES = ["data.augment.crop=random_resized", "data.mean=channel", "data.test_resize=14", "data.augment.lighting=0.1"]
+FILES = [
+    "data.augment.crop=random_resized", "data.augment.pad=4", "data.mean=channel", "data.test_resize=14",
+    "data.augment.lighting=0.1",
+]  # fmt: skip
 """The loader's way in place of the set in memory."""
 
 
@@ -269,7 +272,7 @@ def test_a_longer_schedule_goes_on_from_the_raw_statistics(classifier_config, tm
 
 def test_reading_files_with_workers_and_the_paper_recipe(classifier_config, tmp_path):
     settings = [
-        "data.augment.crop=scale_jitter", "data.augment.scale=[14,20]", "data.augment.lighting=0.1",
+        "data.augment={crop: scale_jitter, scale: [14,20]}", "data.augment.lighting=0.1",
         "data.test_resize=14", "data.num_workers=1", "train.amp=bf16", "data.reduced_decode=true",
     ]  # fmt: skip
     train(classifier_config, tmp_path / "run", "--set", *settings)
@@ -364,7 +367,7 @@ def test_a_step_never_waits_for_the_device(classifier_config, tmp_path, way):
         (["data.crop_size=16"], "but the images are 12x12"),
         (["model.backbone=resnet19"], "did you mean resnet1"),
         (["model.weights=absent.pt"], "there is no file absent.pt"),
-        (["data.augment.crop=scale_jitter", "data.augment.scale=[8,20]"], "below the crop of 12"),
+        (["data.augment={crop: scale_jitter, scale: [8,20]}"], "below the crop of 12"),
         (["data.augmnt.crop=pad"], "did you mean data.augment?"),
         (["data.test.format=cifar10"], "needs split: train or test"),
     ],
@@ -392,7 +395,7 @@ def test_a_run_is_not_overwritten_unasked(classifier_config, tmp_path):
 def test_two_processes_make_one_training(classifier_config, tmp_path):
     """With batch norm over all processes, two with half the step each train as one does, up to rounding."""
     settings = ["--set", "model.norm=sync", "data.augment.erasing=0.5", "data.augment.lighting=0.1", "optim.lr=0.01",
-                    "train.recalibrate=false"]  # fmt: skip
+                "data.augment.mixup=0.4", "data.augment.cutmix=1.0", "train.recalibrate=false"]  # fmt: skip
     train(classifier_config, tmp_path / "one", *settings)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, "tools/pretrain.py", *arguments(classifier_config, tmp_path / "two", *settings)]

@@ -115,9 +115,9 @@ def test_classes_follow_the_checkpoint(tiny_config, weights, tmp_path):
 def test_another_size_than_the_trainings_is_told(tiny_config, weights, tmp_path, capsys):
     size = load_config(tiny_config).data.test_min_size
     run(tiny_config, weights, "--out", str(tmp_path / "same"))
-    assert "comes of a training" not in capsys.readouterr().out
+    assert "comes from a training" not in capsys.readouterr().out
     run(tiny_config, weights, "--out", str(tmp_path / "out"), "--set", f"data.test_min_size={size - 8}")
-    assert f"weights.pt comes of a training with test_min_size {size}, not {size - 8}" in capsys.readouterr().out
+    assert f"weights.pt comes from a training with test_min_size {size}, not {size - 8}" in capsys.readouterr().out
 
 
 def test_annotated_classes_that_the_weights_lack_are_refused_with_auto(tiny_config, tiny_voc, weights):
@@ -135,7 +135,7 @@ def test_weights_of_another_model_are_refused(tiny_config, weights):
 
 
 def test_an_exported_file_is_tested_as_it_is(tiny_config, weights, tmp_path, monkeypatch, capsys):
-    """By the same loader, evaluators and files; alone, for ensembles are of checkpoints."""
+    """By the same loader, evaluators and files; alone, for only checkpoints make an ensemble."""
 
     class Knowing(torch.nn.Module):
         scales, class_names, thresholds = (), ("red", "blue"), {"score": 0.75, "detections_per_img": 100}
@@ -155,7 +155,7 @@ def test_an_exported_file_is_tested_as_it_is(tiny_config, weights, tmp_path, mon
     run(tiny_config, tmp_path / "a.xml", "--out", str(tmp_path / "out"))
     assert json.loads((tmp_path / "out/metrics.json").read_text())["voc12"]["mAP"] == pytest.approx(1.0)
     assert "its own thresholds count: score 0.75 (the config's" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--compile and --graphs: are of checkpoints"):
+    with pytest.raises(UserError, match="--compile and --graphs: are for checkpoints"):
         run(tiny_config, tmp_path / "a.xml", "--graphs")
     with pytest.raises(UserError, match=r"a\.xml: an exported file is tested alone"):
         run(tiny_config, [weights, tmp_path / "a.xml"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 from pathlib import Path
@@ -106,6 +107,23 @@ def test_a_set_without_labels_ends_with_a_submission(made, tmp_path, capsys):
         assert fields[0] == number[row["category"]]
         x1, y1, x2, y2 = row["bbox"]
         assert [float(field) for field in fields[1:]] == pytest.approx([x1, y1, x2 - 1, y2 - 1], abs=0.02)
+
+    header, *kaggle = csv.reader((tmp_path / "out/submission.csv").read_text().splitlines())
+    assert header == ["ImageId", "PredictionString"]
+    assert [name for name, _ in kaggle] == [f"ILSVRC2012_test_{number:08d}" for number in range(1, 13)]
+    for line, (_, text) in zip(lines, kaggle, strict=True):  # the same in other numbers, n01 the first wnid
+        numbers = {"449": 1, "7": 2}
+        fields = [int(field) for field in text.split()]
+        assert fields[::5] == [numbers[field] for field in line[::5]]
+        assert [f for i, f in enumerate(fields) if i % 5] == pytest.approx(
+            [float(f) for i, f in enumerate(line) if i % 5], abs=0.51
+        )
+    (kit / "meta.mat").unlink()
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n01 a fish\nn015 between, not learned\nn02 a bird\n")
+    run(config, *setting, "--out", str(tmp_path / "kaggle"))
+    assert not (tmp_path / "kaggle/submission.txt").exists()
+    again = (tmp_path / "kaggle/submission.csv").read_text().splitlines()
+    assert {field for line in again[1:] for field in line.split(",")[1].split()[::5]} == {"1", "3"}
 
     with pytest.raises(UserError, match="--out: give the folder for submission"):
         run(config, *setting)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from backbones.augmentation import DeviceImages, Mix, StepAugmentation, draw_crops, to_device
+from backbones.augmentation import DeviceImages, MixedLabels, StepAugmentation, draw_crops, to_device
 from backbones.batch_norm import recalibrate
 from backbones.classification import measure_mean
 from backbones.preprocess import Normalize
@@ -20,6 +20,7 @@ from backbones.pretrained import load_backbone_weights
 from backbones.views import count_errors, mean_scores
 from backbones.weights import Preprocessing
 from configs.classification import ClassificationConfig, ImageDataConfig
+from configs.errors import examples
 from datasets.batch import prefetch
 from datasets.cifar import ImageArrays
 from datasets.classification import (
@@ -29,9 +30,10 @@ from datasets.classification import (
     centre_batches,
     scaled_batches,
     spread,
+    step_parts,
     train_batches,
 )
-from datasets.samplers import TrainStream, local_parts
+from datasets.samplers import TrainStream
 from tools.runtime import distributed
 from tools.runtime.distributed import say
 from tools.runtime.progress import Progress
@@ -60,7 +62,7 @@ def make_normalize(
         preprocessing = distributed.main_first(  # who goes first may download them
             lambda: load_backbone_weights(net, model.backbone, model.weights, stride_in_1x1=style, data_root=data_root)
         )
-        say(f"weights    {model.weights}, whose own mean and std stand in for the config's")
+        say(f"weights    {model.weights}, whose own mean and std take the place of the config's")
         return Normalize(preprocessing)
     if not isinstance(data.mean, str):
         return Normalize(Preprocessing(data.mean, data.std))
@@ -91,7 +93,7 @@ def describe(
     sizes = [f"{len(images):,} {verb}" for verb, images in sets.items() if images is not None]
     kind = f"{net_name(config.model.backbone)}{', plain' if config.model.plain else ''}"
     say(f"data       {', '.join(sizes)} images{', in memory' if config.data.in_memory else ''}")
-    say(f"classes    {len(splits.train.class_names)}: {', '.join(splits.train.class_names[:10])}, ...")
+    say(f"classes    {len(splits.train.class_names)}: {examples(splits.train.class_names, 10)}")
     say(f"model      {kind}: {count_parameters(net)[0]:,} parameters")
     say_steps(config, schedule)
     say_place(device, config.train.amp, run)
@@ -112,7 +114,10 @@ class TrainBatch:
     """(B,) int64."""
     index: Tensor
     """(B,) int64: positions in the training set."""
-    mix: Mix | None
+    mixed: MixedLabels | None
+    """What the images were mixed with; None: with nothing."""
+    replaced: int
+    """Images that could not be read, whose places others took (`data.on_error` is skip)."""
 
 
 def train_feed(
@@ -120,11 +125,11 @@ def train_feed(
 ) -> Iterator[TrainBatch]:
     """Training batches without end, `accumulate` for each iteration, from `start_iteration` on.
 
-    What an iteration holds is a pure function of (seed, iteration) and of the number of processes.
+    What an iteration holds is a pure function of (seed, iteration), whatever the number of processes.
     """
     train = config.train
     rank, world_size = distributed.rank(), distributed.world_size()
-    parts = local_parts(train.batch_size, train.accumulate, rank, world_size)
+    parts = step_parts(config.data.augment, train.batch_size, train.accumulate, rank, world_size)
     augmentation = StepAugmentation(config.data.augment, config.seed, train.batch_size, normalize.scaled)
     if isinstance(images, ImageArrays):
         batches = _memory_batches(images, config, normalize, device, parts, start_iteration)
@@ -133,13 +138,13 @@ def train_feed(
             images, config.data, batch_size=train.batch_size, accumulate=train.accumulate, seed=config.seed,
             start_iteration=start_iteration, rank=rank, world_size=world_size, pin_memory=device.type == "cuda",
         )  # fmt: skip
-        batches = ((normalize(batch.images), batch.labels, batch.index) for batch in prefetch(loader, device))
+        batches = (replace(batch, images=normalize(batch.images)) for batch in prefetch(loader, device))
     iteration = start_iteration
     while True:
         for part in parts:
-            pixels, labels, index = next(batches)
-            pixels, mix = augmentation(pixels, iteration, part)
-            yield TrainBatch(pixels, labels, index, mix)
+            batch = next(batches)
+            pixels, labels, mixed = augmentation(batch.images, batch.labels, iteration, part)
+            yield TrainBatch(pixels, labels, batch.index[-len(labels) :], mixed, batch.replaced)
         iteration += 1
 
 
@@ -148,10 +153,10 @@ def _memory_batches(
     config: ClassificationConfig,
     normalize: Normalize,
     device: torch.device,
-    parts: list[slice],
+    parts: Sequence[slice | np.ndarray],
     iteration: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Batches of a set that lives on the device."""
+) -> Iterator[LabelledBatch]:
+    """Batches of a set that lives on the device, normalised."""
     pixels = torch.from_numpy(images.images)
     resident = DeviceImages(
         pixels.flip(-1) if normalize.bgr else pixels,
@@ -168,12 +173,12 @@ def _memory_batches(
         draws = draw_crops(config.seed, iteration, indices, augment.pad, augment.hflip)
         for part in parts:
             chosen = to_device(draws[part], device)
-            yield *resident.crops(chosen), chosen[:, 0]
+            yield LabelledBatch(*resident.crops(chosen), chosen[:, 0])
         iteration += 1
 
 
 class TrainingError:
-    """The share of wrong answers in training, counted on the device and read since several marks."""
+    """The share of wrong answers in training, counted on the device; several readers each have a mark to read from."""
 
     def __init__(self, device: torch.device) -> None:
         self.wrong = torch.zeros((), dtype=torch.int64, device=device)

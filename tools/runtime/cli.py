@@ -94,7 +94,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
-    """Add `--set key.path=value`, which may stand several times, each time with one or (unless `one_each`) several."""
+    """Add `--set key.path=value`, which may be given several times, with one or (unless `one_each`) several each."""
     parser.add_argument(
         "--set", dest="overrides", action="extend", nargs=1 if one_each else "+", default=[], metavar="KEY.PATH=VALUE",
         help="change a value of the config; checked like the file: --set optim.lr=0.01 --set data.train.0.root=my_data",

@@ -154,7 +154,7 @@ def all_gather(value: Value) -> list[Value]:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on some process: they decide alike. Does not wait for the GPU."""
+    """Whether the flag is set on some process, so that all of them decide the same. Does not wait for the GPU."""
     if world_size() == 1:
         return flag
     tensor = torch.tensor(int(flag))
@@ -224,7 +224,7 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     return _Averaging(
         model,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # statistics are each process's own between validations; rank 0's are saved
+        broadcast_buffers=False,  # statistics are each process's own until `average_statistics`
         gradient_as_bucket_view=True,
     )
 

@@ -1,4 +1,4 @@
-"""Which files in a folder of results are of an earlier call, so that nobody takes them for the newest results."""
+"""Which files in a folder of results an earlier call wrote, so that nobody takes them for the newest results."""
 
 from __future__ import annotations
 

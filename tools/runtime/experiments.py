@@ -193,7 +193,6 @@ def _columns(curve: Sequence[tuple[int, float]]) -> dict[str, list[float]]:
 
 def write_results(path: Path, content: dict[str, Any]) -> None:
     """The JSON file of an experiment, lists of plain values in one line each."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content)
     text = path.read_text(encoding="utf-8")
     plain = re.compile(r"\[\s+([^\[\]{}\"]*?)\s+\]")

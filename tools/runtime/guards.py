@@ -202,7 +202,7 @@ CONSEQUENCES = {
     ("train", "test"): "the test set's figures flatter",
     ("train", "val"): "the validation flatters, and best.pt says nothing",
 }
-"""What comes of images that two sets have in common."""
+"""What it means for the figures when two sets have images in common."""
 
 
 def common_images(sets: Mapping[str, Files]) -> Iterator[str]:

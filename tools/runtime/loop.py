@@ -32,7 +32,7 @@ from tools.runtime.training import average_statistics, seed_step
 
 
 def fit(task: Task, plan: Plan) -> State:
-    """Train from where the plan stands to the end; afterwards the net has the weights that evaluate (the averages).
+    """Train to the end, from where the plan's state says; afterwards the net has the weights that evaluate (averages).
 
     Writes last.pt, best.pt, metrics.jsonl and TensorBoard events into the run's folder.
 

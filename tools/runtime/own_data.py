@@ -36,7 +36,7 @@ def read_own_data(folder: Path) -> OwnData:
     """What a folder holds, part by part, with the same labels in all.
 
     Raises:
-        UserError: nothing is known there, or an annotation is broken.
+        UserError: it has no layout that is known, or an annotation is broken.
     """
     layout = find_layout(folder)
     sources = {part: layout.parts[part] for part in ("all", *PARTS) if part in layout.parts}

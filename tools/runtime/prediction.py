@@ -253,7 +253,7 @@ def predict_video(
         source: a file, an address or a camera's index.
         name: what results call it.
         picture: the drawn video.
-        predictor, results, drawing, batch_size: as of `predict_images`.
+        predictor, results, drawing, batch_size: as for `predict_images`.
     """
     live = isinstance(source, int)
     with open_video(source, name) as video, VideoWriter(picture, video.reader.rate) as writer:

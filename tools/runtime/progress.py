@@ -67,15 +67,6 @@ class Progress:
         elif not self._silent and time.monotonic() - self._shown >= self._seconds:
             self._line()
 
-    def write(self, text: str) -> None:
-        """Print a line beside the bar."""
-        if self._silent:
-            return
-        if self._bar is not None:
-            tqdm.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
-
     def close(self) -> None:
         """Finish the bar, or print the last line."""
         if self._bar is not None:

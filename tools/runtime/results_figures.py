@@ -20,14 +20,12 @@ def draw_figures(page: Page) -> list[Path]:
         for kind in experiment.figures:
             path = page.images / f"{name}_{kind}.png"
             if kind == "curves" and entries:
-                page.images.mkdir(parents=True, exist_ok=True)
                 seeds: dict[str, list[Curves]] = {}
                 for entry in entries:
                     seeds.setdefault(entry["name"], []).append(_curves(entry))
                 draw_curves(seeds, plain, path)
                 paths.append(path)
             elif kind == "responses" and responses:
-                page.images.mkdir(parents=True, exist_ok=True)
                 draw_responses(responses, plain, path)
                 paths.append(path)
     return paths

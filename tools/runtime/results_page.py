@@ -1,4 +1,4 @@
-"""docs/results.md from docs/results/*.json: what is drawn stands between markers, and hand-written text stays.
+"""docs/results.md from docs/results/*.json: what is drawn lies between markers, and hand-written text stays.
 
 <!-- drawn: experiments -->
 ...

@@ -273,14 +273,14 @@ class RunFolder:
 
     @contextmanager
     def _telling(self, name: str) -> Iterator[None]:
-        """Where the disk is full, and the like, the message names the file."""
+        """Where the disk is full, or fails otherwise, the message names the file."""
         try:
             yield
         except OSError as error:
             raise UserError(f"{self.path / name}: cannot be written: {error.strerror or error}") from error
 
     def close(self) -> None:
-        """Finish the files and give the folder free; one in which nothing was written goes."""
+        """Finish the files and unlock the folder; one in which nothing was written is removed."""
         if self._metrics_file is not None:
             for file in (self._metrics_file, self._tensorboard):
                 with suppress(OSError):  # what could not be written was told when it was

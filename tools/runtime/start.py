@@ -1,10 +1,10 @@
-"""How every training begins: device and processes, a way to stop, the run's folder, what is said before it."""
+"""How every training begins and ends: device and processes, a way to stop, the run's folder, what is said and kept."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,10 @@ from configs.errors import UserError, counted
 from configs.files import replacing
 from tools.runtime import cli, distributed
 from tools.runtime.checkpoint import load_checkpoint, older
+from tools.runtime.curves import write_curves
 from tools.runtime.distributed import say
 from tools.runtime.optimizer import describe_rate
-from tools.runtime.run_folder import RunFolder
+from tools.runtime.run_folder import RunFolder, write_json
 from tools.runtime.schedule import Schedule
 from tools.runtime.task import Recipe
 
@@ -139,3 +140,22 @@ def say_place(device: torch.device, amp: str, run: RunFolder) -> None:
     several = f", {distributed.world_size()} processes" if distributed.world_size() > 1 else ""
     say(f"device     {where}{several}{', bf16 autocast' if amp == 'bf16' else ''}")
     say(f"run        {run.path}")
+
+
+def write_final_figures(run: RunFolder, final: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the figures of the last weights and the curves into the run's folder, and say where they are.
+
+    Args:
+        run: the folder.
+        final: name of a set, test or val -> its figures. metrics.json has the test set's, where there is one, else the
+            validation set's, metrics_val.json the validation set's.
+    """
+    if run.writes:
+        if final:
+            write_json(run.path / "metrics.json", final.get("test", final.get("val")))
+        if "val" in final:
+            write_json(run.path / "metrics_val.json", final["val"])
+        with run.noting():
+            write_curves(run.path)
+    say(f"curves     {run.path / 'curves.png'}")
+    say(f"weights    {run.last}")

@@ -52,7 +52,6 @@ def write_results(
     runs: list[Run], errors: list[dict[str, float]], data_root: Path, device: torch.device, out: Path
 ) -> None:
     """The figures and tables of finished runs."""
-    out.mkdir(parents=True, exist_ok=True)
     curves = [read_curves(run) for run in runs]
     write_curves(runs, curves, out)
     write_table(runs, curves, errors, out)

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from configs.errors import UserError
-from datasets.images import read_image
+from datasets.images import divisor_for, image_file_size, read_image
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.report.analysis import Analysis
 from detection.evaluation.report.errors import ERRORS, NO_ERROR
@@ -213,16 +213,17 @@ def _thumbnail(analysis: Analysis, index: int, images: Path | None) -> tuple[str
     sizes = truth.image_sizes
     declared = (int(sizes[index, 0]), int(sizes[index, 1])) if sizes is not None and sizes[index].min() > 0 else None
     path = find_image(truth, index, images)
+    if path is None:
+        return "", declared or _extent(analysis, index)
     try:
-        image = read_image(path, declared) if path is not None else None
+        size = image_file_size(path, declared)
+        image = read_image(path, declared, divisor=divisor_for(max(size) / (2 * THUMBNAIL)))  # a half is left to Pillow
     except UserError:
-        image = None
-    if image is None:
         return "", declared or _extent(analysis, index)
     small, content = Image.fromarray(image), io.BytesIO()
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     small.save(content, "JPEG", quality=80, optimize=True)
-    return base64.b64encode(content.getvalue()).decode("ascii"), image.shape[:2]
+    return base64.b64encode(content.getvalue()).decode("ascii"), size
 
 
 def _extent(analysis: Analysis, index: int) -> tuple[int, int]:

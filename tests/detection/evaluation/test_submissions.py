@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tarfile
 import zipfile
@@ -16,6 +17,7 @@ from detection.evaluation.submissions import (
     is_imagenet_det,
     write_imagenet_cls,
     write_imagenet_loc,
+    write_kaggle_loc,
     write_submission,
 )
 
@@ -120,3 +122,21 @@ def test_imagenets_localisation_file(tmp_path):
     many = np.full((1, 7, 4), 2, np.float32)
     write_imagenet_loc(tmp_path / "s.txt", np.arange(6)[None, [0, 1, 2, 3, 4, 5, 0]], many, NUMBERS)
     assert len((tmp_path / "s.txt").read_text().split()) == 5 * 5
+
+
+def test_kaggles_localisation_file(tmp_path):
+    """LOC_sample_submission.csv: ImageId, PredictionString of whole numbers, label x_min y_min x_max y_max, up to 5."""
+    boxes = np.array([[[3, 4, 11, 21], [0.4, 0, 100.6, 30]], [[0, 0, 1, 1], [2, 2, 4, 4]]], np.float32)
+    images = ["ILSVRC2012_test_00000001", "ILSVRC2012_test_00000002"]
+    write_kaggle_loc(tmp_path / "s.csv", images, np.array([[5, 0], [3, 4]]), boxes, [1, 20, 300, 400, 500, 1000])
+    header, *rows = csv.reader((tmp_path / "s.csv").read_text().splitlines())
+    assert header == ["ImageId", "PredictionString"]
+    assert [name for name, _ in rows] == images
+    found = [list(map(int, text.split(" "))) for _, text in rows]
+    # the pixels 3..10 across and 4..20 down, counted from 0; 0.4 and 100.6 - 1 are rounded
+    assert found == [[1000, 3, 4, 10, 20, 1, 0, 0, 100, 29], [400, 0, 0, 0, 0, 500, 2, 2, 3, 3]]
+    many = np.full((1, 7, 4), 2, np.float32)
+    write_kaggle_loc(tmp_path / "s.csv", images[:1], np.arange(7)[None] % 6, many, NUMBERS)
+    assert (tmp_path / "s.csv").read_text() == (
+        "ImageId,PredictionString\nILSVRC2012_test_00000001,449 2 2 1 1 450 2 2 1 1 442 2 2 1 1 192 2 2 1 1 7 2 2 1 1\n"
+    )

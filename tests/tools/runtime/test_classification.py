@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,9 +18,11 @@ from configs.classification import ClassificationConfig
 from configs.loading import parse_config
 from datasets.cifar import ImageArrays
 from datasets.classification import Splits
+from datasets.folders import read_folders
 from tools.runtime import classification, distributed
 from tools.runtime.classification import (
     TrainingError,
+    describe,
     evaluate,
     format_errors,
     make_normalize,
@@ -27,6 +31,8 @@ from tools.runtime.classification import (
     test_sets,
     train_feed,
 )
+from tools.runtime.run_folder import RunFolder
+from tools.runtime.schedule import make_schedule
 
 CPU = torch.device("cpu")
 test_sets.__test__ = False  # type: ignore[attr-defined]
@@ -123,6 +129,18 @@ def test_the_input_is_the_configs_the_sets_or_the_checkpoints(capsys):
     assert torch.equal(resumed.mean_image, torch.ones(3, 4, 4))
 
 
+def test_a_few_classes_are_named_and_of_many_the_first(capsys, tmp_path):
+    config, net = config_of(), nn.Linear(1, 3)
+    schedule = make_schedule(config.schedule, rate=0.1, iterations_per_epoch=1.0)
+    for names, said in (
+        (["a", "b", "c"], "3: a, b, c"),
+        (list("abcdefghijk"), "11: a, b, c, d, e, f, g, h, i, j, ..."),
+    ):
+        images = replace(images_of(10, 20), class_names=names)
+        describe(config, net, Splits(images, None, None), schedule, CPU, RunFolder(tmp_path))
+        assert f"classes    {said}\n" in capsys.readouterr().out
+
+
 def test_batches_are_a_function_of_the_iteration():
     """Parts of a step follow each other; what begins at iteration 2 is what others see there; an epoch is a shuffle."""
     config = config_of("train.accumulate=2")
@@ -140,6 +158,57 @@ def test_batches_are_a_function_of_the_iteration():
         assert batch.labels.tolist() == images.labels[batch.index].tolist()
         values = 10.0 * (batch.index + 1)
         assert torch.equal(batch.images.amax((1, 2, 3)), values)  # a crop of one value, perhaps with a padded border
+
+
+@pytest.mark.parametrize("way", ["memory", "files"])
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_mixed_batches_are_parts_of_the_same_step_on_any_number_of_processes(monkeypatch, tmp_path, mixing, way):
+    """Images and labels of three steps of 8 images, as they are put together; partners cross the processes' borders."""
+    more = [f"data.augment.{mixing}=1", "data.augment.erasing=0.5", "train.batch_size=8"]
+    images = images_of(*range(10, 120, 10), labels=[0, 1, 2] * 3 + [0, 1])
+    if way == "files":
+        more += ["data.augment.crop=random_resized", "data.augment.pad=4", "data.test_resize=4"]
+        for number, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            (tmp_path / "abc"[label]).mkdir(exist_ok=True)
+            cv2.imwrite(str(tmp_path / "abc"[label] / f"{number}.png"), image)
+        images = read_folders(tmp_path)
+
+    def steps(world_size: int, accumulate: int) -> list[tuple[torch.Tensor, ...]]:
+        feeds = []
+        monkeypatch.setattr(distributed, "world_size", lambda: world_size)
+        for rank in range(world_size):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            feed = train_feed(images, config_of(*more, f"train.accumulate={accumulate}"), AS_IT_IS, CPU, 0)
+            feeds.append(list(itertools.islice(feed, 3 * accumulate)))
+        parts = [feeds[rank][k] for k in range(3 * accumulate) for rank in range(world_size)]
+        fields = [(one.images, one.labels, one.index, one.mixed.others) for one in parts]
+        count = accumulate * world_size
+        return [tuple(map(torch.cat, zip(*fields[k : k + count], strict=True))) for k in range(0, 3 * count, count)]
+
+    whole = steps(1, 1)
+    for pixels, labels, index, others in whole:
+        assert len(pixels) == 8
+        assert labels.tolist() == images.labels[index].tolist()
+        assert others.tolist() == labels.roll(1).tolist()
+    for count, accumulate in ((2, 1), (4, 1), (2, 2), (1, 4)):
+        for one, other in zip(whole, steps(count, accumulate), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), (count, accumulate)
+
+
+def test_images_that_others_replace_are_counted(tmp_path):
+    for number in range(6):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"a/{number}.png"), np.full((8, 8, 3), number, np.uint8))
+    (tmp_path / "a/3.png").write_bytes(b"no image")
+    more = [
+        "data.augment.crop=random_resized",
+        "data.augment.pad=4",
+        "data.test_resize=4",
+        "train.batch_size=3",
+        "data.on_error=skip",
+    ]
+    batches = list(itertools.islice(train_feed(read_folders(tmp_path), config_of(*more), AS_IT_IS, CPU, 0), 4))
+    assert sum(batch.replaced for batch in batches) == 2, "once an epoch"
 
 
 def test_the_training_error_is_counted_since_each_mark():

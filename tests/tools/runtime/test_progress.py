@@ -75,11 +75,4 @@ def test_rates_and_what_is_left(monkeypatch):
         progress.close()
         assert stream.getvalue().count("\n") == 2
         progress.close()
-        progress.write("and more")
         assert stream.getvalue().count("\n") == 2
-
-
-def test_lines_beside_the_bar(capsys):
-    with Progress(3, "x", stream=io.StringIO()) as progress:
-        progress.write("a line")
-    assert capsys.readouterr().out == "a line\n"

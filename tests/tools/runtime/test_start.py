@@ -1,8 +1,9 @@
-"""How a training begins: its folder, what it starts from, and a folder that is given back."""
+"""How a training begins and ends: its folder, what it starts from, a folder that is given back, the last figures."""
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from configs.errors import UserError
 from tools.runtime import cli
 from tools.runtime.checkpoint import save_checkpoint
 from tools.runtime.run_folder import RunFolder
-from tools.runtime.start import is_finished, training
+from tools.runtime.start import is_finished, training, write_final_figures
 
 
 def arguments(tmp_path: Path, *more: str) -> argparse.Namespace:
@@ -119,3 +120,23 @@ def test_a_run_is_finished_when_both_files_are_there(tmp_path):
         assert not is_finished(tmp_path)
         (tmp_path / name).touch()
     assert is_finished(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("final", "written"),
+    [
+        ({"val": {"error": 0.5}, "test": {"error": 0.25}}, {"metrics": 0.25, "metrics_val": 0.5}),
+        ({"val": {"error": 0.5}}, {"metrics": 0.5, "metrics_val": 0.5}),
+        ({"test": {"error": 0.25}}, {"metrics": 0.25}),
+        ({}, {}),
+    ],
+)
+def test_the_final_figures_are_the_tests_else_the_validations(tmp_path, capsys, final, written):
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1, "split": "train", "loss": 1.0}\n')
+    write_final_figures(RunFolder(tmp_path), final)
+    found = {path.stem: json.loads(path.read_text())["error"] for path in tmp_path.glob("metrics*.json")}
+    assert found == written
+    assert (tmp_path / "curves.png").exists()
+    assert capsys.readouterr().out == f"curves     {tmp_path / 'curves.png'}\nweights    {tmp_path / 'last.pt'}\n"
+    write_final_figures(RunFolder(tmp_path / "other", writes=False), final)
+    assert not (tmp_path / "other").exists()

@@ -13,7 +13,7 @@ from tools.runtime.tasks.detection import DetectionTask
 
 
 class PhaseTask(DetectionTask):
-    """A phase over a detector. The detector of phase 2 is validated but never the best: it is none to be used alone."""
+    """A phase over a detector. The detector of phase 2 is validated but never the best: it is not for use alone."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class PhaseTask(DetectionTask):
 
 
 def config_of_phase(config: DetectionConfig, phase: Phase) -> DetectionConfig:
-    """The config as it holds in a phase: with the batch size, rate and schedule that the phase has of its own."""
+    """The config as it holds in a phase: with the batch size, rate and schedule that the phase itself names."""
     if config.train.alternating is None:
         return config
     own = config.train.alternating.detector if phase.detects else config.train.alternating.rpn

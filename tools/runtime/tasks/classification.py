@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backbones.augmentation import Mix
+from backbones.augmentation import MixedLabels
 from backbones.classification import (
     Plateau,
     WarmupUntilError,
@@ -64,7 +64,7 @@ class ClassificationTask(Task[ClassificationConfig]):
 
     def losses(self, batch: TrainBatch, iteration: int) -> Mapping[str, Tensor]:
         """The cross entropy; wrong answers are counted on the way."""
-        loss, wrong = self._answer(batch.images, batch.labels, batch.mix)
+        loss, wrong = self._answer(batch.images, batch.labels, batch.mixed)
         self._count(wrong)
         return {"cross_entropy": loss}
 
@@ -82,12 +82,12 @@ class ClassificationTask(Task[ClassificationConfig]):
         loss.backward()
         return loss.detach(), wrong
 
-    def _answer(self, images: Tensor, labels: Tensor, mix: Mix | None) -> tuple[Tensor, Tensor]:
+    def _answer(self, images: Tensor, labels: Tensor, mixed: MixedLabels | None) -> tuple[Tensor, Tensor]:
         """() loss and () wrong answers."""
         train = self.recipe.train
         with autocast(self.device, train.amp):
             logits = self.model(images)
-        loss = classification_loss(logits, labels, smoothing=train.label_smoothing, mix=mix)
+        loss = classification_loss(logits, labels, smoothing=train.label_smoothing, mixed=mixed)
         return loss, wrong_answers(logits.detach(), labels)
 
     def _count(self, wrong: Tensor) -> None:

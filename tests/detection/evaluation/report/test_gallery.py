@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.images import read_image
 from detection.evaluation.data import Detections, GroundTruth, align
+from detection.evaluation.report import gallery
 from detection.evaluation.report.analysis import Analysis, analyse
 from detection.evaluation.report.gallery import (
     MOST_CARDS,
@@ -137,6 +139,25 @@ def test_size_of_the_picture(tmp_path: Path) -> None:
     assert small.size == (THUMBNAIL, 225)
     far = make_figures([Card(0, "")], [with_sizes(three_images(), (0, 0), (0, 0), (0, 0))], None)[0].shots[0]
     assert (far.height, far.width) == (410, 410)
+
+
+def test_large_photos_are_decoded_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A JPEG of 3001 x 2000 (H, W), stored lying on its side, at a quarter; the thumbnail shows the same."""
+    ramp = np.linspace(0, 255, 3001)[:, None, None].repeat(2000, 1).repeat(3, 2).astype(np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(ramp).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "a.jpg", exif=turned)
+    decoded = []
+    monkeypatch.setattr(
+        gallery, "read_image", lambda *args, **options: decoded.append(read_image(*args, **options)) or decoded[-1]
+    )
+    (figure,) = make_figures([Card(0, "")], [with_sizes(three_images(), (3001, 2000), (0, 0), (0, 0))], tmp_path)
+    shot = figure.shots[0]
+    assert (shot.height, shot.width) == (3001, 2000)
+    assert [image.shape for image in decoded] == [(751, 500, 3)]
+    small = np.asarray(Image.open(io.BytesIO(base64.b64decode(shot.thumbnail)))).astype(float)
+    assert small.shape == (THUMBNAIL, 240, 3)
+    assert np.abs(small.mean((1, 2)) - np.linspace(0, 255, THUMBNAIL)).max() < 2
 
 
 def test_a_turned_photograph_is_shown_as_it_was_annotated(tmp_path: Path) -> None:
