@@ -169,7 +169,8 @@ class TrainConfig(Section):
     """Newest checkpoints that are kept: last.pt, last_1.pt, which was last.pt before, and so on. A damaged last.pt is
     passed over when a run goes on."""
     patience: PositiveInt | None = None
-    """Stop after this many validations without a better `best_metric`; null: never."""
+    """Stop after this many validations without a better `best_metric`; null: never. One in which it cannot be computed
+    does not count; one in which it is not a number is not better."""
 
 
 def check_parts(name: str, batch_size: int, train: TrainConfig) -> None:

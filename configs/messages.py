@@ -93,6 +93,7 @@ def _explain(path: tuple[str | int, ...], details: list[ErrorDetails], schema: t
 
 _WANTED = {
     "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller whole number",
     "float_type": "a number", "float_parsing": "a number", "finite_number": "a finite number",
     "bool_type": "true or false", "bool_parsing": "true or false",
     "string_type": "text", "list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping of keys to values",
