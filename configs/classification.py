@@ -20,6 +20,7 @@ from configs.common import (
     PositiveInt,
     ScheduleConfig,
     Section,
+    Seed,
     Side,
     TrainConfig,
     check_crop_ranges,
@@ -249,7 +250,7 @@ class ClassificationTrainConfig(TrainConfig):
 class ClassificationConfig(Section):
     """A classifier and its training: what `tools/pretrain.py --cfg` reads."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides first weights, order and augmentation."""
     data: ImageDataConfig
     """What is learned from, validated on and tested on."""

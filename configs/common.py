@@ -32,6 +32,9 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Side = Annotated[int, Field(gt=0, le=16384)]
 """Of an image that is made, pixels: 16,384 squared is 800 MB."""
 NonNegativeInt = Annotated[int, Field(ge=0)]
+SEEDS = 2**32
+"""One more than the greatest seed: what every generator takes."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 

@@ -20,6 +20,7 @@ from configs.common import (
     PositiveInt,
     ScheduleConfig,
     Section,
+    Seed,
     Side,
     TrainConfig,
     check_backbone,
@@ -62,7 +63,7 @@ class SourceConfig(Section):
     split_by: str | None = None
     """Regular expression on an image's path below its folder: images with equal first groups (without groups: equal
     matches) stay in one part, as frames of one video should: "(.*)_frame" or "clip[0-9]+"."""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """Another number gives another division."""
     unlabelled: Literal["empty", "skip", "error"] | None = None
     """Images without annotation: empty ones, left out, or a mistake. null: a mistake for voc, labelme and supervisely;
@@ -539,7 +540,7 @@ class TestConfig(Section):
 class DetectionConfig(Section):
     """A detector and its training: what `tools/train_det.py --cfg` reads."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides first weights, order, augmentation and samples."""
     data: DataConfig
     """What is learned from, validated on and tested on."""

@@ -113,7 +113,7 @@ def _wanted(detail: ErrorDetails) -> str:
     }
     if kind in bounds:
         key, words = bounds[kind]
-        return f"{words} {context[key]:g}"
+        return f"{words} {context[key]:.10g}"
     if kind == "literal_error":
         return f"one of {', '.join(text.strip().strip(chr(39)) for text in re.split(r',| or ', context['expected']))}"
     if kind in ("too_short", "too_long"):

@@ -23,6 +23,8 @@ from tests.configs.test_loading import message
         ("optim.lr=-1", "optim.lr must be greater than 0, not -1"),
         ("optim.lr=.nan", "optim.lr must be a finite number, not nan"),
         ("seed=1.5", "seed must be a whole number, not 1.5"),
+        ("seed=4294967296", "seed must be less than 4294967296, not 4294967296"),
+        ("seed=1e308", "seed must be a smaller whole number, not 1e+308"),
         ("train.channels_last=perhaps", "train.channels_last must be true or false, not 'perhaps'"),
         ("model.backbone=resnet11", "not 'resnet11': did you mean resnet101?"),
         ("data.classes=[1, 2]", "data.classes.0 must be text, not 1: put it in quotes"),

@@ -45,6 +45,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USER_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
+def seed_number(text: str) -> int:
+    """An option's seed, as configs take it."""
+    from configs.common import SEEDS  # here, so that scripts without a config start fast
+
+    value = int(text)
+    if not 0 <= value < SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {SEEDS - 1}")
+    return value
+
+
 def positive(text: str) -> int:
     """An option's whole number from 1 on."""
     value = int(text)
@@ -75,7 +85,9 @@ def make_parser(
     if device:
         add_device(parser)
     if seed:
-        parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: the config's)")
+        parser.add_argument(
+            "--seed", type=seed_number, metavar="N", help="of all random numbers (default: the config's)"
+        )
     return parser
 
 

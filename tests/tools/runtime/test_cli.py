@@ -174,6 +174,13 @@ def test_weights_from_the_command_line_are_not_sought_in_the_data():
     assert cli.absolute("torchvision:IMAGENET1K_V1") == "torchvision:IMAGENET1K_V1"
 
 
+@pytest.mark.parametrize("text", ["-1", str(2**32), "1e3"])
+def test_a_seed_is_one_that_every_generator_takes(text, capsys):
+    assert cli.make_parser("x", seed=True).parse_args(["--seed", str(2**32 - 1)]).seed == 2**32 - 1
+    assert run(lambda args: None, "--seed", text, seed=True) == 2
+    assert "--seed: " in capsys.readouterr().err
+
+
 def test_a_positive_number_is_one_from_1_on():
     assert cli.positive("1") == 1
     for text in ("0", "-3"):
