@@ -11,7 +11,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from configs.common import NonNegativeInt, PositiveInt, Section
+from configs.common import NonNegativeInt, PositiveInt, Section, Width
+
+Kernel = Annotated[int, Field(gt=0, le=255)]
+"""Side of a convolution's window."""
 
 
 class PoolSpec(Section):
@@ -52,8 +55,8 @@ STEM_POOL = PoolSpec(size=3, stride=2, padding=1)
 class StemSpec(Section):
     """The first convolution, conv1 of the paper's Table 1."""
 
-    kernel: PositiveInt = 7
-    width: PositiveInt = 64
+    kernel: Kernel = 7
+    width: Width = 64
     stride: PositiveInt = 2
     pool: bool | PoolSpec = True
     """The pooling after it; true: 3x3 maximum with stride 2."""
@@ -67,8 +70,8 @@ class StemSpec(Section):
 class StageSpec(Section):
     """A run of units of one width, the first of which strides."""
 
-    units: PositiveInt
-    width: PositiveInt
+    units: Annotated[int, Field(gt=0, le=1000)]
+    width: Width
     """Channels of the convolutions; bottleneck units put out 4 times as many."""
     stride: PositiveInt = 1
     """The first unit's stride, pixels."""
@@ -80,8 +83,8 @@ class ResNetSpec(Section):
     """A row of the table of nets."""
 
     stem: StemSpec = StemSpec()
-    stages: tuple[StageSpec, ...]
-    unit: Literal["basic", "bottleneck"] | tuple[PositiveInt, ...]
+    stages: Annotated[tuple[StageSpec, ...], Field(max_length=100)]
+    unit: Literal["basic", "bottleneck"] | Annotated[tuple[Kernel, ...], Field(max_length=100)]
     """The residual function F. basic: 3x3, 3x3; bottleneck: 1x1, 3x3, 1x1 with a 4 times wider output; or the sizes of
     any number of convolutions of the stage's width: [3, 3, 3], [5], ... One layer alone makes y = Wx + x, which is
     linear but for the ReLU behind it: the paper saw no advantage in that (Sec. 3.2)."""

@@ -21,6 +21,7 @@ from configs.common import (
     PositiveInt,
     ScheduleConfig,
     Section,
+    Seed,
     Side,
     TrainConfig,
     check_crop_ranges,
@@ -264,7 +265,7 @@ class ClassificationTrainConfig(TrainConfig):
 class ClassificationConfig(Section):
     """A classifier and its training: what `tools/pretrain.py --cfg` reads."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides first weights, order and augmentation."""
     data: ImageDataConfig
     """What is learned from, validated on and tested on."""

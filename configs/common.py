@@ -34,6 +34,15 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Side = Annotated[int, Field(gt=0, le=16384)]
 """Of an image that is made, pixels: 16,384 squared is 800 MB."""
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Images = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Of a step."""
+Width = Annotated[int, Field(gt=0, le=65536)]
+"""Channels or outputs of a layer: 65,536 squared is 17 GB of weights."""
+Repeats = Annotated[int, Field(ge=0, le=100)]
+"""How many equal layers or rounds follow each other. A greater number is a mistake that would never end."""
+SEEDS = 2**32
+"""One more than the greatest seed: what every generator takes."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
@@ -178,7 +187,7 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """The loop."""
 
-    batch_size: PositiveInt
+    batch_size: Images
     """Images in each step, over all processes and accumulated parts."""
     accumulate: PositiveInt = 1
     """The images of a step go through the network in this many parts, to save memory."""
@@ -201,7 +210,8 @@ class TrainConfig(Section):
     """Newest checkpoints that are kept: last.pt, last_1.pt, which was last.pt before, and so on. A damaged last.pt is
     passed over when a run goes on."""
     patience: PositiveInt | None = None
-    """Stop after this many validations without a better `best_metric`; null: never."""
+    """Stop after this many validations without a better `best_metric`; null: never. One in which it cannot be computed
+    does not count; one in which it is not a number is not better."""
 
 
 def check_parts(name: str, batch_size: int, train: TrainConfig) -> None:

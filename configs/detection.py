@@ -12,16 +12,20 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, fie
 
 from configs.common import (
     Fraction,
+    Images,
     NonNegativeFloat,
     NonNegativeInt,
     OnErrorOption,
     OptimConfig,
     PositiveFloat,
     PositiveInt,
+    Repeats,
     ScheduleConfig,
     Section,
+    Seed,
     Side,
     TrainConfig,
+    Width,
     check_backbone,
     check_parts,
 )
@@ -62,7 +66,7 @@ class SourceConfig(Section):
     split_by: str | None = None
     """Regular expression on an image's path below its folder: images with equal first groups (without groups: equal
     matches) stay in one part, as frames of one video should: "(.*)_frame" or "clip[0-9]+"."""
-    split_seed: NonNegativeInt = 0
+    split_seed: Seed = 0
     """Another number gives another division."""
     unlabelled: Literal["empty", "skip", "error"] | None = None
     """Images without annotation: empty ones, left out, or a mistake. null: a mistake for voc, labelme and supervisely;
@@ -178,14 +182,14 @@ class DataConfig(Section):
     """Shorter side in validation, test and prediction, pixels."""
     test_max_size: Side = 1000
     """Cap on the longer side in validation, test and prediction, pixels."""
-    size_divisor: PositiveInt = 32
+    size_divisor: Side = 32
     """Images are zero-padded at the right and the bottom up to a multiple of this."""
     padded_sizes: NonNegativeInt = 0
     """Training batches are padded to about so many sizes, chosen over the first 500 steps so that few pixels are added:
     each new size is tuned by cuDNN, and compiled for. 0: each batch has its own."""
     augment: AugmentConfig = AugmentConfig()
     """Augmentation of the training images."""
-    aspect_groups: NonNegativeInt = 6
+    aspect_groups: Repeats = 6
     """Training batches hold images of similar aspect ratio, out of this many groups, to save padding; 0: mixed."""
     num_workers: NonNegativeInt = 4
     """Loader processes for each training process."""
@@ -237,9 +241,9 @@ HeadNorm = Literal["none", "frozen", "batch", "sync"]
 class RpnConfig(Section):
     """Region proposal network (Faster R-CNN, Sec. 3.1). Defaults: the papers'."""
 
-    hidden_channels: PositiveInt | None = 512
+    hidden_channels: Width | None = 512
     """Width of the 3x3 convolution; null: the width of the feature map."""
-    num_convs: PositiveInt = 1
+    num_convs: Annotated[Repeats, Field(ge=1)] = 1
     """3x3 convolutions before the siblings (torchvision's V2 detectors: 2)."""
     fg_iou_thresh: Fraction = 0.7
     """Anchors with an IoU of at least this with an object are positive (and each object's best anchors)."""
@@ -280,7 +284,7 @@ class BoxConfig(Section):
     name pixels that belong to it. false: with the pixel behind them, about one time in eight a row or column more."""
     pool_size: Annotated[int, Field(gt=0, le=32)] = 14
     """Bins on each side. C4: 14 (conv5 keeps its stride 2) or 7 (conv5 runs at stride 1). VGG, FPN: 7."""
-    sampling_ratio: NonNegativeInt = 0
+    sampling_ratio: Repeats = 0
     """RoIAlign's samples on each side of a bin; 0: as many as the bin has feature pixels."""
     aligned: bool = True
     """RoIAlign's half-pixel correction."""
@@ -302,13 +306,13 @@ class BoxConfig(Section):
     """Where the box loss turns from quadratic to linear; 0: plain L1."""
     box_loss_weight: PositiveFloat = 1.0
     """Factor of the box loss."""
-    num_convs: NonNegativeInt = 0
+    num_convs: Repeats = 0
     """FPN and DC5: 3x3 convolutions before the fully connected layers (torchvision's V2 detectors: 4)."""
     norm: HeadNorm = "none"
     """Batch norm behind each of these convolutions."""
-    num_fcs: PositiveInt = 2
+    num_fcs: Annotated[Repeats, Field(ge=1)] = 2
     """FPN and DC5: fully connected layers (torchvision's V2 detectors: 1)."""
-    fc_width: PositiveInt = 1024
+    fc_width: Width = 1024
     """FPN, DC5 and VGG: outputs of each fully connected layer (VGG with ImageNet weights: 4096)."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """FPN, DC5 and VGG: after each fully connected layer, in training."""
@@ -360,7 +364,7 @@ class ModelConfig(Section):
     """He et al. 2016, Sec. 4.1. null: as the checkpoint says, else the net's own."""
     plain: bool | None = None
     """The same layers without shortcuts. null: as the checkpoint says, else false."""
-    fpn_channels: PositiveInt = 256
+    fpn_channels: Width = 256
     """fpn: channels of each level."""
     fpn_norm: HeadNorm = "none"
     """Batch norm behind each of the pyramid's convolutions (torchvision's V2 detectors have it)."""
@@ -410,7 +414,7 @@ class ModelConfig(Section):
 class PhaseConfig(Section):
     """What two of the four phases of alternating training do otherwise; null: as in the rest of the config."""
 
-    batch_size: PositiveInt | None = None
+    batch_size: Images | None = None
     """Takes the place of train.batch_size."""
     lr: PositiveFloat | None = None
     """Takes the place of optim.lr; scaled in the same way."""
@@ -431,9 +435,12 @@ class AlternatingConfig(Section):
 
 
 BatchSize = Annotated[
-    NonNegativeInt,
+    int,
+    Field(ge=0, le=1_000_000),
     BeforeValidator(lambda value: 0 if value == "auto" else value),
-    WithJsonSchema({"anyOf": [{"type": "integer", "minimum": 1}, {"enum": ["auto"], "type": "string"}]}),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 1_000_000}, {"enum": ["auto"], "type": "string"}]}
+    ),
 ]
 """A number of images; 0 is `auto`, for which a training puts a number before it begins."""
 
@@ -499,7 +506,7 @@ class TestConfig(Section):
     """Overlap, as IoU, above which the worse-scored of two detections of a class is dropped. The papers: 0.3."""
     detections_per_img: PositiveInt = 100
     """Detections an image at most, the best-scored ones (COCO's limit)."""
-    refine_rounds: NonNegativeInt = 0
+    refine_rounds: Repeats = 0
     """Box refinement: how many times the regressed boxes are pooled and scored again. The paper: 1."""
     refine_nms_thresh: Fraction = 0.3
     """Takes the place of nms_thresh where refine_rounds > 0: the union of the rounds holds more duplicates."""
@@ -539,7 +546,7 @@ class TestConfig(Section):
 class DetectionConfig(Section):
     """A detector and its training: what `tools/train_det.py --cfg` reads."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides first weights, order, augmentation and samples."""
     data: DataConfig
     """What is learned from, validated on and tested on."""

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from configs.common import NonNegativeInt, PositiveInt, Section
+from configs.common import NonNegativeInt, PositiveInt, Section, Seed
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 
@@ -23,7 +23,7 @@ class TrainedConfig(Section):
     """A file of configs/, without its ending."""
     overrides: list[str] = []
     """Changes of the config, written as for --set; they come after the experiment's."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] | None = None
+    seeds: Annotated[list[Seed], Field(min_length=1)] | None = None
     """null: the experiment's."""
     starts_from: Name | None = None
     """An earlier entry of `runs`, whose last checkpoint is model.weights: of the same seed, else of its first one."""
@@ -116,7 +116,7 @@ class ExperimentConfig(Section):
     """What is to be judged."""
     reading: str = "not run"
     """One or two sentences on what came out, by hand; until then: not run."""
-    seeds: Annotated[list[NonNegativeInt], Field(min_length=1)] = [0, 1, 2]
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0, 1, 2]
     """One run for each, of every entry of `runs`."""
     overrides: list[str] = []
     """Changes of all configs, written as for --set."""

@@ -85,13 +85,10 @@ def read_bytes(path: str | Path, what: str, limit: int = 1 << 32) -> bytes:
         raise UserError(f"{path}: cannot read the {what}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def is_file(path: Path) -> bool:
+def is_file(path: str | Path) -> bool:
     """Whether there is such a file; False too for names from data that no file can have (too long, a zero byte)."""
     note_place(path)
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return os.path.isfile(path)
 
 
 def is_folder(path: Path) -> bool:

@@ -36,8 +36,11 @@ def noting() -> Iterator[dict[str, State]]:
 
 def note(path: str | Path) -> None:
     """Note a file that is about to be read, or a folder whose names are about to be looked at."""
+    text = os.fspath(path)
     for seen in _noted:
-        absolute = os.path.abspath(path)
+        if text in seen:  # as the keys are: nothing to make absolute
+            continue
+        absolute = os.path.abspath(text)
         if absolute not in seen:
             seen[absolute] = state_of(absolute)
 

@@ -22,6 +22,7 @@ from configs.common import (
     PositiveInt,
     ScheduleConfig,
     Section,
+    Seed,
     Side,
     TrainConfig,
     check_crop_ranges,
@@ -264,7 +265,7 @@ class LocalisationTrainConfig(TrainConfig):
 class LocalisationConfig(Section):
     """A localiser and its training: what `tools/train_loc.py --cfg` reads."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Decides first weights, order, augmentation and samples."""
     data: LocalisationDataConfig
     """What is learned from, validated on and tested on."""

@@ -93,6 +93,7 @@ def _explain(path: tuple[str | int, ...], details: list[ErrorDetails], schema: t
 
 _WANTED = {
     "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller whole number",
     "float_type": "a number", "float_parsing": "a number", "finite_number": "a finite number",
     "bool_type": "true or false", "bool_parsing": "true or false",
     "string_type": "text", "list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping of keys to values",
@@ -112,7 +113,7 @@ def _wanted(detail: ErrorDetails) -> str:
     }
     if kind in bounds:
         key, words = bounds[kind]
-        return f"{words} {context[key]:g}"
+        return f"{words} {context[key]:.10g}"
     if kind == "literal_error":
         return f"one of {', '.join(text.strip().strip(chr(39)) for text in re.split(r',| or ', context['expected']))}"
     if kind in ("too_short", "too_long"):

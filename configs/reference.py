@@ -141,7 +141,7 @@ def _type(node: dict[str, Any]) -> str:
 
 def _bounds(node: dict[str, Any]) -> str:
     signs = {"minimum": "&ge;", "exclusiveMinimum": "&gt;", "maximum": "&le;", "exclusiveMaximum": "&lt;"}
-    return ", ".join(f" {sign} {node[name]:g}" for name, sign in signs.items() if name in node).replace(",  ", ", ")
+    return ", ".join(f" {sign} {node[name]:.10g}" for name, sign in signs.items() if name in node).replace(",  ", ", ")
 
 
 def _yaml(value: Any) -> str:

@@ -20,12 +20,12 @@ import numpy as np
 
 from configs.errors import PrintableFilter, UserError, counted
 from configs.files import is_file
-from datasets.columns import Rows, comparable, distinct_names, no_garbage_collection, short
+from datasets.columns import Growing, Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
 from datasets.json_lists import JsonLists, read_lists
 from datasets.listing import same_name
 from datasets.make_records import make_records
-from datasets.records import Records
+from datasets.records import Records, count_different
 
 logger = logging.getLogger(__name__)
 logger.addFilter(PrintableFilter())
@@ -76,18 +76,15 @@ def read_coco_file(path: Path) -> CocoFile:
         lists = read_lists(path, "annotation file", tuple(_WANTED))
         if "images" not in lists:
             raise UserError(f"{path}: not a COCO annotation file: it has no list of images: is it a results file?")
-        images = _each_once(_all_rows(lists, "images", "image number"))
+        image_ids, file_names, sizes = _image_columns(lists)
         categories = _each_once(_all_rows(lists, "categories", "category number"))
-        image_ids, category_ids = images.ids("id"), categories.ids("id")
+        category_ids = categories.ids("id")
         texts = [text.strip() for text in categories.texts("name", "give the category a name")]
         names = dict(zip(category_ids, texts, strict=True))
         category_ids = sorted(category_ids)
         class_names, twice = distinct_names([names[identity] for identity in category_ids], category_ids)
         if twice:
             logger.warning("%s: categories of the same name are told apart by id: %s", path, ", ".join(twice[:5]))
-        file_names = [_file_name(images, i) for i in range(len(image_ids))]
-        sizes = np.stack([images.sides("height"), images.sides("width")], axis=1)
-        del images, categories  # a million dictionaries
         file = CocoFile(
             path=path,
             image_ids=image_ids,
@@ -123,24 +120,26 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
         raise file.unknown
     counts = np.bincount(file.image_index, minlength=len(file.image_ids))
     order = np.argsort(file.image_index, kind="stable")
-    ids = file.annotation_ids
-    columns = vars(file)  # taken out, so that a column and its sorted copy do not stay in memory
-    boxes = columns.pop("boxes")[order]
+    if not isinstance(file.annotation_ids, np.ndarray):
+        vars(file)["annotation_ids"] = _numbered(file.annotation_ids)
+    columns = {name: vars(file).pop(name) for name in ("boxes", "labels", "area", "iscrowd", "annotation_ids")}
+    del vars(file)["image_index"]
+    for name in columns:  # one after another, so that only one is there twice
+        for column in np.atleast_2d(columns[name].T):
+            column[:] = column[order]
+    boxes = columns["boxes"]
     boxes[:, 2:] += boxes[:, :2]
+    del order
     return make_records(
         images=_images(file, images),
-        boxes=boxes,
-        labels=columns.pop("labels")[order],
         counts=counts,
         class_names=file.class_names,
         source=str(annotations),
         annotation_file=f"{annotations} image {{}}",
-        area=columns.pop("area")[order],
-        iscrowd=file.iscrowd[order],
-        annotation_ids=(ids if isinstance(ids, np.ndarray) else _numbered(ids))[order],
         category_ids=file.category_ids,
         annotated=file.annotated,
         form="coco",
+        **columns,
     )
 
 
@@ -186,13 +185,30 @@ def _all_rows(lists: JsonLists, key: str, what: str) -> Rows:
     return Rows(lists.path, items, what, is_whole_file=False)
 
 
+def _image_columns(lists: JsonLists) -> tuple[list[Any], list[str], np.ndarray]:
+    """Ids, file names and sizes (N, 2) of the images; a million dictionaries are never there at a time."""
+    ids, names, sizes = [], [], Growing(np.int64, 2)
+
+    def add(rows: Rows) -> None:
+        ids.extend(rows.ids("id"))
+        names.extend(_file_name(rows, i) for i in range(len(rows.items)))
+        sizes.add(np.stack([rows.sides("height"), rows.sides("width")], axis=1))
+
+    for rows in _rows(lists, "images", "image number"):
+        add(rows)
+    if len(set(map(type, ids))) > 1 or len(set(ids)) < len(ids):  # which depends on all records
+        ids, names, sizes = [], [], Growing(np.int64, 2)
+        add(_each_once(_all_rows(lists, "images", "image number")))
+    return ids, names, sizes.array()
+
+
 def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]) -> dict[str, Any]:
     """What `CocoFile` says about the annotations, by its fields' names."""
-    columns: dict[str, list[np.ndarray]] = {
-        "boxes": [np.zeros((0, 4))], "area": [np.zeros(0)], "iscrowd": [np.zeros(0, bool)],
-        "image_index": [np.zeros(0, np.int64)], "labels": [np.zeros(0, np.int64)],
+    columns = {
+        "boxes": Growing(np.float64, 4), "area": Growing(np.float64), "iscrowd": Growing(bool),
+        "image_index": Growing(np.int64), "labels": Growing(np.int64),
     }  # fmt: skip
-    ids: list[np.ndarray | list[Any]] = [np.zeros(0, np.int64)]
+    ids, others = Growing(np.int64), []
     position_of, label_of = _positions(image_ids, 0), _positions(category_ids, 1)
     lacks_area, unknown = False, {}
     for rows in _rows(lists, "annotations", "annotation number"):
@@ -204,18 +220,21 @@ def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]
         found = {"boxes": boxes, "image_index": images, "labels": labels}
         found |= {"area": _areas(rows, area, boxes), "iscrowd": rows.flags("iscrowd")}
         for name, column in found.items():
-            columns[name].append(column)
-        ids.append(_whole_numbers(rows.optional("id")))
+            columns[name].add(column)
+        of_rows = _whole_numbers(rows.optional("id"))
+        if isinstance(of_rows, np.ndarray) and not others:
+            ids.add(of_rows)
+        else:
+            others += [*([] if others else ids.array().tolist()), *of_rows]
         for key, bad in (("image_id", images < 0), ("category_id", labels < 1)):
             if key not in unknown and bad.any():
                 m = int(np.argmax(bad))
                 owner = "images" if key == "image_id" else f"categories {short(category_ids)}"
                 unknown[key] = rows.error(m, f"{key} {short(rows.items[m][key])} is not among the {owner}")
-    all_numbers = all(isinstance(part, np.ndarray) for part in ids)
     return {
-        **{name: np.concatenate(columns.pop(name)) for name in list(columns)},
+        **{name: column.array() for name, column in columns.items()},
         "lacks_area": lacks_area,
-        "annotation_ids": np.concatenate(ids) if all_numbers else [identity for part in ids for identity in part],
+        "annotation_ids": others or ids.array(),
         "unknown": unknown.get("image_id") or unknown.get("category_id"),
     }
 
@@ -300,8 +319,11 @@ def find_image(folder: Path, name: str) -> Path | None:
     (`C:\data\a.jpg`, `/home/me/a.jpg`, `../media/a.jpg`), its last part; else the only file whose name differs in case
     or in how letters with marks are composed (macOS takes them apart).
     """
+    path = folder / name
+    if is_file(path):
+        return path
     slashes = name.replace("\\", "/")
-    candidates = [name, slashes]
+    candidates = [slashes]
     if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
         candidates.append(slashes.rsplit("/", 1)[-1])
     if "%" in slashes:
@@ -309,7 +331,7 @@ def find_image(folder: Path, name: str) -> Path | None:
     for candidate in candidates:
         if is_file(folder / candidate):
             return folder / candidate
-    return next((path for candidate in candidates[1:] if (path := same_name(folder / candidate))), None)
+    return next((path for candidate in candidates if (path := same_name(folder / candidate))), None)
 
 
 def _warn(file: CocoFile) -> None:
@@ -317,7 +339,7 @@ def _warn(file: CocoFile) -> None:
     ids = file.annotation_ids
     if not isinstance(ids, np.ndarray):
         ids = [comparable(identity) for identity in ids]
-    different = len(np.unique(ids)) if isinstance(ids, np.ndarray) else len(set(ids))
+    different = count_different(ids) if isinstance(ids, np.ndarray) else len(set(ids))
     if different < len(ids) and (isinstance(ids, np.ndarray) or None not in ids):
         logger.warning(
             "%s: %s more than once: training takes each annotation; in scoring pycocotools reads the last of them "
@@ -339,10 +361,21 @@ def _warn(file: CocoFile) -> None:
             "%s: %s listed under two ids, the first: %s: objects of the other id count as background",
             file.path, counted(len(twice), "image"), twice[0],
         )  # fmt: skip
-    known = file.image_index >= 0
-    limits = file.sizes[file.image_index[known]][:, ::-1]
-    if looks_like_corners(file.boxes[known], file.area[known], limits):
+    if _seem_corners(file):
         logger.warning("%s: bbox seems to hold x1 y1 x2 y2, not x y width height: convert the boxes", file.path)
+
+
+def _seem_corners(file: CocoFile) -> bool:
+    known = slice(None) if (file.image_index >= 0).all() else file.image_index >= 0  # as a rule nothing is copied
+    boxes = file.boxes[known]
+    if not _has_no_corner_before(boxes):
+        return False
+    return looks_like_corners(boxes, file.area[known], file.sizes[file.image_index[known]][:, ::-1])
+
+
+def _has_no_corner_before(boxes: np.ndarray) -> bool:
+    """Whether there are some boxes (M, 4), and as corners none of them would have its second one before the first."""
+    return len(boxes) >= 8 and not (boxes[:, 2:] <= boxes[:, :2]).any()
 
 
 def looks_like_corners(boxes: np.ndarray, area: np.ndarray, limits: np.ndarray) -> bool:
@@ -354,7 +387,7 @@ def looks_like_corners(boxes: np.ndarray, area: np.ndarray, limits: np.ndarray) 
         area: (M,).
         limits: (M, 2) width and height of each box's image; 0: not declared.
     """
-    if len(boxes) < 8 or (boxes[:, 2:] <= boxes[:, :2]).any():
+    if not _has_no_corner_before(boxes):
         return False
     x1, y1, x2, y2 = boxes.T
     as_corners = np.isclose(area, (x2 - x1) * (y2 - y1), rtol=1e-3)

@@ -10,7 +10,7 @@ import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, repeat
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,10 @@ class Rows:
 
     def optional(self, key: str) -> list[Any]:
         """The values of a key, None where a record lacks it."""
-        return [item.get(key) for item in self.items]
+        try:
+            return list(map(itemgetter(key), self.items))
+        except KeyError:
+            return [item.get(key) for item in self.items]
 
     def ids(self, key: str) -> list[int] | list[str]:
         """The values of a key that all records must have: all whole numbers (`1.0` is 1), or all texts."""
@@ -99,7 +102,7 @@ class Rows:
             kinds = "texts" if of_table is str else "numbers"
             raise self.error(bad, f"{key} is {_kind(values[bad])}, but the {owner} ids are {kinds}")
         try:
-            return np.fromiter((table.get(value, missing) for value in values), dtype=np.int64, count=len(values))
+            return np.fromiter(map(table.get, values, repeat(missing)), dtype=np.int64, count=len(values))
         except TypeError:
             bad = next(index for index, value in enumerate(values) if type(value) in (list, dict))
             raise self.error(bad, f"{key} is {short(values[bad])}: give a number or text") from None
@@ -155,10 +158,11 @@ class Rows:
         if set(map(type, lists)) - {list} or set(map(len, lists)) - {4}:
             bad = next(index for index, box in enumerate(lists) if type(box) is not list or len(box) != 4)
             raise self.error(bad, f"bbox is {short(lists[bad])}, not four numbers [{layout}]")
-        if set(map(type, chain.from_iterable(lists))) - {int, float}:
+        numbers = list(chain.from_iterable(lists))
+        if set(map(type, numbers)) - {int, float}:
             bad = next(i for i, box in enumerate(lists) if set(map(type, box)) - {int, float})
             raise self.error(bad, f"bbox is {short(lists[bad])}, not four numbers [{layout}]")
-        boxes = _floats(list(chain.from_iterable(lists))).reshape(-1, 4)
+        boxes = _floats(numbers).reshape(-1, 4)
         finite = np.isfinite(boxes).all(axis=1)
         if not finite.all():
             bad = int(np.argmin(finite))
@@ -168,6 +172,33 @@ class Rows:
             bad = int(np.argmin(bounded))
             raise self.error(bad, f"bbox {short(lists[bad])} is larger than any image")
         return boxes
+
+
+class Growing:
+    """An array to which parts are added: it grows in place, so that no value is ever there twice."""
+
+    def __init__(self, dtype: type, *shape: int) -> None:
+        """Args:
+        dtype: of the values.
+        shape: of one of them.
+        """
+        self._array, self._length = np.empty((0, *shape), dtype), 0
+
+    def add(self, values: np.ndarray) -> None:
+        """Add (n, *shape) values."""
+        end = self._length + len(values)
+        if end > len(self._array):
+            self._resize(end + end // 8)
+        self._array[self._length : end] = values
+        self._length = end
+
+    def array(self) -> np.ndarray:
+        """All of them, (N, *shape); nothing may be added any more."""
+        self._resize(self._length)
+        return self._array
+
+    def _resize(self, length: int) -> None:
+        self._array.resize((length, *self._array.shape[1:]), refcheck=False)  # moves pages, where realloc can
 
 
 def number_in(text: str) -> float:

@@ -1,7 +1,7 @@
 """What is wrong with a data set: each problem with its code, file, object, value and likely cause. Imports no torch.
 
-`lint_records` looks at the annotations alone (`summary` does so before each training), `lint_voc_files` at each file of
-a VOC folder by itself, `lint_anchors` compares boxes with anchors; `lint_images.py` opens the images. `clean` takes
+`lint_records` looks at the annotations alone (`summary` does so before each training), `lint_anchors` compares boxes
+with anchors; `lint_voc.py` looks at each file of VOC sets by itself, `lint_images.py` opens the images. `clean` takes
 out, or clips, what a training cannot use.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,14 +17,12 @@ from typing import Literal
 import numpy as np
 
 from configs.detection import AnchorConfig
-from configs.errors import UserError, counted
+from configs.errors import counted
 from datasets.anchor_fit import anchor_shapes, better_anchors, reached
 from datasets.coco import looks_like_corners
-from datasets.listing import list_files, list_images
 from datasets.make_records import box_faults, looks_like_fractions
 from datasets.records import Records, has_extent
 from datasets.survey import resize_factors, resized_extents, same_spellings
-from datasets.voc import read_annotation, read_image_set
 
 Severity = Literal["error", "warning", "note"]
 
@@ -56,7 +54,7 @@ CODES: dict[str, tuple[Severity, str]] = {
     "image-turned": ("note", "EXIF, XMP or TIFF say that it is to be turned: were the boxes drawn on it so?"),
     "annotation-broken": ("error", "cannot be read: repair or remove it"),
     "annotation-missing": ("error", "an image of the set without an annotation file, though others have one"),
-    "annotation-lonely": ("note", "an annotation that no image set lists"),
+    "annotation-lonely": ("note", "an annotation that no image set lists, or without an image"),
     "image-missing": ("error", "listed, but there is no such image"),
     "image-lonely": ("note", "an image that no image set lists"),
     "filename-differs": ("warning", "the annotation names another file than its own: copied or renamed?"),
@@ -150,42 +148,6 @@ def summary(parts: Mapping[str, Records], *, min_size: int, max_size: int, more:
     return f"{', '.join(told)}: {more}" if told else "no errors or warnings in the annotations"
 
 
-def lint_voc_files(root: Path, image_sets: Sequence[str]) -> list[Problem]:
-    """The problems of a VOC folder's files, each looked at by itself: a broken one does not hide the others.
-
-    Args:
-        root: the folder that holds Annotations/, ImageSets/Main/ and JPEGImages/.
-        image_sets: the sets whose files belong together; files in none of them are told.
-
-    Raises:
-        UserError: a folder or a list is missing.
-    """
-    listed = list(dict.fromkeys(name for image_set in image_sets for name in read_image_set(root, image_set)))
-    images = {_below(path, root / "JPEGImages"): path for path in list_images(root / "JPEGImages")}
-    xmls = {_below(path, root / "Annotations"): path for path in list_files(root / "Annotations", (".xml",))}
-    problems = []
-    for name in listed:
-        xml = xmls.get(name, root / "Annotations" / f"{name}.xml")
-        if name not in images:
-            problems.append(Problem("image-missing", str(root / "JPEGImages" / name)))
-        if name not in xmls:
-            problems += [Problem("annotation-missing", str(xml))] if xmls else []
-            continue
-        try:
-            annotation = read_annotation(xml)
-        except UserError as error:
-            problems.append(Problem("annotation-broken", str(xml), value=str(error).removeprefix(f"{xml}: ")))
-            continue
-        stem = Path(annotation.filename.replace("\\", "/")).stem
-        if stem and stem != Path(name).name and name in images:
-            problems.append(Problem("filename-differs", str(xml), value=annotation.filename))
-        if annotation.size is None:
-            problems.append(Problem("size-missing", str(xml)))
-    known = set(listed)
-    problems += [Problem("image-lonely", str(path)) for name, path in images.items() if name not in known]
-    return problems + [Problem("annotation-lonely", str(path)) for name, path in xmls.items() if name not in known]
-
-
 FPN_STRIDES, C4_STRIDE = (4, 8, 16, 32, 64), 16
 """Distances between anchors, pixels: of P2..P6, and of the one map of other detectors."""
 
@@ -253,10 +215,6 @@ def is_problem_list(path: Path) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------- parts
-
-
-def _below(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _object_marks(records: Records, min_size: int, max_size: int, from_one: bool) -> dict[str, np.ndarray]:

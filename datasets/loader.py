@@ -5,6 +5,7 @@ Which samples, and in which batches, is said in `detection_loader.py`, `classifi
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -198,13 +199,21 @@ class _Collated:
 
 
 def _shared(batch: Any) -> Any:
-    """The batch in the memory that processes share, or the error that there is too little of it.
+    """The batch in the memory that processes share, or the error that there is too little of it, or of open files.
 
     DataLoader would do the same in a thread of the worker, whose errors nobody sees: the training would wait for ever.
     """
+    few_files = UserError(
+        "too many open files: processes that read images hand over each tensor of a batch as one: raise the limit "
+        "(ulimit -n 4096), or set data.num_workers=0"
+    )
     try:
-        return map_tensors(batch, Tensor.share_memory_)
+        shared = map_tensors(batch, Tensor.share_memory_)
+        count = sum(1 for _ in tensors_of(shared))
+        return few_files if _free_files() < count + _OTHER_FILES else shared  # that thread opens each once more
     except RuntimeError as error:
+        if "Too many open files" in str(error):
+            return few_files
         if "shared memory" not in str(error):
             raise
         size = sum(tensor.nbytes for tensor in tensors_of(batch))
@@ -212,6 +221,22 @@ def _shared(batch: Any) -> Any:
             f"{SHARED_MEMORY} has {_free_megabytes():.1f} MB free, too little for the loader's batches of "
             f"{size / 2**20:.1f} MB: in a container, docker run --shm-size=8g; else set data.num_workers=0"
         )
+
+
+_OTHER_FILES = 8
+"""Files that handing over takes besides one for each tensor: sockets on which they are asked for."""
+
+
+def _free_files() -> int:
+    """How many more files this process may open; a great number where the system does not tell."""
+    try:
+        from resource import RLIMIT_NOFILE, getrlimit
+
+        return getrlimit(RLIMIT_NOFILE)[0] - len(os.listdir("/dev/fd"))
+    except ImportError:  # Windows
+        return 1_000_000
+    except OSError as error:
+        return 0 if error.errno == errno.EMFILE else 1_000_000
 
 
 SHARED_MEMORY = "/dev/shm"

@@ -88,11 +88,15 @@ def report(records: Records, which: np.ndarray, fault: str) -> None:
 
 def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
     """Refuse image names whose bytes are not UTF-8, or that hold line ends and their like: lists cannot hold them."""
-    names = [f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images]
-    control = next((name for name in names if not name.isprintable() and _CONTROL.search(name)), None)
-    if control is not None:
-        raise UserError(f"{source}: the image name {control!r} holds a control character: rename it")
-    bad = [path for (path, _, _), name in zip(images, names, strict=True) if not _is_unicode(name)]
+    names = (f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images)
+    bad = []
+    for (path, _, _), name in zip(images, names, strict=True):
+        if name.isprintable():  # no lone surrogate is
+            continue
+        if _CONTROL.search(name):
+            raise UserError(f"{source}: the image name {name!r} holds a control character: rename it")
+        if not _is_unicode(name):
+            bad.append(path)
     if bad:
         raise UserError(
             f"{source}: the name of {counted(len(bad), 'image')} is not UTF-8, the first: {bad[0]}: "

@@ -131,7 +131,7 @@ class Records:
         factor = len(self.class_names) + 1  # pairs as one number: a sort of rows takes minutes for millions
         pairs = np.repeat(np.arange(len(self)) * factor, np.diff(self.offsets))
         pairs += self.labels
-        return np.stack(np.divmod(np.unique(pairs if which is None else pairs[which]), factor), axis=1)
+        return np.stack(np.divmod(each_once(pairs if which is None else pairs[which]), factor), axis=1)
 
     def trainable(self, *, train_difficult: bool = True) -> np.ndarray:
         """(M,) bool: objects that can take part in training: no crowd, inside the image, with an extent."""
@@ -240,7 +240,7 @@ def join(parts: Sequence[Records]) -> Records:
     assert all(part.class_names == parts[0].class_names for part in parts), "give all parts the same classes first"
     ids = [part.image_ids for part in parts]
     form = parts[0].form if all(part.form == parts[0].form for part in parts) else None
-    if len({array.dtype.kind for array in ids}) > 1 or len(np.unique(np.concatenate(ids))) < sum(map(len, ids)):
+    if len({array.dtype.kind for array in ids}) > 1 or count_different(np.concatenate(ids)) < sum(map(len, ids)):
         ids = [np.array([f"{number}/{name}" for name in array]) for number, array in enumerate(ids, 1)]
         form = None
     same_categories = all(np.array_equal(part.category_ids, parts[0].category_ids) for part in parts)
@@ -268,6 +268,24 @@ def _unknown_class(records: Records, m: int, renamed: list[str], known: list[str
         f"{did_you_mean(name, known)}: "
         "add it to data.classes, map it with data.rename_classes, or choose with data.keep_classes"
     )
+
+
+def each_once(values: np.ndarray) -> np.ndarray:
+    """Values (N,), sorted, each once: `np.unique`, which for millions of different numbers takes 20 times as long."""
+    values = np.sort(values)
+    return values[_first(values)]
+
+
+def count_different(values: np.ndarray) -> int:
+    """How many different values there are."""
+    return int(np.count_nonzero(_first(np.sort(values))))
+
+
+def _first(values: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of some sorted values differ from the one before."""
+    first = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=first[1:])
+    return first
 
 
 def offsets_of(counts: Sequence[int] | np.ndarray) -> np.ndarray:

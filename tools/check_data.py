@@ -15,21 +15,27 @@ import argparse
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from configs.detection import DataConfig, DetectionConfig
+from configs.detection import DataConfig, DetectionConfig, SourceConfig
 from configs.errors import UserError, counted, printable
 from configs.files import write_text
 from configs.loading import load_config
-from datasets.build import build_records
-from datasets.lint import Problem, clean, is_problem_list, lint_anchors, lint_records, lint_voc_files, table
+from datasets.build import Split, build_records
+from datasets.layouts import find_layout
+from datasets.layouts.inventory import Layout
+from datasets.lint import Problem, clean, is_problem_list, lint_anchors, lint_records, table
 from datasets.lint_images import Marks, lint_images, lint_near, lint_splits
+from datasets.lint_voc import lint_voc
 from datasets.records import Records
 from datasets.survey import class_table
 from tools.runtime import cli
 
+PARTS: tuple[Split, ...] = ("train", "val", "test")
 SHOWN = {"error": 20, "warning": 20, "note": 3}
 """Problems of a code that are printed, by severity; --json has all."""
 
@@ -57,17 +63,22 @@ def main(args: argparse.Namespace) -> None:
         raise UserError(f"{args.json}: is there already, and is no list of problems: name another file with --json")
     if args.near and args.fast:
         raise UserError("--near compares pictures, which --fast does not open: give one of them")
-    config = None if args.cfg is None else load_config(args.cfg, args.overrides)
     root = cli.find_data_root(args.data_root)
-    problems = file_problems(config.data, root) if config is not None else []
+    config = None if args.cfg is None else load_config(args.cfg, args.overrides)
+    layout = None if args.folder is None else find_layout(args.folder)
+    if layout is not None:
+        problems = lint_voc(layout.parts, root, whole=layout.root)
+    else:
+        problems = lint_voc(sources_of(config.data), root) if config is not None else []
     try:
-        parts, sizes = read_parts(args.folder, config, root)
+        checked = read_parts(layout, config, root)
     except UserError as error:  # files that are told one by one may keep the set from being read
         if not any(problem.severity == "error" for problem in problems):
             raise
         say({}, problems)
         write(args, problems)
         raise UserError(f"{error}: the rest is checked when the files above are repaired") from None
+    parts, sizes = checked.records, checked.sizes
     marks: dict[str, dict[str, Marks]] = {}
     for part, records in parts.items():
         kept = records if args.policy == "error" else clean(records, args.policy)
@@ -75,7 +86,7 @@ def main(args: argparse.Namespace) -> None:
             print(
                 f"{part}: --policy {args.policy} takes out {counted(len(records.labels) - len(kept.labels), 'object')}"
             )
-        from_one = config is not None and counts_from_one(config.data, part)
+        from_one = all(source.format == "voc" and not source.zero_based for source in checked.sources[part])
         problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1], from_one=from_one)
         if not args.fast:
             found, marks[part] = lint_images(records)
@@ -104,40 +115,37 @@ def write(args: argparse.Namespace, problems: list[Problem]) -> None:
         write_text(args.out / "problems.txt", "".join(f"{printable(problem.line())}\n" for problem in problems))
 
 
-def read_parts(
-    folder: Path | None, config: DetectionConfig | None, root: Path
-) -> tuple[dict[str, Records], tuple[int, int]]:
-    """The records of each part, and the shorter and the longer side that training resizes to."""
-    if config is None:
+@dataclass(frozen=True)
+class Checked:
+    """What is checked: a folder's parts, or a config's."""
+
+    sources: Mapping[str, Sequence[SourceConfig]]
+    records: dict[str, Records]
+    sizes: tuple[int, int] = (600, 1000)
+    """The shorter and the longer side that training resizes to."""
+
+
+def read_parts(layout: Layout | None, config: DetectionConfig | None, root: Path) -> Checked:
+    """The parts of a folder's layout, or of a config, with the training set's classes, as in a training."""
+    if layout is not None:
         from tools.runtime.own_data import read_own_data
 
-        assert folder is not None, "one of the two is given"
-        return dict(read_own_data(folder).records), (600, 1000)
-    data = config.data
-    parts: dict[str, Records] = {}
-    for part in ("train", "val", "test"):
-        if getattr(data, part):  # the other sets have the training set's classes, as in a training
-            names = parts["train"].class_names if "train" in parts else None
-            parts[part] = build_records(data, part, root, class_names=names)
+        own = read_own_data(layout)
+        return Checked(own.sources, dict(own.records))
+    assert config is not None, "one of the two is given"
+    data, records = config.data, {}
+    for part in PARTS:
+        if not getattr(data, part):
+            continue
+        names = records["train"].class_names if "train" in records else None
+        records[part] = build_records(data, part, root, class_names=names)
     shortest = data.min_size if isinstance(data.min_size, int) else min(data.min_size)
-    return parts, (shortest, data.max_size)
+    return Checked(sources_of(data), records, (shortest, data.max_size))
 
 
-def counts_from_one(data: DataConfig, part: str) -> bool:
-    """Whether all sources of a part count pixels from 1, as VOC's own files do."""
-    return all(source.format == "voc" and not source.zero_based for source in getattr(data, part))
-
-
-def file_problems(data: DataConfig, root: Path) -> list[Problem]:
-    """The problems of the files of VOC folders, each looked at by itself."""
-    sets: dict[Path, list[str]] = defaultdict(list)
-    for part in ("train", "val", "test"):
-        for source in getattr(data, part) or ():
-            if source.format == "voc" and source.image_set:
-                sets[root / source.root].append(source.image_set)
-    found = [problem for root, names in sets.items() for problem in lint_voc_files(root, names)]
-    # A config may take some sets of a folder only: what the others list is not lonely.
-    return [problem for problem in found if not problem.code.endswith("-lonely")]
+def sources_of(data: DataConfig) -> dict[str, list[SourceConfig]]:
+    """The sources of each part that a config has."""
+    return {part: getattr(data, part) for part in PARTS if getattr(data, part)}
 
 
 def anchor_problems(config: DetectionConfig, train: Records, sizes: tuple[int, int]) -> list[Problem]:

@@ -34,7 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--to", required=True, choices=("voc", "coco", "yolo"), help="the format")
     add("--split", metavar="SHARES", help="make new parts: shares of train and val, and of test: .8,.2 or .7,.2,.1")
     add("--split-by", metavar="PATTERN", help="regular expression: images with equal first groups stay together")
-    add("--seed", type=int, default=0, metavar="N", help="another one makes another division (0)")
+    add("--seed", type=cli.seed_number, default=0, metavar="N", help="another one makes another division (0)")
     return parser
 
 

@@ -165,7 +165,9 @@ def make_parser() -> argparse.ArgumentParser:
             continue
         command.add_argument("name", metavar="NAME", help="an experiment: a file of --experiments")
         command.add_argument("--only", nargs="+", metavar="RUN", help="train these entries of `runs` (default: all)")
-        command.add_argument("--seeds", nargs="+", type=int, metavar="N", help="train these seeds (default: all)")
+        command.add_argument(
+            "--seeds", nargs="+", type=cli.seed_number, metavar="N", help="train these seeds (default: all)"
+        )
         command.add_argument("--out", type=Path, default=Path("runs/experiments"), metavar="DIR", help="run folders")
         cli.add_data_root(command)
         cli.add_device(command)

@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     start = choose_start(args.start, machine, len(own.records["train"]))
     plan = make_plan(own.records["train"], machine, pretrained=start.name is not None)
     _say(own, plan)
-    _draw(sheet_path, own.records["train"])
+    drawn = _draw(sheet_path, own.records["train"])
     images = ", ".join(f"{len(records)} to {part}" for part, records in own.records.items())
     objects = counted(sum(len(records.labels) for records in own.records.values()), "object")
     objects += f" of {counted(len(own.class_names), 'class')}"
@@ -78,7 +78,8 @@ def main(args: argparse.Namespace) -> None:
     )
     load_config(out)  # what was written can be read
     print(f"\nconfig     {out}")
-    print(f"sheet      {sheet_path}: look whether the boxes lie where they should")
+    if drawn:
+        print(f"sheet      {sheet_path}: look whether the boxes lie where they should")
     print(f"start      {start.reason}")
     print(f"train      {training_command(out, start.name)}")
     if plan.minutes:
@@ -129,8 +130,8 @@ def _say(own: OwnData, plan: Plan) -> None:
         print(f"  - {text}")
 
 
-def _draw(path: Path, records: Records) -> None:
-    """Photos of the training set with their boxes."""
+def _draw(path: Path, records: Records) -> bool:
+    """Photos of the training set with their boxes; whether one of them could be read."""
     from detection.drawing import draw_detections, sheet
     from tools.runtime.pictures import choose_images, write_picture
 
@@ -144,7 +145,9 @@ def _draw(path: Path, records: Records) -> None:
         target = records.target(index, image.shape[:2])
         scale = min(640 / max(image.shape[:2]), max(1.0, 320 // min(image.shape[:2])))
         pictures.append(draw_detections(image, target.boxes, target.labels, None, records.class_names, scale=scale))
-    write_picture(path, sheet(pictures))
+    if pictures:
+        write_picture(path, sheet(pictures))
+    return bool(pictures)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, data_root=True, device=True)
     parser.add_argument("--cfg", required=True, nargs="+", type=Path, metavar="FILE", help="configs, YAML")
     cli.add_set(parser)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="one run for each (default: 0)")
+    seeds = "one run for each (default: 0)"
+    parser.add_argument("--seeds", nargs="+", type=cli.seed_number, default=[0], metavar="N", help=seeds)
     parser.add_argument("--views", choices=VIEWS, default="center", help="the test whose errors are in the table")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and figures")
     return parser

@@ -63,7 +63,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=Path, metavar="DIR", help="the folder of the shards")
     add("--name", help="the shards are NAME-000000.tar, ... (default: the split)")
     add("--per-shard", type=cli.positive, default=1000, metavar="N", help="images in each (default: %(default)s)")
-    add("--shuffle", type=int, metavar="SEED", help="mix the images, for readers that read from front to back")
+    add(
+        "--shuffle",
+        type=cli.seed_number,
+        metavar="SEED",
+        help="mix the images, for readers that read from front to back",
+    )
     add("--index", metavar="SHARDS", help="only write the index of these shards, e.g. train-{000000..000127}.tar")
     return parser
 

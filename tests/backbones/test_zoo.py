@@ -132,6 +132,8 @@ def test_a_named_net_equals_its_table():
         ("resnet50", {"shortcut": "D"}, "shortcut"),
         ({"unit": "basic", "stages": []}, {}, "at least one stage"),
         ({"unit": "basic", "stages": [{"units": 0, "width": 4, "stride": 1}]}, {}, "stages.0.units"),
+        ({"unit": "basic", "stages": [{"units": 10**30, "width": 4, "stride": 1}]}, {}, "stages.0.units"),
+        ("cifar_resnet600002", {}, "units"),
         ({"unit": "basic", "stage": []}, {}, "stage"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from configs.errors import UserError
+from datasets import loader
 from datasets.loader import make_loader, usable_cpus
 
 
@@ -95,6 +96,25 @@ def test_processors_that_this_process_may_use(monkeypatch) -> None:
     assert usable_cpus() == 3
     monkeypatch.delattr(os, "sched_getaffinity")  # macOS, Windows
     assert usable_cpus() == 64
+
+
+def test_too_few_open_files_are_one_line(monkeypatch):
+    """Handing over would fail in a thread of the worker that tells nobody, and the training wait for ever."""
+    numbers = [torch.ones(4)] * 4
+    for free, fails in ((8, True), (9, False)):
+        monkeypatch.setattr(loader, "_free_files", lambda free=free: free)
+        batches = make_loader(numbers, [[0, 1], [2, 3]], torch.stack, num_workers=1)
+        if fails:
+            with pytest.raises(UserError, match=r"too many open files: .*ulimit -n 4096.*data.num_workers=0"):
+                next(iter(batches))
+        else:
+            assert len(list(batches)) == 2
+
+
+def test_files_that_may_still_be_opened():
+    free = loader._free_files()
+    with open(__file__):
+        assert loader._free_files() == free - 1
 
 
 def test_too_little_shared_memory_is_one_line(tmp_path, monkeypatch):

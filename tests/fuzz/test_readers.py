@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,7 +39,8 @@ def run_case(name: str, number: int, folder: Path) -> bool:
     start, before = time.process_time(), _resident("VmRSS")
     measured = _forget_peak()
     try:
-        FORMATS[name](folder, random.Random(f"{name} {number}"))
+        with _ended_after(2 * SECONDS):
+            FORMATS[name](folder, random.Random(f"{name} {number}"))
         read = True
     except UserError as error:
         message, read = " ".join(str(error).split()), False
@@ -49,6 +53,22 @@ def run_case(name: str, number: int, folder: Path) -> bool:
     grown = _resident("VmHWM") - before if measured else 0
     assert grown < MEMORY, f"{name} case {number}: {grown >> 20} MiB"
     return read
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError within a block that takes more CPU time, so that what would never end is named."""
+
+    def end(number: int, frame: object) -> None:
+        raise TimeoutError(f"after {seconds:.0f} s")
+
+    previous = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
 def _forget_peak() -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datasets.lint import lint_records, lint_voc_files
+from datasets.lint import lint_records
+from datasets.lint_voc import lint_voc_files
 from datasets.voc import read_voc
 
 

@@ -102,6 +102,25 @@ def test_a_folder_without_a_config(tmp_path: Path, capsys) -> None:
             run(*wrong)
 
 
+def test_a_folder_is_checked_as_a_config_of_it_is(tmp_path: Path, capsys) -> None:
+    root = voc_set(tmp_path / "v", {name: [GOOD] for name in "abcd"})
+    voc_set(root, {"e": [GOOD], "f": [GOOD, ("cat", (1, 100, 180, 180))]}, "val")
+    xml = root / "Annotations" / "d.xml"
+    xml.write_text(xml.read_text().replace("size>", "s>"))
+    codes = []
+    for given in ([root], ["--cfg", config(tmp_path, train=root, val=root)]):
+        run(*given, "--fast", "--json", tmp_path / "p.json")
+        found = json.loads((tmp_path / "p.json").read_text())
+        codes.append([(problem["code"], problem["file"], problem["thing"]) for problem in found])
+    assert {code for code, *_ in codes[0]} == {"size-missing", "box-at-edge"}
+    assert [item for item in codes[1] if item[0] != "anchors-miss"] == codes[0]
+    (root / "Annotations" / "a.xml").write_text("<annotation><object>")
+    (root / "Annotations" / "b.xml").write_text("<annotation><object>")
+    with pytest.raises(UserError, match=r"a\.xml: not a valid annotation file.*checked when the files above"):
+        run(root)
+    assert "2  error    annotation-broken" in capsys.readouterr().out
+
+
 def test_near_pictures_and_anchors(tmp_path: Path, capsys) -> None:
     root = voc_set(tmp_path / "v", {"a": [GOOD], "b": [("cat", (100, 100, 110, 109))]})
     picture = cv2.imread(str(root / "JPEGImages" / "a.jpg"))

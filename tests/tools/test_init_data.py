@@ -105,3 +105,14 @@ def test_mistakes(photos: Path, tmp_path: Path, monkeypatch, words: list[str], s
     with pytest.raises(UserError) as error:
         run(*words)
     assert said in str(error.value)
+
+
+def test_photos_that_cannot_be_read_make_no_sheet(photos: Path, tmp_path: Path, capsys) -> None:
+    for path in photos.glob("*.png"):
+        path.write_bytes(b"no image")
+    (photos / "image_3.png").unlink()  # all others declare their sizes
+    run(photos, "--out", tmp_path / "c.yaml")
+    said = capsys.readouterr().out
+    assert "not on the sheet: " in said
+    assert "sheet      " not in said
+    assert {path.suffix for path in tmp_path.glob("c*")} == {".yaml"}

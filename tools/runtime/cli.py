@@ -30,7 +30,7 @@ INTERNAL_ERROR, USER_ERROR, INTERRUPTED = 1, 2, 3
 NOTHING_LOST = "interrupted between two checkpoints: nothing is lost, the same command does it again"
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of the machine that come without a file's name."""
 
 
@@ -43,6 +43,16 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def seed_number(text: str) -> int:
+    """An option's seed, as configs take it."""
+    from configs.common import SEEDS  # here, so that scripts without a config start fast
+
+    value = int(text)
+    if not 0 <= value < SEEDS:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {SEEDS - 1}")
+    return value
 
 
 def positive(text: str) -> int:
@@ -75,7 +85,9 @@ def make_parser(
     if device:
         add_device(parser)
     if seed:
-        parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: the config's)")
+        parser.add_argument(
+            "--seed", type=seed_number, metavar="N", help="of all random numbers (default: the config's)"
+        )
     return parser
 
 
@@ -216,6 +228,8 @@ def _readable(error: Exception) -> str | None:
     """The one line of a mistake that the user can fix; None: a mistake of ours."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
+    if (limit := _at_a_limit(error)) is not None:
+        return limit
     if isinstance(error, OSError) and error.errno is not None and (error.filename or error.errno in _FULL):
         return f"{os.fsdecode(error.filename or 'output')}: {os.strerror(error.errno)}"
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it here
@@ -224,6 +238,25 @@ def _readable(error: Exception) -> str | None:
             "(data.test_max_size) or model.box.batch_size_per_image, or set train.amp=bf16 "
             f"({' '.join(str(error).split())[:200]})"
         )
+    return None
+
+
+_OUT_OF_MEMORY = ("failed to map segment", "cannot allocate memory", "can't allocate memory", "std::bad_alloc")
+"""What libraries say that find too little of it, in lower case."""
+
+
+def _at_a_limit(error: Exception) -> str | None:
+    """The one line of an error that a limit of the machine led to; None: another one."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in _OUT_OF_MEMORY):
+        return (
+            f"the memory is too small{f' ({text[:200]})' if text else ''}: free some, raise the limit (ulimit -v, the "
+            "container's), or take fewer images at a time, smaller images or fewer processes"
+        )
+    if "ancdata" in text or "too many open files" in text.lower():  # the former is what a socket's reader says of it
+        return f"too many open files ({text[:200]}): raise the limit (ulimit -n 4096); data.num_workers=0 takes fewer"
+    if "can't start new thread" in text:
+        return f"no more threads may be started ({text}): raise the limit (ulimit -u), or lower data.num_workers"
     return None
 
 

@@ -8,6 +8,7 @@ several processes, progress.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -27,7 +28,7 @@ from tools.runtime.optimizer import set_rate, step_unless
 from tools.runtime.plan import Plan, State
 from tools.runtime.progress import Progress, Timed
 from tools.runtime.run_folder import RunFolder
-from tools.runtime.task import Indexed, Task
+from tools.runtime.task import Indexed, Task, Validation
 from tools.runtime.training import average_statistics, seed_step
 
 
@@ -223,15 +224,23 @@ def _validate(task: Task, plan: Plan) -> None:
     if found.picture is not None:
         run.log_picture(state.iteration, "val/detections", found.picture)
     run.log_curves(state.iteration, "val_classes", found.curves)
-    sign = -1.0 if found.lower_is_better else 1.0
-    is_best = found.value is not None and (state.best is None or sign * found.value > sign * state.best)
+    is_best = _is_better(found, state.best)
     state.best = found.value if is_best else state.best
-    state.validations_without_better = 0 if is_best else state.validations_without_better + 1
+    if found.value is not None:  # else nothing was measured, which is no reason to stop
+        state.validations_without_better = 0 if is_best else state.validations_without_better + 1
     state.validated, state.metrics = state.iteration, found.metrics
     say(f"iteration {state.iteration}: {found.words}{' (best)' * is_best}")
     if is_best:
         _save(task, plan, run.best, for_resume=False)
     _save_last(task, plan)
+
+
+def _is_better(found: Validation, best: float | None) -> bool:
+    """Whether a validation's figure is better than the best so far; one that is not a number never is."""
+    if found.value is None or math.isnan(found.value):
+        return False
+    sign = -1.0 if found.lower_is_better else 1.0
+    return best is None or math.isnan(best) or sign * found.value > sign * best
 
 
 def _save_last(task: Task, plan: Plan) -> None:

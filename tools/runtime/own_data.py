@@ -32,13 +32,16 @@ class OwnData:
     notes: list[str] = field(default_factory=list)
 
 
-def read_own_data(folder: Path) -> OwnData:
+def read_own_data(given: Path | Layout) -> OwnData:
     """What a folder holds, part by part, with the same labels in all.
+
+    Args:
+        given: the folder, or what `find_layout` found in it.
 
     Raises:
         UserError: it has no layout that is known, or an annotation is broken.
     """
-    layout = find_layout(folder)
+    layout = given if isinstance(given, Layout) else find_layout(given)
     sources = {part: layout.parts[part] for part in ("all", *PARTS) if part in layout.parts}
     notes = list(layout.notes)
     with collected_warnings() as warnings:
@@ -57,7 +60,7 @@ def read_own_data(folder: Path) -> OwnData:
         dict.fromkeys(name for records in loose.values() for name in records.class_names)
     )
     if not class_names:
-        raise UserError(f"{folder}: no image has an annotated object ({layout.name})")
+        raise UserError(f"{layout.root}: no image has an annotated object ({layout.name})")
     records = {part: some.with_classes(class_names) for part, some in loose.items()}
     return OwnData(layout, sources, records, class_names, notes + warnings)
 

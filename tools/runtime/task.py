@@ -24,7 +24,8 @@ class Validation(NamedTuple):
     logs: Mapping[str, Mapping[str, Any]]
     """Name of a set -> its figures, for metrics.jsonl."""
     value: float | None
-    """The figure that chooses best.pt; None: this validation chooses nothing."""
+    """The figure that chooses best.pt; None: this validation chooses nothing, and does not count for
+    `train.patience`."""
     lower_is_better: bool
     words: str
     """The figures for people."""

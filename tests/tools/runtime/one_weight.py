@@ -42,8 +42,8 @@ class OneWeight(Task):
     """w starts at 1; the loss of the i-th batch is i * w, so that each batch takes rate * i off w."""
 
     def __init__(
-        self, iterations: int = 4, *, validates: bool = True, figures: tuple[float, ...] = (), momentum: float = 0.0,
-        **train,
+        self, iterations: int = 4, *, validates: bool = True, figures: tuple[float | None, ...] = (),
+        momentum: float = 0.0, **train,
     ) -> None:  # fmt: skip
         self.recipe = Recipe(
             seed=0,

@@ -61,6 +61,17 @@ def test_debug_shows_the_traceback_of_a_users_mistake(capsys):
         (NotADirectoryError(20, "Not a directory", "a/file/run"), "a/file/run: Not a directory"),
         (OSError(28, "No space left on device"), "output: No space left on device"),
         (torch.OutOfMemoryError("CUDA out of memory."), "train.accumulate"),
+        (MemoryError(), "the memory is too small: free some"),
+        (MemoryError("Unable to allocate 9 GiB"), "the memory is too small (Unable to allocate 9 GiB): free some"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "ulimit -v"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9 bytes"), "fewer images at a time"),
+        (OSError(12, "Cannot allocate memory"), "the memory is too small"),
+        (RuntimeError("can't start new thread"), "ulimit -u"),
+        (
+            OSError(24, "Too many open files", "a.jpg"),
+            "too many open files ([Errno 24] Too many open files: 'a.jpg'): raise",
+        ),
+        (RuntimeError("received 0 items of ancdata"), "ulimit -n"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(error, words, capsys):
@@ -161,6 +172,13 @@ def test_a_hang_limit_is_a_time(limit, capsys):
 def test_weights_from_the_command_line_are_not_sought_in_the_data():
     assert cli.absolute("a/b.pt") == str(Path.cwd() / "a/b.pt")
     assert cli.absolute("torchvision:IMAGENET1K_V1") == "torchvision:IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize("text", ["-1", str(2**32), "1e3"])
+def test_a_seed_is_one_that_every_generator_takes(text, capsys):
+    assert cli.make_parser("x", seed=True).parse_args(["--seed", str(2**32 - 1)]).seed == 2**32 - 1
+    assert run(lambda args: None, "--seed", text, seed=True) == 2
+    assert "--seed: " in capsys.readouterr().err
 
 
 def test_a_positive_number_is_one_from_1_on():

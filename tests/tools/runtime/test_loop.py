@@ -70,6 +70,21 @@ def test_patience(tmp_path, capsys):
     assert "ended early after 4 iterations" in capsys.readouterr().out
 
 
+def test_a_validation_without_a_figure_does_not_count_for_patience(tmp_path):
+    """Two that are worse than the first, with three between them that measure nothing."""
+    state = train(OneWeight(iterations=9, patience=2, figures=(1.0, None, None, 0.5, None, 0.9)), tmp_path)
+    assert (state.iteration, state.best, state.validations_without_better) == (6, 1.0, 2)
+    assert weight(tmp_path / "best.pt") == pytest.approx(1.0)
+
+
+def test_a_figure_that_is_not_a_number_is_never_the_best(tmp_path):
+    nan = float("nan")
+    task = OneWeight(iterations=9, patience=2, figures=(nan, 1.0, nan, 0.5))
+    state = train(task, tmp_path)
+    assert (state.iteration, state.best) == (4, 1.0)
+    assert weight(tmp_path / "best.pt") == pytest.approx(0.9)
+
+
 def test_without_validation_the_last_is_the_best(tmp_path):
     task = OneWeight(validates=False)
     train(task, tmp_path)
