@@ -113,14 +113,11 @@ def _say(own: OwnData, plan: Plan) -> None:
         print(f"parts      made by a hash of the file names{by}: {source.split:g} to train, the rest to validate")
     print("\n".join(size_lines(own.records["train"], plan.min_size, plan.max_size)))
     print("\n".join(class_table(own.records)))
-    empty = [source for items in own.sources.values() for source in items if source.unlabelled == "empty"]
     found = list(own.notes)
-    if empty:
-        count = sum(len(records) for records in own.records.values()) - own.layout.num_labelled
-        total = count + own.layout.num_labelled
+    if own.num_unlabelled:
         found.append(
-            f"{count} of {counted(total, 'image')} without annotation: taken as images without objects (unlabelled: "
-            "empty); if they are only not labelled yet, write unlabelled: skip into the config"
+            f"{own.num_unlabelled} of {counted(own.num_images, 'image')} without annotation: taken as images without "
+            "objects (unlabelled: empty); if they are only not labelled yet, write unlabelled: skip into the config"
         )
     for part, records in own.records.items():
         found += [f"{part}: {text}" for text in problems(records, part)]
