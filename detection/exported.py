@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]
 
 def _open_torch_export(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     extra = {f"{METADATA}.json": ""}
-    module = torch.export.load(path, extra_files=extra).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch's own, of how it reads the file
+        module = torch.export.load(path, extra_files=extra).module()
 
     @torch.no_grad()
     def run(images: np.ndarray, image_sizes: np.ndarray) -> Answers:
