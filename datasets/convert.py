@@ -2,7 +2,7 @@
 
 Every layout that is written is one that this project, and the tools that made the format popular, read. Images are
 copied as they are. Coordinates stay what they are: VOC's count from 1 and may have decimals, COCO's are x, y, width
-and height, YOLO's fractions have all their digits.
+and height, both to a billionth of a pixel; YOLO's fractions have all their digits.
 """
 
 from __future__ import annotations
@@ -154,9 +154,10 @@ def _xml(records: Records, i: int, name: str) -> str:
     return "\n".join([*lines, "</annotation>", ""])
 
 
-def _number(value: float) -> str:
-    """A whole number without a point, another one with all its digits."""
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
+def _number(value: float) -> int | float:
+    """Pixels to a billionth: a whole number that came from fractions is whole again, not 314.99999999999994."""
+    value = round(float(value), 9)
+    return int(value) if value.is_integer() else value
 
 
 # ---------------------------------------------------------------------------------------------- COCO
@@ -196,17 +197,13 @@ def _coco_content(records: Records, names: Mapping[str, str], first_image: int, 
                 "id": first_object + m,
                 "image_id": first_image + int(owners[m]),
                 "category_id": ids[records.labels[m] - 1],
-                "bbox": [_json_number(value) for value in (x1, y1, x2 - x1, y2 - y1)],
-                "area": _json_number(records.area[m]),
+                "bbox": [_number(value) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "area": _number(records.area[m]),
                 "iscrowd": int(records.iscrowd[m]),
             }
         )
     categories = [{"id": ids[k], "name": name} for k, name in enumerate(records.class_names)]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _json_number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else float(value)
 
 
 # ---------------------------------------------------------------------------------------------- YOLO

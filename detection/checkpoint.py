@@ -95,8 +95,13 @@ def load_strictly(detector: nn.Module, state: dict[str, torch.Tensor], path: Pat
     detector.load_state_dict(state)
 
 
-def load_matching(detector: nn.Module, state: dict[str, torch.Tensor]) -> list[str]:
+def load_matching(detector: nn.Module, state: dict[str, torch.Tensor], path: Path | str) -> list[str]:
     """Loads what fits, for fine-tuning on other classes; returns the names that keep their fresh values.
+
+    Args:
+        detector: the model, or one of its stages.
+        state: the weights to start from.
+        path: where they come from, for messages.
 
     Raises:
         UserError: the body does not fit: nothing but the class layers may differ.
@@ -107,7 +112,9 @@ def load_matching(detector: nn.Module, state: dict[str, torch.Tensor]) -> list[s
     wrong = [name for name in fresh if name.startswith(("backbone.", "roi_heads.box_head."))]
     if wrong:
         raise UserError(
-            f"{wrong[0]} does not fit the weights to start from: they are of another backbone, neck or head"
+            f"{path}: has no {wrong[0]} of the model's shape: the weights to start from are of another backbone, neck "
+            "or head than the config's: make the config's model section theirs (a run's is in the config.yaml beside "
+            "its weights)"
         )
     detector.load_state_dict(fitting, strict=False)
     return fresh

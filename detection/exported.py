@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]
 
 def _open_torch_export(path: Path, threads: int | None) -> tuple[Runner, dict[str, Any]]:
     extra = {f"{METADATA}.json": ""}
-    module = torch.export.load(path, extra_files=extra).module()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch's own, of how it reads the file
+        module = torch.export.load(path, extra_files=extra).module()
 
     @torch.no_grad()
     def run(images: np.ndarray, image_sizes: np.ndarray) -> Answers:
@@ -124,7 +127,10 @@ class ExportedDetector(nn.Module):
 
     Args:
         path: of `tools/export.py`.
-        data: the section of the config that decides the images' sizes.
+        data: a config's section, whose images' sizes must be the file's; None: any will do.
+
+    Attributes:
+        data: the sizes that the file was made for, as a config's section.
 
     Raises:
         UserError: the file cannot be opened, or was made for other sizes.
@@ -133,19 +139,23 @@ class ExportedDetector(nn.Module):
     scales = ()
     """It sees an image in one size (see `detection.inference.Inference`)."""
 
-    def __init__(self, path: Path, data: DataConfig) -> None:
+    def __init__(self, path: Path, data: DataConfig | None = None) -> None:
         super().__init__()
         self.run, about = open_exported(path)
         self.batch: int = about["batch"]
         self.class_names: list[str] = about["class_names"]
         self.thresholds: dict[str, float] = about["thresholds"]
-        self.least: int = about["preprocessing"]["least_side"]
-        ours = {"min_size": data.test_min_size, "max_size": data.test_max_size, "pad_to_multiple": data.size_divisor}
-        for key, value in ours.items():
-            if about["preprocessing"][key] != value:
+        sizes = about["preprocessing"]
+        self.least: int = sizes["least_side"]
+        self.data = DataConfig(
+            train=[], test_min_size=sizes["min_size"], test_max_size=sizes["max_size"],
+            size_divisor=sizes["pad_to_multiple"],
+        )  # fmt: skip
+        for key in ("test_min_size", "test_max_size", "size_divisor") if data is not None else ():
+            own, wanted = getattr(self.data, key), getattr(data, key)
+            if own != wanted:
                 raise UserError(
-                    f"{path}: was made for {key} {about['preprocessing'][key]}, the config's data section says {value} "
-                    "(test_min_size, test_max_size, size_divisor): make them equal"
+                    f"{path}: was made for {key} {own}, the config's data section says {wanted}: make them equal"
                 )
 
     def forward(self, batch: Batch) -> BatchDetections:

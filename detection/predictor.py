@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from configs.detection import DetectionConfig
 from configs.errors import UserError
 from datasets.batch import Batch, Collate
 from datasets.padding import padded_size
@@ -25,6 +26,7 @@ from datasets.resize import resize_image, resized_size, scaled_sizes
 from datasets.target import Sample, Target
 from detection.compilation import compile_regions, graph_detections
 from detection.ensemble import load_ensemble
+from detection.exported import ExportedDetector, is_exported
 from detection.inference import Inference
 from detection.inputs import ImageInput, image_inputs, is_address, is_video, open_video
 from detection.postprocess import BatchDetections
@@ -47,7 +49,8 @@ class Predictor:
     """A detector, or an ensemble, that takes images as people have them.
 
     Args:
-        weights: a checkpoint's path, a name of the zoo, or several: an ensemble of detectors of the same classes.
+        weights: a checkpoint's path, a name of the zoo, or several: an ensemble of detectors of the same classes; or
+            an exported file (`tools/export.py`), which runs on the CPU, as it is.
         device: auto (CUDA where there is one), cpu, cuda, cuda:1.
         threshold: least score of a detection.
         class_thresholds: class name -> least score, for classes that need another one.
@@ -57,11 +60,16 @@ class Predictor:
 
     Attributes:
         class_names: K names: label k is class_names[k - 1].
-        config: of the (first) checkpoint, with the overrides.
+        config: of the (first) checkpoint, with the overrides; None for an exported file, which carries none.
+        least_threshold: the lowest that can be asked for: an exported file's own, else 0.
 
     Raises:
-        UserError: the weights cannot be read, the device is not there, a threshold is not in [0, 1] or names no class.
+        UserError: the weights cannot be read, the device is not there, a threshold is not in [0, 1] or names no class,
+            or an exported file is asked for something that it was not exported with.
     """
+
+    config: DetectionConfig | None = None
+    least_threshold: float = 0.0
 
     def __init__(
         self,
@@ -77,30 +85,53 @@ class Predictor:
         paths = [weights] if isinstance(weights, str | Path) else list(weights)
         if not paths:
             raise UserError("weights: the list is empty: give at least one checkpoint")
-        self.device = choose_device(device)
         thresholds = dict(class_thresholds or {})
         for name, value in {"threshold": threshold, **thresholds}.items():
             if not 0.0 <= value <= 1.0:
                 raise UserError(f"{name}: a threshold of {value} is not between 0 and 1")
         least = min([threshold, *thresholds.values()])
-        detectors, self.config = load_ensemble(
-            paths, overrides=[f"test.score_thresh={least:.12f}", *overrides], device=self.device
-        )
-        self.class_names = list(detectors[0].class_names)
+        exported = any(is_exported(path) for path in paths)
+        self.device = choose_device("cpu" if exported and str(device) == "auto" else device)
+        if exported:
+            unusable = {"overrides (--set)": overrides, "compile": compile, "graphs": graphs}
+            self._use_exported(paths, least, [name for name, given in unusable.items() if given])
+        else:
+            self._use_checkpoints(paths, [f"test.score_thresh={least:.12f}", *overrides], compile=compile)
         unknown = sorted(thresholds.keys() - set(self.class_names))
         if unknown:
             known = ", ".join(self.class_names[:20])
             raise UserError(f"a threshold for {unknown[0]!r}, which is not a class of {paths[0]}: {known}")
         by_label = [threshold, *(thresholds.get(name, threshold) for name in self.class_names)]
         self._thresholds = np.array(by_label, np.float32)
-        amp = self.config.train.amp == "bf16"
+        self._detections = graph_detections(self._inference) if graphs else self._inference
+
+    def _use_checkpoints(self, paths: Sequence[str | Path], overrides: Sequence[str], *, compile: bool) -> None:
+        detectors, self.config = load_ensemble(paths, overrides=overrides, device=self.device)
+        self._data, self._amp = self.config.data, self.config.train.amp == "bf16"
         for detector in detectors:
-            detector.optimize_for_inference(torch.bfloat16 if amp else torch.float32)
+            detector.optimize_for_inference(torch.bfloat16 if self._amp else torch.float32)
             if compile:
                 compile_regions(detector)
-        self._inference = Inference(detectors, self.config.test).eval()
-        self._detections = graph_detections(self._inference) if graphs else self._inference
-        self._amp = amp
+        self._inference: Inference | ExportedDetector = Inference(detectors, self.config.test).eval()
+        self.class_names = list(detectors[0].class_names)
+
+    def _use_exported(self, paths: Sequence[str | Path], least: float, unusable: Sequence[str]) -> None:
+        path = next(path for path in paths if is_exported(path))
+        if len(paths) > 1:
+            raise UserError(f"{path}: an exported file detects alone: ensembles are of checkpoints")
+        if unusable:
+            raise UserError(f"{path}: {unusable[0]}: an exported file runs as it was exported: export it with that")
+        if self.device.type != "cpu":
+            raise UserError(f"{path}: an exported file runs on the CPU here: give the device cpu")
+        self.config, self._amp = None, False
+        self._inference = detector = ExportedDetector(Path(path))
+        self._data, self.class_names = detector.data, list(detector.class_names)
+        self.least_threshold = detector.thresholds["score"]
+        if least < self.least_threshold:
+            raise UserError(
+                f"{path}: a threshold of {least:g}: the file gives no score below {self.least_threshold:g}: ask for "
+                f"that or more, or export it with --set test.score_thresh={least:g}"
+            )
 
     def __call__(self, images: Any, batch_size: int = 8) -> list[ImageDetections]:
         """The detections of each image, in the order given.
@@ -190,12 +221,12 @@ class Predictor:
 
     def _sizes(self, image_size: tuple[int, int]) -> list[tuple[int, int]]:
         """(H, W) at which an image is looked at: the test's own, then those of `test.scales` or `test.tta.scales`."""
-        data = self.config.data
+        data = self._data
         own = resized_size(image_size, data.test_min_size, data.test_max_size)
         return [own, *scaled_sizes(image_size, data.test_min_size, data.test_max_size, self._inference.scales)]
 
     def _padded(self, size: tuple[int, int]) -> tuple[int, int]:
-        return padded_size(size, self.config.data.size_divisor)
+        return padded_size(size, self._data.size_divisor)
 
     def _load(self, index: int, one: ImageInput) -> Loaded:
         """An input's image, decoded and resized as the evaluation does."""
@@ -209,7 +240,7 @@ class Predictor:
 
     def _results(self, loaded: Iterable[Loaded], batch_size: int) -> Iterator[tuple[list[int], list[ImageDetections]]]:
         """Positions and detections, batch by batch; the device works on one while the one before is read out."""
-        collate = Collate(self.config.data.size_divisor)
+        collate = Collate(self._data.size_divisor)
         waiting: tuple[list[Loaded], BatchDetections] | None = None
         for group in self._groups(loaded, batch_size):
             working = (group, self._infer(collate([sample for _, _, sample in group])))

@@ -25,18 +25,6 @@ _ITEM = re.compile(r"\s*([-*] |\d+\. )")
 _FENCE = re.compile(r"\s*```")
 
 
-def on_config(config: Any) -> None:
-    """Leave pages out of the navigation that this checkout does not have (deploying.md comes with the exports)."""
-    for section in config.nav:
-        for name, pages in section.items():
-            if isinstance(pages, list):
-                section[name] = [page for page in pages if page != {"Deploying": "deploying.md"} or _has(page)]
-
-
-def _has(page: dict[str, str]) -> bool:
-    return all((ROOT / "docs" / path).is_file() for path in page.values())
-
-
 def on_files(files: Files, *, config: Any) -> Files:
     """Add the pages that have no file in docs/."""
     pages = {"index.md": _as_page("README.md"), "changelog.md": _as_page("CHANGELOG.md")}

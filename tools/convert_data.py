@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted
 from datasets.convert import convert, losses
 from datasets.records import Records, join
 from datasets.split import PARTS, group_keys, split_parts
@@ -55,6 +55,11 @@ def main(args: argparse.Namespace) -> None:
     print("\n".join(class_table(parts)))
     for text in own.notes:
         print(f"note       {text}")
+    if own.num_unlabelled:
+        print(
+            f"note       {own.num_unlabelled} of {counted(own.num_images, 'image')} without annotation: written as "
+            "images without objects; if they are only not labelled yet, take them out"
+        )
     for text in losses(parts, args.to):
         print(f"lost       {text}")
 

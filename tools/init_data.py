@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds photos and annotations, at any depth")
     add("--out", type=Path, metavar="FILE", help="the config (default: the folder's name with .yaml, here)")
-    add("--split", type=float, default=0.8, metavar="SHARE", help="share that trains where there are no parts (0.8)")
+    add("--split", type=float, metavar="SHARE", help="share that trains where there are no parts (default: 0.8)")
     add("--split-by", metavar="PATTERN", help="regular expression: photos with equal first groups stay together")
     add("--start", default="auto", metavar="NAME", help="auto; scratch: random weights; or a detector of docs/zoo.md")
     add("--overwrite", action="store_true", help="write over a config and a sheet that are there")
@@ -47,14 +47,21 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     """Look, say, draw and write."""
-    if not 0 < args.split < 1:
-        raise UserError(f"--split {args.split}: give a share between 0 and 1, such as 0.8")
+    share = 0.8 if args.split is None else args.split
+    if not 0 < share < 1:
+        raise UserError(f"--split {share}: give a share between 0 and 1, such as 0.8")
     folder = args.folder
     out = args.out or Path(f"{_file_name(folder)}.yaml")
     sheet_path = _sheet_path(out, folder)
     _check_out(out, sheet_path, overwrite=args.overwrite)
 
-    own = divide(read_own_data(folder), args.split, args.split_by)
+    found = read_own_data(folder)
+    own = divide(found, share, args.split_by)
+    if own is found and (args.split is not None or args.split_by is not None):
+        raise UserError(
+            f"{folder}: has parts of its own ({', '.join(own.records)}), which --split and --split-by do not change: "
+            "leave them out, or make new parts by convert_data.py with its --split and --split-by"
+        )
     machine = this_machine()
     start = choose_start(args.start, machine, len(own.records["train"]))
     plan = make_plan(own.records["train"], machine, pretrained=start.name is not None)
@@ -114,14 +121,11 @@ def _say(own: OwnData, plan: Plan) -> None:
         print(f"parts      made by a hash of the file names{by}: {source.split:g} to train, the rest to validate")
     print("\n".join(size_lines(own.records["train"], plan.min_size, plan.max_size)))
     print("\n".join(class_table(own.records)))
-    empty = [source for items in own.sources.values() for source in items if source.unlabelled == "empty"]
     found = list(own.notes)
-    if empty:
-        count = sum(len(records) for records in own.records.values()) - own.layout.num_labelled
-        total = count + own.layout.num_labelled
+    if own.num_unlabelled:
         found.append(
-            f"{count} of {counted(total, 'image')} without annotation: taken as images without objects (unlabelled: "
-            "empty); if they are only not labelled yet, write unlabelled: skip into the config"
+            f"{own.num_unlabelled} of {counted(own.num_images, 'image')} without annotation: taken as images without "
+            "objects (unlabelled: empty); if they are only not labelled yet, write unlabelled: skip into the config"
         )
     for part, records in own.records.items():
         found += [f"{part}: {text}" for text in problems(records, part)]

@@ -6,7 +6,8 @@
 
 An INPUT is an image, a video, a folder (searched with its subfolders), a pattern in quotes, an http(s) address, or a
 camera's index (until Ctrl-C). Class names and preprocessing come from the checkpoint; several --weights are an
-ensemble. `--set test.refine_rounds=1` and similar options switch on what docs/improvements.md describes.
+ensemble. `--set test.refine_rounds=1` and similar options switch on what docs/improvements.md describes. A file of
+tools/export.py is taken as it is, on the CPU.
 
 detections.json is a list of {"image_id", "category", "bbox": [xmin, ymin, xmax, ymax], "score"}: pixels count from 1
 and both ends belong to the box, as in VOC; image_id is the file's name from the folder that was given, of a video's
@@ -49,7 +50,8 @@ def main(args: argparse.Namespace) -> None:
         args.weights, args.device, threshold, args.overrides,
         class_thresholds=by_class, compile=args.compile, graphs=args.graphs,
     )  # fmt: skip
-    torch.manual_seed(predictor.config.seed if args.seed is None else args.seed)
+    own_seed = predictor.config.seed if predictor.config else 0
+    torch.manual_seed(own_seed if args.seed is None else args.seed)
     cv2.setNumThreads(0)  # the pools' threads are the parallelism
     drawing = None if args.no_pictures else Drawing(not args.no_names, args.thickness)
     with (
@@ -75,7 +77,7 @@ def main(args: argparse.Namespace) -> None:
     where = args.out / "detections.json"
     drawn = "" if drawing is None else f", pictures in {args.out}"
     print(f"{counted(results.objects, 'object')} in {results.looked_at()}: {where}{drawn}")
-    if not results.objects and files and (reason := why_nothing(args, files, threshold)):
+    if not results.objects and files and (reason := why_nothing(args, files, threshold, predictor.least_threshold)):
         print(reason)
     if unreadable:
         print(f"{counted(len(unreadable), 'file')} could not be read (listed above)")
@@ -83,19 +85,19 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.out} also holds {counted(len(older), 'file')} of earlier calls, such as {older[0].name}")
 
 
-def why_nothing(args: argparse.Namespace, files: list[tuple[str, str]], threshold: float) -> str | None:
-    """The best score in some of the images and frames, where no detection reached the threshold."""
+def why_nothing(args: argparse.Namespace, files: list[tuple[str, str]], threshold: float, least: float) -> str | None:
+    """The best score, from `least` on, in some of the images and frames, where none reached the threshold."""
     from detection.inputs import file_input, is_video
     from detection.predictor import Predictor
     from tools.runtime.guards import nothing_found
 
-    predictor = Predictor(args.weights, args.device, 0.0, args.overrides)
+    predictor = Predictor(args.weights, args.device, least, args.overrides)
     images = (file_input(file, name) for file, name in files if not is_video(file))
     found = chain(
         predictor.detect(islice(images, LOOKED_AT), on_unreadable=lambda message: None),
         *(predictor.stream(file) for file, _ in files if is_video(file)),
     )
-    return nothing_found([score for one in islice(found, LOOKED_AT) for score in one.scores.tolist()], threshold)
+    return nothing_found([score for one in islice(found, LOOKED_AT) for score in one.scores.tolist()], threshold, least)
 
 
 def split_thresholds(given: list[tuple[str, float]]) -> tuple[float, dict[str, float]]:
@@ -133,7 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
     # One each, or it would swallow the inputs behind it.
     add(
         "--weights", required=True, action="append", metavar="W",
-        help="last.pt or best.pt of a run, or a name of the zoo; given several times: an ensemble",
+        help="last.pt or best.pt of a run, an exported file, or a name of the zoo; several times: an ensemble",
     )  # fmt: skip
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the pictures and detections.json")
     add(

@@ -63,7 +63,8 @@ def model_names(weights: list[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for one in weights:
         path = Path(one)
-        name = one if "://" in one else f"{path.resolve().parent.name}/{path.stem}"
+        file = path.stem if path.suffix in (".pt", ".pth") else path.name  # exported files differ in the end alone
+        name = one if "://" in one else f"{path.resolve().parent.name}/{file}"
         number = 1
         while (key := name if number == 1 else f"{name} ({number})") in names:
             number += 1
@@ -77,7 +78,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add(
         "--weights", required=True, action="append", metavar="W",
-        help="last.pt or best.pt of a run, or a name of the zoo; given several times: the page offers them",
+        help="last.pt or best.pt of a run, exported file, or name of the zoo; several times: the page offers them",
     )  # fmt: skip
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=7860, help="0: any free one (default: 7860)")

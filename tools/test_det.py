@@ -117,6 +117,8 @@ def default_folder(weights: list[Path | str]) -> Path:
     """Where results go without --out: beside the (first) weights; for a name of the zoo, into runs/."""
     first = Path(weights[0])
     parent = Path("runs") if is_name(weights[0]) else first.parent
+    if is_exported(first):  # a detector's files of several formats differ in the end alone
+        return parent / f"test_{first.stem}_{first.suffix[1:]}"
     return parent / (f"test_{first.stem}" if len(weights) == 1 else "test_ensemble")
 
 

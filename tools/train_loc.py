@@ -115,7 +115,7 @@ def make_localiser(config: LocalisationConfig, class_names: list[str], job: Job)
     weights = given.net.state_dict()
     if given.class_names != class_names:  # equal numbers of other classes have equal shapes
         weights = {name: value for name, value in weights.items() if not name.startswith(CLASS_LAYERS)}
-    fresh = load_matching(net, weights)
+    fresh = load_matching(net, weights, job.init_from)
     say(f"weights    of {job.init_from}" + (f"; from scratch: {', '.join(fresh)}" if fresh else ""))
     return net
 

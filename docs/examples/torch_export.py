@@ -2,12 +2,14 @@
 
 import json
 import sys
+import warnings
 
 import cv2
 import numpy as np
 import torch
 import torchvision  # noqa: F401  (the graph uses its operators)
 
+warnings.filterwarnings("ignore", "The given buffer is not writable")  # torch's own, of how it reads the file
 extra = {"detector.json": ""}
 detect = torch.export.load(sys.argv[1], extra_files=extra).module()
 about = json.loads(extra["detector.json"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,6 +65,27 @@ def test_there_and_back(parts, tmp_path, first, second):
     assert two.class_names == ["ant & bee", "cat", "dog"]
     images = {path.name: path.read_bytes() for path in (tmp_path / "two").rglob("*.png")}
     assert images == {Path(path).name: Path(path).read_bytes() for r in parts.values() for path in r.image_paths}
+
+
+def test_whole_pixels_stay_whole_through_fractions(tmp_path):
+    """Fractions make 314.99999999999994 of 315, which is 314, or an error, to whoever reads integers."""
+    path = str(write_image(tmp_path / "a.png", (480, 640)))
+    boxes = [(x, y, x + w, y + h) for x in range(0, 600, 7) for y, w, h in ((x % 311, 31, 97), (314, 3, 166))]
+    records = make_records(
+        images=[(path, "a", (480, 640))], boxes=boxes, labels=[1] * len(boxes), counts=[len(boxes)],
+        class_names=["a"], source="", annotation_file="{}",
+    )  # fmt: skip
+    convert({"train": records}, tmp_path / "yolo", "yolo")
+    there = {"train": read_own_data(tmp_path / "yolo").records["all"]}
+    convert(there, tmp_path / "voc", "voc")
+    convert(there, tmp_path / "coco", "coco")
+    text = (tmp_path / "voc/Annotations/a.xml").read_text()
+    found = np.array(re.findall(r"<[xy]m\w+>(.*?)<", text), int).reshape(-1, 4)
+    assert (found - [1, 1, 0, 0]).tolist() == [list(box) for box in boxes]
+    text = (tmp_path / "coco/annotations/instances_train.json").read_text()
+    corners = [(x, y, x + w, y + h) for x, y, w, h in (item["bbox"] for item in json.loads(text)["annotations"])]
+    assert corners == boxes
+    assert "." not in text.replace(".png", "")
 
 
 def test_coco_keeps_ids_areas_and_crowds(parts, tmp_path):

@@ -104,17 +104,17 @@ def test_matching_loading_leaves_the_class_layers_fresh_and_names_them():
     torch.manual_seed(0)
     source, net = Net(classes=3), Net(classes=5)
     before = net.roi_heads["box_predictor"].weight.detach().clone()
-    fresh = load_matching(net, source.state_dict() | {"unknown": torch.zeros(1)})
+    fresh = load_matching(net, source.state_dict() | {"unknown": torch.zeros(1)}, "a.pt")
     assert fresh == ["roi_heads.box_predictor.weight", "roi_heads.box_predictor.bias"]
     assert torch.equal(net.roi_heads["box_predictor"].weight, before)
     assert torch.equal(net.backbone.weight, source.backbone.weight)
     assert torch.equal(net.roi_heads["box_head"].bias, source.roi_heads["box_head"].bias)
-    assert load_matching(Net(), source.state_dict()) == []
+    assert load_matching(Net(), source.state_dict(), "a.pt") == []
 
 
 @pytest.mark.parametrize("part", ["backbone.weight", "roi_heads.box_head.weight"])
 def test_another_body_is_refused(part):
     state = Net().state_dict()
     del state[part]
-    with pytest.raises(UserError, match=rf"^{part} does not fit"):
-        load_matching(Net(), state)
+    with pytest.raises(UserError, match=rf"^a\.pt: has no {part} of the model's shape.*config\.yaml beside"):
+        load_matching(Net(), state, "a.pt")

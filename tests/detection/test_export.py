@@ -154,10 +154,11 @@ def found_by_example(script: str, file: Path, image: np.ndarray) -> list[tuple[s
     """What an example prints, run where this project is not."""
     photo = file.parent / "photo.png"
     Image.fromarray(image).save(photo)
-    command = [sys.executable, "-W", "ignore", str(EXAMPLES / script), str(file), str(photo)]
+    command = [sys.executable, str(EXAMPLES / script), str(file), str(photo)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=file.parent, timeout=300)
     photo.unlink()
     assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     return [(name, float(score), [float(value) for value in box]) for name, score, *box in rows]
 
@@ -183,7 +184,7 @@ def test_examples_find_what_the_predictor_finds(script: str, name: str, written:
 def test_examples_need_nothing_of_ours(script: Path) -> None:
     tree = ast.parse(script.read_text())
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    assert names <= {"json", "sys", "cv2", "numpy", "torch", "torchvision", "onnxruntime", "openvino"}
+    assert names <= {"json", "sys", "warnings", "cv2", "numpy", "torch", "torchvision", "onnxruntime", "openvino"}
     assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
 
 
@@ -342,8 +343,39 @@ def test_an_exported_file_stands_in_for_its_detector(tmp_path: Path, monkeypatch
         np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=0.02)
         np.testing.assert_array_equal(ours.labels, theirs.labels)
     other = config.data.model_copy(update={"test_min_size": 64})
-    with pytest.raises(UserError, match=r"a\.onnx: was made for min_size 96, the config's data section says 64"):
+    with pytest.raises(UserError, match=r"a\.onnx: was made for test_min_size 96, the config's data section says 64"):
         exported.ExportedDetector(tmp_path / "a.onnx", other)
+
+
+@pytest.mark.parametrize("name", ["c4.onnx", "c4.pt2"])
+def test_predictor_takes_exported_files(written: Path, name: str) -> None:
+    images = [make_image(seed, size) for seed, size in enumerate([(50, 90), (40, 40), (90, 50)])]
+    expected = Predictor(written / "w.pt", device="cpu", threshold=0.2)(images)
+    found = Predictor(written / name, threshold=0.2)(images)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert len(ours) == len(theirs) > 5
+        assert ours.image_size == theirs.image_size
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-4)
+        for box, label in zip(ours.boxes, ours.labels, strict=True):
+            assert np.abs(theirs.boxes[theirs.labels == label] - box).max(1).min() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"threshold": 0.01}, "the file gives no score below 0.05: ask for that or more, or export it with --set"),
+        ({"overrides": ["test.refine_rounds=1"]}, r"overrides \(--set\): an exported file runs as it was exported"),
+        ({"graphs": True}, "graphs: an exported file runs as it was exported"),
+    ],
+)
+def test_predictor_says_what_exported_files_cannot(written: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=rf"c4\.onnx: .*{said}"):
+        Predictor(written / "c4.onnx", **options)
+
+
+def test_exported_files_are_no_members_of_ensembles(written: Path) -> None:
+    with pytest.raises(UserError, match=r"c4\.onnx: an exported file detects alone"):
+        Predictor([written / "w.pt", written / "c4.onnx"])
 
 
 # ---------------------------------------------------------------------------------------------- mistakes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_parts_are_kept(tiny_voc: Path, tmp_path: Path, capsys) -> None:
     for part, records in after.records.items():
         assert records.boxes.tolist() == before.records[part].boxes.tolist()
         assert records.labels.tolist() == before.records[part].labels.tolist()
+
+
+def test_images_without_annotation_are_named(tiny_voc: Path, tmp_path: Path, capsys) -> None:
+    photos = tmp_path / "photos"
+    for name in ("Annotations", "JPEGImages"):
+        shutil.copytree(tiny_voc / name, photos / name)
+    next((photos / "Annotations").iterdir()).unlink()
+    run(photos, tmp_path / "yolo", "--to", "yolo")
+    assert "1 of 8 images without annotation: written as images without objects" in capsys.readouterr().out
 
 
 def test_new_parts(tiny_voc: Path, tmp_path: Path) -> None:

@@ -91,6 +91,14 @@ def test_groups(photos: Path, tmp_path: Path) -> None:
     assert ("image_1" in parts[0]) == ("image_10" in parts[0])
 
 
+@pytest.mark.parametrize("option", [("--split", "0.8"), ("--split-by", "(.*)_frame")])
+def test_a_division_of_what_is_divided_is_refused(tiny_voc: Path, tmp_path: Path, option: tuple[str, str]) -> None:
+    (tiny_voc / "ImageSets/Main/test.txt").rename(tiny_voc / "ImageSets/Main/val.txt")
+    with pytest.raises(UserError, match=r"has parts of its own \(train, val\), which --split and --split-by do not"):
+        run(tiny_voc, "--out", tmp_path / "a.yaml", *option)
+    assert not (tmp_path / "a.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

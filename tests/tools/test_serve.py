@@ -197,8 +197,9 @@ def test_page_and_its_files(server: Server) -> None:
 
 
 def test_names_of_the_weights_hold_no_paths() -> None:
-    names = serve.model_names(["/home/me/runs/a/best.pt", "/other/a/best.pt", "torchvision://fasterrcnn_resnet50_fpn"])
-    assert list(names) == ["a/best", "a/best (2)", "torchvision://fasterrcnn_resnet50_fpn"]
+    files = ["/home/me/runs/a/best.pt", "/other/a/best.pt", "/a/best.onnx", "torchvision://fasterrcnn_resnet50_fpn"]
+    names = serve.model_names(files)
+    assert list(names) == ["a/best", "a/best (2)", "a/best.onnx", "torchvision://fasterrcnn_resnet50_fpn"]
 
 
 def test_a_port_in_use_is_told(server: Server, tmp_path: Path) -> None:

@@ -155,6 +155,8 @@ def test_an_exported_file_is_tested_as_it_is(tiny_config, weights, tmp_path, mon
     run(tiny_config, tmp_path / "a.xml", "--out", str(tmp_path / "out"))
     assert json.loads((tmp_path / "out/metrics.json").read_text())["voc12"]["mAP"] == pytest.approx(1.0)
     assert "its own thresholds count: score 0.75 (the config's" in capsys.readouterr().out
+    folders = {name: test_det.default_folder([tmp_path / name]).name for name in ("a.pt", "a.pt2", "a.xml")}
+    assert folders == {"a.pt": "test_a", "a.pt2": "test_a_pt2", "a.xml": "test_a_xml"}
     with pytest.raises(UserError, match="--compile and --graphs: are for checkpoints"):
         run(tiny_config, tmp_path / "a.xml", "--graphs")
     with pytest.raises(UserError, match=r"a\.xml: an exported file is tested alone"):

@@ -178,16 +178,18 @@ def why_zero(
     return f"the mean AP is {100 * max(known):.1f} %: {seen}: {cause}"
 
 
-def nothing_found(scores: np.ndarray | Sequence[float], threshold: float) -> str | None:
+def nothing_found(scores: np.ndarray | Sequence[float], threshold: float, least: float = 0.0) -> str | None:
     """Why there is no detection, if there is none: the best score, and the threshold that would show it.
 
     Args:
         scores: of all detections of all images, before the threshold.
         threshold: what they were held against, in [0, 1].
+        least: the lowest score that was looked for.
     """
     values = np.asarray(scores, float)
     if not len(values):
-        return "nothing was found, at any score: has the detector been trained long enough, and on such images?"
+        any_score = f"from score {least:g} on" if least else "at any score"
+        return f"nothing was found, {any_score}: has the detector been trained long enough, and on such images?"
     best = float(values.max())
     if best >= threshold:
         return None

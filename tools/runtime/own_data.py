@@ -31,6 +31,21 @@ class OwnData:
     class_names: list[str]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def num_unlabelled(self) -> int:
+        """Images without annotation that are taken as images without objects for want of knowing better.
+
+        0 where the format says what such an image is.
+        """
+        if not any(source.unlabelled == "empty" for items in self.sources.values() for source in items):
+            return 0
+        return self.num_images - self.layout.num_labelled
+
+    @property
+    def num_images(self) -> int:
+        """Images of all parts."""
+        return sum(len(records) for records in self.records.values())
+
 
 def read_own_data(given: Path | Layout) -> OwnData:
     """What a folder holds, part by part, with the same labels in all.

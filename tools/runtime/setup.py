@@ -101,13 +101,13 @@ def make_detector(
         if checkpoint is None and "source" in card:  # its figures are not this run's, its licence is
             card = {"started_from": card["source"], **{key: card[key] for key in ("licence",) if key in card}}
         detector.card = card
-    if checkpoint is None and start is not None:
+    if start is not None and init_from is not None and checkpoint is None:
         weights = dict(start["model"])
         if start["class_names"] != class_names:  # equal numbers of other classes have equal shapes
             weights = {name: value for name, value in weights.items() if ".box_predictor.cls_score." not in name}
             if not config.model.box.class_agnostic:
                 weights = {name: value for name, value in weights.items() if ".box_predictor.bbox_pred." not in name}
-        fresh = load_matching(detector, weights)
+        fresh = load_matching(detector, weights, init_from)
         say(f"weights    of {init_from}" + (f"; from scratch: {', '.join(fresh)}" if fresh else ""))
         if config.train.transfer_classes and start["class_names"] != class_names:
             known = transfer_classes(detector, start["model"], start["class_names"])

@@ -154,6 +154,7 @@ def _histogram(axis: Axes, analysis: Analysis) -> None:
     highest = max(int(np.histogram(values[counted], bins)[0].max(initial=0)), 1)
     if highest > 500:  # most detections of most detectors have low scores
         axis.set_yscale("symlog", linthresh=10)
+        axis.yaxis.set_major_formatter("{x:,.0f}")  # its own is mathematics, which STYLE shows as text
     axis.set_ylim(0, highest * (5 if highest > 500 else 1.3))
     axis.legend(loc="upper right", ncols=2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import matplotlib
 import numpy as np
 import pytest
 
@@ -52,6 +53,16 @@ def test_scores_and_thresholds(analysis: Analysis) -> None:
     assert (precision[at], recall[at], f1[at]) == pytest.approx((1 / 2, 1 / 3, 2 / 5))
     assert np.isnan(precision[max(precision)])
     assert right.lines[3].get_xdata() == [analysis.threshold] * 2
+
+
+def test_many_detections_are_counted_in_plain_numbers() -> None:
+    many = analysis_of([(0, 1, BOX)], [(0, 1, FAR, 0.3)] * 600)
+    with matplotlib.rc_context(plots.STYLE):
+        figure = plots.scores([("x", many)])
+        figure.draw_without_rendering()
+        labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert {"0", "10", "100", "1,000"} <= set(labels)
+    assert not any("$" in label for label in labels)
 
 
 def test_errors_are_the_gains_in_points(analysis: Analysis) -> None:
