@@ -103,7 +103,8 @@ class Predictor:
             raise UserError(f"a threshold for {unknown[0]!r}, which is not a class of {paths[0]}: {known}")
         by_label = [threshold, *(thresholds.get(name, threshold) for name in self.class_names)]
         self._thresholds = np.array(by_label, np.float32)
-        self._detections = graph_detections(self._inference) if graphs else self._inference
+        inference = self._inference
+        self._detections = graph_detections(inference) if graphs and isinstance(inference, Inference) else inference
 
     def _use_checkpoints(self, paths: Sequence[str | Path], overrides: Sequence[str], *, compile: bool) -> None:
         detectors, self.config = load_ensemble(paths, overrides=overrides, device=self.device)
