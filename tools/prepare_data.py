@@ -52,7 +52,8 @@ Afterwards there are
   {root}/ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt, meta.mat
 
 Kaggle's archive of the same set has this layout (ILSVRC/Data/CLS-LOC, ILSVRC/Annotations/CLS-LOC), but lacks the
-development kit: give its LOC_val_solution.csv as ground_truth."""
+development kit: give its LOC_val_solution.csv as ground_truth. Its LOC_synset_mapping.txt, in the folder that holds
+ILSVRC/, is enough for tools/test_loc.py to write Kaggle's submission."""
 
 IMAGENET_DET = """\
 ImageNet DET (detection, 200 classes, ILSVRC2017's edition of the set of 2014) needs an account: register at

@@ -77,7 +77,7 @@ def _refuse_non_finite(weights: Mapping[str, Any], path: Path) -> None:
     for name, value in weights.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all():
             raise NonFiniteWeights(
-                f"{path}: is not written, for the weights are not finite ({name}): the file of before stays. The "
+                f"{path}: is not written, for the weights are not finite ({name}): the earlier file stays. The "
                 "training has diverged: lower optim.lr, lengthen schedule.warmup_iterations, or set optim.clip_norm"
             )
 

@@ -163,7 +163,7 @@ class LossMonitor:
         shown = [name for texts in all_images for name in texts]
         raise NonFiniteLoss(
             f"iteration {iteration}: {', '.join(broken)} at rate {rate(iteration):.6g}, images {', '.join(shown)}: "
-            "the weights have not seen it, and last.pt is of before: look at these images and "
+            "the weights were not updated with it, and last.pt is older: look at these images and "
             "what is annotated on them, lower optim.lr, lengthen schedule.warmup_iterations, or set optim.clip_norm"
         )
 
