@@ -8,7 +8,7 @@ appear twice are errors, as are keys that the schema does not know; keys that mo
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +16,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 
+from configs.common import Section
 from configs.detection import DetectionConfig
 from configs.errors import UserError, nearest
 from configs.files import read_text
-from configs.messages import describe, one_line
+from configs.messages import describe, one_line, section_at
 from configs.moved import new_name, say_moved, with_new_names
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -63,6 +64,7 @@ def parse_config(
         values, path = _with_override(values, override, schema)
         origins[path] = f"--set {override}"
         values = with_new_names(values, schema, f"--set {override}")
+    values = _without_the_other_choices(values, origins, schema)
     try:
         return schema.model_validate(values)
     except ValidationError as error:
@@ -206,6 +208,34 @@ def _with_override(
     if today != name:
         say_moved(f"--set {override}", name, today)
     return _with_value(values, today.split("."), value, override, ())
+
+
+def _without_the_other_choices(
+    values: dict[str, Any], origins: Mapping[tuple[str | int, ...], str], schema: type[BaseModel]
+) -> dict[str, Any]:
+    """The values without what belongs to a choice that --set has changed (`Section.read_by`): the milestones of the
+    file's policy, say, where another policy is asked for. What --set itself gives stays, and is checked."""
+    for *above, choice in origins:
+        section = section_at(schema, tuple(above))
+        if section is None or not issubclass(section, Section) or choice not in section.read_by:
+            continue
+        inside: Any = values
+        for step in above:
+            inside = inside[step]
+        for name, chooser in section.unread(inside).items():
+            if chooser == choice and (*above, name) not in origins:
+                values = _without(values, (*above, name))
+    return values
+
+
+def _without(values: Any, path: tuple[str | int, ...]) -> Any:
+    """A copy of nested values without the key at a path."""
+    step, *rest = path
+    if not rest:
+        return {key: value for key, value in values.items() if key != step}
+    if isinstance(values, list):
+        return [_without(item, tuple(rest)) if number == step else item for number, item in enumerate(values)]
+    return {**values, step: _without(values[step], tuple(rest))}
 
 
 def _with_value(

@@ -100,7 +100,7 @@ def test_the_recipes_are_the_papers():
         ("data.train={format: imagenet_val, root: x}", "ground_truth belongs to format imagenet_val"),
         ("data.train={format: folders, root: x, split: train}", "has no split"),
         (
-            "schedule.policy=cosine",
+            "schedule={iterations: 9, policy: cosine, milestones: [5]}",
             "schedule: policy cosine does not read milestones, which is for policy multistep: "
             "leave it out, or give its default, []",
         ),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import loading
+from configs.classification import ClassificationConfig
 from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.loading import dump_config, load_config, parse_config, parse_yaml
@@ -193,3 +194,12 @@ def test_values_are_counted_while_they_are_read(monkeypatch) -> None:
 def test_references_of_ordinary_size_are_followed() -> None:
     assert parse_yaml("a: &a {b: [1, 2]}\nc: *a\nd: [*a, *a]", "x.yaml")["d"] == [{"b": [1, 2]}] * 2
     assert len(parse_yaml(bomb(4), "x.yaml")["a3"]) == 9
+
+
+def test_what_belongs_to_the_files_choice_gives_way_to_another_by_set():
+    """The file's milestones are those of its policy; what --set itself gives is checked."""
+    path = Path(loading.__file__).parent / "cifar_resnet20.yaml"
+    config = load_config(path, ["schedule.policy=cosine"], ClassificationConfig)
+    assert (config.schedule.policy, config.schedule.milestones) == ("cosine", [])
+    with pytest.raises(UserError, match="policy cosine does not read milestones"):
+        load_config(path, ["schedule.policy=cosine", "schedule.milestones=[5]"], ClassificationConfig)
