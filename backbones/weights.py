@@ -150,6 +150,8 @@ def _refuse_foreign(path: Path) -> None:
         raise UserError(f"{path}: there is no such weights file{hint}")
     if path.suffix.lower() in _TEXTS:
         raise UserError(f"{path}: is a text file, not weights: give last.pt or best.pt of a run")
+    if path.suffix.lower() in (".onnx", ".pt2"):
+        raise UserError(f"{path}: is an exported file, which runs as it is: give the checkpoint that it was made of")
     try:
         with path.open("rb") as file:
             start = file.read(64).lstrip().lower()

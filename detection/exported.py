@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,8 @@ def open_exported(path: Path, threads: int | None = None) -> tuple[Runner, dict[
         threads: that ONNX Runtime or OpenVINO may use; None: as many as they like. PyTorch uses its own number.
 
     Raises:
-        UserError: the name's end is none of the formats', the runtime is not installed, or the file is not of
-            `tools/export.py`.
+        UserError: the name's end is none of the formats', the runtime is not installed, or the file is damaged or not
+            of `tools/export.py`.
     """
     openers: dict[str, Callable[[Path, int | None], tuple[Runner, dict[str, Any]]]] = {
         ".onnx": _open_onnx, ".pt2": _open_torch_export, ".xml": _open_openvino,
@@ -44,7 +45,15 @@ def open_exported(path: Path, threads: int | None = None) -> tuple[Runner, dict[
         raise UserError(f"{path}: an exported file ends with {', '.join(openers)}")
     if not path.is_file():
         raise UserError(f"{path}: there is no such file")
-    return openers[path.suffix](path, threads)
+    damaged = f"{path}: cannot be opened: it is damaged or lacks a part (a .xml its .bin beside it): export it again"
+    if path.suffix == ".pt2" and not zipfile.is_zipfile(path):  # torch would log a traceback
+        raise UserError(damaged)
+    try:
+        return openers[path.suffix](path, threads)
+    except UserError:
+        raise
+    except Exception as error:  # each runtime has classes of its own
+        raise UserError(damaged) from error
 
 
 def is_exported(path: Path | str) -> bool:

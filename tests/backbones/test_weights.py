@@ -178,6 +178,9 @@ def test_mistaken_names_and_files_are_told(tmp_path):
     (tmp_path / "config.yaml").write_text("seed: 0")
     with pytest.raises(UserError, match=r"config\.yaml: is a text file, not weights"):
         read_weights_file(tmp_path / "config.yaml")
+    (tmp_path / "a.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(UserError, match=r"a\.onnx: is an exported file, .*give the checkpoint that it was made of"):
+        read_weights_file(tmp_path / "a.onnx")
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("a.jpg", "")
     with pytest.raises(UserError, match=r"photos\.zip: is an ordinary archive"):

@@ -402,6 +402,13 @@ def test_several_sizes_cannot_be_exported() -> None:
         ExportGraph(detector, config)
 
 
+@pytest.mark.parametrize("name", ["c4.onnx", "c4.pt2"])
+def test_damaged_files_are_told(written: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes((written / name).read_bytes()[:3000])
+    with pytest.raises(UserError, match=rf"{name}: cannot be opened: it is damaged or lacks a part"):
+        open_exported(tmp_path / name)
+
+
 def test_foreign_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="ends with"):
         open_exported(tmp_path / "a.pt")
