@@ -114,6 +114,9 @@ def read_weights_file(path: Path | str) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    for key, value in (("kind", content.get("kind")), ("format", content.get("format"))):
+        if not isinstance(value, str | int | None):  # comparing a tensor has no answer
+            raise UserError(f"{path}: its {key} is a {type(value).__name__}: the checkpoint is damaged")
     return content
 
 
