@@ -10,7 +10,7 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -114,6 +114,9 @@ def read_weights_file(path: Path | str) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dict of weights")
+    for key, value in (("kind", content.get("kind")), ("format", content.get("format"))):
+        if not isinstance(value, str | int | None):  # comparing a tensor has no answer
+            raise UserError(f"{path}: its {key} is a {type(value).__name__}: the checkpoint is damaged")
     return content
 
 
@@ -252,8 +255,13 @@ def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
     for key in ("config", "preprocessing", "model", "card", "training"):
         if not isinstance(content.get(key, {}), Mapping):
             raise UserError(f"{path}: the checkpoint's {key} is a {type(content[key]).__name__}, not a mapping")
-    if not isinstance(content["config"].get("model", {}), Mapping):
-        raise UserError(f"{path}: the checkpoint's config.model is not a mapping")
+    config = content["config"]
+    for section in ("model", "data", "train"):
+        if not isinstance(config.get(section, {}), Mapping):
+            raise UserError(f"{path}: the checkpoint's config.{section} is not a mapping")
+    foreign = next((value for value in _leaves(config) if not isinstance(value, str | bool | int | float | None)), None)
+    if foreign is not None:
+        raise UserError(f"{path}: the checkpoint's config holds a {type(foreign).__name__}, not plain values only")
     names = content.get("class_names", [])
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: the checkpoint's class_names are not a list of texts")
@@ -264,6 +272,19 @@ def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
         Preprocessing.from_dict(content["preprocessing"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The values inside mappings and lists, at any depth."""
+    inside = [value]
+    while inside:
+        one = inside.pop()
+        if isinstance(one, Mapping):
+            inside += one.values()
+        elif isinstance(one, list | tuple):
+            inside += one
+        else:
+            yield one
 
 
 _MOST_REPEATED = 1 << 26

@@ -135,18 +135,18 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     """
     root = Path(root)
     image_ids = read_image_set(root, image_set)
-    source = f"{root}/{image_set}"
+    source, listing = f"{root}/{image_set}", root / "ImageSets" / "Main" / f"{image_set}.txt"
     files = _images_by_stem(root / "JPEGImages")
     present = set(map(plain_name, _stems(root / "Annotations")))
     annotated = any(plain_name(image_id) in present or _has_xml(root, image_id) for image_id in image_ids)
 
     images, boxes, names, flags, counts = [], [], [], [], []
     for image_id in image_ids:
-        annotation = _listed_annotation(root, source, image_id) if annotated else VocAnnotation("", None, [])
+        annotation = _listed_annotation(root, listing, image_id) if annotated else VocAnnotation("", None, [])
         path = _image_path(root, image_id, files.get(image_id, []), annotation.filename)
         if path is None:
             missing = root / "JPEGImages" / f"{image_id}.jpg"
-            raise UserError(f"{missing}: there is no such image, though {source}.txt lists {image_id}")
+            raise UserError(f"{missing}: there is no such image, though {listing} lists {image_id}")
         images.append((str(path), image_id, annotation.size or image_file_size(path)))
         boxes += [item.box for item in annotation.objects]
         names += [item.name for item in annotation.objects]
@@ -177,12 +177,12 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     return records
 
 
-def _listed_annotation(root: Path, source: str, image_id: str) -> VocAnnotation:
-    """The annotation of an image that `source`.txt lists."""
+def _listed_annotation(root: Path, listing: Path, image_id: str) -> VocAnnotation:
+    """The annotation of an image that a list names."""
     xml = root / "Annotations" / f"{image_id}.xml"
     if not is_file(xml) and same_name(xml) is None:
         raise UserError(
-            f"{xml}: there is no such annotation file, though {source}.txt lists {image_id}: if the image shows no "
+            f"{xml}: there is no such annotation file, though {listing} lists {image_id}: if the image shows no "
             "object, write unlabelled: empty; if it is not labelled yet, unlabelled: skip"
         )
     return read_annotation(xml)

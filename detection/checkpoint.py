@@ -43,9 +43,9 @@ def read_detector_file(path: Path | str) -> dict:
         raise UserError(
             f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project"
         )
+    check_fields(checkpoint, path)
     if not checkpoint.get("class_names"):
         raise UserError(f"{path}: the checkpoint lacks class_names")
-    check_fields(checkpoint, path)
     return checkpoint
 
 

@@ -48,8 +48,8 @@ def font_file(letters: frozenset[str]) -> Path | None:
             return path
     shown = "".join(sorted(missing)[:20])
     logger.warning(
-        "no font of this machine has the letters %s of the names in pictures, boxes stand in their place: install one "
-        "(fonts-noto-cjk, fonts-noto-core)", shown,
+        "no font on this machine has the letters %s of the classes' names, so pictures show boxes in their place: "
+        "install one, such as fonts-noto-cjk or fonts-noto-core", shown,
     )  # fmt: skip
     return usual
 

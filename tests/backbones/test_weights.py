@@ -282,6 +282,10 @@ GOOD = {"config": {"model": {}}, "preprocessing": IMAGENET.to_dict(), "model": {
     [
         ({"model": [1]}, "the checkpoint's model is a list, not a mapping"),
         ({"config": {"model": "resnet50"}}, r"config\.model is not a mapping"),
+        ({"config": {"data": "x"}}, r"config\.data is not a mapping"),
+        ({"config": {"train": None}}, r"config\.train is not a mapping"),
+        ({"config": {"seed": torch.zeros(2)}}, "config holds a Tensor, not plain values only"),
+        ({"config": {"data": {"min_size": [1, [torch.zeros(0)]]}}}, "config holds a Tensor, not plain values only"),
         ({"class_names": [1]}, "class_names are not a list of texts"),
         ({"model": {"w": 1.0}}, "w is a float, not a tensor: the weights are damaged"),
         ({"model": {3: torch.zeros(1)}}, "3 is a Tensor, not a tensor: the weights are damaged"),

@@ -49,4 +49,4 @@ def test_no_font_is_one_line(tmp_path, monkeypatch, caplog):
         )
     assert picture.shape == (60, 100, 3)
     (message,) = [record.getMessage() for record in caplog.records]
-    assert "no font of this machine has the letters \u7ea2\u84dd" in message
+    assert "no font on this machine has the letters \u7ea2\u84dd of the classes' names, so pictures" in message
