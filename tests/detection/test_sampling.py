@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from backbones.compilation import Graphs
 from configs.errors import UserError
+from detection import sampling
 from detection.sampling import PLACE_BITS, random_keys, sample
 
 
@@ -148,3 +150,15 @@ def test_the_smallest_key_is_as_good_as_any():
     assert sampled.index[0, :2].tolist() == [0, 1]
     assert sampled.positive.tolist() == [[True, False, False]]
     assert sampled.valid.tolist() == [[True, True, False]]
+
+
+def test_a_sample_too_large_for_one_program_is_made_by_torch(monkeypatch):
+    """Sorting its keys would take more memory than a multiprocessor has."""
+    sizes = []
+    kernels = SimpleNamespace(MOST_PLACES=8, sample=lambda *args: sizes.append(args[3]) or (None, None, None))
+    monkeypatch.setattr(sampling, "kernels_for", lambda *_: kernels)
+    keys = torch.arange(20)[None]
+    positive = keys % 2 == 0
+    sampling.sample(positive, ~positive, keys, 8, 0.5)
+    assert sampling.sample(positive, ~positive, keys, 9, 0.5).valid.sum() == 9
+    assert sizes == [8]
