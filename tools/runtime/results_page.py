@@ -203,7 +203,7 @@ def _speed_rows(page: Page, file: str) -> Iterator[list[str]]:
         for name, each in seconds.items():
             if reference is None or name == reference:
                 continue
-            clock = "cpu" if "cpu" in each else "wall"
+            clock = "cpu" if "cpu" in each and "device" not in each else "wall"  # what the ratio is of
             ratio = each["ratio"]
             own, other = each[clock]["median"], seconds[reference][clock]["median"]
             quartiles = f"{ratio['median']:.2f} ({ratio['q1']:.2f} to {ratio['q3']:.2f})"
@@ -226,37 +226,5 @@ _FORMS = {"results": _speed_rows, "costs": _cost_rows}
 
 # ---------------------------------------------------------------------------------------------- improvements
 
-_TWO_SEEDS = {
-    "baseline": "baseline",
-    "+ refinement": "+ refinement and voting",
-    "+ context": "+ context",
-    "+ multi-scale": "+ multi-scale",
-    "+ hflip": "+ mirror image (TTA)",
-    "+ context, refinement": "+ context, refinement and voting",
-    "+ refinement, multi-scale": "+ refinement and voting, multi-scale",
-    "+ context, refinement, multi-scale": "+ all three",
-    "ensemble of 2 (baseline)": "ensemble of 2",
-    "ensemble of 2, refinement": "ensemble of 2, refinement and voting",
-    "ensemble of 2 (context), refinement": "ensemble of 2 with context, refinement and voting",
-}
-"""Key of improvements_*.json -> what the table calls it."""
 
-
-def _two_seeds(page: Page) -> str:
-    """The improvements with two seeds, from files that are older than experiments."""
-    bccd, voc = (page.results.get(f"improvements_{name}", {}) for name in ("bccd", "voc"))
-    titles = ["", "BCCD voc07", "voc12", "COCO AP", "AP75", "s", "VOC voc07", "voc12", "COCO AP", "s"]
-    rows = []
-    for key, title in _TWO_SEEDS.items():
-        if key not in bccd or key not in voc:
-            continue
-        left, right = bccd[key]["mean"], voc[key]["mean"]
-        seeds = [run["AP"] for run in bccd[key]["runs"]]
-        spread = f" (±{(max(seeds) - min(seeds)) / 2:.3f})" if len(seeds) > 1 else ""
-        cells = [f"{left['voc07']:.3f}", f"{left['voc12']:.3f}", f"{left['AP']:.3f}{spread}", f"{left['AP75']:.3f}"]
-        cells += [f"{left['seconds']:.2f}", f"{right['voc07']:.3f}", f"{right['voc12']:.3f}", f"{right['AP']:.4f}"]
-        rows.append([title, *cells, f"{right['seconds']:.2f}"])
-    return markdown_table(titles, rows)
-
-
-_BLOCKS = {"experiments": _experiments, "improvements_two_seeds": _two_seeds}
+_BLOCKS = {"experiments": _experiments}
