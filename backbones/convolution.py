@@ -89,7 +89,9 @@ def convolve_on_cuda(
     In float32, and where cuDNN cannot join a convolution with what follows it, a kernel of its own does that.
     """
     assert relu or residual is None
-    if relu and x.is_cuda and x.dtype != torch.float32 and torch.backends.cudnn.enabled and x.dtype not in _refused:
+    stride, padding, dilation, groups = geometry
+    joined = relu and groups == 1 and x.dtype != torch.float32 and x.is_cuda and torch.backends.cudnn.enabled
+    if joined and x.dtype not in _refused:
         rounded = bias.to(x.dtype)
         try:
             if residual is None:
@@ -100,7 +102,6 @@ def convolve_on_cuda(
         except RuntimeError as error:
             _refused[x.dtype] = " ".join(str(error).split())[:200]
             logger.warning("cuDNN joins no convolutions with their ReLU here, which costs time: %s", _refused[x.dtype])
-    stride, padding, dilation, groups = geometry
     output = torch.convolution(x, weight, None, stride, padding, dilation, False, (0, 0), groups)
     return bias_relu(output, bias, residual, inplace=True) if relu else add_bias(output, bias)
 

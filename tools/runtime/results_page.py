@@ -223,8 +223,4 @@ def _range(pair: Sequence[float]) -> str:
 
 
 _FORMS = {"results": _speed_rows, "costs": _cost_rows}
-
-# ---------------------------------------------------------------------------------------------- improvements
-
-
 _BLOCKS = {"experiments": _experiments}
