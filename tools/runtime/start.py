@@ -57,8 +57,10 @@ class Job:
             raise UserError(f"{self.run.last}: the checkpoint lacks class_names")
         if "model" not in content["config"]:
             raise UserError(f"{self.run.last}: the checkpoint lacks config.model")
-        done = counted(content.get("training", {}).get("iteration", 0), "iteration")
-        say(f"resumed    {self.run.last}, after {done}")
+        done = content.get("training", {}).get("iteration", 0)
+        if type(done) is not int or done < 0:
+            raise UserError(f"{self.run.last}: training.iteration is damaged ({done!r:.40}): resume from an older one")
+        say(f"resumed    {self.run.last}, after {counted(done, 'iteration')}")
         return content
 
     def _older_checkpoint(self, error: UserError) -> dict[str, Any]:
