@@ -114,7 +114,7 @@ STAGES = {
         "saving": ("tools.runtime.loop", "save_checkpoint", 1),
         "validation": ("tools.runtime.tasks.classification", "test_sets", 1),
         "recalibration": ("tools.pretrain", "recalibrate_over", 0),
-        "results": ("tools.pretrain", "write_json", 0),
+        "results": ("tools.runtime.start", "write_json", 0),
     },
     "tools.train_loc": {
         "data": ("tools.train_loc", "read_sets", 0),
@@ -124,7 +124,7 @@ STAGES = {
         "saving": ("tools.runtime.loop", "save_checkpoint", 1),
         "validation": ("tools.runtime.tasks.localisation", "predict", 1),
         "test": ("tools.train_loc", "predict", 0),
-        "results": ("tools.train_loc", "write_json", 0),
+        "results": ("tools.runtime.start", "write_json", 0),
     },
 }
 ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
