@@ -26,12 +26,17 @@ def printable(text: str, limit: int = MESSAGE_LIMIT) -> str:
 
     Line ends and tabs stay. An escape code in the name of a class would otherwise command the terminal.
     """
-    if len(text) > limit:
-        half = (limit - 5) // 2
-        text = f"{text[:half]} ... {text[-half:]}"
+    text = _cut(text, limit)
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    escaped = (c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+    return _cut("".join(escaped), limit)
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text, or its beginning and its end."""
+    half = (limit - 5) // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
 class PrintableFilter(logging.Filter):

@@ -69,3 +69,8 @@ def test_a_logger_s_messages_are_made_printable_and_go_on(caplog):
     logger.addFilter(PrintableFilter())
     logger.warning("class %s: 100%%", "\x1b[2J")
     assert caplog.messages == ["class \\x1b[2J: 100%"]
+
+
+def test_escaped_characters_count_for_the_limit():
+    assert len(printable("\x1b" * 1500)) <= MESSAGE_LIMIT
+    assert printable("\x1b" * 10, limit=45) == "\\x1b" * 10

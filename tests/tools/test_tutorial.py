@@ -82,7 +82,7 @@ def test_commands_work_in_their_order(tmp_path, tiny_voc):
             shorten(tmp_path / "my_photos.yaml")
         done.append(block)
     assert "init_data.py" in done[0]
-    assert len(done) == 10
+    assert len(done) == 11
     results = [
         *(
             "my_photos_sheet.jpg",
