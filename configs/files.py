@@ -92,7 +92,6 @@ def is_file(path: str | Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder."""
     note(path)
     return path.is_dir()
 

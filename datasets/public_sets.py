@@ -31,7 +31,6 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The file's name."""
         return self.saved_as or self.url.rsplit("/", 1)[1]
 
 

@@ -148,7 +148,6 @@ def describe(
     device: torch.device,
     run: RunFolder,
 ) -> None:
-    """Say what will be done."""
     kind = {"rpn": "per-class RPN", "rcnn": "R-CNN"}[config.model.stage]
     train_set = sets["train"]
     others = "".join(f", {len(records):,} to {split}" for split, records in sets.items() if split != "train")

@@ -88,7 +88,6 @@ def describe(
     device: torch.device,
     run: RunFolder,
 ) -> None:
-    """Say what will be done."""
     sets = {"to train on": splits.train, "to validate": splits.val, "to test": splits.test}
     sizes = [f"{len(images):,} {verb}" for verb, images in sets.items() if images is not None]
     kind = f"{net_name(config.model.backbone)}{', plain' if config.model.plain else ''}"
@@ -205,11 +204,9 @@ class TrainingError:
         return int(total)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return {"wrong": self._total(), "images": self.images, "marks": dict(self.marks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
         self.wrong.fill_(state["wrong"] if distributed.is_main() else 0)
         self.images, self.marks = state["images"], dict(state["marks"])
 

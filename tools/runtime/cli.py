@@ -92,14 +92,12 @@ def make_parser(
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """Add `--data-root`."""
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="relative paths start here (default: $DATA_DIR, else data/)"
     )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`."""
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
     )

@@ -128,7 +128,6 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

@@ -91,7 +91,6 @@ def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int)
 
 
 def _epochs(steps: int, images: int, batch_size: int) -> int:
-    """The epochs of so many steps."""
     return max(1, round(steps * batch_size / images))
 
 

@@ -78,7 +78,6 @@ class PredictionFiles:
         return self._stack.__exit__(*error)
 
     def add(self, found: ImageDetections) -> None:
-        """Write the detections of an image."""
         for write in self._writers:
             write(found)
         self.images += found.frame is None
@@ -155,8 +154,6 @@ def _plain_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures look."""
-
     names: bool = True
     thickness: float = 1.0
 

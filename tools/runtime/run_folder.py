@@ -62,7 +62,6 @@ class RunFolder:
 
     @property
     def pictures(self) -> Path:
-        """The folder of pictures."""
         return self.path / "pictures"
 
     def prepare(self, *, resume: str | None = None, overwrite: bool = False, keep: Sequence[Path] = ()) -> bool:

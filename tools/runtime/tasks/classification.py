@@ -59,7 +59,6 @@ class ClassificationTask(Task[ClassificationConfig]):
         self.graphed = GraphedStep("the training step", net.parameters(), remembered=1) if config.train.graphs else None
 
     def batches(self, start_iteration: int) -> Iterator[TrainBatch]:
-        """See `Task`."""
         return train_feed(self.splits.train, self.recipe, self.normalize, self.device, start_iteration)
 
     def losses(self, batch: TrainBatch, iteration: int) -> Mapping[str, Tensor]:
@@ -120,7 +119,6 @@ class ClassificationTask(Task[ClassificationConfig]):
             self.warmup.update(self.error.take("warmup"), iteration)
 
     def figures(self) -> dict[str, float]:
-        """The training error."""
         return {"top1_error": self.error.take("log")}
 
     def finished(self) -> bool:
@@ -128,7 +126,6 @@ class ClassificationTask(Task[ClassificationConfig]):
         return self.plateau.finished
 
     def checkpoint(self) -> dict[str, Any]:
-        """A classifier's."""
         events = {
             "warmup_event": self.warmup.event,
             "plateau": self.plateau.state_dict(),
@@ -154,6 +151,5 @@ class ClassificationTask(Task[ClassificationConfig]):
         self.error.load_state_dict(events["error"])
 
     def image_name(self, index: int) -> str:
-        """See `Task`."""
         images = self.splits.train
         return str(images.path(index)) if isinstance(images, ImageFiles) else f"number {index}"

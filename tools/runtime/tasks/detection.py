@@ -84,7 +84,6 @@ class DetectionTask(Task[DetectionConfig]):
             self.graphed = GraphedStep("the training step", self.net.parameters(), remembered=shapes + GRAPHS)
 
     def batches(self, start_iteration: int) -> Iterator[Batch]:
-        """See `Task`."""
         config = self.recipe
         loader = train_loader(
             self.train_set,
@@ -140,7 +139,6 @@ class DetectionTask(Task[DetectionConfig]):
         )
 
     def checkpoint(self) -> dict[str, Any]:
-        """A detector's."""
         return {
             "kind": "detector",
             "config": self.recipe.model_dump(mode="json"),
@@ -150,7 +148,6 @@ class DetectionTask(Task[DetectionConfig]):
         }
 
     def image_name(self, index: int) -> str:
-        """See `Task`."""
         return str(self.train_set.records.image_ids[index])
 
 

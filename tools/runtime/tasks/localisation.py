@@ -66,7 +66,6 @@ class LocalisationTask(Task[LocalisationConfig]):
         return Members([rpn], rcnns, [Classifier(rpn.net, rpn.normalize, names, crop_size)] if rpn.classifies else [])
 
     def batches(self, start_iteration: int) -> Iterator[LocalisationBatch]:
-        """See `Task`."""
         train = self.recipe.train
         loader = train_views(
             self.train_set,
@@ -116,7 +115,6 @@ class LocalisationTask(Task[LocalisationConfig]):
         )
 
     def checkpoint(self) -> dict[str, Any]:
-        """A localiser's."""
         return {
             "kind": KIND,
             "config": self.recipe.model_dump(mode="json"),
@@ -126,5 +124,4 @@ class LocalisationTask(Task[LocalisationConfig]):
         }
 
     def image_name(self, index: int) -> str:
-        """See `Task`."""
         return str(self.train_set.image_paths[index])
