@@ -48,6 +48,13 @@ class PrintableFilter(logging.Filter):
         return True
 
 
+def printable_logger(name: str) -> logging.Logger:
+    """The logger of a module whose messages hold names from files."""
+    logger = logging.getLogger(name)
+    logger.addFilter(PrintableFilter())
+    return logger
+
+
 def nearest(name: object, choices: Iterable[object]) -> str | None:
     """The choice that is spelled most like `name`; None where none is similar."""
     if len(str(name)) > 200:  # the search takes the product of the lengths

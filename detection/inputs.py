@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,12 @@ import torch
 from PIL import Image, ImageOps
 
 from configs import downloads
-from configs.errors import PrintableFilter, UserError, counted, did_you_mean
+from configs.errors import UserError, counted, did_you_mean, printable_logger
 from datasets.images import image_file_size, read_image
 from datasets.listing import IMAGE_SUFFIXES, list_files, list_images
 from detection.video import VideoReader
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 ADDRESSES = ("http://", "https://")
