@@ -74,6 +74,11 @@ def examples(values: Sequence[object], at_most: int = 5) -> str:
     return ", ".join(str(value) for value in values[:at_most]) + (", ..." if len(values) > at_most else "")
 
 
+def some(texts: Sequence[str], at_most: int = 5) -> str:
+    """The first texts, separated by commas, and how many more there are."""
+    return ", ".join(texts[:at_most]) + (f" and {len(texts) - at_most} more" if len(texts) > at_most else "")
+
+
 def counted(number: int, thing: str, one: str = "", several: str = "") -> str:
     """'1 image', '2 images', '1,234 classes': a number and a thing, whose plural ends in -s or -es (none in -y).
 

@@ -105,24 +105,17 @@ class GroundTruth(_Boxes):
         return len(self.image_ids)
 
     @classmethod
-    def from_records(
-        cls, records: Records, *, frame: Frame | None = None, category_ids: Sequence[Any] | None = None
-    ) -> GroundTruth:
+    def from_records(cls, records: Records) -> GroundTruth:
         """The ground truth of a data set that the project has read.
 
-        Args:
-            records: the annotations, boxes in continuous pixels from 0.
-            frame: whose files the detections will be written as; default: the records' own form, else COCO's where all
-                image ids are numbers, else VOC's.
-            category_ids: of COCO's file, in the order of the labels; default: the records' own.
+        The frame is that of the records' own form, else COCO's where all image ids are numbers, else VOC's.
         """
         image_ids = np.asarray(records.image_ids).tolist()
-        frame = frame or records.form
+        frame = records.form
         if frame is None:
             frame = "coco" if image_ids and all(isinstance(identity, int) for identity in image_ids) else "voc"
         continuous = np.asarray(records.boxes, dtype=np.float64).reshape(-1, 4)
         convert = frames.continuous_to_voc if frame == "voc" else frames.continuous_to_coco
-        known_ids = category_ids if category_ids is not None else records.category_ids
         everyone = np.arange(len(continuous))
         # What is read of annotations with equal ids is what eval_det.py and pycocotools read: scores agree.
         keep = last_of_equal_ids(records.annotation_ids) if records.form == "coco" else everyone
@@ -139,7 +132,7 @@ class GroundTruth(_Boxes):
             image_sizes=np.asarray(records.sizes, dtype=np.int64).reshape(-1, 2),
             image_files=[str(path) for path in records.image_paths],
             source=records.source or cls.source,
-            category_ids=np.asarray(known_ids).tolist(),
+            category_ids=np.asarray(records.category_ids).tolist(),
         )
 
 

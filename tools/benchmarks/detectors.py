@@ -126,7 +126,6 @@ def compare_mode(
     Args:
         kind: "infer": from normalised images on the device to detections on the host; "train": losses, gradients and
             update.
-        case, makers, device, batch_size, repetitions, warmup: what, who, where, how much, how often.
         amp, reference_amp: precision of the contestants, and of the one that the others are divided by.
     """
     training = kind == "train"

@@ -167,10 +167,6 @@ def picture_paths(out: Path, files: Sequence[tuple[str, str]]) -> dict[str, Path
 
     No two files share a picture, also where a disk does not tell capitals apart.
 
-    Args:
-        out: the folder.
-        files: files or addresses, and their names.
-
     Raises:
         UserError: a picture would replace one of the inputs.
     """
