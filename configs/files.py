@@ -106,13 +106,11 @@ def read_text(path: str | Path, what: str = "text file") -> str:
 
 
 def read_lines(path: str | Path, what: str = "text file") -> list[str]:
-    """The lines of a text file without their ends (Unix, Windows or old Macintosh), empty ones included."""
-    return split_lines(read_text(path, what))
+    """The lines of a text file without their ends (Unix, Windows or old Macintosh), empty ones included.
 
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a text. Unlike `str.splitlines`, only line ends part them: a name may hold any other character."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    Unlike `str.splitlines`, only line ends part them: a name may hold any other character.
+    """
+    lines = read_text(path, what).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 

@@ -116,6 +116,13 @@ def weights_argument(text: str) -> Path | str:
     return text if is_name(text) else Path(text)
 
 
+def make_training_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all training scripts have."""
+    parser = make_parser(description, config=True, data_root=True, device=True, seed=True)
+    add_run(parser)
+    return parser
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add what all trainings take: `--out`, `--resume`, `--init-from` and `--overwrite`."""
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<name of the config>)")
