@@ -245,9 +245,6 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that is one of the inputs, under whatever name, or a file of an input folder.
 
     A .json file in an input folder is taken for an earlier output.
-
-    Raises:
-        UserError: names both.
     """
     for given in inputs:
         same = output.exists() and given.exists() and output.samefile(given)
@@ -260,11 +257,7 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
 
 
 def _refuse_foreign(data: bytes, path: str | Path) -> None:
-    """Refuse what is known by its first bytes to be something else.
-
-    Raises:
-        UserError: says what it is.
-    """
+    """Refuse what is known by its first bytes to be something else."""
     start = data[:200].lstrip().lower()
     for mark, what in FOREIGN.items():
         if start.startswith(mark):

@@ -237,11 +237,7 @@ def _write_file(path: Path, values: Mapping[str, Any], arrays: Mapping[str, np.n
 
 
 def _check(path: Path) -> None:
-    """See that a file is whole.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """See that a file is whole."""
     with open(path, "rb") as file:
         crc, left = 0, os.fstat(file.fileno()).st_size - 4
         while left > 0 and (block := file.read(min(left, 1 << 24))):

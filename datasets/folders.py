@@ -181,11 +181,7 @@ def how_to_get(path: Path) -> str:
 
 
 def _flat_images(root: Path) -> list[str]:
-    """Names of the images in a folder, sorted.
-
-    Raises:
-        UserError: no folder, or no images in it.
-    """
+    """Names of the images in a folder, sorted."""
     names = sorted(entry.name for entry in list_folder(root) if not leads_to_folder(entry) and _is_image(entry.path))
     if not names:
         raise UserError(f"{root}: has no images")

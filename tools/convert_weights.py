@@ -61,11 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
-    """Refuse an output of an unknown kind, or one that would replace a file.
-
-    Raises:
-        UserError: says which, and what to do.
-    """
+    """Refuse an output of an unknown kind, or one that would replace a file."""
     if output.suffix not in SUFFIXES:
         raise UserError(f"{output}: name the output .pt or .safetensors")
     if output.exists() and source.exists() and output.samefile(source):

@@ -104,19 +104,11 @@ def describe(
 
 
 @dataclass(frozen=True)
-class TrainBatch:
+class TrainBatch(LabelledBatch):
     """A part of a step on the device: normalised, augmented."""
 
-    images: Tensor
-    """(B, 3, H, W) float32."""
-    labels: Tensor
-    """(B,) int64."""
-    index: Tensor
-    """(B,) int64: positions in the training set."""
     mixed: MixedLabels | None
     """What the images were mixed with; None: with nothing."""
-    replaced: int
-    """Images that could not be read, whose places others took (`data.on_error` is skip)."""
 
 
 def train_feed(
@@ -143,7 +135,7 @@ def train_feed(
         for part in parts:
             batch = next(batches)
             pixels, labels, mixed = augmentation(batch.images, batch.labels, iteration, part)
-            yield TrainBatch(pixels, labels, batch.index[-len(labels) :], mixed, batch.replaced)
+            yield TrainBatch(pixels, labels, batch.index[-len(labels) :], mixed, replaced=batch.replaced)
         iteration += 1
 
 
