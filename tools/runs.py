@@ -27,16 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.errors import UserError, did_you_mean
 from configs.files import refuse_overwriting
 from tools.runtime import cli
-from tools.runtime.curves import (
-    TRAIN,
-    VALIDATED,
-    Curve,
-    curve,
-    find_curve,
-    is_headline,
-    names_of,
-    write_comparison,
-)
+from tools.runtime.curves import TRAIN, VALIDATED, Curve, curve, find_curve, is_headline, names_of, write_comparison
 from tools.runtime.runs import Run, find_runs, read_run, training_time
 from tools.runtime.texts import markdown_table
 

@@ -164,9 +164,7 @@ def unpadded(batch: Batch) -> list[Tensor]:
 def detect(net: nn.Module, dataset: DetectionDataset, config: DetectionConfig, device: torch.device) -> Detections:
     """torchvision's detections on a data set, in pixels of the original images."""
     found: dict[int, ImageDetections] = {}
-    loader = eval_loader(
-        dataset, config.data, batch_size=config.train.batch_size, rank=0, world_size=1, pin_memory=False
-    )
+    loader = eval_loader(dataset, config.data, batch_size=config.train.batch_size)
     net.eval()
     with torch.no_grad(), Progress(len(dataset), "test", unit="image") as progress:
         for batch in prefetch(loader, device):

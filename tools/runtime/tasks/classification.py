@@ -9,12 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.augmentation import MixedLabels
-from backbones.classification import (
-    Plateau,
-    WarmupUntilError,
-    classification_loss,
-    wrong_answers,
-)
+from backbones.classification import Plateau, WarmupUntilError, classification_loss, wrong_answers
 from backbones.compilation import GraphedStep
 from backbones.preprocess import Normalize
 from configs.classification import ClassificationConfig
