@@ -47,11 +47,22 @@ class ImageDetectionsLike(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class _Boxes:
-    """Boxes that are in one frame and are wanted in others."""
+    """Boxes with classes in a set of images, objects or detections; they are in one frame and wanted in others."""
 
     frame: Frame
+    """The frame of `boxes`."""
+    image_ids: list[ImageId]
+    """N ids. Of a ground truth all images'; of detections those that have some, and perhaps others."""
+    class_names: list[str]
+    """K names, in the order of the labels."""
+    image_index: np.ndarray
+    """(M,) or (D,) int64: position in `image_ids`."""
+    labels: np.ndarray
+    """(M,) or (D,) int64 in 1..K."""
     boxes: np.ndarray
+    """(M, 4) or (D, 4) float64, in the file's order."""
 
     @property
     def voc_boxes(self) -> np.ndarray:
@@ -74,18 +85,6 @@ class _Boxes:
 class GroundTruth(_Boxes):
     """The annotated objects of a set of images."""
 
-    frame: Frame
-    """The frame of `boxes`."""
-    image_ids: list[ImageId]
-    """N ids; an image without objects counts too."""
-    class_names: list[str]
-    """K names, in the order of the labels."""
-    image_index: np.ndarray
-    """(M,) int64: position in `image_ids`."""
-    labels: np.ndarray
-    """(M,) int64 in 1..K."""
-    boxes: np.ndarray
-    """(M, 4) float64, in the file's order."""
     area: np.ndarray
     """(M,) float64, square pixels: COCO's own segment area where the set has one."""
     iscrowd: np.ndarray
@@ -140,17 +139,6 @@ class GroundTruth(_Boxes):
 class Detections(_Boxes):
     """The detections of a set of images, in the order of their file."""
 
-    frame: Frame
-    """The frame of `boxes`."""
-    image_ids: list[ImageId]
-    """Ids that `image_index` points into; images without detections may be among them or not."""
-    class_names: list[str]
-    image_index: np.ndarray
-    """(D,) int64: position in `image_ids`."""
-    labels: np.ndarray
-    """(D,) int64 in 1..K."""
-    boxes: np.ndarray
-    """(D, 4) float64."""
     scores: np.ndarray
     """(D,) float64."""
     source: str = field(default="the detections", compare=False)
