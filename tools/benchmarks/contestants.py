@@ -257,7 +257,9 @@ def load_plugin(path: Path) -> Callable[..., Contestant]:
     return module.Contestant
 
 
-CONTESTANTS: dict[str, Callable[..., Contestant]] = {
+Makers = dict[str, Callable[..., Contestant]]
+
+CONTESTANTS: Makers = {
     "ours": Ours,
     "ours_compiled": OursCompiled,
     "ours_graphs": OursAsGraphs,

@@ -15,12 +15,10 @@ from torch._subclasses import FakeTensorMode
 from configs.errors import UserError
 from tools.benchmarks.cases import Case, Inputs, make_inputs
 from tools.benchmarks.checks import check_inference, check_training
-from tools.benchmarks.contestants import CONTESTANTS, Contestant, Ours, plain_sgd, random_weights
+from tools.benchmarks.contestants import CONTESTANTS, Contestant, Makers, Ours, plain_sgd, random_weights
 from tools.benchmarks.counting import Counts, count, make_fake
 from tools.benchmarks.roofline import roofline_seconds
 from tools.benchmarks.timing import compare
-
-Makers = dict[str, Callable[..., Contestant]]
 
 # ---------------------------------------------------------------------------------------------- without computing
 
