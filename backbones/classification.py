@@ -143,7 +143,6 @@ class Plateau:
         return {key: value for key, value in asdict(self).items() if key in ("events", "lowest", "since", "finished")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
         for key, value in state.items():
             setattr(self, key, value)
 

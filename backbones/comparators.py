@@ -21,7 +21,6 @@ class GlobalAverage(nn.Module):
     """(B, C, H, W) -> (B, C): the mean over the map."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """As the class says."""
         return x.mean((2, 3))
 
 

@@ -45,9 +45,7 @@ class Unit(Protocol):
         """The shortcut's."""
         ...
 
-    def modules(self) -> Iterator[nn.Module]:
-        """As every module's."""
-        ...
+    def modules(self) -> Iterator[nn.Module]: ...
 
 
 class Stage(Protocol):
@@ -149,7 +147,6 @@ class Chain:
         return list(map(_version, self._constants)), list(map(Tensor.data_ptr, self._parameters))
 
     def weights(self) -> list[Tensor]:
-        """The convolutions' weights."""
         # Without nn.Module's slow look-up; a convolution has a weight.
         return [conv._parameters["weight"] for conv, _ in self.pairs]  # pyright: ignore[reportReturnType]
 

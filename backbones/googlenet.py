@@ -15,7 +15,7 @@ from torchvision.models.googlenet import BasicConv2d, InceptionAux
 from torchvision.models.googlenet import GoogLeNet as TorchvisionGoogLeNet
 
 from backbones.batch_norm import NORMS
-from backbones.staged import Head, Norm, Stage, WithCompanions, initialise, run_stages
+from backbones.staged import FreezesLayers, Head, Norm, Stage, WithCompanions, initialise, run_stages
 
 STAGES: dict[str, tuple[tuple[str, ...], int]] = {
     "conv1": (("conv1",), 2),
@@ -29,7 +29,7 @@ COMPANION_WEIGHT = 0.3
 """What an auxiliary classifier's loss counts for (Szegedy et al. 2015, Sec. 5)."""
 
 
-class GoogLeNet(TorchvisionGoogLeNet):
+class GoogLeNet(FreezesLayers, TorchvisionGoogLeNet):
     """torchvision's net: a classifier, and a backbone with feature taps conv1..conv5.
 
     Args:
@@ -53,7 +53,6 @@ class GoogLeNet(TorchvisionGoogLeNet):
         for layer in self.modules():
             if isinstance(layer, BasicConv2d) and norm != "batch":
                 layer.add_module("bn", NORMS[norm](layer.bn.num_features, layer.bn.eps))
-        self.frozen_stages = 0
         self.stage_strides = {name: stride for name, (_, stride) in STAGES.items()}
         self.stage_channels = {"conv1": 64, "conv2": 192, "conv3": 480, "conv4": 832, "conv5": 1024}
         initialise(self)
@@ -84,22 +83,9 @@ class GoogLeNet(TorchvisionGoogLeNet):
             x = getattr(self, layer)(x)
         return x
 
-    def freeze_stages(self, count: int) -> None:
-        """conv1..conv{count} train no more: no gradients, batch norm in eval mode, whatever `train()` says."""
-        self.frozen_stages = count
-        for layer in self._frozen_layers():
-            layer.requires_grad_(False).eval()
-
     def _frozen_layers(self) -> list[nn.Module]:
         frozen = list(STAGES.values())[: self.frozen_stages]
         return [getattr(self, layer) for layers, _ in frozen for layer in layers if hasattr(self, layer)]
-
-    def train(self, mode: bool = True) -> GoogLeNet:
-        """As every module's, but frozen stages stay in eval mode."""
-        super().train(mode)
-        for layer in self._frozen_layers():
-            layer.eval()
-        return self
 
     def pop_stage(self, name: str) -> Stage:
         """Takes a stage out of the net and returns it; auxiliary classifiers of its maps go with it."""

@@ -17,14 +17,7 @@ from torch import nn
 
 from backbones.conversion import convert
 from backbones.fetch import Remote, fetch, is_name, obtain
-from backbones.weights import (
-    IMAGENET,
-    Preprocessing,
-    as_classifier,
-    check_net,
-    load_checked,
-    read_weights_file,
-)
+from backbones.weights import IMAGENET, Preprocessing, as_classifier, check_net, load_checked, read_weights_file
 from configs.errors import UserError
 
 

@@ -131,7 +131,6 @@ class BottleneckUnit(Unit):
         self.dropout = nn.Dropout(spec.unit_dropout) if spec.unit_dropout else nn.Identity()
 
     def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
-        """1x1, 3x3, 1x1."""
         return [(self.conv1, self.bn1), (self.conv2, self.bn2), (self.conv3, self.bn3)]
 
     def _inner(self, x: Tensor) -> Tensor:

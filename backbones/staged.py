@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, cast
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +129,29 @@ class Stage(nn.Sequential):
         # The backward pass runs the unit a second time: its batch statistics must not be counted twice.
         contexts = lambda: (contextlib.nullcontext(), _statistics_kept(unit))  # noqa: E731
         return cast(Tensor, checkpoint(unit, x, use_reentrant=False, context_fn=contexts))
+
+
+class FreezesLayers(nn.Module):
+    """A net whose stages are groups of its own layers, which it tells in `_frozen_layers`; not `Stage`s."""
+
+    frozen_stages = 0
+
+    def _frozen_layers(self) -> list[nn.Module]:
+        """The layers of the first `frozen_stages` stages."""
+        raise NotImplementedError
+
+    def freeze_stages(self, count: int) -> None:
+        """conv1..conv{count} train no more: no gradients, batch norm in eval mode, whatever `train()` says."""
+        self.frozen_stages = count
+        for layer in self._frozen_layers():
+            layer.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module's, but frozen stages stay in eval mode."""
+        super().train(mode)
+        for layer in self._frozen_layers():
+            layer.eval()
+        return self
 
 
 class SequentialNet(nn.Module):

@@ -21,14 +21,10 @@ BLOCK = 2048
 
 
 class Plan(Protocol):
-    """`backbones.scaling`'s."""
-
     rows: Tensor
     scales: Tensor
 
-    def owners(self, block: int) -> Tensor:
-        """See there."""
-        ...
+    def owners(self, block: int) -> Tensor: ...
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbones.batch_norm import BATCH_NORMS, NORMS, conv_bn_relu
-from backbones.staged import Head, Norm, initialise, run_stages
+from backbones.staged import FreezesLayers, Head, Norm, initialise, run_stages
 
 WIDTHS = (64, 128, 256, 512, 512)
 VGGS: dict[str, tuple[tuple[int, ...], bool]] = {
@@ -26,7 +26,7 @@ VGGS: dict[str, tuple[tuple[int, ...], bool]] = {
 """Convolutions in each stage, and whether batch norm follows each."""
 
 
-class VGG(nn.Module):
+class VGG(FreezesLayers):
     """A VGG net: a classifier, and a backbone with feature taps conv1..conv5.
 
     Args:
@@ -50,7 +50,6 @@ class VGG(nn.Module):
         dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        self.frozen_stages = 0
         self.stage_channels: dict[str, int] = {}
         self.stage_strides: dict[str, int] = {}
         self._ranges: dict[str, range] = {}
@@ -101,22 +100,9 @@ class VGG(nn.Module):
                     x = layer(x)
         return x
 
-    def freeze_stages(self, count: int) -> None:
-        """conv1..conv{count} train no more: no gradients, batch norm in eval mode, whatever `train()` says."""
-        self.frozen_stages = count
-        for layer in self._frozen_layers():
-            layer.requires_grad_(False).eval()
-
     def _frozen_layers(self) -> list[nn.Module]:
         frozen = list(self._ranges.values())[: self.frozen_stages]
         return [self.features[index] for layers in frozen for index in layers]
-
-    def train(self, mode: bool = True) -> VGG:
-        """As every module's, but frozen stages stay in eval mode."""
-        super().train(mode)
-        for layer in self._frozen_layers():
-            layer.eval()
-        return self
 
     def pop_stage(self, name: str) -> nn.Module:
         """Raises ValueError: a detector on VGG shares all five stages."""

@@ -179,12 +179,7 @@ def _bytes_of(path: Path) -> int:
 
 
 def digest_of(path: Path, algorithm: str) -> str:
-    """A file's checksum in hexadecimal.
-
-    Args:
-        path: the file.
-        algorithm: md5 or sha256.
-    """
+    """A file's checksum, md5 or sha256, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 

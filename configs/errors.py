@@ -48,6 +48,13 @@ class PrintableFilter(logging.Filter):
         return True
 
 
+def printable_logger(name: str) -> logging.Logger:
+    """The logger of a module whose messages hold names from files."""
+    logger = logging.getLogger(name)
+    logger.addFilter(PrintableFilter())
+    return logger
+
+
 def nearest(name: object, choices: Iterable[object]) -> str | None:
     """The choice that is spelled most like `name`; None where none is similar."""
     if len(str(name)) > 200:  # the search takes the product of the lengths
@@ -65,6 +72,11 @@ def did_you_mean(name: object, choices: Iterable[object]) -> str:
 def examples(values: Sequence[object], at_most: int = 5) -> str:
     """The first values, separated by commas, and dots if there are more."""
     return ", ".join(str(value) for value in values[:at_most]) + (", ..." if len(values) > at_most else "")
+
+
+def some(texts: Sequence[str], at_most: int = 5) -> str:
+    """The first texts, separated by commas, and how many more there are."""
+    return ", ".join(texts[:at_most]) + (f" and {len(texts) - at_most} more" if len(texts) > at_most else "")
 
 
 def counted(number: int, thing: str, one: str = "", several: str = "") -> str:

@@ -92,7 +92,6 @@ def is_file(path: str | Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder."""
     note(path)
     return path.is_dir()
 
@@ -107,13 +106,11 @@ def read_text(path: str | Path, what: str = "text file") -> str:
 
 
 def read_lines(path: str | Path, what: str = "text file") -> list[str]:
-    """The lines of a text file without their ends (Unix, Windows or old Macintosh), empty ones included."""
-    return split_lines(read_text(path, what))
+    """The lines of a text file without their ends (Unix, Windows or old Macintosh), empty ones included.
 
-
-def split_lines(text: str) -> list[str]:
-    """The lines of a text. Unlike `str.splitlines`, only line ends part them: a name may hold any other character."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    Unlike `str.splitlines`, only line ends part them: a name may hold any other character.
+    """
+    lines = read_text(path, what).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
@@ -248,9 +245,6 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that is one of the inputs, under whatever name, or a file of an input folder.
 
     A .json file in an input folder is taken for an earlier output.
-
-    Raises:
-        UserError: names both.
     """
     for given in inputs:
         same = output.exists() and given.exists() and output.samefile(given)
@@ -263,11 +257,7 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
 
 
 def _refuse_foreign(data: bytes, path: str | Path) -> None:
-    """Refuse what is known by its first bytes to be something else.
-
-    Raises:
-        UserError: says what it is.
-    """
+    """Refuse what is known by its first bytes to be something else."""
     start = data[:200].lstrip().lower()
     for mark, what in FOREIGN.items():
         if start.startswith(mark):

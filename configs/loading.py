@@ -99,13 +99,7 @@ def parse_yaml(text: str, source_name: str) -> Any:
         raise UserError(f"{place}: {error.problem or error.context}") from None
     except yaml.YAMLError as error:
         raise UserError(f"{source_name}: this is not YAML: {' '.join(str(error).split())}") from None
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        LookupError,
-    ) as error:  # of a tag such as !!int and its text
+    except (ValueError, TypeError, AttributeError, OverflowError, LookupError) as error:  # of a tag: !!int x
         raise UserError(f"{source_name}: a value does not fit its type: {error}") from None
 
 

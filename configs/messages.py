@@ -45,15 +45,14 @@ def _real_path(detail: ErrorDetails, values: Any) -> tuple[str | int, ...]:
     """The keys of the location that are in the input: pydantic puts the names of union members between them."""
     path: list[str | int] = []
     location = detail["loc"]
+    last = len(location) - 1
     for position, step in enumerate(location):
         if _holds(values, step):
             path.append(step)
             values = values[step]
-        elif position == len(location) - 1 and detail["type"] == "missing":
+        elif position == last and detail["type"] == "missing":
             path.append(step)
-        elif (
-            isinstance(values, dict) and isinstance(step, str) and step.isidentifier() and position < len(location) - 1
-        ):
+        elif position < last and isinstance(values, dict) and isinstance(step, str) and step.isidentifier():
             path.append(step)  # a section that the file leaves out
             values = {}
     return tuple(path)

@@ -72,7 +72,6 @@ class _Machine:
         """So much may be built in arrays: more would be one piece of the file used again and again."""
 
     def step(self, name: str, argument: Any) -> None:
-        """Carry out one opcode."""
         if name in _IGNORED:
             return
         if name in _CONSTANTS:

@@ -200,18 +200,17 @@ def _read_item(image: Path, file: Path | None, file_format: str, zero_based: boo
     if file_format == "voc":
         return _read_voc(image, file, zero_based)
     content = read_json(file, "annotation file")
-    return (
-        _read_labelme(image, file, content)
-        if file_format == "labelme"
-        else _read_supervisely(image, file, content, known)
-    )
+    if file_format == "labelme":
+        return _read_labelme(image, file, content)
+    return _read_supervisely(image, file, content, known)
 
 
 def _read_yolo(image: Path, file: Path | None, labels: LabelReader, names: Sequence[str]) -> Item:
     size = image_file_size(image)  # the fractions are of the image as a viewer shows it
     if file is None:
         return Item(image, None, size)
-    return Item(image, [Object(names[label - 1], _four(box)) for label, box in labels.read(file, size)], size)
+    lines = labels.read(file, size)
+    return Item(image, [Object(names[label - 1], (x1, y1, x2, y2)) for label, (x1, y1, x2, y2) in lines], size)
 
 
 def _read_voc(image: Path, file: Path, zero_based: bool) -> Item:
@@ -344,8 +343,3 @@ def declared_size(height: Any, width: Any) -> tuple[int, int] | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return size if min(size) > 0 and max(size) <= LARGEST else None
-
-
-def _four(box: Sequence[float]) -> tuple[float, float, float, float]:
-    x1, y1, x2, y2 = box
-    return x1, y1, x2, y2

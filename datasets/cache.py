@@ -47,24 +47,23 @@ _FRESH_IN_SECONDS = 2_000_000_000  # of file systems that count whole seconds
 _told: list[str] = []
 
 
-def kept_records(question: Mapping[str, Any], read: Callable[[], Records], folder: Path | None = None) -> Records:
+def kept_records(question: Mapping[str, Any], read: Callable[[], Records]) -> Records:
     """What `read` returns and logs; from the cache where nothing that it looked at has changed since.
+
+    Where `annotations` in `configs.files.home` cannot be written, this is said once, and each start reads.
 
     Args:
         question: all that decides what `read` does, besides files; plain values.
         read: reads annotations by way of `configs.files` and `datasets.images`, which note what they look at.
-        folder: where to keep them; default: `annotations` in `configs.files.home`. Where it cannot be written, this is
-            said once, and each start reads.
 
     Raises:
         UserError: `read` raised it; nothing is kept then.
     """
-    if folder is None:
-        try:
-            folder = home() / "annotations"
-        except RuntimeError as error:  # a user without an entry in the system's list, and no $HOME
-            _say_not_kept(error)
-            return read()
+    try:
+        folder = home() / "annotations"
+    except RuntimeError as error:  # a user without an entry in the system's list, and no $HOME
+        _say_not_kept(error)
+        return read()
     text = json.dumps([question, _code()], sort_keys=True, default=str)
     name = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     found = _load(folder, name)
@@ -238,11 +237,7 @@ def _write_file(path: Path, values: Mapping[str, Any], arrays: Mapping[str, np.n
 
 
 def _check(path: Path) -> None:
-    """See that a file is whole.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """See that a file is whole."""
     with open(path, "rb") as file:
         crc, left = 0, os.fstat(file.fileno()).st_size - 4
         while left > 0 and (block := file.read(min(left, 1 << 24))):

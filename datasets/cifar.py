@@ -176,11 +176,7 @@ def _read_zip(path: Path, split: str, class_names: Sequence[str] | None) -> Imag
 
 
 def _content(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
-    """(N,) uint8: the bytes of a member. Images hardly shrink: one that grows a hundredfold is made to fill the memory.
-
-    Raises:
-        UserError: it would.
-    """
+    """(N,) uint8: the bytes of a member; images hardly shrink: what grows a hundredfold is made to fill the memory."""
     member = archive.getinfo(name)
     if member.file_size > 100 * member.compress_size + (1 << 20):
         raise UserError(f"{path}: {name} has {member.file_size} bytes, from {member.compress_size}: not an image")

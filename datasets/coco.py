@@ -7,7 +7,6 @@ and categories are whole numbers or texts; ids of annotations may be anything, f
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, counted
+from configs.errors import UserError, counted, printable_logger
 from configs.files import is_file
 from datasets.columns import Growing, Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
@@ -27,8 +26,7 @@ from datasets.listing import same_name
 from datasets.make_records import make_records
 from datasets.records import Records, count_different
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 
 @dataclass(frozen=True)

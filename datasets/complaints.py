@@ -7,7 +7,6 @@ worker may have met the same image, and only the process that started them knows
 from __future__ import annotations
 
 import functools
-import logging
 import os
 import re
 import tempfile
@@ -15,10 +14,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from configs.errors import PrintableFilter
+from configs.errors import printable_logger
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 _COMPLAINTS = re.compile(
     r"Corrupt JPEG|Premature end of JPEG|Invalid SOS|Inconsistent progression|libpng (?:error|warn)|\[ ?(?:ERROR|WARN)"

@@ -5,7 +5,6 @@ Nothing here depends on the number of workers or on what came before: what takes
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from collections import deque
@@ -15,12 +14,11 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from configs.common import OnError
-from configs.errors import PrintableFilter, UserError, counted
+from configs.errors import UserError, counted, printable_logger
 from datasets.complaints import take_damage
 from datasets.target import SampleKey
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 PAUSES = (0.5, 2.0, 8.0)
 """Seconds before an image is read again under `retry`."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, counted, nearest
+from configs.errors import UserError, counted, nearest, printable_logger
 from configs.files import read_lines
 from datasets.listing import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
 from datasets.synsets import read_synset_numbers
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 FETCHED = {
     "ILSVRC": "imagenet",
@@ -183,11 +181,7 @@ def how_to_get(path: Path) -> str:
 
 
 def _flat_images(root: Path) -> list[str]:
-    """Names of the images in a folder, sorted.
-
-    Raises:
-        UserError: no folder, or no images in it.
-    """
+    """Names of the images in a folder, sorted."""
     names = sorted(entry.name for entry in list_folder(root) if not leads_to_folder(entry) and _is_image(entry.path))
     if not names:
         raise UserError(f"{root}: has no images")

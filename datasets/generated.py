@@ -350,7 +350,6 @@ def _write_picture(root: Path, image_set: str, index: int, name: str) -> None:
 
 
 def _annotation(filename: str, image_size: tuple[int, int], objects: list[DrawnObject]) -> bytes:
-    """A VOC annotation file."""
     root = ElementTree.Element("annotation")
     ElementTree.SubElement(root, "filename").text = filename
     size = ElementTree.SubElement(root, "size")

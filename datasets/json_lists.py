@@ -147,7 +147,7 @@ def _extents(path: Path, wanted: Sequence[str]) -> dict[str, tuple[int, int]]:
     with open(path, "rb") as file:
         position = _skip(file, 0, b"{")
         while True:
-            key, position = _value(file, position, size)
+            key, position = _value(file, position)
             if not isinstance(key, str):
                 raise _UnusualError
             position = _skip(file, position, b":")
@@ -159,7 +159,7 @@ def _extents(path: Path, wanted: Sequence[str]) -> dict[str, tuple[int, int]]:
                     for _ in _parts(path, extent, from_json):
                         pass
             else:
-                _, position = _value(file, position, size)
+                _, position = _value(file, position)
             if _peek(file, position) == b"}":
                 break
             position = _skip(file, position, b",")
@@ -210,7 +210,7 @@ def _list(file: Any, position: int) -> tuple[tuple[int, int], int]:
     raise _UnusualError
 
 
-def _value(file: Any, position: int, size: int) -> tuple[Any, int]:
+def _value(file: Any, position: int) -> tuple[Any, int]:
     """A small value (a key, a number, an object of a few lines), and the position behind it."""
     position, _ = _at(file, position)
     length = 1 << 12

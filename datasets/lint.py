@@ -92,7 +92,6 @@ class Problem:
         return f"{self.code}: {place}{f': {self.value}' if self.value else ''}: {CODES[self.code][1]}"
 
     def to_dict(self) -> dict[str, str]:
-        """For JSON."""
         named = {"code": self.code, "severity": self.severity, "file": self.file, "thing": self.thing}
         return {**named, "value": self.value, "cause": CODES[self.code][1]}
 

@@ -38,10 +38,6 @@ class Marks(NamedTuple):
 def lint_images(records: Records, *, threads: int = 2) -> tuple[list[Problem], dict[str, Marks]]:
     """The problems of the image files, each decoded once; and what tells each readable file from others.
 
-    Args:
-        records: the set.
-        threads: decoding ones.
-
     Returns:
         The problems in the order of the images; path -> marks, for `lint_splits` and `lint_near`.
     """
@@ -92,9 +88,6 @@ def lint_near(marks: Mapping[str, Mapping[str, Marks]]) -> list[Problem]:
     the right and below. It stays when an image is resized, recompressed or a little brighter; mirrors and crops are not
     found. Images without structure are left out. The time grows with the square of the number: 10,000 images take
     seconds, 100,000 minutes.
-
-    Args:
-        marks: as of `lint_splits`.
     """
     all_files = [(split, path, mark) for split, files in marks.items() for path, mark in files.items() if mark.look]
     looks = np.array([mark.look for _, _, mark in all_files], np.uint64).reshape(-1, 2)

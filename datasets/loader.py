@@ -21,11 +21,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from configs.common import OnError
 from configs.errors import UserError
-from datasets.batch import (
-    TensorBatch,
-    map_tensors,
-    tensors_of,
-)
+from datasets.batch import TensorBatch, map_tensors, tensors_of
 from datasets.complaints import keep_damage, note_damage
 from datasets.failures import RESTARTS, HandedKeys, Read, Reading, Tally, WorkerLost, has_ended, logger, worker_lost
 

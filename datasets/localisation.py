@@ -137,7 +137,8 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
     for file, folder, wnid in _tiny_files(root, split):
         present = {entry.name for entry in list_folder(folder)}
         found: dict[str, _Found] = {}
-        for number, line in enumerate(_lines(file), 1):
+        lines = [line for line in read_lines(file, "file of boxes") if line.strip()]
+        for number, line in enumerate(lines, 1):
             fields = line.strip().rsplit(None, 4 if wnid else 5)  # a name may hold blanks
             if fields[0] not in present:
                 fields = line.split()
@@ -183,10 +184,6 @@ def _tiny_box(fields: list[str], where: str) -> tuple[float, float, float, float
     if x2 < x1 or y2 < y1:
         raise UserError(f"{where}: the box {' '.join(fields)} ends before it begins: the order is x0 y0 x1 y1")
     return x1, y1, x2, y2
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in read_lines(path, "file of boxes") if line.strip()]
 
 
 def _header(path: Path) -> tuple[tuple[int, int], bool]:

@@ -31,7 +31,6 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """The file's name."""
         return self.saved_as or self.url.rsplit("/", 1)[1]
 
 
@@ -93,11 +92,7 @@ def keep_the_twenty(folder: Path) -> None:
 
 
 def check_tiny(folder: Path, wnids: list[str] | None = None) -> None:
-    """See that each class has 500 training and 50 validation images.
-
-    Raises:
-        UserError: names the class and both counts.
-    """
+    """See that each class has 500 training and 50 validation images."""
     root = folder / TINY
     wnids = wnids or [line.strip() for line in read_lines(root / "wnids.txt", "list of classes") if line.strip()]
     labels = [line.split("\t")[1] for line in read_lines(root / "val/val_annotations.txt", "file of boxes") if line]
@@ -149,11 +144,7 @@ def bccd_place(member: str) -> str | None:
 
 
 def check_bccd(folder: Path) -> None:
-    """Compare the unpacked files with the published commit.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Compare the unpacked files with the published commit."""
     found = git_tree(folder / "bccd", leave_out=("LICENSE",))
     if found != BCCD_TREE:
         raise UserError(
@@ -192,6 +183,12 @@ _BCCD = Archive(
     f"https://github.com/Shenggan/BCCD_Dataset/archive/{BCCD_COMMIT}.zip", None, None, f"BCCD_Dataset-{BCCD_COMMIT}.zip"
 )
 
+
+def _coco_set(result: str, *archives: tuple[str, int | None, str]) -> PublicSet:
+    found = tuple(Archive(f"{_COCO}/{place}", size, md5) for place, size, md5 in archives)
+    return PublicSet(found, folder="coco", result=result)
+
+
 PUBLIC_SETS = {
     "voc2007": PublicSet(
         (
@@ -206,39 +203,27 @@ PUBLIC_SETS = {
         folder=".",
         result="VOCdevkit/VOC2012",
     ),
-    "coco2014": PublicSet(
-        (
-            Archive(f"{_COCO}/annotations/annotations_trainval2014.zip", 252872794, "0a379cfc70b0e71301e0f377548639bd"),
-            Archive(f"{_COCO}/zips/val2014.zip", 6645013297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
-            Archive(f"{_COCO}/zips/train2014.zip", 13510573713, "0da8c0bd3d6becc4dcb32757491aca88"),
-        ),
-        folder="coco",
-        result="coco/train2014, coco/val2014, coco/annotations",
+    "coco2014": _coco_set(
+        "coco/train2014, coco/val2014, coco/annotations",
+        ("annotations/annotations_trainval2014.zip", 252872794, "0a379cfc70b0e71301e0f377548639bd"),
+        ("zips/val2014.zip", 6645013297, "a3d79f5ed8d289b7a7554ce06a5782b3"),
+        ("zips/train2014.zip", 13510573713, "0da8c0bd3d6becc4dcb32757491aca88"),
     ),
-    "coco2017": PublicSet(
-        (
-            Archive(f"{_COCO}/annotations/annotations_trainval2017.zip", 252907541, "f4bbac642086de4f52a3fdda2de5fa2c"),
-            Archive(f"{_COCO}/zips/val2017.zip", 815585330, "442b8da7639aecaf257c1dceb8ba8c80"),
-            Archive(f"{_COCO}/zips/train2017.zip", 19336861798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
-        ),
-        folder="coco",
-        result="coco/train2017, coco/val2017, coco/annotations",
+    "coco2017": _coco_set(
+        "coco/train2017, coco/val2017, coco/annotations",
+        ("annotations/annotations_trainval2017.zip", 252907541, "f4bbac642086de4f52a3fdda2de5fa2c"),
+        ("zips/val2017.zip", 815585330, "442b8da7639aecaf257c1dceb8ba8c80"),
+        ("zips/train2017.zip", 19336861798, "cced6f7f71b7629ddf16f17bbcfab6b2"),
     ),
-    "coco_test2015": PublicSet(
-        (
-            Archive(f"{_COCO}/annotations/image_info_test2015.zip", None, "d9616c9742182f530e2e6d8c6ccd916a"),
-            Archive(f"{_COCO}/zips/test2015.zip", None, "65562e58af7d695cc47356951578c041"),
-        ),
-        folder="coco",
-        result="coco/test2015, coco/annotations",
+    "coco_test2015": _coco_set(
+        "coco/test2015, coco/annotations",
+        ("annotations/image_info_test2015.zip", None, "d9616c9742182f530e2e6d8c6ccd916a"),
+        ("zips/test2015.zip", None, "65562e58af7d695cc47356951578c041"),
     ),
-    "coco_test2017": PublicSet(
-        (
-            Archive(f"{_COCO}/annotations/image_info_test2017.zip", None, "85da7065e5e600ebfee8af1edb634eb5"),
-            Archive(f"{_COCO}/zips/test2017.zip", 6646970404, "77ad2c53ac5d0aea611d422c0938fb35"),
-        ),
-        folder="coco",
-        result="coco/test2017, coco/annotations",
+    "coco_test2017": _coco_set(
+        "coco/test2017, coco/annotations",
+        ("annotations/image_info_test2017.zip", None, "85da7065e5e600ebfee8af1edb634eb5"),
+        ("zips/test2017.zip", 6646970404, "77ad2c53ac5d0aea611d422c0938fb35"),
     ),
     "cifar10": PublicSet((_CIFAR10,), folder=".", result="cifar-10-batches-py"),
     "cifar10_5k": PublicSet(

@@ -6,20 +6,18 @@ reference counts change; a handful of arrays is shared.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, counted, did_you_mean, examples
+from configs.errors import UserError, counted, did_you_mean, examples, printable_logger
 from datasets.names import Names
 from datasets.resize import clip_boxes
 from datasets.target import Target
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 MIN_EXTENT = 1.0
 """Pixels of the original image. A box that is not wider and higher than this is a slip of the mouse: nothing can be

@@ -178,18 +178,15 @@ def _images(
     if texts and highest >= 0:
         raise UserError(f"{folder / names[0]}: some labels are numbers, others names, as {texts[0]}")
     own = own_names or texts or [str(k) for k in range(highest + 1)]
-    if highest >= len(own):
-        raise UserError(
-            f"{folder / names[0]}: a label is {highest}, which needs more than {counted(len(own), 'class')}"
-        )
     chosen = list(class_names) if class_names is not None else own
+    known = own if own_names or texts else chosen
+    if highest >= len(known):
+        raise UserError(
+            f"{folder / names[0]}: a label is {highest}, which needs more than {counted(len(known), 'class')}"
+        )
     if own_names or texts:
         new = {name: find_class(name, chosen, str(folder / names[0])) for name in own}
         lookup: dict[int | str, int] = {**new, **{k: new[name] for k, name in enumerate(own)}}
-    elif highest >= len(chosen):
-        raise UserError(
-            f"{folder / names[0]}: a label is {highest}, which needs more than {counted(len(chosen), 'class')}"
-        )
     else:
         lookup = {k: k for k in range(highest + 1)}
     return ShardImages(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from configs.errors import UserError, counted, printable
+from configs.errors import UserError, counted, printable, some
 from datasets.images import image_file_size
 from datasets.make_records import repeated
 from datasets.records import Records
@@ -92,9 +92,9 @@ def problems(records: Records, part: str) -> list[str]:
     found = []
     if part == "train":
         if rare := rare_classes(records):
-            found.append(f"classes with fewer than {FEW} objects, of which little can be learned: {_some(rare)}")
+            found.append(f"classes with fewer than {FEW} objects, of which little can be learned: {some(rare)}")
     elif records.annotated and (absent := rare_classes(records, 1)):
-        found.append(f"classes without objects, which cannot be measured: {_some(absent)}")
+        found.append(f"classes without objects, which cannot be measured: {some(absent)}")
     for names in same_spellings(records.class_names):
         found.append(f"classes that may be one: {', '.join(sorted(names))}: data.rename_classes gives them one name")
     again = np.flatnonzero(repeated(records))
@@ -125,17 +125,13 @@ def _files(records: Records) -> list[str]:
             continue
         if real != (size[0], size[1]):
             other.append(f"{path} ({real[1]}x{real[0]}, declared {size[1]}x{size[0]})")
-    found = [f"images that cannot be read: {_some(broken)}"] if broken else []
+    found = [f"images that cannot be read: {some(broken)}"] if broken else []
     if other:
         found.append(
             f"{counted(len(other), 'image', ' is', ' are')} of another size than declared, for example {other[0]}: do "
             "boxes fit?"
         )
     return found
-
-
-def _some(texts: Sequence[str], count: int = 5) -> str:
-    return ", ".join(texts[:count]) + (f" and {len(texts) - count} more" if len(texts) > count else "")
 
 
 def counts_from_zero(records: Records, *, zero_based: bool) -> bool | None:

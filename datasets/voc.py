@@ -102,14 +102,8 @@ def _number(node: Any, tag: str, where: str | Path, default: float | None = None
 
 
 _FLAGS = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "unspecified": False,
-    "": False,
+    **dict.fromkeys(("1", "true", "yes"), True),
+    **dict.fromkeys(("0", "false", "no", "unspecified", ""), False),
 }
 """Words that labelling tools write for `difficult` and `truncated`."""
 

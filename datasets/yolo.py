@@ -8,13 +8,12 @@ classes.txt or obj.names beside the folders. An image without a text file has no
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from configs.errors import PrintableFilter, UserError, counted, did_you_mean
+from configs.errors import UserError, counted, did_you_mean, printable_logger
 from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import number_in, short
@@ -23,8 +22,7 @@ from datasets.listing import by_plain_name, list_files, list_images, plain_name
 from datasets.make_records import make_records
 from datasets.records import Records
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 _LARGEST_FRACTION = 1.5
 """A centre or a side beyond this is not a fraction of the image that is a little too large, but pixels."""

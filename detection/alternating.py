@@ -97,7 +97,6 @@ class PhaseModel(nn.Module):
 
     @property
     def class_names(self) -> list[str]:
-        """The detector's."""
         return self.detector.class_names
 
     def train(self, mode: bool = True) -> PhaseModel:

@@ -14,16 +14,7 @@ from configs.detection import DetectionConfig
 from configs.errors import UserError
 from configs.files import write_text
 from datasets.resize import resize_image
-from detection.export import (
-    OUTPUTS,
-    ExportGraph,
-    Feed,
-    model_card,
-    save_onnx,
-    save_openvino,
-    save_torch_export,
-    trace,
-)
+from detection.export import OUTPUTS, ExportGraph, Feed, model_card, save_onnx, save_openvino, save_torch_export, trace
 from detection.exported import Answers, Runner, open_exported, stack
 from detection.model import Detector
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -12,10 +11,9 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from configs.errors import PrintableFilter
+from configs.errors import printable_logger
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,12 @@ import torch
 from PIL import Image, ImageOps
 
 from configs import downloads
-from configs.errors import PrintableFilter, UserError, counted, did_you_mean
+from configs.errors import UserError, counted, did_you_mean, printable_logger
 from datasets.images import image_file_size, read_image
 from datasets.listing import IMAGE_SUFFIXES, list_files, list_images
 from detection.video import VideoReader
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".ts")
 ADDRESSES = ("http://", "https://")
@@ -47,13 +45,12 @@ class ImageInput:
     """Position in a video, whose frames come one after another and have one size."""
 
 
-def image_inputs(images: Any, *, ignore: Path | None = None) -> list[ImageInput]:
+def image_inputs(images: Any) -> list[ImageInput]:
     """The images that are meant, in the order given; folders' and patterns' files are sorted by name.
 
     Args:
         images: a path of an image or a folder (searched with its subfolders), a pattern, an http(s) address; an array
             (H, W, 3) or (H, W) uint8 RGB; a PIL image; a tensor (3, H, W) uint8 RGB; or a list of these, mixed.
-        ignore: files in this folder are left out, where a folder or a pattern names them.
 
     Raises:
         UserError: an input names nothing, or is not an image; says which and why.
@@ -63,7 +60,7 @@ def image_inputs(images: Any, *, ignore: Path | None = None) -> list[ImageInput]
     found: list[ImageInput] = []
     for position, one in enumerate(images):
         if isinstance(one, str | Path):
-            found += [file_input(file, name) for file, name in _files(str(one), ignore)]
+            found += [file_input(file, name) for file, name in _files(str(one), None)]
         else:
             pixels = _pixels(one, f"image {position}")
             found.append(array_input(pixels, f"image {position}"))

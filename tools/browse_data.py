@@ -27,7 +27,6 @@ from tools.runtime import cli
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__, config=True, data_root=True, seed=True)
     add = parser.add_argument
     add("--split", choices=("train", "val", "test"), default="train", help="which part of the config's data (train)")
@@ -38,7 +37,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Print the statistics and write the sheet."""
     if args.count < 1 or args.epoch < 0:
         raise UserError(f"--count {args.count}, --epoch {args.epoch}: give at least 1 and 0")
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):

@@ -41,7 +41,6 @@ SHOWN = {"error": 20, "warning": 20, "note": 3}
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__, data_root=True)
     add = parser.add_argument
     add("folder", nargs="?", type=Path, metavar="FOLDER", help="photos and annotations in a layout of docs/own_data.md")
@@ -56,7 +55,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, look, say, write."""
     if (args.folder is None) == (args.cfg is None):
         raise UserError("give a FOLDER or --cfg FILE")
     if args.json is not None and args.json.is_file() and not is_problem_list(args.json):

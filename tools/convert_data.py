@@ -26,7 +26,6 @@ from tools.runtime.own_data import read_own_data
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="IN", help="the data set, in any layout of docs/own_data.md")
@@ -39,7 +38,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, divide, write, and say what was lost."""
     shares = _shares(args.split)
     own = read_own_data(args.folder)
     parts = dict(own.records)

@@ -33,7 +33,6 @@ SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__)
     parser.add_argument("--source", required=True, choices=SOURCES, help="the project that the file comes from")
     parser.add_argument("input", type=Path, metavar="IN", help="the file: .pth, .pt, .th, .pkl or .safetensors")
@@ -45,7 +44,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, convert, check, write."""
     check_output(args.input, args.output, overwrite=args.overwrite)
     if args.overrides and args.cfg is None:
         raise UserError("--set changes a config: give --cfg, for a detector one of configs/zoo/")
@@ -63,11 +61,7 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
-    """Refuse an output of an unknown kind, or one that would replace a file.
-
-    Raises:
-        UserError: says which, and what to do.
-    """
+    """Refuse an output of an unknown kind, or one that would replace a file."""
     if output.suffix not in SUFFIXES:
         raise UserError(f"{output}: name the output .pt or .safetensors")
     if output.exists() and source.exists() and output.samefile(source):
@@ -99,7 +93,6 @@ def convert(content: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
 
 
 def zoo_configs(source: str) -> list[Path]:
-    """The configs of a source's published detectors."""
     return sorted((Path(__file__).resolve().parents[1] / "configs" / "zoo").glob(f"{source}_*.yaml"))
 
 

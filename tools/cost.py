@@ -105,7 +105,6 @@ def hidden(heads: RoiHeads, rois: torch.Tensor) -> torch.Tensor:
 
 
 def total(parts: list[PartCost]) -> PartCost:
-    """The sum of all parts."""
     return PartCost(
         "total",
         sum(part.parameters for part in parts),
@@ -116,7 +115,6 @@ def total(parts: list[PartCost]) -> PartCost:
 
 
 def format_parts(parts: list[PartCost]) -> str:
-    """The table as text."""
     lines = [f"{'part':<18}{'parameters':>14}{'multiply-adds':>18}{'weights MiB':>13}{'activations MiB':>17}  output"]
     for part in [*parts, total(parts)]:
         weights, activations = (4 * number / 2**20 for number in (part.parameters, part.activations))

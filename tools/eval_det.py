@@ -33,7 +33,6 @@ from tools.runtime import cli
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--format", choices=("voc", "coco", "imagenet_det"), help="of the ground truth and the detections")
@@ -56,7 +55,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, score, print, write."""
     if args.compare and not args.report:
         raise UserError("--compare shows another run in the report: give --report DIR too")
     for output in filter(None, (args.out, args.report)):

@@ -99,7 +99,7 @@ def run_rpn(
     from tools.runtime.progress import Progress
 
     batch_size, pinned = config.train.batch_size or 1, device.type == "cuda"
-    loader = eval_loader(dataset, config.data, batch_size=batch_size, rank=0, world_size=1, pin_memory=pinned)
+    loader = eval_loader(dataset, config.data, batch_size=batch_size, pin_memory=pinned)
     found: dict[int, Scored] = {}
     with torch.no_grad(), Progress(len(dataset), "proposals", unit="image") as progress:
         for batch in prefetch(loader, device):

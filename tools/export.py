@@ -30,7 +30,6 @@ MOST_PHOTOS = 300
 
 
 def main(args: argparse.Namespace) -> None:
-    """Load, export, check, put into place."""
     check_arguments(args)
     import logging
     import warnings
@@ -88,7 +87,6 @@ def check_arguments(args: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="the file: .onnx, .pt2 or .xml")

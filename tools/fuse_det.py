@@ -26,7 +26,6 @@ from tools.runtime import cli
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--dt", required=True, nargs="+", type=Path, metavar="FILE", help="detections of each detector, JSON")
@@ -38,7 +37,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Read, fuse, write."""
     if len(args.dt) < 2:
         raise UserError("--dt: give the files of two or more detectors")
     if args.weights is not None and (len(args.weights) != len(args.dt) or min(args.weights) <= 0):

@@ -33,7 +33,6 @@ SHEET = 16
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds photos and annotations, at any depth")
@@ -46,7 +45,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Look, say, draw and write."""
     share = 0.8 if args.split is None else args.split
     if not 0 < share < 1:
         raise UserError(f"--split {share}: give a share between 0 and 1, such as 0.8")

@@ -31,7 +31,6 @@ LOOKED_AT = 20
 
 
 def main(args: argparse.Namespace) -> None:
-    """Find, draw, write."""
     import cv2  # here, so that --help is there at once
     import torch
 
@@ -126,7 +125,6 @@ def positive_float(text: str) -> float:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__, device=True, seed=True)
     add = parser.add_argument
     add(

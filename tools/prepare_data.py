@@ -80,7 +80,6 @@ they are taken; otherwise val is halved by this project's own rule, balanced by 
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__, data_root=True)
     parser.add_argument(
         "name", choices=[*PUBLIC_SETS, "imagenet", "imagenet_det"], metavar="NAME", help="which data set"
@@ -94,7 +93,6 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Do it, or say what would be done."""
     root = cli.find_data_root(args.data_root)
     if args.name == "imagenet":
         print(IMAGENET.format(root=root / "ILSVRC"))

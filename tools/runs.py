@@ -27,22 +27,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from configs.errors import UserError, did_you_mean
 from configs.files import refuse_overwriting
 from tools.runtime import cli
-from tools.runtime.curves import (
-    TRAIN,
-    VALIDATED,
-    Curve,
-    curve,
-    find_curve,
-    is_headline,
-    names_of,
-    write_comparison,
-)
+from tools.runtime.curves import TRAIN, VALIDATED, Curve, curve, find_curve, is_headline, names_of, write_comparison
 from tools.runtime.runs import Run, find_runs, read_run, training_time
 from tools.runtime.texts import markdown_table
 
 
 def main(args: argparse.Namespace) -> None:
-    """Find, print, draw."""
     runs = [read_run(path) for path in find_runs(args.folders)]
     known = {
         name for run in runs for name in (*names_of(run.rows), *(f"{TRAIN}.{n}" for n in names_of(run.rows, [TRAIN])))
@@ -100,7 +90,6 @@ def other_figures(run: Run, named: Iterable[str]) -> list[str]:
 
 
 def as_text(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns."""
     widths = [max(_width(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -114,7 +103,6 @@ def _width(text: str) -> int:
 
 
 def as_csv(rows: Sequence[Sequence[str]]) -> str:
-    """Comma-separated values."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().rstrip("\n")
@@ -124,7 +112,6 @@ FORMATS = {"text": as_text, "markdown": lambda rows: markdown_table(rows[0], row
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="FOLDER", help="runs, or folders of runs at any depth")

@@ -24,7 +24,6 @@ MIB = 1 << 20
 
 
 def main(args: argparse.Namespace) -> None:
-    """Load, listen."""
     import logging
 
     import cv2  # here, so that --help is there at once
@@ -73,7 +72,6 @@ def model_names(weights: list[str]) -> dict[str, str]:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__, device=True)
     add = parser.add_argument
     add(

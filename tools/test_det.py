@@ -29,7 +29,7 @@ import torch
 from backbones.fetch import is_name
 from backbones.weights import Preprocessing
 from configs.detection import DetectionConfig
-from configs.errors import UserError, counted
+from configs.errors import UserError, counted, some
 from configs.files import noting_written
 from configs.loading import load_config
 from datasets.build import Split, build_dataset, resolve_class_names
@@ -155,14 +155,10 @@ def load_split(
         names = resolve_class_names(config.data, data_root)
         unknown, absent = sorted(set(names) - set(class_names)), sorted(set(class_names) - set(names))
         if unknown or absent:
-            parts = [f"the data has {_some(unknown)}, which the weights lack"] if unknown else []
-            parts += [f"the weights have {_some(absent)}, which the data lacks"] if absent else []
+            parts = [f"the data has {some(unknown)}, which the weights lack"] if unknown else []
+            parts += [f"the weights have {some(absent)}, which the data lacks"] if absent else []
             raise UserError(f"{weights}: other classes than the data's: {'; '.join(parts)}: see data.classes")
     return build_dataset(config.data, split, data_root, seed=config.seed, class_names=class_names)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -188,9 +188,7 @@ def finish(
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
-    cli.add_run(parser)
-    return parser
+    return cli.make_training_parser(__doc__)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,6 @@ def describe(
     device: torch.device,
     run: RunFolder,
 ) -> None:
-    """Say what will be done."""
     kind = {"rpn": "per-class RPN", "rcnn": "R-CNN"}[config.model.stage]
     train_set = sets["train"]
     others = "".join(f", {len(records):,} to {split}" for split, records in sets.items() if split != "train")
@@ -180,9 +179,7 @@ def finish(task: LocalisationTask, sets: dict[str, Records], run: RunFolder, sta
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
-    cli.add_run(parser)
-    return parser
+    return cli.make_training_parser(__doc__)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from tools.runtime import cli
 
 
 def main(args: argparse.Namespace) -> None:
-    """Write shards, or an index."""
     if args.index is not None:
         index = index_shards(args.index, None)
         print(f"{index}: {counted(len(read_shards(args.index)), 'image')}")
@@ -54,7 +53,6 @@ def main(args: argparse.Namespace) -> None:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The command line."""
     parser = cli.make_parser(__doc__, data_root=True)
     cli.add_set(parser)
     add = parser.add_argument

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,8 +43,6 @@ def find_coco(inventory: Inventory) -> Layout | None:
         if annotations and not any(isinstance(item, dict) and "bbox" in item for item in annotations):
             continue  # captions
         listed.append(ListedImages(path, names, part, bool(annotations), "instances" not in path.name))
-    if not listed:
-        return None
     return _find_listed(inventory, "coco", "COCO JSON (COCO, Roboflow, CVAT, Label Studio)", listed)
 
 
@@ -60,7 +57,7 @@ def find_via(inventory: Inventory) -> Layout | None:
         if kind == "via":
             names = [entry["filename"] for entry in via_entries(read_json(path, "annotation file")) or []]
             listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
-    return _find_listed(inventory, "via", "VGG Image Annotator (VIA)", listed) if listed else None
+    return _find_listed(inventory, "via", "VGG Image Annotator (VIA)", listed)
 
 
 def find_csv(inventory: Inventory) -> Layout | None:
@@ -71,11 +68,7 @@ def find_csv(inventory: Inventory) -> Layout | None:
         if {"filename", "class", "xmin", "ymin", "xmax", "ymax"} <= columns.keys():
             names = _column(path, columns["filename"])
             listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
-    return (
-        _find_listed(inventory, "csv", "CSV with a line for each box (TensorFlow, Roboflow)", listed)
-        if listed
-        else None
-    )
+    return _find_listed(inventory, "csv", "CSV with a line for each box (TensorFlow, Roboflow)", listed)
 
 
 def _first_row(path: Path) -> dict[str, str] | None:
@@ -132,7 +125,7 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
     names = [name.replace("\\", "/") for name in entry.names]
 
     def nearness(folder: Path) -> tuple:
-        common = len(Path(*_common(folder.parts, entry.path.parts)).parts)
+        common = len(Path(os.path.commonpath([folder, entry.path])).parts)
         same_part = part_of_path(folder / "x", root) == entry.part
         return folder != entry.path.parent, not same_part, -common, len(folder.parts), folder
 
@@ -146,13 +139,3 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
     finder = ImageFinder(folder, [image for image in inventory.images if image.is_relative_to(folder)])
     images = {Path(os.path.realpath(path)) for name in names if (path := finder(name)) is not None}
     return (folder, images) if images else (None, images)
-
-
-def _common(a: Sequence[str], b: Sequence[str]) -> list[str]:
-    """The equal beginning of two paths."""
-    same = []
-    for one, other in zip(a, b, strict=False):
-        if one != other:
-            break
-        same.append(one)
-    return same

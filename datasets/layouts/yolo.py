@@ -104,7 +104,7 @@ def _stated_parts(
     """Each image's part by data.yaml, obj.data or text files that list images, and these files by part."""
     part_of: dict[Path, str | None] = {}
     lists: dict[str, list[Path]] = {}
-    entries = [(part, key) for part, key in (("train", "train"), ("val", "val"), ("val", "valid"), ("test", "test"))]
+    entries = (("train", "train"), ("val", "val"), ("val", "valid"), ("test", "test"))
     places = [
         (part, place)
         for part, key in entries

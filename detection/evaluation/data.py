@@ -47,11 +47,22 @@ class ImageDetectionsLike(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class _Boxes:
-    """Boxes that are in one frame and are wanted in others."""
+    """Boxes with classes in a set of images, objects or detections; they are in one frame and wanted in others."""
 
     frame: Frame
+    """The frame of `boxes`."""
+    image_ids: list[ImageId]
+    """N ids. Of a ground truth all images'; of detections those that have some, and perhaps others."""
+    class_names: list[str]
+    """K names, in the order of the labels."""
+    image_index: np.ndarray
+    """(M,) or (D,) int64: position in `image_ids`."""
+    labels: np.ndarray
+    """(M,) or (D,) int64 in 1..K."""
     boxes: np.ndarray
+    """(M, 4) or (D, 4) float64, in the file's order."""
 
     @property
     def voc_boxes(self) -> np.ndarray:
@@ -74,18 +85,6 @@ class _Boxes:
 class GroundTruth(_Boxes):
     """The annotated objects of a set of images."""
 
-    frame: Frame
-    """The frame of `boxes`."""
-    image_ids: list[ImageId]
-    """N ids; an image without objects counts too."""
-    class_names: list[str]
-    """K names, in the order of the labels."""
-    image_index: np.ndarray
-    """(M,) int64: position in `image_ids`."""
-    labels: np.ndarray
-    """(M,) int64 in 1..K."""
-    boxes: np.ndarray
-    """(M, 4) float64, in the file's order."""
     area: np.ndarray
     """(M,) float64, square pixels: COCO's own segment area where the set has one."""
     iscrowd: np.ndarray
@@ -105,24 +104,17 @@ class GroundTruth(_Boxes):
         return len(self.image_ids)
 
     @classmethod
-    def from_records(
-        cls, records: Records, *, frame: Frame | None = None, category_ids: Sequence[Any] | None = None
-    ) -> GroundTruth:
+    def from_records(cls, records: Records) -> GroundTruth:
         """The ground truth of a data set that the project has read.
 
-        Args:
-            records: the annotations, boxes in continuous pixels from 0.
-            frame: whose files the detections will be written as; default: the records' own form, else COCO's where all
-                image ids are numbers, else VOC's.
-            category_ids: of COCO's file, in the order of the labels; default: the records' own.
+        The frame is that of the records' own form, else COCO's where all image ids are numbers, else VOC's.
         """
         image_ids = np.asarray(records.image_ids).tolist()
-        frame = frame or records.form
+        frame = records.form
         if frame is None:
             frame = "coco" if image_ids and all(isinstance(identity, int) for identity in image_ids) else "voc"
         continuous = np.asarray(records.boxes, dtype=np.float64).reshape(-1, 4)
         convert = frames.continuous_to_voc if frame == "voc" else frames.continuous_to_coco
-        known_ids = category_ids if category_ids is not None else records.category_ids
         everyone = np.arange(len(continuous))
         # What is read of annotations with equal ids is what eval_det.py and pycocotools read: scores agree.
         keep = last_of_equal_ids(records.annotation_ids) if records.form == "coco" else everyone
@@ -139,7 +131,7 @@ class GroundTruth(_Boxes):
             image_sizes=np.asarray(records.sizes, dtype=np.int64).reshape(-1, 2),
             image_files=[str(path) for path in records.image_paths],
             source=records.source or cls.source,
-            category_ids=np.asarray(known_ids).tolist(),
+            category_ids=np.asarray(records.category_ids).tolist(),
         )
 
 
@@ -147,17 +139,6 @@ class GroundTruth(_Boxes):
 class Detections(_Boxes):
     """The detections of a set of images, in the order of their file."""
 
-    frame: Frame
-    """The frame of `boxes`."""
-    image_ids: list[ImageId]
-    """Ids that `image_index` points into; images without detections may be among them or not."""
-    class_names: list[str]
-    image_index: np.ndarray
-    """(D,) int64: position in `image_ids`."""
-    labels: np.ndarray
-    """(D,) int64 in 1..K."""
-    boxes: np.ndarray
-    """(D, 4) float64."""
     scores: np.ndarray
     """(D,) float64."""
     source: str = field(default="the detections", compare=False)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, counted, did_you_mean
+from configs.errors import UserError, counted, did_you_mean, printable_logger
 from datasets.coco import read_coco_file
 from datasets.columns import last_of_equal_ids
 from datasets.voc import corners_from_zero, listed_images, read_annotation
 from detection.evaluation.boxes import continuous_to_voc
 from detection.evaluation.data import GroundTruth
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 # ---------------------------------------------------------------------------------------------- VOC
 

@@ -68,5 +68,4 @@ def average_precisions(data: Aligned) -> np.ndarray:
     matches = voc.match(data)
     labels = data.ground_truth.labels
     positives = np.bincount(labels, minlength=len(data.class_names) + 1)[1:]
-    curves = voc.class_curves(replace(matches, positives=positives), outcomes(data, matches.order))
-    return np.array([np.nan if curve is None else voc.average_precision_12(*curve) for curve in curves])
+    return voc.class_aps(replace(matches, positives=positives), outcomes(data, matches.order))

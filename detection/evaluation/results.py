@@ -6,7 +6,6 @@ What the official tools accept is accepted, with a warning where it is likely a 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from configs.errors import PrintableFilter, UserError, counted, did_you_mean, examples
+from configs.errors import UserError, counted, did_you_mean, examples, printable_logger
 from configs.files import read_json, read_lines
 from datasets.columns import Rows, no_garbage_collection, number_in, short
 from detection.evaluation.boxes import voc_to_coco
 from detection.evaluation.data import Detections, GroundTruth
 
-logger = logging.getLogger(__name__)
-logger.addFilter(PrintableFilter())
+logger = printable_logger(__name__)
 
 _COMP_FILE = re.compile(r"comp.*?_det_(?P<rest>.+)\.txt")
 _COMP_LINE = "a line is: image_id score xmin ymin xmax ymax"

@@ -25,6 +25,7 @@ import numpy as np
 from configs.files import replacing, write_text
 from datasets.class_lists import IMAGENET_DET
 from detection.evaluation.data import Detections
+from detection.evaluation.write import rows_of
 
 _GUESSES = 5
 """Classes of an image that ImageNet's servers count."""
@@ -72,10 +73,7 @@ def write_imagenet_det(path: Path, detections: Detections) -> None:
     annotations. (Development kit of ILSVRC 2014, readme.)
     """
     ids = [0, *(IMAGENET_DET.index(name) + 1 for name in detections.class_names)]
-    rows = zip(
-        detections.image_index.tolist(), detections.labels.tolist(), (detections.voc_boxes - 1.0).tolist(),
-        detections.scores.tolist(), strict=True,
-    )  # fmt: skip
+    rows = rows_of(detections, detections.voc_boxes - 1.0)
     lines = [f"{image + 1} {ids[label]} {score!r} {' '.join(map(repr, box))}\n" for image, label, box, score in rows]
     write_text(path, "".join(lines))
 

@@ -187,12 +187,18 @@ def counts_over_scores(matches: VocMatches, outcome: np.ndarray, thresholds: np.
     return counts
 
 
+def class_aps(matches: VocMatches, outcome: np.ndarray) -> np.ndarray:
+    """(K,) float64 voc12 AP; NaN for a class with nothing to be found."""
+    curves = class_curves(matches, outcome)
+    return np.array([np.nan if curve is None else average_precision_12(*curve) for curve in curves], dtype=np.float64)
+
+
 def average_precisions(matches: VocMatches, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
     """(K,) float64 AP of each class by the 11 points and by the area; NaN for a class with nothing to be found."""
-    curves = class_curves(matches, outcomes(matches, threshold))
+    outcome = outcomes(matches, threshold)
+    curves = class_curves(matches, outcome)
     by_points = [np.nan if curve is None else average_precision_07(*curve) for curve in curves]
-    by_area = [np.nan if curve is None else average_precision_12(*curve) for curve in curves]
-    return np.array(by_points, dtype=np.float64), np.array(by_area, dtype=np.float64)
+    return np.array(by_points, dtype=np.float64), class_aps(matches, outcome)
 
 
 def mean_of_classes(values: np.ndarray) -> float:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from configs.files import write_text
 from detection.evaluation.data import Detections, GroundTruth
 from detection.evaluation.results import file_names_of
@@ -37,7 +39,7 @@ def voc_records(detections: Detections) -> list[dict[str, Any]]:
     ids, names = [writable_id(i) for i in detections.image_ids], detections.class_names
     return [
         {"image_id": ids[image], "category": names[label - 1], "bbox": box, "score": score}
-        for image, label, box, score in _rows(detections)
+        for image, label, box, score in rows_of(detections, detections.boxes)
     ]
 
 
@@ -54,7 +56,7 @@ def coco_records(detections: Detections, category_ids: dict[str, Any] | None = N
     ]
     return [
         {"image_id": ids[image], "category_id": categories[label], "bbox": box, "score": score}
-        for image, label, box, score in _rows(detections)
+        for image, label, box, score in rows_of(detections, detections.boxes)
     ]
 
 
@@ -63,11 +65,10 @@ def writable_id(image_id: Any) -> Any:
     return image_id.encode("utf-8", "backslashreplace").decode() if isinstance(image_id, str) else image_id
 
 
-def _rows(detections: Detections) -> Iterator[tuple[int, int, list[float], float]]:
-    return zip(
-        detections.image_index.tolist(), detections.labels.tolist(), detections.boxes.tolist(),
-        detections.scores.tolist(), strict=True,
-    )  # fmt: skip
+def rows_of(detections: Detections, boxes: np.ndarray) -> Iterator[tuple[int, int, list[float], float]]:
+    """Position of the image, label, box and score of each detection; `boxes` (D, 4) are its boxes in some frame."""
+    columns = detections.image_index, detections.labels, boxes, detections.scores
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def category_ids_of(ground_truth: GroundTruth) -> dict[str, Any] | None:
@@ -87,11 +88,7 @@ def write_comp4(folder: Path, detections: Detections, image_set: str = "test") -
         The files, in the order of the classes.
     """
     lines: list[list[str]] = [[] for _ in detections.class_names]
-    rows = zip(
-        detections.image_index.tolist(), detections.labels.tolist(), detections.voc_boxes.tolist(),
-        detections.scores.tolist(), strict=True,
-    )  # fmt: skip
-    for image, label, (xmin, ymin, xmax, ymax), score in rows:
+    for image, label, (xmin, ymin, xmax, ymax), score in rows_of(detections, detections.voc_boxes):
         lines[label - 1].append(f"{detections.image_ids[image]} {score!r} {xmin!r} {ymin!r} {xmax!r} {ymax!r}\n")
     paths = []
     for part, text in zip(file_names_of(detections.class_names), lines, strict=True):

@@ -50,11 +50,9 @@ class Case:
         return model
 
     def with_box(self, **changes: Any) -> Case:
-        """The same with other values in the section `model.box`."""
         return replace(self, model={**self.model, "box": {**self.model.get("box", {}), **changes}})
 
     def with_rpn(self, **changes: Any) -> Case:
-        """The same with other values in the section `model.rpn`."""
         return replace(self, model={**self.model, "rpn": {**self.model.get("rpn", {}), **changes}})
 
     def every_candidate(self) -> Case:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torchvision.ops import box_iou
 
 from configs.errors import UserError
 from tools.benchmarks.cases import Case, make_inputs
-from tools.benchmarks.contestants import Contestant, Detected, random_weights
+from tools.benchmarks.contestants import Detected, Makers, random_weights
 
 BOX_TOLERANCE = 0.25
 """Pixels. float32 rounding through 101 layers moves a box of hundreds of pixels by some hundredths."""
@@ -65,11 +65,8 @@ def check_detections(name: str, reference: str, ours: Detected, theirs: Detected
     return share
 
 
-Contestants = dict[str, Callable[..., Contestant]]
-
-
 def check_training(
-    case: Case, contestants: Contestants, reference: str, device: torch.device, amp: str = "none"
+    case: Case, contestants: Makers, reference: str, device: torch.device, amp: str = "none"
 ) -> dict[str, float]:
     """The largest relative differences of losses from `reference`'s, with every candidate in the losses.
 
@@ -98,7 +95,7 @@ def check_training(
 
 
 def _losses(
-    case: Case, weights: dict[str, torch.Tensor], contestants: Contestants, device: torch.device, *, steps: int,
+    case: Case, weights: dict[str, torch.Tensor], contestants: Makers, device: torch.device, *, steps: int,
     images: int, amp: str = "none",
 ) -> dict[str, list[dict[str, float]]]:  # fmt: skip
     """contestant -> the losses of each step."""
@@ -129,7 +126,7 @@ def _check_losses(
 
 
 def check_inference(
-    case: Case, contestants: Contestants, reference: str, device: torch.device, amp: str = "none"
+    case: Case, contestants: Makers, reference: str, device: torch.device, amp: str = "none"
 ) -> dict[str, float]:
     """The smallest share of equal detections, at the case's own size.
 

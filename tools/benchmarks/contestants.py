@@ -104,8 +104,6 @@ def plain_sgd(model: nn.Module, *, fused: bool = False) -> torch.optim.SGD:
 
 
 class Ours(Contestant):
-    """This project's detector as its scripts run it."""
-
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
         self.prepared: tuple[Inputs, Batch] | None = None
@@ -124,7 +122,6 @@ class Ours(Contestant):
 
     @property
     def detector(self) -> Detector:
-        """The model."""
         assert isinstance(self.model, Detector)
         return self.model
 
@@ -186,8 +183,6 @@ class OursByWinograd(Ours):
 
 
 class Torchvision(Contestant):
-    """torchvision's parts, plainly composed."""
-
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
         self.optimizer = plain_sgd(self.model)
@@ -262,7 +257,9 @@ def load_plugin(path: Path) -> Callable[..., Contestant]:
     return module.Contestant
 
 
-CONTESTANTS: dict[str, Callable[..., Contestant]] = {
+Makers = dict[str, Callable[..., Contestant]]
+
+CONTESTANTS: Makers = {
     "ours": Ours,
     "ours_compiled": OursCompiled,
     "ours_graphs": OursAsGraphs,

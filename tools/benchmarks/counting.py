@@ -49,7 +49,6 @@ class Counts:
     sync_sources: Counter[str] = field(default_factory=Counter)
 
     def summary(self) -> dict[str, int]:
-        """The numbers."""
         flops = {} if self.flops is None else {"flops": self.flops}
         return {"launches": self.launches, "syncs": self.syncs, **flops}
 

@@ -15,12 +15,10 @@ from torch._subclasses import FakeTensorMode
 from configs.errors import UserError
 from tools.benchmarks.cases import Case, Inputs, make_inputs
 from tools.benchmarks.checks import check_inference, check_training
-from tools.benchmarks.contestants import CONTESTANTS, Contestant, Ours, plain_sgd, random_weights
+from tools.benchmarks.contestants import CONTESTANTS, Contestant, Makers, Ours, plain_sgd, random_weights
 from tools.benchmarks.counting import Counts, count, make_fake
 from tools.benchmarks.roofline import roofline_seconds
 from tools.benchmarks.timing import compare
-
-Makers = dict[str, Callable[..., Contestant]]
 
 # ---------------------------------------------------------------------------------------------- without computing
 
@@ -126,7 +124,6 @@ def compare_mode(
     Args:
         kind: "infer": from normalised images on the device to detections on the host; "train": losses, gradients and
             update.
-        case, makers, device, batch_size, repetitions, warmup: what, who, where, how much, how often.
         amp, reference_amp: precision of the contestants, and of the one that the others are divided by.
     """
     training = kind == "train"

@@ -23,16 +23,7 @@ from configs.errors import UserError
 from datasets.images import read_image
 from datasets.listing import list_images
 from detection.checkpoint import load_detector
-from detection.export import (
-    FORMATS,
-    ExportGraph,
-    Feed,
-    describe,
-    save_onnx,
-    save_openvino,
-    save_torch_export,
-    trace,
-)
+from detection.export import FORMATS, ExportGraph, Feed, describe, save_onnx, save_openvino, save_torch_export, trace
 from detection.export_check import as_runner, compare_batches, made_up_image
 from detection.exported import Answers, Runner, open_exported, prepare
 from detection.model import Detector, build_detector

@@ -54,7 +54,6 @@ def commit() -> str | None:
 
 
 def processor() -> str:
-    """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

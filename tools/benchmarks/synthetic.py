@@ -155,12 +155,7 @@ class CocoTiming:
 
 
 def time_coco(folder: Path, *, reference: bool = True) -> CocoTiming:
-    """Score `coco_benchmark_set` from files, and plain pycocotools beside it (most of a minute).
-
-    Args:
-        folder: where the two files are written.
-        reference: run pycocotools too.
-    """
+    """Score `coco_benchmark_set` from files, and plain pycocotools beside it (most of a minute)."""
     from detection.evaluation.ground_truth import read_coco_ground_truth
     from detection.evaluation.results import read_detections
 

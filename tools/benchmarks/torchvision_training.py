@@ -34,14 +34,14 @@ from datasets.batch import Batch, prefetch
 from datasets.detection import DetectionDataset
 from datasets.detection_loader import eval_loader
 from detection.anchors import sizes_of_levels
-from detection.evaluation.data import Detections, GroundTruth
+from detection.evaluation.data import Detections
 from detection.evaluation.evaluate import format_table
 from detection.model import Detector
 from detection.prediction import ImageDetections
 from detection.sampling import Iteration
 from tools.runtime import cli, distributed
 from tools.runtime.distributed import say
-from tools.runtime.evaluation import score, write_results
+from tools.runtime.evaluation import merged, score, write_results
 from tools.runtime.loop import fit
 from tools.runtime.plan import make_plan
 from tools.runtime.progress import Progress
@@ -128,8 +128,6 @@ def build(config: DetectionConfig, num_classes: int) -> FasterRCNN:
 
 
 class TorchvisionTask(DetectionTask):
-    """torchvision's detector on our batches."""
-
     def __init__(
         self, config: DetectionConfig, net: FasterRCNN, train_set: DetectionDataset, device: torch.device
     ) -> None:
@@ -165,11 +163,8 @@ def unpadded(batch: Batch) -> list[Tensor]:
 
 def detect(net: nn.Module, dataset: DetectionDataset, config: DetectionConfig, device: torch.device) -> Detections:
     """torchvision's detections on a data set, in pixels of the original images."""
-    records = dataset.records
     found: dict[int, ImageDetections] = {}
-    loader = eval_loader(
-        dataset, config.data, batch_size=config.train.batch_size, rank=0, world_size=1, pin_memory=False
-    )
+    loader = eval_loader(dataset, config.data, batch_size=config.train.batch_size)
     net.eval()
     with torch.no_grad(), Progress(len(dataset), "test", unit="image") as progress:
         for batch in prefetch(loader, device):
@@ -178,18 +173,11 @@ def detect(net: nn.Module, dataset: DetectionDataset, config: DetectionConfig, d
                 boxes = (each["boxes"] * scale).cpu().numpy()
                 found[index] = ImageDetections(boxes, each["scores"].cpu().numpy(), each["labels"].cpu().numpy())
             progress.update(len(batch.index))
-    order = sorted(found)
-    ids = records.image_ids.tolist()
-    frame = GroundTruth.from_records(records).frame
-    return Detections.from_images(
-        [ids[index] for index in order], [found[index] for index in order], dataset.class_names, frame=frame
-    )
+    return merged(found, dataset.records, dataset.class_names)
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = cli.make_parser(__doc__, config=True, data_root=True, device=True, seed=True)
-    cli.add_run(parser)
-    return parser
+    return cli.make_training_parser(__doc__)
 
 
 if __name__ == "__main__":

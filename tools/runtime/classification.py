@@ -88,7 +88,6 @@ def describe(
     device: torch.device,
     run: RunFolder,
 ) -> None:
-    """Say what will be done."""
     sets = {"to train on": splits.train, "to validate": splits.val, "to test": splits.test}
     sizes = [f"{len(images):,} {verb}" for verb, images in sets.items() if images is not None]
     kind = f"{net_name(config.model.backbone)}{', plain' if config.model.plain else ''}"
@@ -105,19 +104,11 @@ def describe(
 
 
 @dataclass(frozen=True)
-class TrainBatch:
+class TrainBatch(LabelledBatch):
     """A part of a step on the device: normalised, augmented."""
 
-    images: Tensor
-    """(B, 3, H, W) float32."""
-    labels: Tensor
-    """(B,) int64."""
-    index: Tensor
-    """(B,) int64: positions in the training set."""
     mixed: MixedLabels | None
     """What the images were mixed with; None: with nothing."""
-    replaced: int
-    """Images that could not be read, whose places others took (`data.on_error` is skip)."""
 
 
 def train_feed(
@@ -144,7 +135,7 @@ def train_feed(
         for part in parts:
             batch = next(batches)
             pixels, labels, mixed = augmentation(batch.images, batch.labels, iteration, part)
-            yield TrainBatch(pixels, labels, batch.index[-len(labels) :], mixed, batch.replaced)
+            yield TrainBatch(pixels, labels, batch.index[-len(labels) :], mixed, replaced=batch.replaced)
         iteration += 1
 
 
@@ -205,11 +196,9 @@ class TrainingError:
         return int(total)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
         return {"wrong": self._total(), "images": self.images, "marks": dict(self.marks)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
         self.wrong.fill_(state["wrong"] if distributed.is_main() else 0)
         self.images, self.marks = state["images"], dict(state["marks"])
 

@@ -92,14 +92,12 @@ def make_parser(
 
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
-    """Add `--data-root`."""
     parser.add_argument(
         "--data-root", type=Path, metavar="DIR", help="relative paths start here (default: $DATA_DIR, else data/)"
     )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`."""
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
     )
@@ -116,6 +114,13 @@ def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
 def weights_argument(text: str) -> Path | str:
     """The type of options that take weights: a path, or a name (`torchvision://...`), which `Path` would change."""
     return text if is_name(text) else Path(text)
+
+
+def make_training_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that all training scripts have."""
+    parser = make_parser(description, config=True, data_root=True, device=True, seed=True)
+    add_run(parser)
+    return parser
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

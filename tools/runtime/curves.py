@@ -118,11 +118,6 @@ def write_curves(folder: Path) -> Path | None:
 def write_comparison(path: Path, runs: Mapping[str, Rows], metrics: Sequence[str]) -> None:
     """Draw figures of several runs over their iterations as PNG, a panel for each figure.
 
-    Args:
-        path: where to.
-        runs: name -> its lines.
-        metrics: names for `find_curve`.
-
     Raises:
         UserError: no run has such a figure.
     """

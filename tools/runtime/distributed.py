@@ -94,9 +94,6 @@ def _agreed_prefix(store: Store, number: int, count: int, timeout: timedelta) ->
     torchrun hands the same store to the processes that it starts anew, in which the addresses of the earlier ones still
     are, and its number of the start may differ between machines. So process 0 invents a word, each of the others
     answers to it with one of its own, and who finds its own among those that process 0 repeats knows the word as new.
-
-    Raises:
-        DistStoreError: some process did not answer in time.
     """
     mine, end = uuid.uuid4().hex, time.monotonic() + timeout.total_seconds()
     if number == 0:
@@ -128,7 +125,6 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 

@@ -91,7 +91,7 @@ def run_detector(
             progress.update(len(batch.index))
     for detector, was_training in zip(members, were_training, strict=True):
         detector.train(was_training)
-    return Outcome(_merged(per_image, dataset.records, inference.class_names), sums.means())
+    return Outcome(merged(per_image, dataset.records, inference.class_names), sums.means())
 
 
 class _LossSums:
@@ -114,7 +114,8 @@ class _LossSums:
         return {**means, "loss": sum(means.values())} if means else {}
 
 
-def _merged(per_image: dict[int, ImageDetections], records: Records, class_names: list[str]) -> Detections:
+def merged(per_image: dict[int, ImageDetections], records: Records, class_names: list[str]) -> Detections:
+    """The detections of a whole set, of those that each process made: position in the set -> an image's."""
     ids = records.image_ids.tolist()
     frame = GroundTruth.from_records(records).frame
     mine = sorted(per_image)

@@ -51,7 +51,6 @@ def carry_out(training: Training, machine: Machine) -> None:
 
 
 def trainer_of(training: Training) -> Callable[[Any, Job], None]:
-    """The function that trains such a config."""
     if training.entry.trainer == "torchvision":
         return torchvision_training.train
     if isinstance(training.config, DetectionConfig):

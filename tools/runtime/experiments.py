@@ -56,8 +56,6 @@ class Training:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where trainings run."""
-
     device: torch.device
     data_root: Path
     stop: cli.StopRequest

@@ -15,7 +15,7 @@ import numpy as np
 
 from configs.common import ScheduleConfig
 from configs.detection import DetectionConfig, SourceConfig
-from configs.errors import counted, examples
+from configs.errors import counted, examples, some
 from datasets.cifar import ImageArrays
 from datasets.classification import Splits
 from datasets.folders import ImageFiles
@@ -39,13 +39,7 @@ LARGE = 50_000
 
 
 def before_training(config: DetectionConfig, train: Records, others: Sequence[Records] = ()) -> list[str]:
-    """All that is to be said before a training begins.
-
-    Args:
-        config: of the training.
-        train: its training set.
-        others: its validation and test sets.
-    """
+    """All that is to be said before a training begins."""
     found = schedule_warnings(config.schedule, batch_size=config.train.batch_size, images=len(train))
     return found + data_warnings(train, others) + zero_based_warnings(config.data.train, train)
 
@@ -91,23 +85,16 @@ def schedule_warnings(schedule: ScheduleConfig, *, batch_size: int, images: int)
 
 
 def _epochs(steps: int, images: int, batch_size: int) -> int:
-    """The epochs of so many steps."""
     return max(1, round(steps * batch_size / images))
 
 
 def data_warnings(train: Records, others: Sequence[Records] = ()) -> list[str]:
-    """Classes of which little can be learned, and classes that are tested without having been learned.
-
-    Args:
-        train: the training set.
-        others: validation and test sets.
-    """
+    """Classes of which little can be learned, and classes that are tested without having been learned."""
     found = []
     if rare := rare_classes(train):
-        named = ", ".join(rare[:_NAMED]) + (f" and {len(rare) - _NAMED} more" if len(rare) > _NAMED else "")
         found.append(
             f"{len(rare)} of {counted(len(train.class_names), 'class')} with fewer than {FEW} objects to learn from: "
-            f"{named}: label more, or leave them out with data.keep_classes"
+            f"{some(rare, _NAMED)}: label more, or leave them out with data.keep_classes"
         )
     learned = train.object_counts()
     for records in others:
@@ -123,12 +110,7 @@ def data_warnings(train: Records, others: Sequence[Records] = ()) -> list[str]:
 
 
 def zero_based_warnings(sources: Sequence[SourceConfig], records: Records) -> list[str]:
-    """Whether VOC files count pixels from 0 where the config says 1, or the other way round.
-
-    Args:
-        sources: of one part of the config.
-        records: what they hold.
-    """
+    """Whether VOC files count pixels from 0 where the config says 1, or the other way round."""
     flags = {source.zero_based for source in sources}
     if len(flags) != 1 or any(source.format != "voc" for source in sources):
         return []
@@ -208,11 +190,7 @@ CONSEQUENCES = {
 
 
 def common_images(sets: Mapping[str, Files]) -> Iterator[str]:
-    """Warnings of sets (train, val, test) that have images in common: the same files, or files of the same content.
-
-    Args:
-        sets: name -> the files of its images.
-    """
+    """Warnings of sets (train, val, test) that have images in common: the same files, or files of the same content."""
     for (a, b), consequence in CONSEQUENCES.items():
         if a not in sets or b not in sets:
             continue

@@ -42,7 +42,6 @@ class Members:
     config's); none: boxes of the true class only."""
 
     def modules(self) -> list[nn.Module]:
-        """All of them."""
         return [*self.rpns, *self.rcnns, *(member.net for member in self.classifiers)]
 
 

@@ -82,7 +82,6 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> Optimizer:
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group its rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["rate_factor"]
 

@@ -43,7 +43,6 @@ class OwnData:
 
     @property
     def num_images(self) -> int:
-        """Images of all parts."""
         return sum(len(records) for records in self.records.values())
 
 

@@ -78,7 +78,6 @@ class PredictionFiles:
         return self._stack.__exit__(*error)
 
     def add(self, found: ImageDetections) -> None:
-        """Write the detections of an image."""
         for write in self._writers:
             write(found)
         self.images += found.frame is None
@@ -155,8 +154,6 @@ def _plain_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How pictures look."""
-
     names: bool = True
     thickness: float = 1.0
 
@@ -169,10 +166,6 @@ def picture_paths(out: Path, files: Sequence[tuple[str, str]]) -> dict[str, Path
     """Where each file's picture or video goes: under its own name; formats other than JPEG and PNG become PNG.
 
     No two files share a picture, also where a disk does not tell capitals apart.
-
-    Args:
-        out: the folder.
-        files: files or addresses, and their names.
 
     Raises:
         UserError: a picture would replace one of the inputs.

@@ -62,7 +62,6 @@ class RunFolder:
 
     @property
     def pictures(self) -> Path:
-        """The folder of pictures."""
         return self.path / "pictures"
 
     def prepare(self, *, resume: str | None = None, overwrite: bool = False, keep: Sequence[Path] = ()) -> bool:
@@ -263,11 +262,7 @@ class RunFolder:
                 )
 
     def see_that_it_is_there(self) -> None:
-        """Refuse to make a folder anew that somebody removed while the run wrote into it.
-
-        Raises:
-            UserError: it is gone.
-        """
+        """Refuse to make a folder anew that somebody removed while the run wrote into it."""
         if self._metrics_file is not None and not (self.path / "metrics.jsonl").exists():
             raise UserError(f"{self.path}: the run's folder was removed or unmounted: nothing more can be written")
 

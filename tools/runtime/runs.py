@@ -49,7 +49,6 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
 
 
 def read_run(path: Path) -> Run:
-    """What a run's folder says."""
     rows = read_rows(path / "metrics.jsonl")
     file = path / "config.yaml"
     text = read_text(file) if file.is_file() else ""

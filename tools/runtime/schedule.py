@@ -6,8 +6,9 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from configs.common import ScheduleConfig
+from configs.common import OptimConfig, ScheduleConfig
 from configs.errors import counted
+from tools.runtime.optimizer import scaled_rate
 
 
 @dataclass(frozen=True)
@@ -95,3 +96,8 @@ def make_schedule(config: ScheduleConfig, *, rate: float, iterations_per_epoch: 
         warmup_iterations=config.warmup_iterations,
         warmup_factor=config.warmup_factor,
     )
+
+
+def scaled_schedule(config: ScheduleConfig, optim: OptimConfig, batch_size: int, images: int) -> Schedule:
+    """The schedule of a training whose epochs have so many images, its rate scaled for the batch size."""
+    return make_schedule(config, rate=scaled_rate(optim, batch_size), iterations_per_epoch=images / batch_size)

@@ -82,8 +82,6 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one client."""
-
     protocol_version = "HTTP/1.1"
     server_version = "residual-detection"
     sys_version = ""

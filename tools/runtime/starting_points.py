@@ -83,7 +83,6 @@ def available(name: str) -> bool:
 
 
 def _remote(name: str) -> Remote:
-    """The file of a name of the zoo."""
     return locate(f"{name.partition('://')[0]}://{ZOO[name].file}")
 
 

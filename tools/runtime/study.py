@@ -68,8 +68,6 @@ Curve = list[tuple[int, float]]
 
 @dataclass(frozen=True)
 class Curves:
-    """The error curves of a run."""
-
     train: Curve
     """While training: augmented images, batch statistics."""
     test: Curve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
@@ -37,11 +38,7 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 
 
 def refuse_several_processes(option: str) -> None:
-    """See that an option that is for one process is not used by several.
-
-    Raises:
-        UserError: it is.
-    """
+    """See that an option that is for one process is not used by several."""
     if distributed.world_size() > 1:
         raise UserError(f"{option}: is for one process: set it to false, or start the script without torchrun")
 
@@ -155,7 +152,9 @@ class LossMonitor:
         first, values, images, bad_here = (tensor.cpu() for tensor in self._record)
         iteration = int(first)
         names = [*self._names, "loss", "gradient_norm"]
-        broken = [f"{name} {value}" for name, value in zip(names, values.tolist(), strict=True) if not _finite(value)]
+        broken = [
+            f"{name} {value}" for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)
+        ]
         mine = (broken, [image_name(int(index)) for index in images.tolist()]) if bad_here else ([], [])
         all_broken, all_images = zip(*distributed.all_gather(mine), strict=True)
         every = list(dict.fromkeys(text for texts in all_broken for text in texts))
@@ -203,7 +202,3 @@ class LossMonitor:
 def _choose(condition: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """`new` where the () condition holds, on the device."""
     return tuple(torch.where(condition, a, b) for a, b in zip(new, old, strict=True))
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")

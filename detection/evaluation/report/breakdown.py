@@ -8,8 +8,8 @@ import numpy as np
 
 from detection.evaluation.data import Aligned
 from detection.evaluation.pairs import best_objects, pairs_in_group
-from detection.evaluation.report.errors import FOREGROUND, class_aps
-from detection.evaluation.voc import NOT_COUNTED, VocMatches, mean_of_classes, voc_overlap
+from detection.evaluation.report.errors import FOREGROUND
+from detection.evaluation.voc import NOT_COUNTED, VocMatches, class_aps, mean_of_classes, voc_overlap
 
 SIZES, SIZE_EDGES = ("small, below 32²", "medium, 32² to 96²", "large, from 96²"), (32.0**2, 96.0**2)
 """By area in square pixels."""

@@ -26,8 +26,7 @@ from detection.evaluation.voc import (
     NOT_COUNTED,
     TRUE,
     VocMatches,
-    average_precision_12,
-    class_curves,
+    class_aps,
     class_order,
     mean_of_classes,
     voc_overlap,
@@ -83,12 +82,6 @@ def objects_hit(matches: VocMatches, outcome: np.ndarray, threshold: float = -np
     hit = np.zeros(len(matches.difficult), dtype=bool)
     hit[matches.best_object[(outcome == TRUE) & (matches.scores >= threshold)]] = True
     return hit
-
-
-def class_aps(matches: VocMatches, outcome: np.ndarray) -> np.ndarray:
-    """(K,) float64 voc12 AP; NaN for a class with nothing to be found."""
-    curves = class_curves(matches, outcome)
-    return np.array([np.nan if curve is None else average_precision_12(*curve) for curve in curves], dtype=np.float64)
 
 
 def best_f1_threshold(matches: VocMatches, outcome: np.ndarray) -> float:

@@ -44,7 +44,6 @@ def write_report(
     runs: Sequence[Run],
     *,
     images: Path | None = None,
-    title: str | None = None,
     curves: Path | None = None,
 ) -> Path:
     """Write the report of one run, or of two side by side.
@@ -54,7 +53,6 @@ def write_report(
         truth: what the runs are scored on.
         runs: one or two.
         images: folder of the image files; None: where the ground truth says. Without images the galleries show boxes.
-        title: of the page; None: the runs' names and the data set's.
         curves: a PNG of the training's curves (of the first run), for a section of their own.
 
     Returns:
@@ -71,7 +69,7 @@ def write_report(
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     html = environment.get_template("page.html").render(
-        title=title or f"{' and '.join(run.name for run in runs)} on {data_set}",
+        title=f"{' and '.join(run.name for run in runs)} on {data_set}",
         facts=_facts(truth, runs, data_set),
         sections={name: words for name, words in SECTIONS.items() if name != "training" or curves is not None},
         curves=None if curves is None else base64.b64encode(curves.read_bytes()).decode("ascii"),

@@ -9,20 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from backbones.augmentation import MixedLabels
-from backbones.classification import (
-    Plateau,
-    WarmupUntilError,
-    classification_loss,
-    wrong_answers,
-)
+from backbones.classification import Plateau, WarmupUntilError, classification_loss, wrong_answers
 from backbones.compilation import GraphedStep
 from backbones.preprocess import Normalize
 from configs.classification import ClassificationConfig
 from datasets.classification import ImageFiles, Splits
 from tools.runtime import distributed
 from tools.runtime.classification import TrainBatch, TrainingError, compiled, format_errors, test_sets, train_feed
-from tools.runtime.optimizer import scaled_rate
-from tools.runtime.schedule import make_schedule
+from tools.runtime.schedule import scaled_schedule
 from tools.runtime.task import Task, Validation
 from tools.runtime.training import autocast, refuse_several_processes
 
@@ -31,35 +25,24 @@ WARMUP_WINDOW = 50
 
 
 class ClassificationTask(Task[ClassificationConfig]):
-    """A net on labelled images, validated on all the other sets that there are."""
+    """A net on labelled images, validated on all the other sets that there are; it and its input are on `device`."""
 
     def __init__(
         self, config: ClassificationConfig, net: nn.Module, normalize: Normalize, splits: Splits, device: torch.device
     ) -> None:
-        """
-        Args:
-            config: the recipe.
-            net: on `device`.
-            normalize: the net's input, on `device`.
-            splits: the sets.
-            device: where it trains.
-        """
         if config.train.graphs:
             refuse_several_processes("train.graphs")
         self.recipe, self.net, self.normalize, self.splits, self.device = config, net.train(), normalize, splits, device
         self.model = distributed.wrap(compiled(net) if config.train.compile else net, device)
         self.validates = splits.val is not None or splits.test is not None
-        plan, batch_size = config.schedule, config.train.batch_size
-        self.schedule = make_schedule(
-            plan, rate=scaled_rate(config.optim, batch_size), iterations_per_epoch=len(splits.train) / batch_size
-        )
+        plan = config.schedule
+        self.schedule = scaled_schedule(plan, config.optim, config.train.batch_size, len(splits.train))
         self.warmup = WarmupUntilError(plan.warmup_until_error, plan.warmup_until_factor)
         self.plateau = Plateau(plan.gamma, plan.plateau_patience, plan.plateau_threshold, plan.plateau_steps)
         self.error = TrainingError(device)
         self.graphed = GraphedStep("the training step", net.parameters(), remembered=1) if config.train.graphs else None
 
     def batches(self, start_iteration: int) -> Iterator[TrainBatch]:
-        """See `Task`."""
         return train_feed(self.splits.train, self.recipe, self.normalize, self.device, start_iteration)
 
     def losses(self, batch: TrainBatch, iteration: int) -> Mapping[str, Tensor]:
@@ -120,7 +103,6 @@ class ClassificationTask(Task[ClassificationConfig]):
             self.warmup.update(self.error.take("warmup"), iteration)
 
     def figures(self) -> dict[str, float]:
-        """The training error."""
         return {"top1_error": self.error.take("log")}
 
     def finished(self) -> bool:
@@ -128,7 +110,6 @@ class ClassificationTask(Task[ClassificationConfig]):
         return self.plateau.finished
 
     def checkpoint(self) -> dict[str, Any]:
-        """A classifier's."""
         events = {
             "warmup_event": self.warmup.event,
             "plateau": self.plateau.state_dict(),
@@ -154,6 +135,5 @@ class ClassificationTask(Task[ClassificationConfig]):
         self.error.load_state_dict(events["error"])
 
     def image_name(self, index: int) -> str:
-        """See `Task`."""
         images = self.splits.train
         return str(images.path(index)) if isinstance(images, ImageFiles) else f"number {index}"

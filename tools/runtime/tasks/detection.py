@@ -26,9 +26,8 @@ from detection.model import Detector
 from detection.sampling import Iteration
 from tools.runtime import distributed
 from tools.runtime.evaluation import run_detector, score
-from tools.runtime.optimizer import scaled_rate
 from tools.runtime.pictures import choose_images, draw_image
-from tools.runtime.schedule import make_schedule
+from tools.runtime.schedule import scaled_schedule
 from tools.runtime.task import Task, Validation
 from tools.runtime.training import autocast, refuse_several_processes
 
@@ -71,11 +70,7 @@ class DetectionTask(Task[DetectionConfig]):
         if not batch_size:
             raise UserError("train.batch_size: a task needs a number: `automatic_batch_size` gives it for auto")
         orders = epoch_orders(train_set, config.data, batch_size=batch_size)
-        self.schedule = make_schedule(
-            config.schedule,
-            rate=scaled_rate(config.optim, batch_size),
-            iterations_per_epoch=orders.epoch_length / batch_size,
-        )
+        self.schedule = scaled_schedule(config.schedule, config.optim, batch_size, orders.epoch_length)
         self.min_objects, self.graphed = MIN_OBJECTS, None
         if config.train.graphs:
             # All batches as many, so that sizes alone tell graphs apart: matching passes over what is padding.
@@ -84,7 +79,6 @@ class DetectionTask(Task[DetectionConfig]):
             self.graphed = GraphedStep("the training step", self.net.parameters(), remembered=shapes + GRAPHS)
 
     def batches(self, start_iteration: int) -> Iterator[Batch]:
-        """See `Task`."""
         config = self.recipe
         loader = train_loader(
             self.train_set,
@@ -140,7 +134,6 @@ class DetectionTask(Task[DetectionConfig]):
         )
 
     def checkpoint(self) -> dict[str, Any]:
-        """A detector's."""
         return {
             "kind": "detector",
             "config": self.recipe.model_dump(mode="json"),
@@ -150,7 +143,6 @@ class DetectionTask(Task[DetectionConfig]):
         }
 
     def image_name(self, index: int) -> str:
-        """See `Task`."""
         return str(self.train_set.records.image_ids[index])
 
 

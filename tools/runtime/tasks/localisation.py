@@ -16,14 +16,16 @@ from datasets.records import Records
 from detection.localisation import KIND, Candidates, PerClassRcnn, PerClassRpn, propose, suppress
 from tools.runtime import distributed
 from tools.runtime.localisation import Members, figures, mean_boxes, predict
-from tools.runtime.optimizer import scaled_rate
-from tools.runtime.schedule import make_schedule
+from tools.runtime.schedule import scaled_schedule
 from tools.runtime.task import Task, Validation
 from tools.runtime.training import autocast
 
 
 class LocalisationTask(Task[LocalisationConfig]):
-    """A localiser of one of the two stages on images with boxes."""
+    """A localiser of one of the two stages on images with boxes; `proposer`: for stage rcnn, the trained RPN.
+
+    Both networks are on `device`.
+    """
 
     def __init__(
         self,
@@ -34,26 +36,12 @@ class LocalisationTask(Task[LocalisationConfig]):
         val_set: Records | None,
         device: torch.device,
     ) -> None:
-        """
-        Args:
-            config: the recipe.
-            net: the stage's network, on `device`.
-            proposer: for stage rcnn, the trained RPN, on `device`.
-            train_set: with boxes.
-            val_set: likewise.
-            device: where it trains.
-        """
         self.recipe, self.net, self.localiser, self.device = config, net.train(), net, device
         self.proposer = proposer
         self.model = distributed.wrap(net, device)
         self.train_set, self.val_set = train_set, val_set
         self.validates = val_set is not None
-        batch_size = config.train.batch_size
-        self.schedule = make_schedule(
-            config.schedule,
-            rate=scaled_rate(config.optim, batch_size),
-            iterations_per_epoch=len(train_set) / batch_size,
-        )
+        self.schedule = scaled_schedule(config.schedule, config.optim, config.train.batch_size, len(train_set))
         self.class_means = mean_boxes(train_set)
 
     @property
@@ -66,7 +54,6 @@ class LocalisationTask(Task[LocalisationConfig]):
         return Members([rpn], rcnns, [Classifier(rpn.net, rpn.normalize, names, crop_size)] if rpn.classifies else [])
 
     def batches(self, start_iteration: int) -> Iterator[LocalisationBatch]:
-        """See `Task`."""
         train = self.recipe.train
         loader = train_views(
             self.train_set,
@@ -116,7 +103,6 @@ class LocalisationTask(Task[LocalisationConfig]):
         )
 
     def checkpoint(self) -> dict[str, Any]:
-        """A localiser's."""
         return {
             "kind": KIND,
             "config": self.recipe.model_dump(mode="json"),
@@ -126,5 +112,4 @@ class LocalisationTask(Task[LocalisationConfig]):
         }
 
     def image_name(self, index: int) -> str:
-        """See `Task`."""
         return str(self.train_set.image_paths[index])
