@@ -244,7 +244,11 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def check_fields(content: Mapping[str, Any], path: Path | str) -> None:
-    """Refuse a checkpoint of this project whose parts are missing or of another type."""
+    """Refuse a checkpoint of this project whose parts are missing or of another type.
+
+    Raises:
+        UserError: names the part.
+    """
     missing = {"config", "preprocessing", "model"} - content.keys()
     if missing:
         raise UserError(f"{path}: the checkpoint lacks {', '.join(sorted(missing))}")
@@ -288,7 +292,11 @@ _MOST_REPEATED = 1 << 26
 
 
 def check_tensors(state: Mapping[Any, Any], path: Path | str) -> None:
-    """Refuse a state dict that is not one: names of text, dense tensors, finite numbers."""
+    """Refuse a state dict that is not one: names of text, dense tensors, finite numbers.
+
+    Raises:
+        UserError: names the first key that is wrong.
+    """
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             raise UserError(f"{path}: {key!s:.60} is a {type(value).__name__}, not a tensor: the weights are damaged")

@@ -245,6 +245,9 @@ def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:
     """Refuse an output that is one of the inputs, under whatever name, or a file of an input folder.
 
     A .json file in an input folder is taken for an earlier output.
+
+    Raises:
+        UserError: names both.
     """
     for given in inputs:
         same = output.exists() and given.exists() and output.samefile(given)

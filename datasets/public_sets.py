@@ -92,7 +92,11 @@ def keep_the_twenty(folder: Path) -> None:
 
 
 def check_tiny(folder: Path, wnids: list[str] | None = None) -> None:
-    """See that each class has 500 training and 50 validation images."""
+    """See that each class has 500 training and 50 validation images.
+
+    Raises:
+        UserError: names the class and both counts.
+    """
     root = folder / TINY
     wnids = wnids or [line.strip() for line in read_lines(root / "wnids.txt", "list of classes") if line.strip()]
     labels = [line.split("\t")[1] for line in read_lines(root / "val/val_annotations.txt", "file of boxes") if line]
@@ -144,7 +148,11 @@ def bccd_place(member: str) -> str | None:
 
 
 def check_bccd(folder: Path) -> None:
-    """Compare the unpacked files with the published commit."""
+    """Compare the unpacked files with the published commit.
+
+    Raises:
+        UserError: they differ.
+    """
     found = git_tree(folder / "bccd", leave_out=("LICENSE",))
     if found != BCCD_TREE:
         raise UserError(

@@ -61,7 +61,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
-    """Refuse an output of an unknown kind, or one that would replace a file."""
+    """Refuse an output of an unknown kind, or one that would replace a file.
+
+    Raises:
+        UserError: says which, and what to do.
+    """
     if output.suffix not in SUFFIXES:
         raise UserError(f"{output}: name the output .pt or .safetensors")
     if output.exists() and source.exists() and output.samefile(source):

@@ -63,7 +63,11 @@ def main(args: argparse.Namespace) -> None:
 
 
 def check_members(members: list[Classifier], weights: list[str]) -> None:
-    """See that the nets of an ensemble have the same classes."""
+    """See that the nets of an ensemble have the same classes.
+
+    Raises:
+        UserError: names the file that differs.
+    """
     for member, path in zip(members[1:], weights[1:], strict=True):
         first = members[0]
         if count_classes(member) != count_classes(first):

@@ -59,7 +59,11 @@ def kernel_row(name: str, device: torch.device, *, tiny: bool = False) -> dict[s
 
 
 def check(name: str, difference: float, dtype: torch.dtype) -> None:
-    """Refuse a kernel that differs from its oracle: whole numbers must be equal, others within `TOLERANCE`."""
+    """Refuse a kernel that differs from its oracle: whole numbers must be equal, others within `TOLERANCE`.
+
+    Raises:
+        UserError: it differs by more.
+    """
     tolerance = TOLERANCE.get(dtype, 0.0)
     if not difference <= tolerance:
         raise UserError(

@@ -262,7 +262,11 @@ class RunFolder:
                 )
 
     def see_that_it_is_there(self) -> None:
-        """Refuse to make a folder anew that somebody removed while the run wrote into it."""
+        """Refuse to make a folder anew that somebody removed while the run wrote into it.
+
+        Raises:
+            UserError: it is gone.
+        """
         if self._metrics_file is not None and not (self.path / "metrics.jsonl").exists():
             raise UserError(f"{self.path}: the run's folder was removed or unmounted: nothing more can be written")
 

@@ -38,7 +38,11 @@ def autocast(device: torch.device, amp: str) -> AbstractContextManager:
 
 
 def refuse_several_processes(option: str) -> None:
-    """See that an option that is for one process is not used by several."""
+    """See that an option that is for one process is not used by several.
+
+    Raises:
+        UserError: it is.
+    """
     if distributed.world_size() > 1:
         raise UserError(f"{option}: is for one process: set it to false, or start the script without torchrun")
 
