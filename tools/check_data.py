@@ -49,8 +49,13 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_set(parser)
     add("--fast", action="store_true", help="look at the annotations alone")
     add("--near", action="store_true", help="name pictures that look nearly like another one (perceptual hash)")
-    add("--json", type=Path, metavar="FILE", help="write all problems here")
-    add("--out", type=Path, metavar="DIR", help="write problems.json, problems.txt, pictures of the worst images here")
+    add("--json", type=cli.output_file, metavar="FILE", help="write all problems here")
+    add(
+        "--out",
+        type=cli.output_folder,
+        metavar="DIR",
+        help="write problems.json, problems.txt, pictures of the worst images here",
+    )
     add("--policy", choices=("error", "drop", "clip"), default="error", help="what happens to boxes that are wrong")
     return parser
 

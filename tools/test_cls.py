@@ -157,7 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", choices=VIEWS, default="center", help="what a net sees of an image")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")
     parser.add_argument("--batch-size", type=cli.positive, metavar="N", help="images at a time")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json there")
+    parser.add_argument("--out", type=cli.output_folder, metavar="DIR", help="write metrics.json there")
     return parser
 
 

@@ -170,7 +170,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--view", choices=("center", "dense"), help="what a net sees of an image (default: test.view)")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")
     parser.add_argument("--batch-size", type=cli.positive, metavar="N", help="images at a time")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json and predictions.json there")
+    parser.add_argument(
+        "--out", type=cli.output_folder, metavar="DIR", help="write metrics.json and predictions.json there"
+    )
     return parser
 
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from backbones.fetch import is_name
 from configs.errors import UserError
+from configs.files import check_output
 
 if TYPE_CHECKING:
     import torch
@@ -116,6 +117,24 @@ def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
 def weights_argument(text: str) -> Path | str:
     """The type of options that take weights: a path, or a name (`torchvision://...`), which `Path` would change."""
     return text if is_name(text) else Path(text)
+
+
+def output_file(text: str) -> Path:
+    """The type of options that name a file to write, which is refused at once where it cannot be written."""
+    return _output(text, is_folder=False)
+
+
+def output_folder(text: str) -> Path:
+    """The type of options that name a folder of results, refused at once where nothing can be written there."""
+    return _output(text, is_folder=True)
+
+
+def _output(text: str, *, is_folder: bool) -> Path:
+    try:
+        check_output(Path(text), is_folder=is_folder)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
