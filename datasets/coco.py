@@ -19,11 +19,11 @@ from urllib.parse import unquote
 import numpy as np
 
 from configs.errors import PrintableFilter, UserError, counted
-from configs.files import is_file
+from configs.files import is_file, is_folder
 from datasets.columns import Growing, Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.images import image_file_size
 from datasets.json_lists import JsonLists, read_lists
-from datasets.listing import same_name
+from datasets.listing import same_name, without_upload_prefix
 from datasets.make_records import make_records
 from datasets.records import Records, count_different
 
@@ -301,14 +301,20 @@ def _numbered(ids: list[Any]) -> np.ndarray:
 
 def _images(file: CocoFile, folder: Path) -> list[tuple[str, Any, tuple[int, int]]]:
     """(path, id, declared (H, W)) of each image; a size that is not declared is read from the file."""
-    images = []
+    images, is_loose = [], False
     for name, identity, size in zip(file.file_names, file.image_ids, file.sizes.tolist(), strict=True):
         if not name:
             raise UserError(f"{file.path}: image {short(identity)} has no file_name")
         path = find_image(folder, name)
         if path is None:
             raise UserError(f"{folder / name}: there is no such image, though the annotation file lists it")
-        images.append((str(path), identity, (size[0], size[1]) if min(size) > 0 else image_file_size(path)))
+        text = str(path)
+        is_loose |= not text.endswith(name)
+        images.append((text, identity, (size[0], size[1]) if min(size) > 0 else image_file_size(path)))
+    name_of: dict[str, str] = {}
+    for (text, _, _), name in zip(images, file.file_names, strict=True) if is_loose else ():
+        if name_of.setdefault(text, name) != name:
+            raise UserError(f"{file.path}: {name_of[text]} and {name} both mean {text}: remove one")
     return images
 
 
@@ -316,18 +322,22 @@ def find_image(folder: Path, name: str) -> Path | None:
     r"""The image that an annotation calls `name`; None where there is none.
 
     As it stands, with Windows' `\` as `/`, with `%20` and its like decoded, or, of a path that another machine had
-    (`C:\data\a.jpg`, `/home/me/a.jpg`, `../media/a.jpg`), its last part; else the only file whose name differs in case
-    or in how letters with marks are composed (macOS takes them apart).
+    (`C:\data\a.jpg`, `/home/me/a.jpg`, `../media/a.jpg`, `data/a.jpg` where there is no folder `data`), its last part,
+    also without the prefix of an upload; else the only file whose name differs in case or in how letters with marks
+    are composed (macOS takes them apart).
     """
     path = folder / name
     if is_file(path):
         return path
     slashes = name.replace("\\", "/")
     candidates = [slashes]
-    if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
+    first, *rest = slashes.split("/")
+    if rest and (not first or ".." in (first, *rest) or not is_folder(folder / first)):
         candidates.append(slashes.rsplit("/", 1)[-1])
     if "%" in slashes:
         candidates.append(unquote(candidates[-1]))
+    before, slash, last = candidates[-1].rpartition("/")
+    candidates.append(f"{before}{slash}{without_upload_prefix(last)}")
     for candidate in candidates:
         if is_file(folder / candidate):
             return folder / candidate

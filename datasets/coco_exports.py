@@ -11,6 +11,7 @@ import numpy as np
 from configs.errors import UserError, counted
 from configs.files import read_json
 from datasets.collect import Unlabelled, image_ids, images_below
+from datasets.columns import distinct_names
 from datasets.images import image_file_size
 from datasets.names import Names
 from datasets.records import Records
@@ -19,19 +20,19 @@ from datasets.records import Records
 def without_placeholder(records: Records, annotations: Path) -> Records:
     """The records without the category 0 that Roboflow writes as the super-category of all others, if it is there.
 
-    It has no object. A category 0 that is meant stays: the others do not name it as their super-category.
+    It has no object. A category 0 that is meant stays: the others do not name it as their super-category. One of them
+    may have its name, and needs no id beside it then.
     """
     if len(records.class_names) < 2 or records.category_ids[0] not in (0, "0") or (records.labels == 1).any():
         return records
-    categories = read_json(annotations, "annotation file").get("categories") or []
-    others = [item for item in categories if item.get("id") not in (0, "0")]
-    if any(item.get("supercategory") != records.class_names[0] for item in others):
+    categories = {item["id"]: item for item in read_json(annotations, "annotation file")["categories"]}
+    first, *others = (categories[identity] for identity in records.category_ids.tolist())
+    if any(item.get("supercategory") != first["name"] for item in others):
         return records
+    ids = records.category_ids[1:]
+    names = [str(item["name"]).strip() for item in others]
     return replace(
-        records,
-        labels=records.labels - 1,
-        class_names=records.class_names[1:],
-        category_ids=records.category_ids[1:],
+        records, labels=records.labels - 1, class_names=distinct_names(names, ids.tolist())[0], category_ids=ids
     )
 
 

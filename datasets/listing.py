@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -82,6 +83,11 @@ def is_image(path: str | Path) -> bool:
         folder, name = os.path.split(text)
         say_once(folder, f"{folder}: GIFs are passed over, among them {name}: save them as PNG")
     return text.lower().endswith(IMAGE_SUFFIXES)
+
+
+def without_upload_prefix(name: str) -> str:
+    """The name without the eight digits and the hyphen that Label Studio puts before the name of an uploaded file."""
+    return re.sub(r"^[0-9a-f]{8}-(?=.)", "", name)
 
 
 def same_name(path: Path) -> Path | None:

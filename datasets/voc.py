@@ -63,11 +63,16 @@ def read_annotation(path: str | Path) -> VocAnnotation:
         raise UserError(f"{path}: not a valid annotation file: {error}") from error
     if root.tag != "annotation":
         raise UserError(f"{path}: not a valid annotation file: it begins with <{root.tag}>, not <annotation>")
+    objects = root.findall("object")
+    if text.lower().count("<object") > len(objects):  # rare, and slow to be sure of
+        inner = [node.tag for node in root.iter() if str(node.tag).lower() == "object" and node not in objects]
+        if inner:
+            raise UserError(f"{path}: has an <{inner[0]}> that is no <object> directly in <annotation>: make it one")
     size = (_number(root, "size/height", path, 0.0), _number(root, "size/width", path, 0.0))
     return VocAnnotation(
         filename=(root.findtext("filename") or "").strip(),
         size=(int(size[0]), int(size[1])) if min(size) >= 1 else None,
-        objects=[_read_object(node, f"{path} object {i}") for i, node in enumerate(root.findall("object"))],
+        objects=[_read_object(node, f"{path} object {i}") for i, node in enumerate(objects)],
     )
 
 

@@ -29,6 +29,16 @@ def export(tmp_path: Path, categories: list[tuple], category: int | str) -> Path
     return path
 
 
+def test_a_class_with_the_placeholders_name_keeps_it(tmp_path: Path) -> None:
+    path = export(tmp_path, [(0, "cat", "none"), (1, "cat", "cat"), (2, "dog", "cat")], 1)
+    records = without_placeholder(read_coco(path, tmp_path), path)
+    assert (records.class_names, records.category_ids.tolist(), records.labels.tolist()) == (
+        ["cat", "dog"],
+        [1, 2],
+        [1],
+    )
+
+
 @pytest.mark.parametrize(
     ("categories", "category", "names"),
     [

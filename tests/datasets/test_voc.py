@@ -139,6 +139,8 @@ def test_missing_image(write_voc) -> None:
     [
         ("<annotation><object>", "not a valid annotation file"),
         ("<annotation><object><bndbox/></object></annotation>", "object 0: has no <name>"),
+        ("<annotation><objects><object/></objects></annotation>", "an <object> that is no <object> directly in <ann"),
+        ("<annotation><Object/></annotation>", "has an <Object> that is no <object>"),
         (
             "<annotation><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>x</xmax></bndbox></object>"
             "</annotation>",
