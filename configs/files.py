@@ -264,9 +264,16 @@ def write_text(path: Path | str, text: str) -> None:
     """Write text as UTF-8, whole or not at all; line ends stay as they are.
 
     Raises:
-        UserError: see `replacing`.
+        UserError: see `replacing`; or the text holds the name of a file that is not UTF-8.
     """
-    write_bytes(path, text.encode("utf-8"))
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        word = next(word for word in text.split() if not word.isprintable() and error.object[error.start] in word)
+        raise UserError(
+            f"{path}: cannot be written: the name {word} is not UTF-8: rename that file or folder"
+        ) from None
+    write_bytes(path, content)
 
 
 def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:

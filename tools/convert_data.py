@@ -41,6 +41,10 @@ def make_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     """Read, divide, write, and say what was lost."""
     shares = _shares(args.split)
+    if args.out.resolve().is_relative_to(args.folder.resolve()):
+        raise UserError(
+            f"{args.out}: lies in the data set that is read, of which it would be a part: name another folder"
+        )
     own = read_own_data(args.folder)
     parts = dict(own.records)
     if shares:

@@ -222,6 +222,12 @@ def test_an_output_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) 
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
+def test_a_name_that_is_not_utf8_in_a_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.yaml: cannot be written: the name Mu\\udcf1oz/a is not UTF-8"):
+        write_text(tmp_path / "x.yaml", "root: Mu\udcf1oz/a\n")
+    assert not os.listdir(tmp_path)
+
+
 def test_what_the_block_cannot_read_is_not_called_unwritable(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"), replacing(tmp_path / "x"):
         (tmp_path / "absent").read_text()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import signal
@@ -211,6 +212,8 @@ def run(
     intermixed: bool = False,
 ) -> NoReturn:
     """Parse the command line, run `main`, and exit with the right code; `intermixed`: options may part the inputs."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without é, a name that is not UTF-8: escaped, no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = parser.parse_intermixed_args(argv) if intermixed else parser.parse_args(argv)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)  # what readers and others warn of
     try:

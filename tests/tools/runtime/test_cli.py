@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -45,6 +46,13 @@ def test_exit_codes(capsys):
     assert "Traceback" in capsys.readouterr().err
     assert run(failing(KeyboardInterrupt())) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    assert run(lambda args: print("caf\u00e9 Mu\udcf1oz")) == 0
+    assert output.getvalue() == b"caf\\xe9 Mu\\udcf1oz\n"
 
 
 def test_debug_shows_the_traceback_of_a_users_mistake(capsys):
