@@ -92,6 +92,9 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     if class_names is None:
         class_names = _kept(known, data.keep_classes)
     _check_rename(data, known)
+    there = {name for part in parts for name in part.class_names}
+    if split == "train" and (unused := sorted(data.rename_classes.keys() - there)):
+        logger.warning("data.rename_classes: no class is called %s%s", examples(unused), did_you_mean(unused[0], there))
     rename = {**(IMAGENET_DET_WNIDS if data.classes == "imagenet_det" else {}), **data.rename_classes}
     return join([part.with_classes(class_names, known=known, rename=rename) for part in parts])
 
@@ -208,6 +211,8 @@ def _for_training(records: Records, data: DataConfig) -> Records:
     if not usable.any():
         difficult = int((records.trainable() & records.difficult).sum())
         fix = f": all {difficult} are marked difficult: set data.train_difficult=true" if difficult else ""
+        if len(records.labels) and records.iscrowd.all():
+            fix = f": all {len(records.labels)} are crowds (iscrowd: 1)"
         raise UserError(
             f"{records.source}: has no object of the classes {', '.join(records.class_names[:5])} to train on{fix}"
         )

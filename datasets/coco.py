@@ -21,6 +21,7 @@ import numpy as np
 from configs.errors import PrintableFilter, UserError, counted
 from configs.files import is_file, is_folder
 from datasets.columns import Growing, Rows, comparable, distinct_names, no_garbage_collection, short
+from datasets.complaints import say_once
 from datasets.images import image_file_size
 from datasets.json_lists import JsonLists, read_lists
 from datasets.listing import same_name, without_upload_prefix
@@ -163,7 +164,7 @@ def _check_places(annotations: Path, images: Path) -> None:
 _WANTED = {
     "images": ("id", "file_name", "height", "width"),
     "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes"),
 }
 """The lists of an annotation file that are read, and the keys of their records."""
 
@@ -216,6 +217,9 @@ def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]
         images = rows.lookup("image_id", position_of, missing=-1, owner="images'")
         labels = rows.lookup("category_id", label_of, missing=0, owner="categories'")
         area = rows.optional("area")
+        turned = [isinstance(each, dict) and bool(each.get("rotation")) for each in rows.optional("attributes")]
+        if any(turned):  # CVAT's box is that of the object before it is turned
+            say_once("rotation", str(rows.error(turned.index(True), "has a rotation, which is not read (said once)")))
         lacks_area |= None in area
         found = {"boxes": boxes, "image_index": images, "labels": labels}
         found |= {"area": _areas(rows, area, boxes), "iscrowd": rows.flags("iscrowd")}

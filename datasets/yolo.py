@@ -124,7 +124,8 @@ def checked_names(names: Any, file: Path) -> list[str]:
             int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in names.items()
         }
         if len(numbered) < len(names) or set(numbered) != set(range(len(names))):
-            raise UserError(f"{file}: names must be numbered 0 to {len(names) - 1}")
+            gap = min(set(range(len(names))) - set(numbered), default="a number")
+            raise UserError(f"{file}: names must be numbered 0 to {len(names) - 1}: {gap} is missing or given twice")
         names = [numbered[number] for number in range(len(numbered))]
     if not isinstance(names, list):
         raise UserError(f"{file}: names is {short(names)}: give a list of names, or a mapping from their numbers")

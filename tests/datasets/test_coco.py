@@ -365,3 +365,13 @@ def test_one_id_for_two_categories_is_refused(write_coco) -> None:
     content["categories"].append({**content["categories"][0], "name": "another"})
     with pytest.raises(UserError, match="the id occurs more than once, also for 'another'"):
         read_coco(*write_coco(content))
+
+
+def test_rotated_boxes_are_told(write_coco, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("datasets.complaints._told", set())
+    content = json.loads(json.dumps(CONTENT))
+    path, folder = write_coco(content)
+    content["annotations"][1]["attributes"] = {"occluded": False, "rotation": 30.0}
+    path.write_text(json.dumps(content))
+    read_coco(path, folder)
+    assert f"(id {content['annotations'][1]['id']}): has a rotation, which is not read" in caplog.text
