@@ -78,7 +78,7 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
-    read_by: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
+    read_by: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}
     """An option that chooses (a policy, say) -> options that belong to some of its values -> these values; none: all
     but its default, which is off."""
 

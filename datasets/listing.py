@@ -53,7 +53,12 @@ def files_below(folder: Path, *, recursive: bool = True, without: Collection[str
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 folders += [entry.path] * (recursive and entry.name.lower() not in without)
-            elif not is_special(entry) and not leads_to_folder(entry):
+            elif leads_to_folder(entry):
+                if recursive and entry.name.lower() not in without:
+                    say_once(
+                        entry.path, f"{entry.path}: is a link to a folder, and passed over: name the folder itself"
+                    )
+            elif not is_special(entry):
                 yield Path(entry.path)
 
 

@@ -15,7 +15,7 @@ from datasets.annotation_files import annotation_files, listed_images, pair
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout, missing_images, that_are
 from datasets.layouts.parts import folder_sources, part_of_list, part_of_path
-from datasets.yolo import checked_names
+from datasets.yolo import listed_names
 
 _LABEL_LINE = re.compile(r"\d+(\.0+)?(\s+[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?){4,}")
 
@@ -89,7 +89,7 @@ def _yolo_settings(inventory: Inventory) -> dict[str, Any]:
 def yolo_class_names(inventory: Inventory, settings: Mapping[str, Any]) -> list[str] | None:
     """The names of the class numbers from data.yaml, obj.names, classes.txt and their like, wherever they lie."""
     if isinstance(names := settings.get("names"), (list, dict)) and names:
-        return checked_names(names, settings["file"])
+        return listed_names(settings, settings["file"])
     lists = [path for path in inventory.files if path.suffix in (".names", ".labels") or path.name.lower() in _LISTS]
     for path in sorted(lists, key=lambda path: len(path.parts)):
         if path.name.lower() == "labels.txt" and is_label_file(path):
@@ -128,21 +128,19 @@ def _stated_parts(
     for part, place in places:
         if place.is_dir():
             images = [image for image in inventory.images if image.is_relative_to(place)]
-        elif _is_image_list(place, inventory):
-            images = listed_images(place, inventory.root)
         else:
-            continue
+            lines, finder = _lines(place)[:LOOKED_AT], ImageFinder(inventory.root, inventory.images)
+            missing = [line for line in lines if finder(line) is None]
+            if missing and len(missing) < len(lines):
+                notes.append(f"{place}: names {missing[0]}, which is not here: the list is passed over")
+            if missing or not lines:
+                continue
+            images = listed_images(place, inventory.root)
         new = [image for image in images if image not in part_of]
         part_of |= dict.fromkeys(new, part)
         if place.is_file() and len(new) == len(images):
             lists.setdefault(part, []).append(place)
     return part_of, lists, notes
-
-
-def _is_image_list(path: Path, inventory: Inventory) -> bool:
-    lines = _lines(path)[:LOOKED_AT]
-    finder = ImageFinder(inventory.root, inventory.images)
-    return bool(lines) and all(finder(line) is not None for line in lines)
 
 
 def _resolve(value: str, inventory: Inventory, settings: Mapping[str, Any]) -> Path | None:

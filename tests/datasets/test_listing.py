@@ -47,6 +47,7 @@ def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, 
     assert read_image(plain).shape == (3, 4, 3)
     said = sorted(record.getMessage() for record in caplog.records)
     assert [line.partition(f"{tmp_path}/set/a")[2].partition(", among")[0] for line in said] == [
+        "/link_to_a_folder.png: is a link to a folder, and passed over: name the folder itself",
         "/link_to_a_pipe.png: is no file (a pipe, a socket or a device) and is passed over",
         "/pipe.png: is no file (a pipe, a socket or a device) and is passed over",
         ": GIFs are passed over",

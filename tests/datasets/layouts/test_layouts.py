@@ -271,6 +271,23 @@ def test_parts_with_windows_paths_and_parts_that_are_not_here(tmp_path):
     assert any("data.yaml: test: images/s4 is not here" in note for note in find_layout(tmp_path).notes)
 
 
+def test_a_list_with_an_image_that_is_not_here(tmp_path):
+    files = {
+        "train.txt": "images/a.jpg\nimages/z.jpg\n",
+        "val.txt": "images/b.jpg\n",
+        "classes.txt": "dog\nwhite cell\n",
+    }
+    files |= {f"images/{name}.jpg": None for name in "ab"} | {f"labels/{name}.txt": TXT for name in "ab"}
+    assert set(images_of(write(tmp_path, files))) == {"all"}
+    assert any("train.txt: names images/z.jpg, which is not here" in note for note in find_layout(tmp_path).notes)
+
+
+def test_another_number_of_classes_in_a_yaml_of_any_name(tmp_path):
+    files = {"my.yaml": "nc: 3\nnames: [dog, white cell]\n", "a.jpg": None, "a.txt": TXT}
+    with pytest.raises(UserError, match=r"my\.yaml: nc is 3, but names lists 2"):
+        find_layout(write(tmp_path, files))
+
+
 @pytest.mark.parametrize("name", ["train/_darknet.labels", "labels.txt"])
 def test_other_lists_of_class_names(tmp_path, name):
     files = {"train/a.jpg": None, "train/a.txt": TXT, name: "dog\nwhite cell\n"}
