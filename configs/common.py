@@ -91,7 +91,7 @@ class Section(BaseModel):
             chosen = values.get(choice, off)
             for name, readers in options.items():
                 if name in values and not (chosen in readers if readers else chosen != off):
-                    found[name] = choice
+                    found.setdefault(name, choice)
         return found
 
     @model_validator(mode="after")
@@ -160,6 +160,7 @@ class ScheduleConfig(Section):
 
     read_by = {
         "policy": {"milestones": ("multistep",), "gamma": ("multistep",)},
+        "milestones": {"gamma": ()},
         "warmup_iterations": {"warmup_factor": ()},
     }
     iterations: PositiveInt | None = None

@@ -59,6 +59,13 @@ def main(args: argparse.Namespace) -> None:
     """Read, score, print, write."""
     if args.compare and not args.report:
         raise UserError("--compare shows another run in the report: give --report DIR too")
+    unread = {
+        "--images and --names go with --report": (args.images or args.names) and not args.report,
+        "--split and --set go with --cfg": (args.split or args.overrides) and not args.cfg,
+        "--zero-based goes with --format voc": args.zero_based and args.format != "voc",
+    }
+    for rule in (rule for rule, is_broken in unread.items() if is_broken):
+        raise UserError(f"{rule}: leave it out, or give that too")
     for output in filter(None, (args.out, args.report)):
         refuse_overwriting(output, list(filter(None, (args.gt, args.cfg, args.dt, args.compare))))
     truth = read_ground_truth(args)
