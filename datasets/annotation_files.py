@@ -20,7 +20,7 @@ from configs.files import is_file, read_json, read_lines, read_text
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
 from datasets.columns import LARGEST, short
 from datasets.images import image_file_size
-from datasets.listing import list_files, without_upload_prefix
+from datasets.listing import IMAGE_SUFFIXES, list_files, plain_name, without_upload_prefix
 from datasets.records import Records, logger
 from datasets.voc import read_annotation, read_image_set
 from datasets.yolo import LabelReader, keypoint_numbers, read_class_names
@@ -156,6 +156,9 @@ def annotation_files(root: Path, file_format: str) -> list[Path]:
 def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bool = False) -> dict[Path, Path]:
     """Image -> its annotation file: beside it, in a folder that mirrors its own, or the only one of its name.
 
+    The last is found too where case or the composition of letters differ, behind an image's suffix (a.jpg.xml), or with
+    the prefix of an upload.
+
     Args:
         images, files: what there is below `root`.
         root: the folder.
@@ -166,10 +169,12 @@ def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bo
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         mirrored[_part_of_set(path, root), path.stem].append(path)
-        for stem in {path.stem, without_upload_prefix(path.stem)}:
+        whole = plain_name(path.stem)
+        bare = whole.rpartition(".")[0] if whole.endswith(IMAGE_SUFFIXES) else whole  # a.jpg.xml
+        for stem in {whole, bare, without_upload_prefix(bare)}:
             by_stem[stem].append(path)
     key_of = {image: image.name if named else image.stem for image in images}
-    times = Counter(key_of.values())
+    times = Counter(map(plain_name, key_of.values()))
     pairs = {}
     for image, key in key_of.items():
         places = mirrored.get((_part_of_set(image, root), key), [])
@@ -177,8 +182,8 @@ def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bo
             pairs[image] = beside[image.parent, key]
         elif len(places) == 1:
             pairs[image] = places[0]
-        elif times[key] == 1 and len(by_stem.get(key, [])) == 1:
-            pairs[image] = by_stem[key][0]
+        elif times[plain := plain_name(key)] == 1 and len(by_stem.get(plain, [])) == 1:
+            pairs[image] = by_stem[plain][0]
     return _as_named(pairs)
 
 

@@ -82,11 +82,13 @@ def is_special(entry: os.DirEntry) -> bool:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file is an image by its name; GIFs, each of which may be many images, are none, which is said."""
+    """Whether a file is an image by its name; GIFs, each of which may be many images, and telephones' HEIC and AVIF are
+    none, which is said."""
     text = os.fspath(path)
-    if text.lower().endswith(".gif"):
+    if text.lower().endswith((".gif", ".heic", ".heif", ".avif")):
         folder, name = os.path.split(text)
-        say_once(folder, f"{folder}: GIFs are passed over, among them {name}: save them as PNG")
+        kind = name.rpartition(".")[2].upper()
+        say_once(folder + kind, f"{folder}: {kind}s are passed over, among them {name}: save them as PNG")
     return text.lower().endswith(IMAGE_SUFFIXES)
 
 

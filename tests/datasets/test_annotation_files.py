@@ -22,6 +22,9 @@ from tests.datasets.conftest import annotation_xml, write_image
         ("images/train/a.jpg", "labels/train/a.xml"),
         ("day 1/cam/a.jpg", "Annotations/day 1/cam/a.xml"),
         ("photos/a.jpg", "boxes of mine/a.xml"),  # the only one of its name
+        ("IMG_1.JPG", "img_1.xml"),
+        ("e\u0301.jpg", "\u00e9.xml"),  # macOS takes letters with marks apart
+        ("a.jpg", "labels/a.jpg.xml"),
     ],
 )
 def test_pairs(tmp_path: Path, image: str, file: str) -> None:

@@ -37,7 +37,7 @@ def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, 
     (tmp_path / "set/a/link_to_a_pipe.png").symlink_to("pipe.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "set/a/link_to_a_folder.png").symlink_to(tmp_path / "empty")
-    for name in ("x.gif", "y.GIF"):
+    for name in ("x.gif", "y.GIF", "z.HEIC"):
         (tmp_path / "set/a" / name).touch()
     for _ in range(2):
         assert list_images(tmp_path) == sorted(wanted)
@@ -51,4 +51,5 @@ def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, 
         "/link_to_a_pipe.png: is no file (a pipe, a socket or a device) and is passed over",
         "/pipe.png: is no file (a pipe, a socket or a device) and is passed over",
         ": GIFs are passed over",
+        ": HEICs are passed over",
     ]
