@@ -50,12 +50,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--fast", action="store_true", help="look at the annotations alone")
     add("--near", action="store_true", help="name pictures that look nearly like another one (perceptual hash)")
     add("--json", type=cli.output_file, metavar="FILE", help="write all problems here")
-    add(
-        "--out",
-        type=cli.output_folder,
-        metavar="DIR",
-        help="write problems.json, problems.txt, pictures of the worst images here",
-    )
+    add("--out", type=cli.output_folder, metavar="DIR", help="write problems.json, problems.txt, pictures here")
     add("--policy", choices=("error", "drop", "clip"), default="error", help="what happens to boxes that are wrong")
     return parser
 
