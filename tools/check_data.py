@@ -82,10 +82,8 @@ def main(args: argparse.Namespace) -> None:
     marks: dict[str, dict[str, Marks]] = {}
     for part, records in parts.items():
         kept = records if args.policy == "error" else clean(records, args.policy)
-        if len(kept.labels) < len(records.labels):
-            print(
-                f"{part}: --policy {args.policy} takes out {counted(len(records.labels) - len(kept.labels), 'object')}"
-            )
+        if gone := len(records.labels) - len(kept.labels):
+            print(f"{part}: --policy {args.policy} takes out {counted(gone, 'object')}")
         from_one = all(source.format == "voc" and not source.zero_based for source in checked.sources[part])
         problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1], from_one=from_one)
         if not args.fast:
@@ -131,6 +129,8 @@ def read_parts(layout: Layout | None, config: DetectionConfig | None, root: Path
         from tools.runtime.own_data import read_own_data
 
         own = read_own_data(layout)
+        for text in own.notes:
+            print(f"look at    {printable(text)}")
         return Checked(own.sources, dict(own.records))
     assert config is not None, "one of the two is given"
     data, records = config.data, {}
