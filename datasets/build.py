@@ -15,7 +15,7 @@ from datasets.annotation_tables import read_csv, read_via
 from datasets.cache import kept_records
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
-from datasets.coco_exports import add_unlisted, without_placeholder
+from datasets.coco_exports import add_unlisted
 from datasets.detection import DetectionDataset
 from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
@@ -128,8 +128,7 @@ def _read_whole(source: SourceConfig, data: DataConfig, data_root: Path) -> Reco
     if source.format == "imagenet_det":
         return read_imagenet_det(root, image_set, images_per_class=source.images_per_class)
     if source.format == "coco":
-        records = without_placeholder(read_coco(annotations, images or root), annotations)
-        return add_unlisted(records, images or root, source.unlabelled)
+        return add_unlisted(read_coco(annotations, images or root), images or root, source.unlabelled)
     if source.format in ("via", "csv"):
         read = read_via if source.format == "via" else read_csv
         return read(annotations, images or root, unlabelled=source.unlabelled)

@@ -20,6 +20,7 @@ import numpy as np
 
 from configs.errors import PrintableFilter, UserError, counted
 from configs.files import is_file, is_folder
+from datasets.coco_exports import is_placeholder
 from datasets.columns import Growing, Rows, comparable, distinct_names, no_garbage_collection, short
 from datasets.complaints import say_once
 from datasets.images import image_file_size
@@ -82,7 +83,12 @@ def read_coco_file(path: Path) -> CocoFile:
         category_ids = categories.ids("id")
         texts = [text.strip() for text in categories.texts("name", "give the category a name")]
         names = dict(zip(category_ids, texts, strict=True))
+        item_of = dict(zip(category_ids, categories.items, strict=True))
         category_ids = sorted(category_ids)
+        columns = _annotations(lists, image_ids, category_ids)
+        if is_placeholder([item_of[identity] for identity in category_ids]) and not (columns["labels"] == 1).any():
+            category_ids = category_ids[1:]
+            columns["labels"] -= columns["labels"] > 0
         class_names, twice = distinct_names([names[identity] for identity in category_ids], category_ids)
         if twice:
             logger.warning("%s: categories of the same name are told apart by id: %s", path, ", ".join(twice[:5]))
@@ -94,7 +100,7 @@ def read_coco_file(path: Path) -> CocoFile:
             category_ids=category_ids,
             class_names=class_names,
             annotated="annotations" in lists,
-            **_annotations(lists, image_ids, category_ids),
+            **columns,
         )
     _warn(file)
     return file
@@ -163,7 +169,7 @@ def _check_places(annotations: Path, images: Path) -> None:
 
 _WANTED = {
     "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
+    "categories": ("id", "name", "supercategory"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes"),
 }
 """The lists of an annotation file that are read, and the keys of their records."""
