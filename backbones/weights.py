@@ -9,6 +9,7 @@ import json
 import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -181,7 +182,9 @@ def _load_torch(path: Path) -> Any:
             damaged = archive.testzip()
         if damaged is not None:
             raise UserError(f"{path}: the checksum of {damaged} is wrong: the file is damaged: fetch it again")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the pickle's version, before the error that says what is wrong
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def first_line(error: Exception) -> str:

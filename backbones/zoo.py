@@ -62,7 +62,8 @@ def build_backbone(
     name = name["net"] if not isinstance(name, str) and "net" in name else name
     if isinstance(name, str) and (name in VGGS or name in COMPARATORS or name == "googlenet"):
         # B is what other projects' weights of nets without shortcuts are stored with.
-        given = {"shortcut": None if shortcut == "B" else shortcut, "plain": plain, "unit_dropout": unit_dropout}
+        given = {"shortcut": None if shortcut == "B" else shortcut, "plain": plain, "unit_dropout": unit_dropout,
+                 "activation_checkpointing": activation_checkpointing}  # fmt: skip
         wrong = next((key for key, value in given.items() if value), None)
         if wrong is not None:
             raise UserError(f"{name}: {wrong}: {given[wrong]} belongs to residual nets: leave it out")

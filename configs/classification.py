@@ -119,6 +119,7 @@ class ImageAugmentConfig(Section):
 class ImageDataConfig(Section):
     """What is learned from, validated on and tested on."""
 
+    read_by = {"mean": {"mean_images": ("pixel", "channel")}}
     train: ImageSourceConfig
     """Training set."""
     val: ImageSourceConfig | None = None
@@ -172,6 +173,8 @@ class ImageDataConfig(Section):
             raise ValueError(f"test_resize {self.test_resize} is smaller than the crop of {self.test_crop}")
         if self.augment.crop == "scale_jitter" and self.augment.scale[0] < self.crop_size:
             raise ValueError(f"augment.scale starts at {self.augment.scale[0]}, below the crop of {self.crop_size}")
+        if self.in_memory and (self.reduced_decode or self.on_error != "stop"):
+            raise ValueError("reduced_decode and on_error are for images read as the training goes: not with crop: pad")
         if self.mean == "pixel" and self.test_crop != self.crop_size:
             raise ValueError("mean: pixel needs crops of one size in training and test: leave out test_crop_size")
         if not self.test_scales:
@@ -218,7 +221,9 @@ class ClassificationScheduleConfig(ScheduleConfig):
             "plateau_patience": ("plateau",),
             "plateau_threshold": ("plateau",),
             "plateau_steps": ("plateau",),
-        }
+        },
+        "warmup_iterations": {"warmup_factor": ()},
+        "warmup_until_error": {"warmup_until_factor": ()},
     }
     policy: Literal["multistep", "cosine", "constant", "plateau"] = "multistep"  # pyright: ignore[reportIncompatibleVariableOverride]
     """multistep: the rate is multiplied by `gamma` at each milestone. cosine: half a cosine down to 0. constant.
@@ -246,6 +251,7 @@ class ClassificationScheduleConfig(ScheduleConfig):
 class ClassificationTrainConfig(TrainConfig):
     """The loop."""
 
+    read_by = {"recalibrate": {"recalibrate_images": (True,)}}
     compile: bool = False
     """torch.compile; falls back with a warning."""
     graphs: bool = False

@@ -78,26 +78,31 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
-    read_by: ClassVar[Mapping[str, Mapping[str, tuple[str, ...]]]] = {}
-    """An option that chooses (a policy, say) -> options that belong to some of its values -> these values."""
+    read_by: ClassVar[Mapping[str, Mapping[str, tuple[Any, ...]]]] = {}
+    """An option that chooses (a policy, say) -> options that belong to some of its values -> these values; none: all
+    but its default, which is off."""
 
     @classmethod
     def unread(cls, values: Mapping[str, Any]) -> dict[str, str]:
         """Options among the values that nothing reads -> the option whose value decides so."""
         found: dict[str, str] = {}
         for choice, options in cls.read_by.items():
-            chosen = values.get(choice, cls.model_fields[choice].default)
-            found |= {name: choice for name, readers in options.items() if name in values and chosen not in readers}
+            off = cls.model_fields[choice].default
+            chosen = values.get(choice, off)
+            for name, readers in options.items():
+                if name in values and not (chosen in readers if readers else chosen != off):
+                    found.setdefault(name, choice)
         return found
 
     @model_validator(mode="after")
     def _all_is_read(self) -> Self:
         values = dict(self)
         for name, choice in self.unread(values).items():
-            default, readers = type(self).model_fields[name].default, " or ".join(self.read_by[choice][name])
+            default, readers = type(self).model_fields[name].default, self.read_by[choice][name]
             if values[name] != default:
+                needed = " or ".join(map(str, readers)) or "of another value"
                 raise ValueError(
-                    f"{choice} {values[choice]} does not read {name}, which is for {choice} {readers}: "
+                    f"{choice} {values[choice]} does not read {name}, which is for {choice} {needed}: "
                     f"leave it out, or give its default, {json.dumps(default)}"
                 )
         return self
@@ -153,7 +158,11 @@ class ScheduleConfig(Section):
     """Length and learning rate, a pure function of the iteration. Give `iterations` or `epochs`; milestones are in the
     same unit."""
 
-    read_by = {"policy": {"milestones": ("multistep",), "gamma": ("multistep",)}}
+    read_by = {
+        "policy": {"milestones": ("multistep",), "gamma": ("multistep",)},
+        "milestones": {"gamma": ()},
+        "warmup_iterations": {"warmup_factor": ()},
+    }
     iterations: PositiveInt | None = None
     """Length of the training in optimiser steps."""
     epochs: PositiveInt | None = None

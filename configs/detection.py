@@ -38,6 +38,15 @@ Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 class SourceConfig(Section):
     """One annotated set of images. Relative paths are relative to `--data-root`, else `DATA_DIR`, else `data/`."""
 
+    read_by = {
+        "format": {
+            "root": ("voc", "yolo", "labelme", "supervisely", "imagenet_det"),
+            "image_set": ("voc", "yolo", "imagenet_det", "generated"),
+            "annotations": ("coco", "via", "csv"),
+            "size": ("generated",),
+            "zero_based": ("voc",),
+        }
+    }
     format: Literal["voc", "coco", "yolo", "labelme", "via", "csv", "supervisely", "imagenet_det", "generated"]
     """Layout of the files; docs/own_data.md tells which tool writes which. generated: the built-in set, drawn on the
     spot, for which nothing is downloaded."""
@@ -121,6 +130,7 @@ class SourceConfig(Section):
 class PhotometricConfig(Section):
     """Colour jitter; each value is the half-width of the range drawn from, as in torchvision's ColorJitter."""
 
+    read_by = {"p": dict.fromkeys(("brightness", "contrast", "saturation", "hue"), ())}
     p: Fraction = 0.0
     """Probability that an image is jittered at all."""
     brightness: Fraction = 0.2
@@ -391,6 +401,8 @@ class ModelConfig(Section):
             raise ValueError("dilated_conv5 needs a ResNet backbone and neck: none")
         if (self.box.num_convs or self.box.num_fcs != 2) and self.neck == "none" and not self.dilated_conv5:
             raise ValueError("box.num_convs and box.num_fcs are for neck: fpn and for dilated_conv5: true")
+        if self.box.dropout and self.neck == "none" and not self.dilated_conv5 and "resnet" in str(self.backbone):
+            raise ValueError("box.dropout is for fully connected layers: neck: fpn, dilated_conv5: true, and VGG")
         if self.box.norm != "none" and not self.box.num_convs:
             raise ValueError("box.norm needs box.num_convs: it is the batch norm behind those convolutions")
         if self.backbone is None and self.weights == "random":
@@ -500,6 +512,7 @@ class TestConfig(Section):
 
     __test__: ClassVar[bool] = False
     """pytest must not take the class for a test."""
+    read_by = {"refine_rounds": {"refine_nms_thresh": ()}, "scales": {"canonical_size": ()}}
     score_thresh: Fraction = 0.05
     """Detections have a higher score than this. The papers' VOC results: 0.001."""
     nms_thresh: Fraction = 0.5

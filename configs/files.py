@@ -10,9 +10,11 @@ are never guessed: the message names the file, the line, and what the text could
 from __future__ import annotations
 
 import codecs
+import errno
 import json
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -218,8 +220,31 @@ def replacing(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         if error.filename is not None and Path(error.filename) not in (temporary, path, *path.parents):
             raise  # of another file: the block read something
-        reason = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
-        raise UserError(f"{path}: cannot be written: {reason}") from error
+        raise _unwritable(path, error) from error
+
+
+def check_output(path: Path, *, is_folder: bool = False) -> None:
+    """See that a file, or files in a folder, can be written, before what they hold is computed; nothing is written.
+
+    Raises:
+        UserError: see `replacing`.
+    """
+    place = path.absolute()
+    try:
+        there = next(each for each in (place, *place.parents) if each.exists())
+        if there != place and not there.is_dir():
+            raise FileExistsError(errno.EEXIST, "", str(there))
+        if there == place and there.is_dir() != is_folder:
+            raise OSError(f"is a {'file' if is_folder else 'folder'}")
+        with tempfile.TemporaryFile(dir=there if there.is_dir() else there.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = f"{error.filename} is not a folder" if isinstance(error, FileExistsError) else error.strerror or error
+    return UserError(f"{path}: cannot be written: {reason}")
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
@@ -236,9 +261,16 @@ def write_text(path: Path | str, text: str) -> None:
     """Write text as UTF-8, whole or not at all; line ends stay as they are.
 
     Raises:
-        UserError: see `replacing`.
+        UserError: see `replacing`; or the text holds the name of a file that is not UTF-8.
     """
-    write_bytes(path, text.encode("utf-8"))
+    try:
+        content = text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        word = next(word for word in text.split() if not word.isprintable() and error.object[error.start] in word)
+        raise UserError(
+            f"{path}: cannot be written: the name {word} is not UTF-8: rename that file or folder"
+        ) from None
+    write_bytes(path, content)
 
 
 def refuse_overwriting(output: Path, inputs: Iterable[Path]) -> None:

@@ -6,7 +6,8 @@ R-CNN on its proposals. What the paper leaves open is listed in docs/localisatio
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -230,6 +231,7 @@ class LocaliserConfig(ClassifierConfig):
 class LocalisationTestConfig(Section):
     """How an image is tested."""
 
+    read_by = {"view": {"scales": ("dense",), "hflip": ("dense",)}}
     view: Literal["center", "dense"] = "dense"
     """center: one crop. dense: whole images at each of `scales`, fully convolutional, predictions merged."""
     scales: list[PositiveInt] = [224, 256, 384, 480, 640]
@@ -247,6 +249,11 @@ class LocalisationTestConfig(Section):
     their mean. 1: the single best box."""
     validation_view: Literal["center", "dense"] = "center"
     """The view of the validations during training."""
+
+    @classmethod
+    def unread(cls, values: Mapping[str, Any]) -> dict[str, str]:
+        """See `Section`; a dense validation reads what a dense test does."""
+        return {} if values.get("validation_view") == "dense" else super().unread(values)
 
     @model_validator(mode="after")
     def _has_scales(self) -> LocalisationTestConfig:

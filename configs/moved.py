@@ -90,7 +90,11 @@ def _without_unread(values: Any, section: type[BaseModel]) -> Any:
         return values
     unread = section.unread(values) if issubclass(section, Section) else {}
     inner = {name: section_at(section, (name,)) for name in values}
-    kept = ((name, value, inner[name]) for name, value in values.items() if name not in unread)
+    kept = (
+        (name, value, inner[name])
+        for name, value in values.items()
+        if name not in unread or value == section.model_fields[name].default
+    )
     return {name: value if below is None else _without_unread(value, below) for name, value, below in kept}
 
 

@@ -8,17 +8,19 @@ count from 0. Imports no torch.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from configs.errors import UserError, counted, did_you_mean
-from configs.files import is_file, read_json, read_lines
+from configs.files import is_file, read_json, read_lines, read_text
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
 from datasets.columns import LARGEST, short
 from datasets.images import image_file_size
-from datasets.listing import list_files
+from datasets.listing import IMAGE_SUFFIXES, list_files, plain_name, without_upload_prefix
 from datasets.records import Records, logger
 from datasets.voc import read_annotation, read_image_set
 from datasets.yolo import LabelReader, keypoint_numbers, read_class_names
@@ -154,6 +156,9 @@ def annotation_files(root: Path, file_format: str) -> list[Path]:
 def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bool = False) -> dict[Path, Path]:
     """Image -> its annotation file: beside it, in a folder that mirrors its own, or the only one of its name.
 
+    The last is found too where case or the composition of letters differ, behind an image's suffix (a.jpg.xml), or with
+    the prefix of an upload.
+
     Args:
         images, files: what there is below `root`.
         root: the folder.
@@ -164,9 +169,12 @@ def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bo
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in files:
         mirrored[_part_of_set(path, root), path.stem].append(path)
-        by_stem[path.stem].append(path)
+        whole = plain_name(path.stem)
+        bare = whole.rpartition(".")[0] if whole.endswith(IMAGE_SUFFIXES) else whole  # a.jpg.xml
+        for stem in {whole, bare, without_upload_prefix(bare)}:
+            by_stem[stem].append(path)
     key_of = {image: image.name if named else image.stem for image in images}
-    times = Counter(key_of.values())
+    times = Counter(map(plain_name, key_of.values()))
     pairs = {}
     for image, key in key_of.items():
         places = mirrored.get((_part_of_set(image, root), key), [])
@@ -174,8 +182,21 @@ def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bo
             pairs[image] = beside[image.parent, key]
         elif len(places) == 1:
             pairs[image] = places[0]
-        elif times[key] == 1 and len(by_stem.get(key, [])) == 1:
-            pairs[image] = by_stem[key][0]
+        elif times[plain := plain_name(key)] == 1 and len(by_stem.get(plain, [])) == 1:
+            pairs[image] = by_stem[plain][0]
+    return _as_named(pairs)
+
+
+def _as_named(pairs: dict[Path, Path]) -> dict[Path, Path]:
+    """The pairs; where images that differ in suffix share a file that names one of them, that one alone has it."""
+    shared = {file for file, times in Counter(pairs.values()).items() if times > 1 and file.suffix.lower() != ".txt"}
+    for file in shared:
+        owners = {image.name for image, its_file in pairs.items() if its_file == file}
+        with suppress(UserError):  # its reader says what is wrong
+            found = re.search(r"<filename>\s*(.*?)\s*</filename>|\"imagePath\"\s*:\s*\"(.*?)\"", read_text(file))
+            named = re.split(r"[/\\]", (found[1] or found[2]) if found else "")[-1]
+            if named in owners:
+                pairs = {image: its for image, its in pairs.items() if its != file or image.name == named}
     return pairs
 
 
@@ -225,6 +246,9 @@ def _read_voc(image: Path, file: Path, zero_based: bool) -> Item:
 
 def _read_labelme(image: Path, file: Path, content: Any) -> Item:
     """Rectangles whichever corners were clicked; circles and outlines as boxes around them; points are no objects."""
+    named = re.split(r"[/\\]", str(content.get("imagePath") or image.name) if isinstance(content, dict) else "")[-1]
+    if named and Path(named).stem != image.stem and is_file(image.with_name(named)):  # else the image was renamed
+        logger.warning("%s: is taken for %s, whose name it has, but is of %s by its imagePath", file, image.name, named)
     objects, passed_over = [], Counter()
     for number, shape in enumerate(typed(content, "shapes", list, f"{file}: not a labelme file")):
         where = f"{file} object {number}"

@@ -149,7 +149,9 @@ def table_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             if not any(value.strip() for value in values):
                 continue
             if names is None:
-                names = [value.strip() for value in values]
+                names = [value.strip().removeprefix("#") for value in values]  # VIA 1 writes #filename
+                if twice := next((name for name in names if name and names.count(name) > 1), None):
+                    raise UserError(f"{path} line {reader.line_num}: names the column {twice} twice: remove one")
             elif len(values) != len(names):
                 raise UserError(f"{path} line {reader.line_num}: has {len(values)} values, the header has {len(names)}")
             else:

@@ -15,7 +15,7 @@ from datasets.annotation_tables import read_csv, read_via
 from datasets.cache import kept_records
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
-from datasets.coco_exports import add_unlisted, without_placeholder
+from datasets.coco_exports import add_unlisted
 from datasets.detection import DetectionDataset
 from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
@@ -92,6 +92,9 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     if class_names is None:
         class_names = _kept(known, data.keep_classes)
     _check_rename(data, known)
+    there = {name for part in parts for name in part.class_names}
+    if split == "train" and (unused := sorted(data.rename_classes.keys() - there)):
+        logger.warning("data.rename_classes: no class is called %s%s", examples(unused), did_you_mean(unused[0], there))
     rename = {**(IMAGENET_DET_WNIDS if data.classes == "imagenet_det" else {}), **data.rename_classes}
     return join([part.with_classes(class_names, known=known, rename=rename) for part in parts])
 
@@ -125,8 +128,7 @@ def _read_whole(source: SourceConfig, data: DataConfig, data_root: Path) -> Reco
     if source.format == "imagenet_det":
         return read_imagenet_det(root, image_set, images_per_class=source.images_per_class)
     if source.format == "coco":
-        records = without_placeholder(read_coco(annotations, images or root), annotations)
-        return add_unlisted(records, images or root, source.unlabelled)
+        return add_unlisted(read_coco(annotations, images or root), images or root, source.unlabelled)
     if source.format in ("via", "csv"):
         read = read_via if source.format == "via" else read_csv
         return read(annotations, images or root, unlabelled=source.unlabelled)
@@ -208,6 +210,8 @@ def _for_training(records: Records, data: DataConfig) -> Records:
     if not usable.any():
         difficult = int((records.trainable() & records.difficult).sum())
         fix = f": all {difficult} are marked difficult: set data.train_difficult=true" if difficult else ""
+        if len(records.labels) and records.iscrowd.all():
+            fix = f": all {len(records.labels)} are crowds (iscrowd: 1)"
         raise UserError(
             f"{records.source}: has no object of the classes {', '.join(records.class_names[:5])} to train on{fix}"
         )

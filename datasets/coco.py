@@ -18,11 +18,13 @@ from urllib.parse import unquote
 import numpy as np
 
 from configs.errors import UserError, counted, printable_logger
-from configs.files import is_file
+from configs.files import is_file, is_folder
+from datasets.coco_exports import is_placeholder
 from datasets.columns import Growing, Rows, comparable, distinct_names, no_garbage_collection, short
+from datasets.complaints import say_once
 from datasets.images import image_file_size
 from datasets.json_lists import JsonLists, read_lists
-from datasets.listing import same_name
+from datasets.listing import same_name, without_upload_prefix
 from datasets.make_records import make_records
 from datasets.records import Records, count_different
 
@@ -79,7 +81,12 @@ def read_coco_file(path: Path) -> CocoFile:
         category_ids = categories.ids("id")
         texts = [text.strip() for text in categories.texts("name", "give the category a name")]
         names = dict(zip(category_ids, texts, strict=True))
+        item_of = dict(zip(category_ids, categories.items, strict=True))
         category_ids = sorted(category_ids)
+        columns = _annotations(lists, image_ids, category_ids)
+        if is_placeholder([item_of[identity] for identity in category_ids]) and not (columns["labels"] == 1).any():
+            category_ids = category_ids[1:]
+            columns["labels"] -= columns["labels"] > 0
         class_names, twice = distinct_names([names[identity] for identity in category_ids], category_ids)
         if twice:
             logger.warning("%s: categories of the same name are told apart by id: %s", path, ", ".join(twice[:5]))
@@ -91,7 +98,7 @@ def read_coco_file(path: Path) -> CocoFile:
             category_ids=category_ids,
             class_names=class_names,
             annotated="annotations" in lists,
-            **_annotations(lists, image_ids, category_ids),
+            **columns,
         )
     _warn(file)
     return file
@@ -160,8 +167,8 @@ def _check_places(annotations: Path, images: Path) -> None:
 
 _WANTED = {
     "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd"),
+    "categories": ("id", "name", "supercategory"),
+    "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes"),
 }
 """The lists of an annotation file that are read, and the keys of their records."""
 
@@ -214,6 +221,9 @@ def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]
         images = rows.lookup("image_id", position_of, missing=-1, owner="images'")
         labels = rows.lookup("category_id", label_of, missing=0, owner="categories'")
         area = rows.optional("area")
+        turned = [isinstance(each, dict) and bool(each.get("rotation")) for each in rows.optional("attributes")]
+        if any(turned):  # CVAT's box is that of the object before it is turned
+            say_once("rotation", str(rows.error(turned.index(True), "has a rotation, which is not read (said once)")))
         lacks_area |= None in area
         found = {"boxes": boxes, "image_index": images, "labels": labels}
         found |= {"area": _areas(rows, area, boxes), "iscrowd": rows.flags("iscrowd")}
@@ -299,14 +309,20 @@ def _numbered(ids: list[Any]) -> np.ndarray:
 
 def _images(file: CocoFile, folder: Path) -> list[tuple[str, Any, tuple[int, int]]]:
     """(path, id, declared (H, W)) of each image; a size that is not declared is read from the file."""
-    images = []
+    images, is_loose = [], False
     for name, identity, size in zip(file.file_names, file.image_ids, file.sizes.tolist(), strict=True):
         if not name:
             raise UserError(f"{file.path}: image {short(identity)} has no file_name")
         path = find_image(folder, name)
         if path is None:
             raise UserError(f"{folder / name}: there is no such image, though the annotation file lists it")
-        images.append((str(path), identity, (size[0], size[1]) if min(size) > 0 else image_file_size(path)))
+        text = str(path)
+        is_loose |= not text.endswith(name)
+        images.append((text, identity, (size[0], size[1]) if min(size) > 0 else image_file_size(path)))
+    name_of: dict[str, str] = {}
+    for (text, _, _), name in zip(images, file.file_names, strict=True) if is_loose else ():
+        if name_of.setdefault(text, name) != name:
+            raise UserError(f"{file.path}: {name_of[text]} and {name} both mean {text}: remove one")
     return images
 
 
@@ -314,18 +330,22 @@ def find_image(folder: Path, name: str) -> Path | None:
     r"""The image that an annotation calls `name`; None where there is none.
 
     As it stands, with Windows' `\` as `/`, with `%20` and its like decoded, or, of a path that another machine had
-    (`C:\data\a.jpg`, `/home/me/a.jpg`, `../media/a.jpg`), its last part; else the only file whose name differs in case
-    or in how letters with marks are composed (macOS takes them apart).
+    (`C:\data\a.jpg`, `/home/me/a.jpg`, `../media/a.jpg`, `data/a.jpg` where there is no folder `data`), its last part,
+    also without the prefix of an upload; else the only file whose name differs in case or in how letters with marks
+    are composed (macOS takes them apart).
     """
     path = folder / name
     if is_file(path):
         return path
     slashes = name.replace("\\", "/")
     candidates = [slashes]
-    if slashes.startswith("/") or ".." in slashes.split("/") or re.match(r"[A-Za-z]:", slashes):
+    first, *rest = slashes.split("/")
+    if rest and (not first or ".." in (first, *rest) or not is_folder(folder / first)):
         candidates.append(slashes.rsplit("/", 1)[-1])
     if "%" in slashes:
         candidates.append(unquote(candidates[-1]))
+    before, slash, last = candidates[-1].rpartition("/")
+    candidates.append(f"{before}{slash}{without_upload_prefix(last)}")
     for candidate in candidates:
         if is_file(folder / candidate):
             return folder / candidate

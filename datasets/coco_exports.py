@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from configs.errors import UserError, counted
-from configs.files import read_json
 from datasets.collect import Unlabelled, image_ids, images_below
 from datasets.images import image_file_size
 from datasets.names import Names
 from datasets.records import Records
 
 
-def without_placeholder(records: Records, annotations: Path) -> Records:
-    """The records without the category 0 that Roboflow writes as the super-category of all others, if it is there.
+def is_placeholder(categories: Sequence[dict[str, Any]]) -> bool:
+    """Whether the first category, 0, may be the one that Roboflow writes as the super-category of all others.
 
-    It has no object. A category 0 that is meant stays: the others do not name it as their super-category.
+    It is left out where it has no object. A category 0 that is meant stays: the others do not name it as their
+    super-category. One of them may have its name.
     """
-    if len(records.class_names) < 2 or records.category_ids[0] not in (0, "0") or (records.labels == 1).any():
-        return records
-    categories = read_json(annotations, "annotation file").get("categories") or []
-    others = [item for item in categories if item.get("id") not in (0, "0")]
-    if any(item.get("supercategory") != records.class_names[0] for item in others):
-        return records
-    return replace(
-        records,
-        labels=records.labels - 1,
-        class_names=records.class_names[1:],
-        category_ids=records.category_ids[1:],
-    )
+    first, others = categories[:1], categories[1:]
+    is_first = bool(others) and first[0]["id"] in (0, "0")
+    return is_first and all(item.get("supercategory") == first[0]["name"] for item in others)
 
 
 def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) -> Records:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 from configs.errors import UserError, counted
 from configs.files import is_file, is_folder
 from datasets.images import image_file_size
-from datasets.listing import IMAGE_SUFFIXES, files_below, is_image, same_name
+from datasets.listing import IMAGE_SUFFIXES, files_below, is_image, same_name, without_upload_prefix
 from datasets.make_records import make_records
 from datasets.records import Records
 
@@ -91,7 +91,7 @@ class ImageFinder:
             for path in self._given if self._given is not None else walk(self.folder):
                 if is_image(path):
                     self._by_name[path.name].append(path)
-        found = self._by_name.get(parts[-1], [])
+        found = self._by_name.get(parts[-1]) or self._by_name.get(without_upload_prefix(parts[-1]), [])
         for start in range(len(parts) - 1):  # of several, the one whose folders fit best
             fitting = [path for path in found if path.parts[-(len(parts) - start) :] == tuple(parts[start:])]
             if len(fitting) == 1:

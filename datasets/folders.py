@@ -50,6 +50,9 @@ class ImageFiles:
         return replace(self, names=self.names[positions], labels=self.labels[positions])
 
 
+_PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+
 def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageFiles:
     """One folder for each class, in which images lie at any depth.
 
@@ -67,6 +70,8 @@ def read_folders(root: Path, class_names: Sequence[str] | None = None) -> ImageF
         logger.warning("%s: %s beside the class folders, in none: passed over", root, counted(beside, "image"))
     if not folders:
         raise UserError(f"{root}: has no class folders: images are looked for in {root}/<class>/")
+    if class_names is None and len(folders) > 1 and {name.lower() for name in folders} <= _PARTS:
+        raise UserError(f"{root}: {', '.join(folders)} are parts of a set, not classes: give each as a set of its own")
     class_names = list(class_names) if class_names is not None else folders
     names: list[bytes] = []
     labels: list[int] = []

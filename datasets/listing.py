@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,7 +53,12 @@ def files_below(folder: Path, *, recursive: bool = True, without: Collection[str
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 folders += [entry.path] * (recursive and entry.name.lower() not in without)
-            elif not is_special(entry) and not leads_to_folder(entry):
+            elif leads_to_folder(entry):
+                if recursive and entry.name.lower() not in without:
+                    say_once(
+                        entry.path, f"{entry.path}: is a link to a folder, and passed over: name the folder itself"
+                    )
+            elif not is_special(entry):
                 yield Path(entry.path)
 
 
@@ -76,12 +82,19 @@ def is_special(entry: os.DirEntry) -> bool:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file is an image by its name; GIFs, each of which may be many images, are none, which is said."""
+    """Whether a file is an image by its name; GIFs, each of which may be many images, and telephones' HEIC and AVIF are
+    none, which is said."""
     text = os.fspath(path)
-    if text.lower().endswith(".gif"):
+    if text.lower().endswith((".gif", ".heic", ".heif", ".avif")):
         folder, name = os.path.split(text)
-        say_once(folder, f"{folder}: GIFs are passed over, among them {name}: save them as PNG")
+        kind = name.rpartition(".")[2].upper()
+        say_once(folder + kind, f"{folder}: {kind}s are passed over, among them {name}: save them as PNG")
     return text.lower().endswith(IMAGE_SUFFIXES)
+
+
+def without_upload_prefix(name: str) -> str:
+    """The name without the eight digits and the hyphen that Label Studio puts before the name of an uploaded file."""
+    return re.sub(r"^[0-9a-f]{8}-(?=.)", "", name)
 
 
 def same_name(path: Path) -> Path | None:

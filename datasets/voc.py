@@ -18,6 +18,7 @@ from defusedxml import DefusedXmlException, ElementTree
 from configs.errors import UserError, counted, did_you_mean
 from configs.files import TEXT_LIMIT, decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
+from datasets.complaints import say_once
 from datasets.folders import how_to_get
 from datasets.images import image_file_size
 from datasets.listing import IMAGE_SUFFIXES, by_plain_name, is_hidden, list_files, list_images, plain_name, same_name
@@ -63,11 +64,16 @@ def read_annotation(path: str | Path) -> VocAnnotation:
         raise UserError(f"{path}: not a valid annotation file: {error}") from error
     if root.tag != "annotation":
         raise UserError(f"{path}: not a valid annotation file: it begins with <{root.tag}>, not <annotation>")
+    objects = root.findall("object")
+    if text.lower().count("<object") > len(objects):  # rare, and slow to be sure of
+        inner = [node.tag for node in root.iter() if str(node.tag).lower() == "object" and node not in objects]
+        if inner:
+            raise UserError(f"{path}: has an <{inner[0]}> that is no <object> directly in <annotation>: make it one")
     size = (_number(root, "size/height", path, 0.0), _number(root, "size/width", path, 0.0))
     return VocAnnotation(
         filename=(root.findtext("filename") or "").strip(),
         size=(int(size[0]), int(size[1])) if min(size) >= 1 else None,
-        objects=[_read_object(node, f"{path} object {i}") for i, node in enumerate(root.findall("object"))],
+        objects=[_read_object(node, f"{path} object {i}") for i, node in enumerate(objects)],
     )
 
 
@@ -81,6 +87,10 @@ def _read_object(node: Any, where: str) -> VocObject:
     if len(set(tags)) < len(tags):
         twice = next(tag for tag in tags if tags.count(tag) > 1)
         raise UserError(f"{where} ({name}): has <{twice}> more than once: remove one")
+    for each in node.iterfind("attributes/attribute"):
+        if each.findtext("name") == "rotation" and (each.findtext("value") or "").strip("0. "):
+            # CVAT's box is that of the object before it is turned.
+            say_once("rotation", f"{where} ({name}): has a rotation, which is not read (said once)")
     xmin, ymin, xmax, ymax = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
     return VocObject(name, (xmin, ymin, xmax, ymax), _flag(node, "difficult", where), _flag(node, "truncated", where))
 

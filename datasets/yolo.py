@@ -9,6 +9,7 @@ classes.txt or obj.names beside the folders. An image without a text file has no
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,10 +93,7 @@ def read_class_names(root: Path, image_set: str) -> list[str] | None:
     """The folder's own class names in the order of their numbers, or None where it lists none."""
     file, content = _data_yaml(root)
     if file is not None and content.get("names") is not None:
-        names, count = checked_names(content["names"], file), content.get("nc")
-        if count is not None and str(count).strip() not in (str(len(names)), f"{len(names)}.0"):
-            raise UserError(f"{file}: nc is {short(count)}, but names lists {len(names)}: correct one of them")
-        return names
+        return listed_names(content, file)
     labels = root / "labels"
     for file in (root / "classes.txt", root / "obj.names", labels / "classes.txt", labels / image_set / "classes.txt"):
         if is_file(file):
@@ -111,6 +109,18 @@ def image_folder(root: Path, image_set: str) -> Path:
     return _folders(root, image_set)[0]
 
 
+def listed_names(content: Mapping[str, Any], file: Path) -> list[str]:
+    """The class names of a data.yaml, of which `nc`, where it is there, is the number.
+
+    Raises:
+        UserError: it is not, or see `checked_names`.
+    """
+    names, count = checked_names(content["names"], file), content.get("nc")
+    if count is not None and str(count).strip() not in (str(len(names)), f"{len(names)}.0"):
+        raise UserError(f"{file}: nc is {short(count)}, but names lists {len(names)}: correct one of them")
+    return names
+
+
 def checked_names(names: Any, file: Path) -> list[str]:
     """The class names in a list, or in a mapping from their numbers.
 
@@ -122,7 +132,8 @@ def checked_names(names: Any, file: Path) -> list[str]:
             int(key) if isinstance(key, str) and key.isdecimal() else key: value for key, value in names.items()
         }
         if len(numbered) < len(names) or set(numbered) != set(range(len(names))):
-            raise UserError(f"{file}: names must be numbered 0 to {len(names) - 1}")
+            gap = min(set(range(len(names))) - set(numbered), default="a number")
+            raise UserError(f"{file}: names must be numbered 0 to {len(names) - 1}: {gap} is missing or given twice")
         names = [numbered[number] for number in range(len(numbered))]
     if not isinstance(names, list):
         raise UserError(f"{file}: names is {short(names)}: give a list of names, or a mapping from their numbers")

@@ -78,7 +78,7 @@ def find_files(inputs: Sequence[str], *, ignore: Path | None = None) -> list[tup
     found: dict[str, tuple[str, str]] = {}
     for text in inputs:
         for file, name in _files(text, ignore, videos=True):
-            key = file if is_address(file) else str(Path(file).resolve())
+            key = file if is_address(file) else os.path.realpath(file)
             found.setdefault(key, (file, name))
     names = [name for _, name in found.values()]
     several = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
@@ -139,7 +139,7 @@ def _files_in(path: Path, ignore: Path | None) -> list[tuple[str, str]]:
     if path.is_file():
         return [(str(path), path.name)]
     images, videos = (
-        [file for file in files if file.is_file() and (ignore is None or not _is_below(file, ignore))]
+        [file for file in files if ignore is None or not _is_below(file, ignore)]
         for files in (list_images(path), list_files(path, VIDEO_SUFFIXES))
     )
     if videos:

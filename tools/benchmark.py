@@ -186,7 +186,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, default=480, help="suite: for all rows together (default: %(default)g)")
     add("--scale", type=float, default=1.0, help="records: of the sets' sizes (default: %(default)g)")
     add("--reference", action="store_true", help="eval: plain pycocotools beside it")
-    add("--out", type=Path, metavar="FILE", help="write the report as JSON")
+    add("--out", type=cli.output_file, metavar="FILE", help="write the report as JSON")
     add("--compare", type=Path, metavar="OLD", help="an earlier report to compare with")
     return parser
 

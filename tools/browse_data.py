@@ -30,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, seed=True)
     add = parser.add_argument
     add("--split", choices=("train", "val", "test"), default="train", help="which part of the config's data (train)")
-    add("--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="the sheet (sheet.png)")
+    add("--out", type=cli.output_file, default=Path("sheet.png"), metavar="FILE", help="the sheet (sheet.png)")
     add("--count", type=int, default=16, metavar="N", help="images on the sheet (16)")
     add("--epoch", type=int, default=0, metavar="N", help="of the draws of the augmentation (0)")
     return parser

@@ -48,8 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     cli.add_set(parser)
     add("--fast", action="store_true", help="look at the annotations alone")
     add("--near", action="store_true", help="name pictures that look nearly like another one (perceptual hash)")
-    add("--json", type=Path, metavar="FILE", help="write all problems here")
-    add("--out", type=Path, metavar="DIR", help="write problems.json, problems.txt, pictures of the worst images here")
+    add("--json", type=cli.output_file, metavar="FILE", help="write all problems here")
+    add("--out", type=cli.output_folder, metavar="DIR", help="write problems.json, problems.txt, pictures here")
     add("--policy", choices=("error", "drop", "clip"), default="error", help="what happens to boxes that are wrong")
     return parser
 
@@ -80,10 +80,8 @@ def main(args: argparse.Namespace) -> None:
     marks: dict[str, dict[str, Marks]] = {}
     for part, records in parts.items():
         kept = records if args.policy == "error" else clean(records, args.policy)
-        if len(kept.labels) < len(records.labels):
-            print(
-                f"{part}: --policy {args.policy} takes out {counted(len(records.labels) - len(kept.labels), 'object')}"
-            )
+        if gone := len(records.labels) - len(kept.labels):
+            print(f"{part}: --policy {args.policy} takes out {counted(gone, 'object')}")
         from_one = all(source.format == "voc" and not source.zero_based for source in checked.sources[part])
         problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1], from_one=from_one)
         if not args.fast:
@@ -129,6 +127,8 @@ def read_parts(layout: Layout | None, config: DetectionConfig | None, root: Path
         from tools.runtime.own_data import read_own_data
 
         own = read_own_data(layout)
+        for text in own.notes:
+            print(f"look at    {printable(text)}")
         return Checked(own.sources, dict(own.records))
     assert config is not None, "one of the two is given"
     data, records = config.data, {}

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="IN", help="the data set, in any layout of docs/own_data.md")
-    add("out", type=Path, metavar="OUT", help="a new folder")
+    add("out", type=cli.output_folder, metavar="OUT", help="a new folder")
     add("--to", required=True, choices=("voc", "coco", "yolo"), help="the format")
     add("--split", metavar="SHARES", help="make new parts: shares of train and val, and of test: .8,.2 or .7,.2,.1")
     add("--split-by", metavar="PATTERN", help="regular expression: images with equal first groups stay together")
@@ -39,6 +39,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(args: argparse.Namespace) -> None:
     shares = _shares(args.split)
+    if args.out.resolve().is_relative_to(args.folder.resolve()):
+        raise UserError(
+            f"{args.out}: lies in the data set that is read, of which it would be a part: name another folder"
+        )
     own = read_own_data(args.folder)
     parts = dict(own.records)
     if shares:

@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     parser.add_argument("--source", required=True, choices=SOURCES, help="the project that the file comes from")
     parser.add_argument("input", type=Path, metavar="IN", help="the file: .pth, .pt, .th, .pkl or .safetensors")
-    parser.add_argument("output", type=Path, metavar="OUT", help="checkpoint to write: .pt or .safetensors")
+    parser.add_argument("output", type=cli.output_file, metavar="OUT", help="checkpoint to write: .pt or .safetensors")
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="of a detector: its config, as those in configs/zoo/")
     parser.add_argument("--overwrite", action="store_true", help="OUT may exist, and is replaced")
     cli.add_set(parser)
@@ -70,8 +70,6 @@ def check_output(source: Path, output: Path, *, overwrite: bool) -> None:
         raise UserError(f"{output}: name the output .pt or .safetensors")
     if output.exists() and source.exists() and output.samefile(source):
         raise UserError(f"{output}: is the input: give the checkpoint another name")
-    if output.is_dir():
-        raise UserError(f"{output}: is a folder: name a file")
     if output.exists() and not overwrite:
         raise UserError(f"{output}: there is such a file already: give another name, or --overwrite")
 

@@ -46,8 +46,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--image-set", default="test", metavar="NAME", help=sets)
     add("--zero-based", action="store_true", help="VOC: the XML counts pixels from 0")
     add("--backend", default="auto", choices=("auto", "hotcoco", "pycocotools"), help="computes COCO's numbers")
-    add("--out", type=Path, metavar="FILE", help="write metrics.json here")
-    add("--report", type=Path, metavar="DIR", help="write a page that explains the numbers here")
+    add("--out", type=cli.output_file, metavar="FILE", help="write metrics.json here")
+    add("--report", type=cli.output_folder, metavar="DIR", help="write a page that explains the numbers here")
     add("--images", type=Path, metavar="DIR", help="report: folder of the images (VOC: default GT/JPEGImages)")
     add("--compare", type=Path, metavar="DT", help="report: another run's detections, shown side by side")
     add("--names", nargs=2, metavar=("THIS", "OTHER"), help="report: what to call the two runs")
@@ -57,6 +57,13 @@ def make_parser() -> argparse.ArgumentParser:
 def main(args: argparse.Namespace) -> None:
     if args.compare and not args.report:
         raise UserError("--compare shows another run in the report: give --report DIR too")
+    unread = {
+        "--images and --names go with --report": (args.images or args.names) and not args.report,
+        "--split and --set go with --cfg": (args.split or args.overrides) and not args.cfg,
+        "--zero-based goes with --format voc": args.zero_based and args.format != "voc",
+    }
+    for rule in (rule for rule, is_broken in unread.items() if is_broken):
+        raise UserError(f"{rule}: leave it out, or give that too")
     for output in filter(None, (args.out, args.report)):
         refuse_overwriting(output, list(filter(None, (args.gt, args.cfg, args.dt, args.compare))))
     truth = read_ground_truth(args)

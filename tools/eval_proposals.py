@@ -179,8 +179,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--counts", type=cli.positive, nargs="+", default=list(COUNTS), metavar="N", help="best N an image"
     )
-    parser.add_argument("--save", type=Path, metavar="FILE", help="write the proposals here")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the recall here, as JSON")
+    parser.add_argument("--save", type=cli.output_file, metavar="FILE", help="write the proposals here")
+    parser.add_argument("--out", type=cli.output_file, metavar="FILE", help="write the recall here, as JSON")
     return parser
 
 

@@ -89,7 +89,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
-    add("out", type=Path, metavar="OUT", help="the file: .onnx, .pt2 or .xml")
+    add("out", type=cli.output_file, metavar="OUT", help="the file: .onnx, .pt2 or .xml")
     add("--weights", required=True, metavar="W", help="last.pt or best.pt of a run, or a name of the zoo")
     add("--format", required=True, choices=tuple(FORMATS), help="what kind of file")
     add("--batch", type=cli.positive, default=1, metavar="B", help="images that the graph takes at a time (default: 1)")

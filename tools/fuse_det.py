@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("--dt", required=True, nargs="+", type=Path, metavar="FILE", help="detections of each detector, JSON")
-    add("--out", required=True, type=Path, metavar="FILE", help="write the fused detections here")
+    add("--out", required=True, type=cli.output_file, metavar="FILE", help="write the fused detections here")
     add("--method", choices=list(METHODS), default="wbf", help="weighted box fusion, NMS, ... (default: wbf)")
     add("--iou", type=float, default=0.55, metavar="X", help="boxes that overlap by more are one (default: 0.55)")
     add("--weights", nargs="+", type=float, metavar="W", help="of the detectors, in their order (default: equal)")

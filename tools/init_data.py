@@ -36,7 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__)
     add = parser.add_argument
     add("folder", type=Path, metavar="FOLDER", help="holds photos and annotations, at any depth")
-    add("--out", type=Path, metavar="FILE", help="the config (default: the folder's name with .yaml, here)")
+    add("--out", type=cli.output_file, metavar="FILE", help="the config (default: the folder's name with .yaml, here)")
     add("--split", type=float, metavar="SHARE", help="share that trains where there are no parts (default: 0.8)")
     add("--split-by", metavar="PATTERN", help="regular expression: photos with equal first groups stay together")
     add("--start", default="auto", metavar="NAME", help="auto; scratch: random weights; or a detector of docs/zoo.md")

@@ -116,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("folders", nargs="+", type=Path, metavar="FOLDER", help="runs, or folders of runs at any depth")
     add("--metric", nargs="+", metavar="NAME", help="figures to show (default: each run's train.best_metric)")
-    add("--plot", type=Path, metavar="PNG", help="draw the figures of all runs over their iterations")
+    add("--plot", type=cli.output_file, metavar="PNG", help="draw the figures of all runs over their iterations")
     add("--format", choices=list(FORMATS), default="text", help="of the table (default: text)")
     return parser
 

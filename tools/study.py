@@ -103,7 +103,9 @@ def make_parser() -> argparse.ArgumentParser:
     seeds = "one run for each (default: 0)"
     parser.add_argument("--seeds", nargs="+", type=cli.seed_number, default=[0], metavar="N", help=seeds)
     parser.add_argument("--views", choices=VIEWS, default="center", help="the test whose errors are in the table")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the runs and figures")
+    parser.add_argument(
+        "--out", required=True, type=cli.output_folder, metavar="DIR", help="folder of the runs and figures"
+    )
     return parser
 
 

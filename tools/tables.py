@@ -166,8 +166,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("numbers", nargs="*", type=int, metavar="N", help="tables (default: all)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are (default: runs)")
     parser.add_argument("--results", type=Path, default=ROOT / "docs/results", metavar="DIR", help="stored results")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the Markdown here too")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page here")
+    parser.add_argument("--out", type=cli.output_file, metavar="FILE", help="write the Markdown here too")
+    parser.add_argument("--html", type=cli.output_file, metavar="FILE", help="write a page here")
     return parser
 
 

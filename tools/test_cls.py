@@ -131,6 +131,11 @@ def read_images(config: ClassificationConfig, split: str, data_root: Path, membe
         names = examples(member.class_names, 3) or "without names"
         raise UserError(f"data.{split}: has the {own}, the net {count_classes(member)} ({names})")
     if member.class_names and images.class_names != member.class_names:
+        unknown = sorted(set(images.class_names) - set(member.class_names))
+        if len(unknown) < len(images.class_names):  # else the set has other words for all of them
+            raise UserError(
+                f"data.{split}: has the class {unknown[0]}, which the net does not know, beside others of its"
+            )
         say(f"the net calls its classes {member.class_names[0]}, ...; the set's {images.class_names[0]}, ... are taken "
             "for them in the order of their names")  # fmt: skip
     return read_into_memory(images) if data.in_memory and isinstance(images, ImageFiles) else images
@@ -157,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--views", choices=VIEWS, default="center", help="what a net sees of an image")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")
     parser.add_argument("--batch-size", type=cli.positive, metavar="N", help="images at a time")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json there")
+    parser.add_argument("--out", type=cli.output_folder, metavar="DIR", help="write metrics.json there")
     return parser
 
 

@@ -30,7 +30,7 @@ from backbones.fetch import is_name
 from backbones.weights import Preprocessing
 from configs.detection import DetectionConfig
 from configs.errors import UserError, counted, some
-from configs.files import noting_written
+from configs.files import check_output, noting_written
 from configs.loading import load_config
 from datasets.build import Split, build_dataset, resolve_class_names
 from datasets.detection import DetectionDataset
@@ -63,6 +63,8 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
     if is_exported(args.weights[0]) and (args.compile or args.graphs):
         raise UserError("--compile and --graphs: are for checkpoints: an exported file runs as it is, on the CPU")
     detectors = load_tested(args.weights, config)
+    folder = args.out or default_folder(args.weights)
+    check_output(folder, is_folder=True)
     class_names = (detectors if isinstance(detectors, ExportedDetector) else detectors[0]).class_names
     dataset = distributed.main_first(lambda: load_split(config, split, data_root, class_names, args.weights[0]))
     if isinstance(detectors, ExportedDetector):
@@ -79,7 +81,6 @@ def test(args: argparse.Namespace, device: torch.device) -> None:
         say(format_table(metrics))
         if reason := why_zero(metrics, outcome.detections.scores, config.test.score_thresh):
             say(f"\nwarning: {reason}")
-    folder = args.out or default_folder(args.weights)
     with noting_written() as written:
         files = write_results(folder, dataset.records, outcome.detections, metrics, report=not args.no_report)
         write_pictures(folder / "pictures", dataset.records, outcome.detections)

@@ -59,10 +59,10 @@ class Numbers(NamedTuple):
 
 
 def main(args: argparse.Namespace) -> None:
-    config = load_config(args.cfg, cli.config_overrides(args), LocalisationConfig)
+    overrides = [*cli.config_overrides(args), *([f"test.view={args.view}"] if args.view else [])]
+    config = load_config(args.cfg, overrides, LocalisationConfig)
     data_root = cli.find_data_root(args.data_root)
     device = cli.select_device(args.device)
-    view = args.view or config.test.view
     with distributed.processes(device):
         rpns = [load_localiser(path, "rpn", device=device) for path in args.weights]
         rcnns = [load_localiser(path, "rcnn", device=device) for path in args.rcnn]
@@ -80,16 +80,16 @@ def main(args: argparse.Namespace) -> None:
         )
         if numbers is not None and not members.classifiers:
             raise UserError(f"data.{split}: has no labels: give --classifier, which predicts the classes")
-        found = predict(members, records, config, device, view=view, batch_size=args.batch_size)
+        found = predict(members, records, config, device, view=config.test.view, batch_size=args.batch_size)
         if numbers is not None:
             write_submission(args.out, found, records, numbers)
             return
         values = {**figures(found, records), **trivial_figures(np.array(rpns[0].mean_boxes), records)}
         stages = f"{len(rpns)} RPN{', ' + str(len(rcnns)) + ' R-CNN' if rcnns else ''}"
-        say_table(values, f"{split}, {counted(int(values['images']), 'image')}, {stages}, view {view}")
+        say_table(values, f"{split}, {counted(int(values['images']), 'image')}, {stages}, view {config.test.view}")
         if args.out is not None and distributed.is_main():
             names = {key: [str(path) for path in getattr(args, key)] for key in ("weights", "rcnn", "classifier")}
-            write_json(args.out / "metrics.json", {**values, "split": split, "view": view, **names})
+            write_json(args.out / "metrics.json", {**values, "split": split, "view": config.test.view, **names})
             write_predictions(args.out / "predictions.json", found, records)
             say(f"results    {args.out / 'metrics.json'}, {args.out / 'predictions.json'}")
 
@@ -170,7 +170,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--view", choices=("center", "dense"), help="what a net sees of an image (default: test.view)")
     parser.add_argument("--split", choices=("train", "val", "test"), help="default: test, else val")
     parser.add_argument("--batch-size", type=cli.positive, metavar="N", help="images at a time")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json and predictions.json there")
+    parser.add_argument(
+        "--out", type=cli.output_folder, metavar="DIR", help="write metrics.json and predictions.json there"
+    )
     return parser
 
 

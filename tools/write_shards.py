@@ -58,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--cfg", type=Path, metavar="FILE", help="config of a classifier, whose set is written")
     add("--split", choices=("train", "val", "test"), default="train", help="default: %(default)s")
-    add("--out", type=Path, metavar="DIR", help="the folder of the shards")
+    add("--out", type=cli.output_folder, metavar="DIR", help="the folder of the shards")
     add("--name", help="the shards are NAME-000000.tar, ... (default: the split)")
     add("--per-shard", type=cli.positive, default=1000, metavar="N", help="images in each (default: %(default)s)")
     add(

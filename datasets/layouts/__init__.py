@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from configs.errors import UserError, counted
+from configs.files import read_text
+from datasets.annotation_tables import table_rows
 from datasets.layouts.folders import find_labelme, find_supervisely, find_voc
-from datasets.layouts.inventory import Inventory, Layout, take_inventory
+from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout, take_inventory
 from datasets.layouts.tables import find_coco, find_csv, find_via
 from datasets.layouts.yolo import find_yolo
 
@@ -30,7 +32,8 @@ def find_layout(folder: Path) -> Layout:
             images of a part, and there is another such file that cannot be read.
     """
     inventory = take_inventory(folder)
-    found = [layout for finder in FINDERS if (layout := finder(inventory)) is not None]
+    layouts = [layout for finder in FINDERS if (layout := finder(inventory)) is not None]
+    found = [layout for layout in layouts if layout.num_labelled]
     best = max(found, key=lambda layout: layout.num_labelled, default=None)
     of_many = best is None or _format_of(best) in ("coco", "via", "csv")
     if of_many and inventory.unreadable:  # it may be the annotation of a part, which would be lost
@@ -41,7 +44,7 @@ def find_layout(folder: Path) -> Layout:
         raise UserError(
             f"{folder}: holds {counted(len(inventory.images), 'image')} and no annotations that are known "
             f"(files: {', '.join(others) or 'images alone'}): VOC XML, COCO JSON, YOLO text, labelme, VIA, TensorFlow "
-            "CSV and Supervisely are read"
+            f"CSV and Supervisely are read{_why_not(layouts, inventory)}"
         )
     others = [layout.name for layout in found if layout is not best]
     if others:
@@ -51,3 +54,17 @@ def find_layout(folder: Path) -> Layout:
 
 def _format_of(layout: Layout) -> str:
     return next(source.format for sources in layout.parts.values() for source in sources)
+
+
+def _why_not(layouts: list[Layout], inventory: Inventory) -> str:
+    """What is wrong with the first annotation file of an unknown folder, to follow a message; nothing without one."""
+    for layout in layouts:
+        return f": {layout.notes[0]}"
+    for path in inventory.of(".json", ".xml", ".csv", ".txt"):
+        start = " ".join(read_text(path)[:LOOKED_AT].split())
+        fix = "export it as one of these"
+        if path.suffix.lower() == ".csv":
+            table_rows(path)  # raises what is wrong with it
+            fix = "its first line must name the columns filename, class, xmin, ymin, xmax, ymax"
+        return f": {path} begins with {start!r}: {fix}"
+    return ""

@@ -17,9 +17,9 @@ def find_voc(inventory: Inventory) -> Layout | None:
     """PASCAL VOC's XML, with image sets or without."""
     files = that_are(_is_voc, annotation_files(inventory.root, "voc"))
     labelled = pair(inventory.images, files, inventory.root)
-    if not labelled:
-        return None
     name = "Pascal VOC XML"
+    if not labelled:
+        return Layout(inventory.root, name, {}, None, 0, missing_images(files, {})) if files else None
     beside = sum(image.parent == file.parent for image, file in labelled.items())
     sets = [path for path in inventory.of(".txt") if path.parent.parts[-2:] == ("ImageSets", "Main")]
     parts: dict[Path, str] = {}
@@ -112,7 +112,7 @@ def _find_json(inventory: Inventory, kind: str, name: str) -> Layout | None:
     files = [path for path, its_kind in inventory.json_kinds.items() if its_kind == kind]
     labelled = pair(inventory.images, files, inventory.root, named=kind == "supervisely")
     if not labelled:
-        return None
+        return Layout(inventory.root, name, {}, None, 0, missing_images(files, {})) if files else None
     parts = {image: part_of_path(image, inventory.root) for image in inventory.images}
     sources = folder_sources(kind, parts, labelled, inventory.root)
     return Layout(inventory.root, name, sources, None, len(labelled), missing_images(files, labelled))

@@ -33,7 +33,7 @@ class Layout:
     class_names: list[str] | None
     """In the order in which the tool lists them; None: it lists none."""
     num_labelled: int
-    """Images that have an annotation."""
+    """Images that have an annotation; 0: there are annotations, but none of an image that is here: `notes` says why."""
     notes: list[str] = field(default_factory=list)
     """What a person should know, one line each."""
 

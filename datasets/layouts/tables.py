@@ -14,6 +14,7 @@ from datasets.annotation_tables import VIA_COLUMNS, columns_of, table_rows, via_
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout
 from datasets.layouts.parts import group_by_part, part_of_path
+from datasets.listing import without_upload_prefix
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,35 @@ def _column(path: Path, name: str) -> list[str]:
 
 
 def _find_listed(inventory: Inventory, file_format: str, name: str, listed: list[ListedImages]) -> Layout | None:
-    """The layout of some annotation files; of two that name the same images one is taken."""
+    """The layout of some annotation files; of two that name the same images one is taken.
+
+    Raises:
+        UserError: two of one part, or of none, have some images in common.
+    """
     found: dict[Path, tuple[ListedImages, Path]] = {}
+    images_of: dict[Path, set[Path]] = {}
     taken: set[Path] = set()
     notes = []
-    for entry in sorted(listed, key=lambda entry: (entry.second_choice, len(entry.path.parts), entry.path)):
+    for entry in sorted(listed, key=lambda it: (it.second_choice, not it.part, len(it.path.parts), it.path)):
         folder, images = _image_folder(entry, inventory)
+        twice = [other for other, others in images_of.items() if images & others]
         if folder is None:
             notes.append(f"{entry.path}: none of its {counted(len(entry.names), 'image')} is here: it is not used")
-        elif images & taken:
+            continue
+        if images <= taken or any(entry.second_choice > found[other][0].second_choice for other in twice):
             notes.append(f"{entry.path}: names images that another annotation file names: it is not used")
-        else:
-            taken |= images
-            found[entry.path] = (entry, folder)
+            continue
+        if twice:
+            example = min(images & images_of[twice[0]])
+            again = f"{entry.path}: names {example} as {twice[0]} does ({counted(len(images & taken), 'such image')})"
+            if any(not entry.part or found[other][0].part in (None, entry.part) for other in twice):
+                raise UserError(f"{again}: take them out of one of the two")
+            notes.append(f"{again}: one part would flatter the other")
+        taken |= images
+        images_of[entry.path] = images
+        found[entry.path] = (entry, folder)
     if not found:
-        return None
+        return Layout(inventory.root, name, {}, None, 0, notes)
     unlisted = [image for image in inventory.images if image not in taken]
     sources: dict[str, list[SourceConfig]] = {}
     for part, paths in group_by_part({path: entry.part for path, (entry, _) in found.items()}).items():
@@ -130,7 +145,8 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
         return folder != entry.path.parent, not same_part, -common, len(folder.parts), folder
 
     folder = root
-    for looked_for in (names, [name.rsplit("/", 1)[-1] for name in names]):  # paths of another machine: bare names
+    bare = [name.rsplit("/", 1)[-1] for name in names]
+    for looked_for in (names, bare, list(map(without_upload_prefix, bare))):  # paths of another machine: bare names
         hits = Counter({place: sum(is_file(place / name) for name in looked_for[:LOOKED_AT]) for place in parents})
         most = max(hits.values(), default=0)
         if most:

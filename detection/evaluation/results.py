@@ -360,6 +360,10 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
     if missed:
         logger.warning("%s: nothing detected of %s, AP 0: %s", path, counted(len(missed), "class"), examples(missed))
     corners = detections.continuous_boxes
+    if corners.max() <= 1.5 and (detections.boxes % 1).any():
+        logger.warning(
+            "%s: no coordinate is above 1.5: the boxes seem to be in fractions of the image, not pixels", path
+        )
     sides = corners[:, 2:] - corners[:, :2]
     _warn_boxes(path, detections, np.any(sides < 0, axis=1), "reversed boxes (the second corner before the first)")
     flat = np.all(sides >= 0, axis=1) & np.any(sides == 0, axis=1)

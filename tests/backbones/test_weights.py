@@ -214,6 +214,14 @@ def test_a_wrong_checksum_inside_is_damage(tmp_path):
         read_weights_file(path)
 
 
+def test_damage_is_told_without_a_warning_before_it(tmp_path, recwarn):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(pickle.dumps({"conv1.weight": 1}, protocol=4))  # of which PyTorch warns
+    with pytest.raises(UserError, match="not a weights file of tensors and arrays"):
+        read_weights_file(path)
+    assert not recwarn.list
+
+
 def test_a_small_file_cannot_fill_the_memory(tmp_path):
     """A number that is repeated by strides of zero takes four bytes in the file."""
     torch.save({"a": torch.zeros(1).expand(1_000_000, 1_000_000), "b": torch.zeros(1).expand(3)}, tmp_path / "a.pth")

@@ -169,8 +169,20 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
         ("{format: generated, image_set: val, unlabelled: empty}", "unlabelled is not for format generated"),
         ("{format: voc, root: a, split: [0.5, 0.4]}", "split [0.5, 0.4]: give two or three shares"),
         ("{format: voc, root: a, split_by: x}", "split_by and split_seed need split"),
+        (
+            "{format: coco, images: a, annotations: b, root: c}",
+            "format coco does not read root, which is for format voc",
+        ),
+        ("{format: labelme, root: a, image_set: b}", "format labelme does not read image_set"),
+        ("{format: voc, root: a, annotations: b}", "format voc does not read annotations, which is for format coco or"),
+        ("{format: yolo, root: a, zero_based: true}", "format yolo does not read zero_based, which is for format voc"),
+        ("{format: voc, root: a, size: 3}", "format voc does not read size, which is for format generated"),
     ):
         assert expected in message(f"data.train.0={values}")
+    assert "p 0.0 does not read hue, which is for p of another value" in message("data.augment.photometric.hue=0.1")
+    assert "refine_rounds 0 does not read refine_nms_thresh" in message("test.refine_nms_thresh=0.4")
+    assert "scales [] does not read canonical_size" in message("test.canonical_size=96")
+    assert "box.dropout is for fully connected layers" in message("model.box.dropout=0.5", "model.neck=none")
     assert "no RoI would be background" in message("model.box.bg_iou_range=[0.5,0.1]")
     assert "optim.betas.1 must be less than 1, not 1.0" in message("optim.betas=[0.9,1.0]")
     # Else a stored config, or a slip of the finger, fills the memory.

@@ -12,6 +12,7 @@ import pytest
 from configs import files
 from configs.errors import MESSAGE_LIMIT, UserError, printable
 from configs.files import (
+    check_output,
     decode_text,
     decode_xml,
     home,
@@ -201,6 +202,30 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"folder: cannot be written: Is a directory"):
         write_text(tmp_path / "folder", "")
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_an_output_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, as_folder, words in [
+        ("file/a/b", False, "/file is not a folder"), ("file/a", True, "/file is not a folder"),
+        ("file", True, "is a file"), ("folder", False, "is a folder"),
+        ("x" * 300, False, "File name too long"),
+        ("/proc/run", True, "No such file"),
+    ]:  # fmt: skip
+        with pytest.raises(UserError, match=f"cannot be written: .*{words}"):
+            check_output(tmp_path / path, is_folder=as_folder)
+    check_output(tmp_path / "file")
+    check_output(tmp_path / "folder", is_folder=True)
+    check_output(tmp_path / "new/x.json")
+    check_output(tmp_path / "new/x", is_folder=True)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_name_that_is_not_utf8_in_a_text(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"x\.yaml: cannot be written: the name Mu\\udcf1oz/a is not UTF-8"):
+        write_text(tmp_path / "x.yaml", "root: Mu\udcf1oz/a\n")
+    assert not os.listdir(tmp_path)
 
 
 def test_what_the_block_cannot_read_is_not_called_unwritable(tmp_path: Path) -> None:

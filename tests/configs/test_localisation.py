@@ -10,7 +10,7 @@ import torch
 from backbones.weights import IMAGENET
 from configs.errors import UserError
 from configs.loading import dump_config, load_config, parse_config
-from configs.localisation import LocalisationConfig
+from configs.localisation import LocalisationConfig, LocalisationTestConfig
 from detection.localisation import Candidates, build_localiser
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -55,6 +55,14 @@ def test_loads_builds_and_trains_one_step(name):
     assert all(p.grad is not None for p in net.parameters() if p.requires_grad)
 
 
+def test_a_dense_validation_reads_what_a_dense_test_does():
+    values = {"view": "center", "validation_view": "dense", "scales": [104], "hflip": False}
+    assert LocalisationTestConfig(**values).scales == [104]
+    config = load_config(CONFIGS / "tiny_imagenet_loc_rcnn.yaml", ["test={scales: [104]}", "test.view=center",
+                         "test.validation_view=dense"], LocalisationConfig)  # fmt: skip
+    assert config.test.scales == [104]
+
+
 def test_the_recipe_is_the_papers():
     """He et al. 2016, App. C, number by number."""
     config = load_config(CONFIGS / "imagenet_loc_rpn_resnet101.yaml", [], LocalisationConfig)
@@ -90,6 +98,8 @@ def test_the_recipe_is_the_papers():
         ("data.train={format: imagenet_loc, root: x, split: test}", "train: split test has no boxes"),
         ("data.test={format: tiny_imagenet, root: x, split: test}", "split test is that of imagenet_loc"),
         ("data.val={format: imagenet_loc, root: x, split: val, meta: y}", "meta belongs to split test"),
+        ("test={view: center, hflip: false}", "view center does not read hflip, which is for view dense"),
+        ("test={view: center, scales: [104]}", "view center does not read scales, which is for view dense"),
     ],
 )
 def test_what_does_not_fit_is_refused(override, words):

@@ -22,6 +22,9 @@ from tests.datasets.conftest import annotation_xml, write_image
         ("images/train/a.jpg", "labels/train/a.xml"),
         ("day 1/cam/a.jpg", "Annotations/day 1/cam/a.xml"),
         ("photos/a.jpg", "boxes of mine/a.xml"),  # the only one of its name
+        ("IMG_1.JPG", "img_1.xml"),
+        ("e\u0301.jpg", "\u00e9.xml"),  # macOS takes letters with marks apart
+        ("a.jpg", "labels/a.jpg.xml"),
     ],
 )
 def test_pairs(tmp_path: Path, image: str, file: str) -> None:
@@ -34,6 +37,28 @@ def test_equal_names_in_several_folders_are_not_mixed_up(tmp_path: Path) -> None
     assert pair(images, files, tmp_path) == {images[0]: files[1], images[1]: files[0]}
     assert pair(images, files[:1], tmp_path) == {images[1]: files[0]}  # train's has none: val's is not taken for it
     assert pair(images, [tmp_path / "elsewhere/1.txt"], tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "text"), [(".xml", "<filename>a.png</filename>"), (".json", '{"imagePath": "..\\\\a.png"}')]
+)
+def test_of_images_that_differ_in_suffix_the_named_one_has_the_annotation(
+    tmp_path: Path, suffix: str, text: str
+) -> None:
+    images, file = [tmp_path / "a.jpg", tmp_path / "a.png"], tmp_path / f"a{suffix}"
+    file.write_text(text)
+    assert pair(images, [file], tmp_path) == {images[1]: file}
+    file.write_text(text.replace("a.png", "b.png"))  # copied or renamed: it names neither
+    assert pair(images, [file], tmp_path) == dict.fromkeys(images, file)
+
+
+def test_the_prefix_of_an_upload(tmp_path: Path) -> None:
+    image, files = (
+        tmp_path / "images/a.jpg",
+        [tmp_path / f"labels/{prefix}-a.txt" for prefix in ("0a1b2c3d", "12345678")],
+    )
+    assert pair([image], files[:1], tmp_path) == {image: files[0]}
+    assert pair([image], files, tmp_path) == {}  # either could be meant
 
 
 @pytest.fixture
@@ -121,6 +146,15 @@ def test_labelme_shapes(tmp_path: Path) -> None:
     assert records.boxes.tolist() == [[10, 4, 20, 25], [1, 1, 7, 9.5], [15, 5, 25, 15]]
     assert records.class_names == ["cat", "dog"]
     assert records.labels.tolist() == [2, 1, 1]
+
+
+def test_labelme_files_of_other_images_are_told(tmp_path: Path, caplog) -> None:
+    for name, named in (("a", "b.jpg"), ("b", "../photos/renamed.jpg")):
+        write_image(tmp_path / f"{name}.jpg", (30, 40))
+        (tmp_path / f"{name}.json").write_text(json.dumps({"shapes": [], "imagePath": named}))
+    read_folder(tmp_path, "labelme")
+    (line,) = caplog.messages
+    assert "a.json: is taken for a.jpg, whose name it has, but is of b.jpg by its imagePath" in line
 
 
 @pytest.mark.parametrize(

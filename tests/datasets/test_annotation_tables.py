@@ -58,6 +58,7 @@ def test_other_columns_and_separators(folder: Path) -> None:
         (HEADER + "a.jpg,40,30,dog,1,2,x,20\n", "line 2: 1, 2, x, 20 are not four numbers"),
         (HEADER + "a.jpg,40,30,,1,2,10,20\n", "line 2: has a box without a class"),
         (HEADER + "z.jpg,40,30,dog,1,2,10,20\n", "has no image z.jpg"),
+        (HEADER.replace("width", "xmin") + "a.jpg,4,30,dog,1,2,10,20\n", "line 1: names the column xmin twice"),
     ],
 )
 def test_broken_tables(folder: Path, text: str, said: str) -> None:
@@ -78,11 +79,12 @@ SHAPES = {
 BOXES = [[1, 2, 10, 20], [6, 6, 14, 14], [5, 1, 9, 8], [16, 8, 24, 12]]
 
 
-def test_via_csv(folder: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_via_csv(folder: Path, version: int) -> None:
     with (folder / "via.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         names = "filename file_size file_attributes region_count region_id region_shape_attributes region_attributes"
-        writer.writerow(names.split(" "))
+        writer.writerow(f"{'#' if version == 1 else ''}{names}".split(" "))
         for name, shapes in SHAPES.items():
             for number, shape in enumerate(shapes):
                 writer.writerow([name, 1, "{}", len(shapes), number, json.dumps(shape), '{"kind of": "dog"}'])

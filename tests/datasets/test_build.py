@@ -97,6 +97,20 @@ def test_keep_and_rename(root: Path) -> None:
     assert build_dataset(data, "val", root, class_names=["cat"]).records.labels.tolist() == [1]
 
 
+def test_a_renaming_of_nothing_is_told(root: Path, caplog) -> None:
+    build_dataset(config(rename_classes={"dgo": "cat"}), "train", root)
+    assert "data.rename_classes: no class is called dgo (did you mean dog?)" in caplog.text
+
+
+def test_crowds_alone_are_nothing_to_train_on(root: Path, write_coco) -> None:
+    item = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 8], "area": 72, "iscrowd": 1}
+    images = [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}]
+    path, folder = write_coco({"images": images, "annotations": [item], "categories": [{"id": 1, "name": "cat"}]})
+    source = {"format": "coco", "images": str(folder), "annotations": str(path)}
+    with pytest.raises(UserError, match=r"all 1 are crowds \(iscrowd: 1\)"):
+        build_dataset(config(train=[source]), "train", root)
+
+
 def test_checkpoints_names_lead(root: Path) -> None:
     dataset = build_dataset(config(classes="voc"), "val", root, class_names=["cow", "cat"])
     assert dataset.class_names == ["cow", "cat"]

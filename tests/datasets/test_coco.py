@@ -302,6 +302,8 @@ def test_corners_in_place_of_sides_are_told(write_coco, caplog, with_area: bool)
         ("1.png", "1.PNG"),
         ("a b.png", "a%20b.png"),
         ("a.png", "C:\\data\\A.png"),
+        ("a.png", "data/local/a.png"),  # there is no folder data
+        ("a.png", "images/0a1b2c3d-a.png"),  # Label Studio's prefix
     ],
 )
 def test_images_whose_names_are_written_otherwise(tmp_path: Path, file: str, named: str) -> None:
@@ -310,6 +312,14 @@ def test_images_whose_names_are_written_otherwise(tmp_path: Path, file: str, nam
     write_image(tmp_path / f"x{file}", (30, 40))
     write_image(tmp_path / f"X{file}", (30, 40))
     assert find_image(tmp_path, f"x{file}".upper()) is None  # either could be meant
+
+
+def test_two_names_that_mean_one_image(write_coco) -> None:
+    path, folder = write_coco({"images": [{"id": 1, "file_name": "a.png"}], "annotations": [], "categories": []})
+    images = [{"id": n, "file_name": f"{prefix}a.png"} for n, prefix in enumerate(("0a1b2c3d-", "train/"))]
+    path.write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    with pytest.raises(UserError, match=r"0a1b2c3d-a\.png and train/a\.png both mean .*images/a\.png"):
+        read_coco(path, folder)
 
 
 def test_areas_below_zero_and_fractions_are_told(write_coco, caplog) -> None:
@@ -355,3 +365,13 @@ def test_one_id_for_two_categories_is_refused(write_coco) -> None:
     content["categories"].append({**content["categories"][0], "name": "another"})
     with pytest.raises(UserError, match="the id occurs more than once, also for 'another'"):
         read_coco(*write_coco(content))
+
+
+def test_rotated_boxes_are_told(write_coco, caplog, monkeypatch) -> None:
+    monkeypatch.setattr("datasets.complaints._told", set())
+    content = json.loads(json.dumps(CONTENT))
+    path, folder = write_coco(content)
+    content["annotations"][1]["attributes"] = {"occluded": False, "rotation": 30.0}
+    path.write_text(json.dumps(content))
+    read_coco(path, folder)
+    assert f"(id {content['annotations'][1]['id']}): has a rotation, which is not read" in caplog.text

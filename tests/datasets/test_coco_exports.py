@@ -11,7 +11,7 @@ import pytest
 
 from configs.errors import UserError
 from datasets.coco import read_coco
-from datasets.coco_exports import add_unlisted, without_placeholder
+from datasets.coco_exports import add_unlisted
 from tests.datasets.conftest import write_image
 
 
@@ -29,6 +29,16 @@ def export(tmp_path: Path, categories: list[tuple], category: int | str) -> Path
     return path
 
 
+def test_a_class_with_the_placeholders_name_keeps_it(tmp_path: Path) -> None:
+    path = export(tmp_path, [(0, "cat", "none"), (1, "cat", "cat"), (2, "dog", "cat")], 1)
+    records = read_coco(path, tmp_path)
+    assert (records.class_names, records.category_ids.tolist(), records.labels.tolist()) == (
+        ["cat", "dog"],
+        [1, 2],
+        [1],
+    )
+
+
 @pytest.mark.parametrize(
     ("categories", "category", "names"),
     [
@@ -44,7 +54,7 @@ def export(tmp_path: Path, categories: list[tuple], category: int | str) -> Path
 )
 def test_placeholder(tmp_path: Path, categories, category, names) -> None:
     path = export(tmp_path, categories, category)
-    records = without_placeholder(read_coco(path, tmp_path), path)
+    records = read_coco(path, tmp_path)
     assert records.class_names == names
     assert records.category_ids.tolist() == [i for i, name, _ in categories if name in names]
     assert records.category_ids[records.labels[0] - 1] == category

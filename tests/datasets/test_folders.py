@@ -56,6 +56,7 @@ def test_given_classes_fix_the_labels_and_may_lack_a_folder(tmp_path):
     [
         ([], None, "has no class folders"),
         (["cat/a.txt"], None, "cat: has no images"),
+        (["Train/a.png", "val/a.png"], None, "Train, val are parts of a set, not classes"),
         (["cat/a.png", "dgo/a.png"], ["cat", "dog"], "dgo is none of the 2 classes: did you mean dog?"),
     ],
 )

@@ -37,7 +37,7 @@ def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, 
     (tmp_path / "set/a/link_to_a_pipe.png").symlink_to("pipe.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "set/a/link_to_a_folder.png").symlink_to(tmp_path / "empty")
-    for name in ("x.gif", "y.GIF"):
+    for name in ("x.gif", "y.GIF", "z.HEIC"):
         (tmp_path / "set/a" / name).touch()
     for _ in range(2):
         assert list_images(tmp_path) == sorted(wanted)
@@ -47,7 +47,9 @@ def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, 
     assert read_image(plain).shape == (3, 4, 3)
     said = sorted(record.getMessage() for record in caplog.records)
     assert [line.partition(f"{tmp_path}/set/a")[2].partition(", among")[0] for line in said] == [
+        "/link_to_a_folder.png: is a link to a folder, and passed over: name the folder itself",
         "/link_to_a_pipe.png: is no file (a pipe, a socket or a device) and is passed over",
         "/pipe.png: is no file (a pipe, a socket or a device) and is passed over",
         ": GIFs are passed over",
+        ": HEICs are passed over",
     ]

@@ -139,6 +139,8 @@ def test_missing_image(write_voc) -> None:
     [
         ("<annotation><object>", "not a valid annotation file"),
         ("<annotation><object><bndbox/></object></annotation>", "object 0: has no <name>"),
+        ("<annotation><objects><object/></objects></annotation>", "an <object> that is no <object> directly in <ann"),
+        ("<annotation><Object/></annotation>", "has an <Object> that is no <object>"),
         (
             "<annotation><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>x</xmax></bndbox></object>"
             "</annotation>",
@@ -347,3 +349,17 @@ def test_names_of_image_and_annotation_that_differ_in_case(write_voc) -> None:
 )
 def test_where_the_first_pixel_is(corners, expected) -> None:
     assert corners_from_zero(np.array(corners, float)) is expected
+
+
+def test_rotated_boxes_are_told(write_voc, caplog, monkeypatch) -> None:
+    """CVAT writes the box as it was before the turn, and the angle beside it."""
+    monkeypatch.setattr("datasets.complaints._told", set())
+    root = write_voc({"one": ((30, 40), [("cat", (3, 4, 20, 10))])})
+    path = root / "Annotations" / "one.xml"
+    attribute = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes></object>"
+    for value, told in (("0.0", False), ("30.0", True)):
+        path.write_text(
+            annotation_xml([("cat", (3, 4, 20, 10))], (30, 40)).replace("</object>", attribute.format(value))
+        )
+        read_voc(root, "train")
+        assert ("one.xml object 0 (cat): has a rotation, which is not read" in caplog.text) == told

@@ -128,6 +128,7 @@ def test_missing_things(root: Path, tmp_path: Path) -> None:
         ("data.yaml", "names: [cat, true]", "the name of class 1 is True"),
         ("data.yaml", "names: [cat, cat]", "lists the class 'cat' more than once"),
         ("data.yaml", "names: {0: cat, a: dog}", "numbered 0 to 1"),
+        ("data.yaml", "names: {0: cat, 2: dog}", "numbered 0 to 1: 1 is missing"),
         ("data.yaml", "names: [cat]\nnames: [dog]", "the key names"),
         ("data.yaml", "- cat", "not a mapping with names"),
         ("data.yaml", "names: [cat]\nkpt_shape: 17", "kpt_shape is 17"),

@@ -139,6 +139,13 @@ def test_paths_folders_and_patterns(tmp_path: Path) -> None:
         find_files([f"{tmp_path}/*.gif"])
 
 
+def test_links_that_lead_nowhere_are_among_a_folders_files(tmp_path: Path) -> None:
+    """Else nobody would hear of them: who reads them says what is wrong."""
+    for name, target in (("lost.png", "nowhere"), ("loop.png", "loop.png")):
+        (tmp_path / name).symlink_to(target)
+    assert [name for _, name in find_files([str(tmp_path)])] == ["loop.png", "lost.png"]
+
+
 def test_pil_images_of_16_bits_and_with_transparency() -> None:
     deep = Image.fromarray(np.array([[0, 255, 256, 65535]], np.uint16))
     (one,) = image_inputs(deep)

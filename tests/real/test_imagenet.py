@@ -31,7 +31,7 @@ from tools import prepare_data, pretrain, test_cls, test_loc, train_loc
 pytestmark = pytest.mark.slow
 SCRIPTS = {"pretrain.py": pretrain, "test_cls.py": test_cls, "train_loc.py": train_loc, "test_loc.py": test_loc}
 SMALL = {
-    "pretrain.py": ["train.batch_size=2", "train.recalibrate_images=2", "data.mean_images=4"],
+    "pretrain.py": ["train.batch_size=2"],
     "train_loc.py": ["train.batch_size=2", "test.validation_view=center", "test.view=center"],
     "test_cls.py": ["data.test_scales=[224,256]"],
     "test_loc.py": ["test.scales=[224,256]", "test.proposals=3", "test.crops=2"],
@@ -134,6 +134,10 @@ def run(command: str, root: Path) -> None:
     given = words[words.index(f"tools/{script}") + 1 :]
     given = [str(ROOT / word) if word.startswith("configs/") else word for word in given]
     settings = [*SMALL[script], "data.num_workers=0", *(ONE_STEP if script.startswith(("pretrain", "train")) else [])]
+    if script == "pretrain.py":
+        config = load_config(given[given.index("--cfg") + 1], [], ClassificationConfig)
+        settings += ["train.recalibrate_images=2"] if config.train.recalibrate else []
+        settings += ["data.mean_images=4"] if isinstance(config.data.mean, str) else []
     settings += FEW_PROPOSALS if "loc_rcnn" in command and script == "train_loc.py" else []
     at = given.index("--set") + 1 if "--set" in given else len(given)
     given[at:at] = settings if "--set" in given else ["--set", *settings]

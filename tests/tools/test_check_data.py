@@ -102,6 +102,20 @@ def test_a_folder_without_a_config(tmp_path: Path, capsys) -> None:
             run(*wrong)
 
 
+def test_what_finding_and_reading_a_folder_met_is_said(tmp_path: Path, capsys) -> None:
+    write_image(tmp_path / "images/a.jpg", (48, 64))
+    write_image(tmp_path / "images/b.jpg", (48, 64), 1)
+    for name, text in {"labels/a.txt": "0 .5 .5 .4 .4\n" * 2, "labels/b.txt": "0 .5 .5 .4 .4\n", "x.names": "cat\n",
+                       "train.txt": "images/a.jpg\nimages/z.jpg\n"}.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    run(tmp_path)
+    said = capsys.readouterr().out
+    assert "look at    " in said
+    assert "train.txt: names images/z.jpg, which is not here" in said
+    assert "1 line comes twice in their file" in said
+
+
 def test_a_folder_is_checked_as_a_config_of_it_is(tmp_path: Path, capsys) -> None:
     root = voc_set(tmp_path / "v", {name: [GOOD] for name in "abcd"})
     voc_set(root, {"e": [GOOD], "f": [GOOD, ("cat", (1, 100, 180, 180))]}, "val")

@@ -37,6 +37,12 @@ def test_images_without_annotation_are_named(tiny_voc: Path, tmp_path: Path, cap
     assert "1 of 8 images without annotation: written as images without objects" in capsys.readouterr().out
 
 
+def test_the_new_set_does_not_lie_in_the_old_one(tiny_voc: Path) -> None:
+    with pytest.raises(UserError, match="new: lies in the data set that is read"):
+        run(tiny_voc, tiny_voc / "new", "--to", "coco")
+    assert not (tiny_voc / "new").exists()
+
+
 def test_new_parts(tiny_voc: Path, tmp_path: Path) -> None:
     run(tiny_voc, tmp_path / "a", "--to", "yolo", "--split", ".5,.25,.25")
     found = read_own_data(tmp_path / "a").records

@@ -121,6 +121,7 @@ def test_metrics_json_has_the_fixed_layout(voc: tuple[Path, dict]) -> None:
         (("--image-set", "tets"), "did you mean test"),
         (("--format", "coco"), "is a folder"),
         (("--compare", "x.json"), "--report"),
+        (("--names", "a", "b"), "--images and --names go with --report"),
         (("--format", "yolo"), "invalid choice"),
     ],
 )

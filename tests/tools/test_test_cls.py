@@ -139,6 +139,12 @@ def test_mistakes_take_one_line(classifier_config, weights, tmp_path, capsys, ch
     assert "\n" not in message
 
 
+def test_a_class_that_the_net_does_not_know_beside_its_own_is_refused(classifier_config, tmp_path):
+    path = checkpoint(tmp_path / "c.pt", classifier_config, 0, class_names=["azure", "green", "red"])
+    with pytest.raises(UserError, match="has the class blue, which the net does not know, beside others of its"):
+        test_cls.main(test_cls.make_parser().parse_args(["--cfg", str(classifier_config), "--weights", str(path)]))
+
+
 def test_a_set_with_other_classes_is_refused(classifier_config, weights, tmp_path, capsys, classifier_values):
     folder = Path(classifier_values["data"]["test"]["root"])
     (folder / "blue").rename(folder / "azure")

@@ -173,6 +173,14 @@ def test_validation_split_where_there_is_no_test_set(tiny_config, weights, tiny_
         run(tiny_config, weights, "--split", "val")
 
 
+def test_a_place_of_results_that_cannot_be_written_is_refused_before_the_test(tiny_config, weights, monkeypatch):
+    monkeypatch.setattr(test_det, "run_detector", lambda *_, **__: pytest.fail("it was tested"))
+    weights.with_name("test_weights").write_text("")
+    for more in ((), ("--out", f"{weights}/x")):
+        with pytest.raises(UserError, match=r"cannot be written: .*(is a file|is not a folder)"):
+            run(tiny_config, weights, *more)
+
+
 def test_voc_set_without_annotations_gives_a_submission(tiny_config, tiny_voc, weights, tmp_path, capsys):
     for name in ("image_6", "image_7"):
         (tiny_voc / f"Annotations/{name}.xml").unlink()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from backbones.fetch import is_name
 from configs.errors import UserError
+from configs.files import check_output
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +125,24 @@ def make_training_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def output_file(text: str) -> Path:
+    """The type of options that name a file to write, which is refused at once where it cannot be written."""
+    return _output(text, is_folder=False)
+
+
+def output_folder(text: str) -> Path:
+    """The type of options that name a folder of results, refused at once where nothing can be written there."""
+    return _output(text, is_folder=True)
+
+
+def _output(text: str, *, is_folder: bool) -> Path:
+    try:
+        check_output(Path(text), is_folder=is_folder)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return Path(text)
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add what all trainings take: `--out`, `--resume`, `--init-from` and `--overwrite`."""
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<name of the config>)")
@@ -197,6 +217,8 @@ def run(
     intermixed: bool = False,
 ) -> NoReturn:
     """Parse the command line, run `main`, and exit with the right code; `intermixed`: options may part the inputs."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without é, a name that is not UTF-8: escaped, no error
+        sys.stdout.reconfigure(errors="backslashreplace")
     args = parser.parse_intermixed_args(argv) if intermixed else parser.parse_args(argv)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)  # what readers and others warn of
     try:

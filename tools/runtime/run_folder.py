@@ -83,7 +83,8 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file; choose another folder with --out")
         there = [name for name in _SIGNS_OF_A_RUN if (self.path / name).exists()]
-        goes_on = resume is not None and self.last.exists()
+        older = any(self.path.glob("last_[0-9]*.pt"))  # takes the place of a last.pt that is gone
+        goes_on = resume is not None and (self.last.exists() or older)
         if not goes_on:
             self._see_that_nothing_is_lost(there, resume, overwrite)
         if overwrite and there:
@@ -149,12 +150,17 @@ class RunFolder:
 
     def _own_files(self) -> list[Path]:
         """What an earlier run wrote here."""
-        known = self.path / _WRITTEN
-        names = json.loads(known.read_text(encoding="utf-8")) if known.exists() else []
-        files = [self.path / name for name in (*_FILES_OF_A_RUN, *names)]
+        files = [self.path / name for name in (*_FILES_OF_A_RUN, *self._noted())]
         for pattern in _RESULTS:
             files += self.path.glob(pattern)
         return [path for path in dict.fromkeys(files) if path.is_file()]
+
+    def _noted(self) -> set[str]:
+        """The files that `noting` has remembered; a list that somebody damaged, or that leads elsewhere, has none."""
+        with suppress(OSError, ValueError, TypeError):
+            names = json.loads((self.path / _WRITTEN).read_text(encoding="utf-8"))
+            return {name for name in names if (self.path / name).resolve().is_relative_to(self.path.resolve())}
+        return set()
 
     def _clear(self) -> None:
         """Remove what an earlier run left here; other files stay."""
@@ -172,10 +178,8 @@ class RunFolder:
         yield
         if not self.writes:
             return
-        known = self.path / _WRITTEN
-        names = set(json.loads(known.read_text(encoding="utf-8"))) if known.exists() else set()
-        names |= {name for name, stamp in self._stamps().items() if before.get(name) != stamp}
-        write_json(known, sorted(names))
+        names = self._noted() | {name for name, stamp in self._stamps().items() if before.get(name) != stamp}
+        write_json(self.path / _WRITTEN, sorted(names))
 
     def _stamps(self) -> dict[str, tuple[int, int]]:
         """Relative path -> (time of writing, size), of all files but hidden ones."""
@@ -203,7 +207,7 @@ class RunFolder:
         metrics = self.path / "metrics.jsonl"
         kept: list[str] = []
         if metrics.exists():
-            lines = metrics.read_text(encoding="utf-8").splitlines()
+            lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _iteration_of(line) <= from_iteration][: self.lines]
             write_text(metrics, "".join(line + "\n" for line in kept))
         self.lines = len(kept)
@@ -334,8 +338,8 @@ def _without_tensorboard(failure: threading.ExceptHookArgs) -> None:
 
 def _iteration_of(line: str) -> float:
     try:
-        return json.loads(line)["iteration"]
-    except (json.JSONDecodeError, KeyError, TypeError):  # a line that a crash cut short
+        return float(json.loads(line)["iteration"])
+    except (ValueError, KeyError, TypeError):  # a line that a crash cut short
         return math.inf
 
 

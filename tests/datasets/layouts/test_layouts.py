@@ -260,6 +260,57 @@ def test_labelme_with_parts(tmp_path):
     assert images_of(write(tmp_path, files)) == {"train": {"train/a.jpg": 1, "train/c.jpg": 0}, "val": {"val/b.jpg": 1}}
 
 
+def test_parts_with_windows_paths_and_parts_that_are_not_here(tmp_path):
+    text = "train: ['C:\\x\\images\\s1', images/s2]\nval: D:/x/images/s3\ntest: images/s4\nnames: [dog, white cell]\n"
+    files = {"data.yaml": text} | {f"images/s{n}/{n}.jpg": None for n in (1, 2, 3)}
+    files |= {f"labels/s{n}/{n}.txt": TXT for n in (1, 2, 3)}
+    assert images_of(write(tmp_path, files)) == {
+        "train": {"images/s1/1.jpg": 1, "images/s2/2.jpg": 1},
+        "val": {"images/s3/3.jpg": 1},
+    }
+    assert any("data.yaml: test: images/s4 is not here" in note for note in find_layout(tmp_path).notes)
+
+
+def test_a_list_with_an_image_that_is_not_here(tmp_path):
+    files = {
+        "train.txt": "images/a.jpg\nimages/z.jpg\n",
+        "val.txt": "images/b.jpg\n",
+        "classes.txt": "dog\nwhite cell\n",
+    }
+    files |= {f"images/{name}.jpg": None for name in "ab"} | {f"labels/{name}.txt": TXT for name in "ab"}
+    assert set(images_of(write(tmp_path, files))) == {"all"}
+    assert any("train.txt: names images/z.jpg, which is not here" in note for note in find_layout(tmp_path).notes)
+
+
+def test_another_number_of_classes_in_a_yaml_of_any_name(tmp_path):
+    files = {"my.yaml": "nc: 3\nnames: [dog, white cell]\n", "a.jpg": None, "a.txt": TXT}
+    with pytest.raises(UserError, match=r"my\.yaml: nc is 3, but names lists 2"):
+        find_layout(write(tmp_path, files))
+
+
+@pytest.mark.parametrize("name", ["train/_darknet.labels", "labels.txt"])
+def test_other_lists_of_class_names(tmp_path, name):
+    files = {"train/a.jpg": None, "train/a.txt": TXT, name: "dog\nwhite cell\n"}
+    assert images_of(write(tmp_path, files)) == {"all": {"train/a.jpg": 1}}
+
+
+def test_keypoints_told_elsewhere_than_in_data_yaml(tmp_path):
+    files = {"cfg/pose.yaml": "kpt_shape: [1, 2]\nnames: [dog, white cell]\n", "a.jpg": None, "a.txt": TXT}
+    with pytest.raises(UserError, match=r"pose\.yaml: kpt_shape is read from .*/data\.yaml alone"):
+        find_layout(write(tmp_path, files))
+
+
+def test_coco_files_with_an_image_in_common(tmp_path):
+    files = {f"images/{name}.jpg": None for name in "abc"}
+    files |= {"train.json": coco("a.jpg", "b.jpg"), "val.json": coco("b.jpg", "c.jpg"), "x.json": coco("a.jpg")}
+    found = images_of(write(tmp_path, files))
+    assert found == {"train": {"images/a.jpg": 1, "images/b.jpg": 0}, "val": {"images/b.jpg": 1, "images/c.jpg": 0}}
+    assert any("names images that another" in note for note in find_layout(tmp_path).notes)  # x.json
+    (tmp_path / "val.json").rename(tmp_path / "more.json")
+    with pytest.raises(UserError, match=r"more\.json: names .*b\.jpg as .*train\.json does .*: take them out"):
+        find_layout(tmp_path)
+
+
 def test_of_two_layouts_the_one_that_annotates_more(tmp_path):
     files = {"a.jpg": None, "b.jpg": None, "a.xml": XML, "a.txt": TXT, "b.txt": TXT, "classes.txt": "dog\nwhite cell\n"}
     assert images_of(write(tmp_path, files)) == {"all": {"a.jpg": 1, "b.jpg": 1}}
@@ -272,6 +323,14 @@ def test_of_two_layouts_the_one_that_annotates_more(tmp_path):
     ("files", "said"),
     [
         ({"a.jpg": None, "notes.txt": "hello"}, "1 image and no annotations that are known (files: .txt)"),
+        (
+            {"a.jpg": None, "b.csv": "a.jpg,40\na.jpg,40\n"},
+            "b.csv begins with 'a.jpg,40 a.jpg,40': its first line",
+        ),
+        ({"a.jpg": None, "b.csv": "x,x\n1,2\n"}, "b.csv line 1: names the column x twice"),
+        ({"a.jpg": None, "cvat.xml": "<annotations/>"}, "cvat.xml begins with '<annotations/>': export it as one of"),
+        ({"a.jpg": None, "b.json": coco("z.jpg")}, "b.json: none of its 1 image is here"),
+        ({"a.jpg": None, "b.xml": XML}, "1 annotation files have no image, for example"),
         ({"a.txt": "hello"}, "holds no image"),
         ({"export.zip": ""}, "unpack export.zip first"),
     ],

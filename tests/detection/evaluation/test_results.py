@@ -316,6 +316,7 @@ def test_a_folder_is_no_coco_file(tmp_path: Path) -> None:
         ),
         ([voc_item(bbox=[30, 1, 29, 5])], "1 boxes without an area"),
         ([voc_item(bbox=[30, 1, 62, 5])], "1 boxes that leave the image"),
+        ([voc_item(bbox=[0.1, 0.1, 0.5, 1])], "in fractions of the image, not pixels"),
     ],
 )
 def test_likely_mistakes_are_scored_with_a_warning(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -44,6 +46,13 @@ def test_exit_codes(capsys):
     assert "Traceback" in capsys.readouterr().err
     assert run(failing(KeyboardInterrupt())) == 130
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding="ascii"))
+    assert run(lambda args: print("caf\u00e9 Mu\udcf1oz")) == 0
+    assert output.getvalue() == b"caf\\xe9 Mu\\udcf1oz\n"
 
 
 def test_debug_shows_the_traceback_of_a_users_mistake(capsys):
@@ -188,3 +197,22 @@ def test_a_positive_number_is_one_from_1_on():
             cli.positive(text)
     with pytest.raises(ValueError, match="invalid literal"):
         cli.positive("2.5")
+
+
+CHECKS_ITSELF = ("experiments", "gpu_check", "predict", "test_det")
+"""Scripts whose folders are checked when they are made, or known, before anything is computed."""
+
+
+def test_outputs_that_cannot_be_written_are_refused_with_the_command_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for kind in (cli.output_file, cli.output_folder):
+        parser = cli.make_parser("x")
+        parser.add_argument("--out", type=kind)
+        with pytest.raises(SystemExit, match="2"):
+            cli.run(lambda args: pytest.fail("it ran"), parser, ["--out", f"{tmp_path}/file/x"])
+        assert (
+            f"--out: {tmp_path}/file/x: cannot be written: {tmp_path}/file is not a folder" in capsys.readouterr().err
+        )
+    option = re.compile(r"\"(--)?(out|output|save|json|html|plot|report)\",[^)]*type=Path")
+    scripts = {path.stem: path.read_text() for path in (ROOT / "tools").glob("*.py")}
+    assert sorted(name for name, text in scripts.items() if option.search(text)) == sorted(CHECKS_ITSELF)

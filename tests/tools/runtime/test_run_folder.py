@@ -142,6 +142,40 @@ def test_nothing_to_go_on_from(tmp_path):
     assert sorted(os.listdir(path)) == ["config.yaml", "metrics.jsonl"]
 
 
+def test_an_older_checkpoint_is_something_to_go_on_from(tmp_path):
+    """Else `--resume auto` would begin anew, and remove it."""
+    path = tmp_path / "run"
+    write_a_run(path)
+    (path / "last.pt").rename(path / "last_1.pt")
+    for resume in ("must", "auto"):
+        assert prepare(path, resume=resume) is True
+
+
+@pytest.mark.parametrize("content", ["", "7", "[7]", '["../mine.txt", "/etc/hostname"]', "[[1]]"])
+def test_a_list_of_written_files_that_somebody_changed_removes_nothing_else(tmp_path, content):
+    path = tmp_path / "run"
+    write_a_run(path)
+    (tmp_path / "mine.txt").write_text("")
+    (path / ".written.json").write_text(content)
+    with RunFolder(path) as run:
+        run.prepare(overwrite=True)
+        run.open("seed: 1\n")
+        with run.noting():
+            (path / "drawn.png").write_text("")
+    assert (tmp_path / "mine.txt").exists()
+    assert json.loads((path / ".written.json").read_text()) == ["drawn.png"]
+
+
+def test_damaged_lines_of_the_log_are_left_out(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    lines = [b'{"iteration": 1}', b'{"iteration": "x"}', b'{"iteration": null}', b"\xff", b"[1]", b'{"iteration": 2}']
+    (path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    with RunFolder(path) as run:
+        run.open("seed: 1\n", from_iteration=2)
+    assert (path / "metrics.jsonl").read_text().splitlines() == [lines[0].decode(), lines[-1].decode()]
+
+
 def test_overwriting_removes_the_runs_files_and_no_others(tmp_path):
     path = tmp_path / "run"
     write_a_run(path)
