@@ -112,7 +112,7 @@ def _find_listed(inventory: Inventory, file_format: str, name: str, listed: list
         images_of[entry.path] = images
         found[entry.path] = (entry, folder)
     if not found:
-        return Layout(inventory.root, name, {}, None, 0, notes)
+        return Layout(inventory.root, name, {}, None, 0, notes) if notes else None
     unlisted = [image for image in inventory.images if image not in taken]
     sources: dict[str, list[SourceConfig]] = {}
     for part, paths in group_by_part({path: entry.part for path, (entry, _) in found.items()}).items():
