@@ -100,9 +100,9 @@ class Section(BaseModel):
         for name, choice in self.unread(values).items():
             default, readers = type(self).model_fields[name].default, self.read_by[choice][name]
             if values[name] != default:
-                needed = " or ".join(map(str, readers)) or "of another value"
+                needed = f", which is for {choice} {' or '.join(map(str, readers))}" if readers else ""
                 raise ValueError(
-                    f"{choice} {values[choice]} does not read {name}, which is for {choice} {needed}: "
+                    f"{choice} {values[choice]} does not read {name}{needed}: "
                     f"leave it out, or give its default, {json.dumps(default)}"
                 )
         return self

@@ -86,10 +86,10 @@ def test_names_of_nets():
         ({"iterations": 10, "policy": "cosine", "milestones": [5]}, "policy cosine does not read milestones, which is"),
         ({"iterations": 10, "policy": "constant", "gamma": 0.5}, r"constant does not read gamma.*its default, 0\.1"),
         ({"iterations": 10, "policy": "cosine", "gamma": 0.1, "milestones": []}, None),
-        ({"iterations": 10, "gamma": 0.5}, r"milestones \[\] does not read gamma, which is for milestones of another"),
+        ({"iterations": 10, "gamma": 0.5}, r"milestones \[\] does not read gamma: leave it out"),
         (
             {"iterations": 10, "warmup_factor": 0.5},
-            "warmup_iterations 0 does not read warmup_factor.* of another value",
+            "warmup_iterations 0 does not read warmup_factor: leave it out",
         ),
         ({"iterations": 10, "warmup_iterations": 5, "warmup_factor": 0.5}, None),
     ],

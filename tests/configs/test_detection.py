@@ -179,7 +179,7 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
         ("{format: voc, root: a, size: 3}", "format voc does not read size, which is for format generated"),
     ):
         assert expected in message(f"data.train.0={values}")
-    assert "p 0.0 does not read hue, which is for p of another value" in message("data.augment.photometric.hue=0.1")
+    assert "p 0.0 does not read hue: leave it out" in message("data.augment.photometric.hue=0.1")
     assert "refine_rounds 0 does not read refine_nms_thresh" in message("test.refine_nms_thresh=0.4")
     assert "scales [] does not read canonical_size" in message("test.canonical_size=96")
     assert "box.dropout is for fully connected layers" in message("model.box.dropout=0.5", "model.neck=none")
