@@ -45,9 +45,11 @@ def make_records(
         class_names, source, annotation_file, ...: as in `Records`.
 
     Raises:
-        UserError: a coordinate is not finite, or the name of an image is not UTF-8.
+        UserError: a coordinate is not finite, or the name of an image or a class is not UTF-8.
     """
     _check_names(images, source)
+    if wrong := next((name for name in class_names if not _is_unicode(name)), None):
+        raise UserError(f"{source}: the class name {wrong} holds half of a surrogate pair, which no file can: rename it")
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)  # columns that are arrays already are not copied
     total = len(corners)
     if area is None:

@@ -14,14 +14,19 @@ from datasets.records import Records
 from tests.datasets.conftest import write_image
 
 
-def records_of(boxes: list[tuple[float, ...]], labels: list[int] | None = None, name: str = "a.jpg") -> Records:
+def records_of(
+    boxes: list[tuple[float, ...]],
+    labels: list[int] | None = None,
+    name: str = "a.jpg",
+    class_names: tuple[str, ...] = ("cat", "dog"),
+) -> Records:
     """An image of 100 x 60 (H x W), where boxes of 60 x 100 would leave it."""
     return make_records(
         images=[(name, "a", (100, 60))],
         boxes=boxes,
         labels=labels or [1] * len(boxes),
         counts=[len(boxes)],
-        class_names=["cat", "dog"],
+        class_names=list(class_names),
         source="set",
         annotation_file="{}.xml",
     )
@@ -89,6 +94,8 @@ def test_what_cannot_be_kept_is_refused() -> None:
         records_of([], name="a\nb.jpg")
     with pytest.raises(UserError, match="the name of 1 image is not UTF-8"):
         records_of([], name="a\udcff.jpg")
+    with pytest.raises(UserError, match=r"the class name \\ud800 holds half of a surrogate pair"):
+        records_of([], class_names=("\ud800",))
 
 
 @pytest.mark.parametrize(
