@@ -349,7 +349,7 @@ WITHOUT_BATCH_NORM = (
 class ModelConfig(Section):
     """Backbone, neck, RPN and detector."""
 
-    read_by = {"neck": {"fpn_channels": ("fpn",), "fpn_norm": ("fpn",)}}
+    read_by = {"neck": {"fpn_norm": ("fpn",)}}
     backbone: Annotated[str | dict[str, Any] | None, AfterValidator(check_backbone)] = None
     """A net of `backbones/`: resnet18..152, vgg16, vgg19 (_bn), googlenet, ...; or the table of a net of one's own (as
     in classification); null: that of the checkpoint `weights`. The last stage runs on each RoI, the map before it is

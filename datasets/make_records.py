@@ -47,9 +47,7 @@ def make_records(
     Raises:
         UserError: a coordinate is not finite, or the name of an image or a class is not UTF-8.
     """
-    _check_names(images, source)
-    if wrong := next((name for name in class_names if not _is_unicode(name)), None):
-        raise UserError(f"{source}: the class name {wrong} holds half of a surrogate pair, which no file can: rename it")
+    _check_names(images, class_names, source)
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)  # columns that are arrays already are not copied
     total = len(corners)
     if area is None:
@@ -88,8 +86,12 @@ def report(records: Records, which: np.ndarray, fault: str) -> None:
         logger.warning("%s: %s %s: %s", records.source, counted(len(found), "object"), fault, named)
 
 
-def _check_names(images: list[tuple[str, Any, tuple[int, int]]], source: str) -> None:
-    """Refuse image names whose bytes are not UTF-8, or that hold line ends and their like: lists cannot hold them."""
+def _check_names(images: list[tuple[str, Any, tuple[int, int]]], class_names: Sequence[str], source: str) -> None:
+    """Refuse names that are not UTF-8, and image names that hold line ends and their like: lists cannot hold them."""
+    if wrong := next((name for name in class_names if not _is_unicode(name)), None):
+        raise UserError(
+            f"{source}: the class name {wrong} holds half of a surrogate pair, which no file can: rename it"
+        )
     names = (f"{path.rpartition('/')[2]}{identity}" for path, identity, _ in images)
     bad = []
     for (path, _, _), name in zip(images, names, strict=True):

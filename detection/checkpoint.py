@@ -34,12 +34,12 @@ def read_detector_file(path: Path | str) -> dict:
     checkpoint = read_by_name(path) if is_name(path) else read_weights_file(path)
     kind = checkpoint.get("kind") if isinstance(checkpoint, dict) else None
     if kind != "detector":
-        what = f"a {kind} checkpoint" if kind else "not one of this project's checkpoints"
-        other = "" if kind else "; tools/convert_weights.py converts other projects' detectors"
+        what = f"a {kind} checkpoint" if isinstance(kind, str) else "not one of this project's checkpoints"
+        other = "" if isinstance(kind, str) else "; tools/convert_weights.py converts other projects' detectors"
         raise UserError(
             f"{path} is {what}, not a detector: give last.pt or best.pt of a run of tools/train_det.py{other}"
         )
-    if checkpoint.get("format") != FORMAT:
+    if type(checkpoint.get("format")) is not int or checkpoint["format"] != FORMAT:
         raise UserError(
             f"{path} has format {checkpoint.get('format')}; this version reads format {FORMAT}: update the project"
         )

@@ -301,6 +301,7 @@ GOOD = {"config": {"model": {}}, "preprocessing": IMAGENET.to_dict(), "model": {
         ({"model": {"w": torch.tensor([1.0, float("nan")])}}, "w has values that are not finite"),
         ({"mean_image": torch.tensor(float("inf"))}, "mean_image has values that are not finite"),
         ({"preprocessing": {}}, r"x\.pt: "),
+        ({"preprocessing": {**IMAGENET.to_dict(), "mean": [10**5000, 1, 1]}}, "mean is not three numbers"),
     ],
 )
 def test_parts_of_a_checkpoint_are_looked_at(changes, said):
