@@ -8,6 +8,7 @@ auxiliary classifiers says in training.
 from __future__ import annotations
 
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, cast
 
@@ -131,14 +132,14 @@ class Stage(nn.Sequential):
         return cast(Tensor, checkpoint(unit, x, use_reentrant=False, context_fn=contexts))
 
 
-class FreezesLayers(nn.Module):
+class FreezesLayers(nn.Module, ABC):
     """A net whose stages are groups of its own layers, which it tells in `_frozen_layers`; not `Stage`s."""
 
     frozen_stages = 0
 
+    @abstractmethod
     def _frozen_layers(self) -> list[nn.Module]:
         """The layers of the first `frozen_stages` stages."""
-        raise NotImplementedError
 
     def freeze_stages(self, count: int) -> None:
         """conv1..conv{count} train no more: no gradients, batch norm in eval mode, whatever `train()` says."""

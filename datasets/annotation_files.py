@@ -247,7 +247,7 @@ def _read_voc(image: Path, file: Path, zero_based: bool) -> Item:
 def _read_labelme(image: Path, file: Path, content: Any) -> Item:
     """Rectangles whichever corners were clicked; circles and outlines as boxes around them; points are no objects."""
     named = re.split(r"[/\\]", str(content.get("imagePath") or image.name) if isinstance(content, dict) else "")[-1]
-    if named and Path(named).stem != image.stem and is_file(image.with_name(named)):  # else the image was renamed
+    if named and Path(named).stem != image.stem and is_file(image.parent / named):  # else the image was renamed
         logger.warning("%s: is taken for %s, whose name it has, but is of %s by its imagePath", file, image.name, named)
     objects, passed_over = [], Counter()
     for number, shape in enumerate(typed(content, "shapes", list, f"{file}: not a labelme file")):

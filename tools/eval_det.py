@@ -62,7 +62,7 @@ def main(args: argparse.Namespace) -> None:
         "--split and --set go with --cfg": (args.split or args.overrides) and not args.cfg,
         "--zero-based goes with --format voc": args.zero_based and args.format != "voc",
     }
-    for rule in (rule for rule, is_broken in unread.items() if is_broken):
+    if rule := next((rule for rule, is_broken in unread.items() if is_broken), None):
         raise UserError(f"{rule}: leave it out, or give that too")
     for output in filter(None, (args.out, args.report)):
         refuse_overwriting(output, list(filter(None, (args.gt, args.cfg, args.dt, args.compare))))

@@ -159,9 +159,8 @@ def make_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=what, description=what, allow_abbrev=False)
         folder = ROOT / "configs/experiments"
         command.add_argument("--experiments", type=Path, default=folder, metavar="DIR", help="their YAML files")
-        command.add_argument(
-            "--results", type=cli.output_folder, default=ROOT / "docs/results", metavar="DIR", help="JSON files"
-        )
+        kind = cli.output_folder if name == "run" else Path
+        command.add_argument("--results", type=kind, default=ROOT / "docs/results", metavar="DIR", help="JSON files")
         if name != "run":
             command.add_argument("--page", type=Path, default=ROOT / "docs/results.md", metavar="FILE")
             continue

@@ -58,13 +58,14 @@ def _format_of(layout: Layout) -> str:
 
 def _why_not(layouts: list[Layout], inventory: Inventory) -> str:
     """What is wrong with the first annotation file of an unknown folder, to follow a message; nothing without one."""
-    for layout in layouts:
-        return f": {layout.notes[0]}"
-    for path in inventory.of(".json", ".xml", ".csv", ".txt"):
-        start = " ".join(read_text(path)[:LOOKED_AT].split())
-        fix = "export it as one of these"
-        if path.suffix.lower() == ".csv":
-            table_rows(path)  # raises what is wrong with it
-            fix = "its first line must name the columns filename, class, xmin, ymin, xmax, ymax"
-        return f": {path} begins with {start!r}: {fix}"
-    return ""
+    if layouts:
+        return f": {layouts[0].notes[0]}"
+    path = next(iter(inventory.of(".json", ".xml", ".csv", ".txt")), None)
+    if path is None:
+        return ""
+    start = " ".join(read_text(path)[:LOOKED_AT].split())
+    fix = "export it as one of these"
+    if path.suffix.lower() == ".csv":
+        table_rows(path)  # raises what is wrong with it
+        fix = "its first line must name the columns filename, class, xmin, ymin, xmax, ymax"
+    return f": {path} begins with {start!r}: {fix}"

@@ -149,7 +149,7 @@ def test_labelme_shapes(tmp_path: Path) -> None:
 
 
 def test_labelme_files_of_other_images_are_told(tmp_path: Path, caplog) -> None:
-    for name, named in (("a", "b.jpg"), ("b", "../photos/renamed.jpg")):
+    for name, named in (("a", "b.jpg"), ("b", "../photos/renamed.jpg"), ("c", "."), ("d", "\0")):
         write_image(tmp_path / f"{name}.jpg", (30, 40))
         (tmp_path / f"{name}.json").write_text(json.dumps({"shapes": [], "imagePath": named}))
     read_folder(tmp_path, "labelme")

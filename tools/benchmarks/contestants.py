@@ -104,6 +104,8 @@ def plain_sgd(model: nn.Module, *, fused: bool = False) -> torch.optim.SGD:
 
 
 class Ours(Contestant):
+    """This project's detector as its scripts run it."""
+
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
         self.prepared: tuple[Inputs, Batch] | None = None
@@ -183,6 +185,8 @@ class OursByWinograd(Ours):
 
 
 class Torchvision(Contestant):
+    """torchvision's parts, plainly composed."""
+
     def __init__(self, case: Case, weights: dict[str, Tensor], device: torch.device, amp: str, training: bool) -> None:
         super().__init__(case, weights, device, amp, training)
         self.optimizer = plain_sgd(self.model)

@@ -128,6 +128,8 @@ def build(config: DetectionConfig, num_classes: int) -> FasterRCNN:
 
 
 class TorchvisionTask(DetectionTask):
+    """torchvision's detector on our batches."""
+
     def __init__(
         self, config: DetectionConfig, net: FasterRCNN, train_set: DetectionDataset, device: torch.device
     ) -> None:
