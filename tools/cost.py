@@ -5,8 +5,9 @@
     python tools/cost.py --cfg configs/frcnn_r101_voc.yaml
 
 A net costs what one image does (--size, default: the config's crop, else 224); a detector what an image of the test's
-size and all its proposals do. Multiply-adds are those of convolutions and fully connected layers, as in the papers.
-Activations are what layers put out, in float32: about what training keeps of an image. Nothing is computed.
+size and all its proposals do; its net is what the checkpoint in model.weights says, where that is there. Multiply-adds
+are those of convolutions and fully connected layers, as in the papers. Activations are what layers put out, in float32:
+about what training keeps of an image. Nothing is computed.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from backbones.classification import build_classifier
 from backbones.weights import IMAGENET
 from backbones.zoo import build_backbone
 from configs.classification import ClassificationConfig
+from configs.detection import ModelConfig
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.class_lists import CLASS_LISTS
-from detection.model import build_detector
+from detection.model import build_detector, with_described_net
 from detection.roi_heads import RoiHeads
 from tools.runtime import cli
+from tools.runtime.texts import net_name
 
 
 def main(args: argparse.Namespace) -> None:
@@ -57,9 +60,18 @@ def main(args: argparse.Namespace) -> None:
 
 
 def is_detector(path: Path) -> bool:
-    """Whether a config is a detector's; of a file that cannot be read, False."""
+    """Whether a config is a detector's, whose data are lists of sources; of a file that cannot be read, False.
+
+    Raises:
+        UserError: it is a localiser's.
+    """
     try:
-        return "box" in yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "stage" in content["model"]:
+            raise UserError(
+                f"{path}: is a localiser's: it costs what its net does: cost.py {content['model']['backbone']}"
+            )
+        return isinstance(content["data"]["train"], list)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return False  # loading it says what is wrong
 
@@ -72,14 +84,15 @@ def image_size(size: list[int] | None, default: int) -> tuple[int, int]:
 
 def detector_costs(args: argparse.Namespace) -> list[PartCost]:
     """Stages that are shared, neck, RPN, and the head on all proposals of the test."""
-    overrides = ["model.weights=random", "model.norm=batch", "model.frozen_stages=0"]
-    config = load_config(args.cfg, [*cli.config_overrides(args), *overrides])
+    config = load_config(args.cfg, cli.config_overrides(args))
+    model = described(config.model, cli.find_data_root(None))
+    model = model.model_copy(update={"weights": "random", "norm": "batch", "frozen_stages": 0})
     data = config.data
     names = CLASS_LISTS.get(data.classes, ["1"]) if isinstance(data.classes, str) else data.classes
     size = args.size or [data.test_min_size, data.test_max_size]
     with torch.device("meta"):
         detector = build_detector(
-            config.model, [str(number) for number in range(args.classes or len(names))], preprocessing=IMAGENET
+            model, [str(number) for number in range(args.classes or len(names))], preprocessing=IMAGENET
         )
     detector.eval()
     body, heads = detector.backbone.body, detector.roi_heads
@@ -96,6 +109,17 @@ def detector_costs(args: argparse.Namespace) -> list[PartCost]:
     rois = torch.empty(count, features[0].shape[1], side, side, device="meta")
     parts.append(part_cost(f"head, {count} RoIs", heads, lambda: heads.box_predictor(hidden(heads, rois))[0]))
     return parts
+
+
+def described(model: ModelConfig, data_root: Path) -> ModelConfig:
+    """The same with the net of the checkpoint that it starts from; where that is not there, the net that it names."""
+    try:
+        return with_described_net(model, data_root)
+    except UserError:
+        if model.backbone is None:
+            raise
+        print(f"model.weights: {model.weights} cannot be had: the net is {net_name(model.backbone)}", file=sys.stderr)
+        return model
 
 
 def hidden(heads: RoiHeads, rois: torch.Tensor) -> torch.Tensor:

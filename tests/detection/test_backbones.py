@@ -210,6 +210,9 @@ def test_what_no_detector_can_stand_on_is_said():
     sizes = [[8], [16], [32], [48], [64]]
     with pytest.raises(UserError, match="none of stride 8"):
         build_detector(small_config(backbone="cifar_resnet8", neck="fpn", anchors={"sizes": sizes}), ["cat"])
+    for net in (OWN, "cifar_resnet8", {"net": "nin", "width": 1 / 16}):  # VGG and PReLU-net have the layers for it
+        with pytest.raises((UserError, ValueError), match=r"box\.dropout.* is for fully connected layers"):
+            build_detector(small_config(backbone=net, box={**SMALL["box"], "dropout": 0.5}), ["cat"])
     with pytest.raises(UserError, match="do not say which"):
         build_detector(small_config(weights="torchvision:IMAGENET1K_V1"), ["cat"])
     with pytest.raises(ValueError, match="name a net"):
