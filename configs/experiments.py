@@ -94,6 +94,8 @@ class ColumnConfig(Section):
     """Figures are multiplied by this: 100 for per cents, 0.016667 for minutes."""
     digits: NonNegativeInt = 3
     """Digits behind the point."""
+    best: Literal["lowest", "highest"] | None = None
+    """Which of the seeds' figures is the best one: it is shown first, as in the paper's Table 6: 6.43 (6.61 ± 0.16)."""
 
 
 class MeasurementConfig(Section):

@@ -147,10 +147,11 @@ def _section(page: Page, name: str) -> str:
     if experiment.runs:
         environment = page.results[name]["environment"]
         commits = sorted({str(entry["commit"]) for entry in page.results[name]["runs"]})
+        best = " (in parentheses behind the best)" if any(column.best for column in experiment.columns) else ""
         parts[-1] += (
             f" {environment['device']}, {counted(environment['threads'], 'thread')}, "
             f"torch {environment['versions']['torch']}, commit {', '.join(commits)}. "
-            f"Means ± standard deviations over the seeds, last checkpoints: `docs/results/{name}.json`."
+            f"Means ± standard deviations over the seeds{best}, last checkpoints: `docs/results/{name}.json`."
         )
         parts.append(_run_table(experiment, page.entries(name)))
         drawn = {kind for kind in experiment.figures if any(kind in entry for entry in page.entries(name))}
@@ -180,11 +181,16 @@ def _run_table(experiment: ExperimentConfig, entries: Entries) -> str:
 
 
 def cell(values: Sequence[float], column: ColumnConfig) -> str:
-    """Mean and standard deviation; of one value the value; of none ""."""
+    """Mean and standard deviation, behind the best where the column has one; of one value the value; of none ""."""
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.{column.digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{column.digits}f}"
+    if len(values) == 1:
+        return mean
+    spread = f"{mean} ± {statistics.stdev(values):.{column.digits}f}"
+    if column.best is None:
+        return spread
+    return f"{(min if column.best == 'lowest' else max)(values):.{column.digits}f} ({spread})"
 
 
 # ---------------------------------------------------------------------------------------------- measurements

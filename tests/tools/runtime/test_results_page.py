@@ -27,3 +27,6 @@ def test_a_cell():
     assert cell([], column) == ""
     assert cell([0.5], column) == "0.50"
     assert cell([1.0, 2.0, 3.0], column) == "2.00 ± 1.00"
+    best = [column.model_copy(update={"best": which}) for which in ("lowest", "highest")]
+    assert [cell([1.0, 2.0, 3.0], each) for each in best] == ["1.00 (2.00 ± 1.00)", "3.00 (2.00 ± 1.00)"]
+    assert cell([0.5], best[0]) == "0.50"
