@@ -32,6 +32,14 @@ from tools.runtime.texts import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "tools" / "paper_tables.yaml"
+PAGE = """\
+# The paper's tables
+
+Written by `python tools/tables.py --out docs/results/tables.md`: the figures of He et al. 2016, and below each row that
+a config trains what this checkout has measured; blank where it was not run.
+
+"""
+"""What --out begins with."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -44,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     text = "\n\n".join(f"**{heading}**\n\n{markdown_table(titles, rows)}" for heading, titles, rows in chosen) + "\n"
     print(text, end="")
     if args.out is not None:
-        write_text(args.out, text)
+        write_text(args.out, PAGE + text)
     if args.html is not None:
         write_text(args.html, as_html(chosen))
 

@@ -58,6 +58,19 @@ def test_the_nets_of_table_1_cost_what_it_says(capsys):
             assert float(cells[2]) == pytest.approx(1e9 * float(cells[-1]), rel=0.02), cells[0]
 
 
+def test_the_page_of_the_tables_is_up_to_date(tmp_path):
+    """Of those without nets, whose costs take a while; a checkout's runs are its own."""
+    page = (ROOT / "docs/results/tables.md").read_text()
+    assert page.startswith(script.PAGE)
+    results = script.Results(tmp_path, ROOT / "docs/results")
+    for table in TABLES.values():
+        heading, titles, rows = script.laid_out({**table, "costs": None}, results)
+        text = f"**{heading}**\n\n{script.markdown_table(titles, rows)}"
+        if "costs" not in table:
+            assert text in page, f"Table {table['number']}: run: python tools/tables.py --out docs/results/tables.md"
+        assert all(f"| {row[0]} |" in page for row in rows), heading
+
+
 def write(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
@@ -83,7 +96,7 @@ def test_runs_stand_below_the_papers_rows(tmp_path, capsys):
     assert line_of(out, "here: cifar_resnet44")[5] == "7.00"
     assert line_of(out, "here: cifar_resnet56")[5] == ""
     assert "| 8.80 |" in out
-    assert (tmp_path / "t.md").read_text() == out
+    assert (tmp_path / "t.md").read_text() == script.PAGE + out
     page = (tmp_path / "t.html").read_text()
     assert "<td>8.50 ± 0.71 (2)</td>" in page
     assert page.count("<tr>") == len([line for line in out.splitlines() if line.startswith("|")]) - 1
