@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -187,6 +189,20 @@ def test_a_checkpoint_says_which_net_it_is(tmp_path, model, named):
     (tmp_path / "last.pt").unlink()  # a detector's checkpoint needs the classifier's no more
     again = build_detector(resolved, ["cat"], preprocessing=detector.preprocessing)
     again.load_state_dict(detector.state_dict())
+
+
+def test_auxiliary_classifiers_of_a_checkpoint_are_left_out(tmp_path):
+    """As configs/imagenet_googlenet.yaml trains them; the detector may name the net without them."""
+    with torch.device("meta"):
+        whole = build_backbone({"net": "googlenet", "auxiliary": True})
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in whole.state_dict().items()}
+    assert any(key.startswith("companions.") for key in state)
+    net = SimpleNamespace(state_dict=lambda: state)
+    weights = save(tmp_path / "last.pt", net, backbone={"net": "googlenet", "auxiliary": True})
+    for backbone in ("googlenet", {"net": "googlenet", "auxiliary": True}):
+        detector = build_detector(small_config(weights=weights, norm="frozen", backbone=backbone), ["cat"])
+        assert not any("companions" in key for key in detector.state_dict())
+        assert not any(value.any() for key, value in detector.backbone.named_parameters() if "conv" in key)
 
 
 def test_an_explicit_option_that_the_weights_contradict_is_refused(tmp_path):
