@@ -32,6 +32,8 @@ class TrainedConfig(Section):
     trainer: Literal["ours", "torchvision"] = "ours"
     """torchvision: torchvision's own FasterRCNN of the same size in the same loop, for a detector with neck: fpn
     (tools/benchmarks/torchvision_training.py)."""
+    published: str = ""
+    """What its paper gives for the net, with a budget of its own: a column of the table beside the figures here."""
     listed: bool = True
     """Its figures have a row; false: it only serves others, as a pretraining does."""
 

@@ -168,7 +168,8 @@ def _section(page: Page, name: str) -> str:
 
 
 def _run_table(experiment: ExperimentConfig, entries: Entries) -> str:
-    rows = []
+    rows, published = [], {run.name: run.published for run in experiment.runs}
+    beside = any(published.values())
     for name in (*(run.name for run in experiment.runs if run.listed), *(test.name for test in experiment.tests)):
         of = [entry for entry in entries if entry["name"] == name]
         chosen = " ".join(of[0].get("chosen", [])) if of else ""
@@ -176,8 +177,10 @@ def _run_table(experiment: ExperimentConfig, entries: Entries) -> str:
         seeds = seeds or (" + ".join(str(seed) for seed in of[0].get("seeds", [])) if of else "")
         cells = [cell([column.factor * value for value in figures(of, name, column.metric)], column)
                  for column in experiment.columns]  # fmt: skip
-        rows.append([f"{name} (chosen: {chosen})" if chosen else name, seeds, *cells])
-    return markdown_table(["", "seeds", *(column.title for column in experiment.columns)], rows)
+        row = [f"{name} (chosen: {chosen})" if chosen else name, seeds, *cells]
+        rows.append([*row, published.get(name, "")] if beside else row)
+    titles = ["", "seeds", *(column.title for column in experiment.columns), *(["published"] if beside else [])]
+    return markdown_table(titles, rows)
 
 
 def cell(values: Sequence[float], column: ColumnConfig) -> str:
