@@ -49,9 +49,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         config = load_config(args.cfg, cli.config_overrides(args), ClassificationConfig)
         with torch.device("meta"):
-            net = build_classifier(
-                config.model, args.classes or (10 if config.data.train.format == "cifar10" else 1000)
-            )
+            net = build_classifier(config.model, args.classes or count_classes(config))
         parts = stage_costs(net, image_size(args.size, config.data.crop_size))
     if args.json:
         print(json.dumps([part._asdict() for part in [*parts, total(parts)]], indent=1))
@@ -74,6 +72,13 @@ def is_detector(path: Path) -> bool:
         return isinstance(content["data"]["train"], list)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return False  # loading it says what is wrong
+
+
+def count_classes(config: ClassificationConfig) -> int:
+    """What a net's table says of its classes, else what its set has."""
+    backbone = config.model.backbone
+    own = backbone.get("num_classes") if isinstance(backbone, dict) else None
+    return own or {"cifar10": 10, "tiny_imagenet": 200}.get(config.data.train.format, 1000)
 
 
 def image_size(size: list[int] | None, default: int) -> tuple[int, int]:
@@ -106,7 +111,8 @@ def detector_costs(args: argparse.Namespace) -> list[PartCost]:
         parts.append(part_cost("fpn", fpn, lambda: fpn(maps)["pool"]))
     parts.append(part_cost("rpn", detector.rpn.head, lambda: torch.cat(detector.rpn.head(features)[0], 1)))
     count, side = config.model.rpn.post_nms_top_n_test, config.model.box.pool_size
-    rois = torch.empty(count, features[0].shape[1], side, side, device="meta")
+    whole = int(config.model.box.global_context)
+    rois = torch.empty(count + whole, features[0].shape[1], side, side, device="meta")
     parts.append(part_cost(f"head, {count} RoIs", heads, lambda: heads.box_predictor(hidden(heads, rois))[0]))
     return parts
 
@@ -123,9 +129,11 @@ def described(model: ModelConfig, data_root: Path) -> ModelConfig:
 
 
 def hidden(heads: RoiHeads, rois: torch.Tensor) -> torch.Tensor:
-    """The vectors that the siblings read; with global context twice as long."""
+    """The vectors that the siblings read; with global context twice as long, by that of the last RoI, the image."""
     vectors = heads.box_head(rois)
-    return torch.cat((vectors, vectors), 1) if heads.config.global_context else vectors
+    if not heads.config.global_context:
+        return vectors
+    return torch.cat((vectors[:-1], vectors[-1:].expand(len(vectors) - 1, -1)), 1)
 
 
 def total(parts: list[PartCost]) -> PartCost:

@@ -55,6 +55,8 @@ def test_a_classifiers_config(capsys):
     out = run(capsys, "--cfg", str(CONFIGS / "cifar_nin.yaml"))
     assert "966,986" in out
     assert "96 x 32 x 32" in out
+    table = json.loads(run(capsys, "--cfg", str(CONFIGS / "tiny_imagenet_groups.yaml"), "--json"))
+    assert table[-1]["output"] == [200]
 
 
 def test_a_detectors_config(capsys):
@@ -64,6 +66,17 @@ def test_a_detectors_config(capsys):
     fully_connected = 512 * 49 * 4096 + 4096 + 4096 * 4096 + 4096 + 4097 * 21 * 5
     assert named["head, 300 RoIs"]["parameters"] == fully_connected
     assert named["head, 300 RoIs"]["multiply_adds"] == 300 * (512 * 49 * 4096 + 4096 * 4096 + 4096 * 21 * 5)
+
+
+def test_global_context_is_one_more_roi_through_conv5(capsys):
+    config = str(CONFIGS / "bccd_r18_c4.yaml")
+    heads = []
+    for context in ("false", "true"):
+        options = ["--classes", "3", "--size", "64", "--json", "--set", f"model.box.global_context={context}"]
+        heads.append(json.loads(run(capsys, "--cfg", config, *options))[-2]["multiply_adds"])
+    count = json.loads(run(capsys, "--cfg", config, "--size", "64", "--json"))[-2]["name"].split()[1]
+    siblings = int(count) * 512 * 4 * 5
+    assert heads[1] - 2 * siblings == (heads[0] - siblings) * (int(count) + 1) // int(count)
 
 
 def test_a_detector_on_the_net_of_its_checkpoint(tmp_path, capsys):
