@@ -32,8 +32,7 @@ from tools.runtime.texts import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "tools" / "paper_tables.yaml"
-PAGE = """\
-# The paper's tables
+PAGE = """# The paper's tables
 
 Written by `python tools/tables.py --out docs/results/tables.md`: the figures of He et al. 2016, and below each row that
 a config trains what this checkout has measured; blank where it was not run.
@@ -83,10 +82,9 @@ class Results:
         config, _, test = config.partition("/")
         for file in sorted(self.runs.rglob("metrics*.json")):
             folder = file.parent
-            if test:
-                if folder.name != test:
-                    continue
-                folder = folder.parent
+            if test and folder.name != test:
+                continue
+            folder = folder.parent if test else folder
             of_run = config == folder.name or (config == folder.parent.name and folder.name.startswith("seed"))
             if of_run and file.name == name:
                 yield read_json(file, "file of results")
@@ -150,16 +148,12 @@ def configs_of(row: dict[str, Any]) -> list[str]:
 
 
 def own_figure(results: Results, config: str, column: dict[str, str]) -> str:
-    """Per cent: the mean over the runs, with the deviation and their number where there are several; "" for none.
-
-    A column may show the `best` (lowest) of several runs, or only their `spread`: mean and deviation.
-    """
+    """Per cent: the mean over the runs, with the deviation and their number where there are several; "" for none. A
+    column may show the `best` (lowest) of several runs, or only their `spread`: mean and deviation."""
     values = [100 * value for value in results.values(config, column["own"])] if "own" in column else []
     shows = column.get("shows")
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values and shows != "spread" else ""
-    if shows == "best":
-        return f"{min(values):.2f}"
+    if len(values) < 2 or shows == "best":
+        return f"{min(values):.2f}" if values and shows != "spread" else ""
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
 
 
