@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from backbones.batch_norm import TRAINED_BATCH_NORMS, Moments, eval_mode
-from backbones.resnet import ConvUnit, ResNet
+from backbones.resnet import ResNet
 from backbones.resnet_spec import StageSpec
 
 
@@ -21,41 +21,43 @@ def deepen(net: ResNet, units: Sequence[int], batches: Iterable[Tensor]) -> ResN
 
     In a residual net F of a new unit is zero (its last batch norm's scale and offset). In a plain net each new
     convolution is the identity, and its batch norm puts back the mean and the variance that it takes out: those of the
-    stage's map over `batches`. What comes in has gone through a ReLU, so one more changes nothing. Outputs are equal in
-    eval mode up to rounding; in training a plain net's batches differ from their mean, as with any batch norm.
+    stage's map over `batches`; so are the projections of shortcut option C. What comes in has gone through a ReLU, so
+    one more changes nothing. Outputs are equal in eval mode up to rounding; in training the batches of a net with such
+    identities differ from their mean, as with any batch norm.
 
     Args:
-        net: trained, of basic units or of convolutions of any sizes, with trained batch norm.
+        net: trained, with trained batch norm; without shortcuts not of bottlenecks.
         units: of each stage, at least as many as `net` has.
-        batches: (B, 3, H, W), normalised, on the net's device; a plain net needs them, a residual net does not look.
+        batches: (B, 3, H, W), normalised, on the net's device; a plain net and option C need them, other nets do not
+            look.
 
     Returns:
         In eval mode, on the net's device.
 
     Raises:
-        ValueError: fewer units, another number of stages, bottlenecks, or no batch for a plain net.
+        ValueError: fewer units, another number of stages, plain bottlenecks, or no batch where one is needed.
     """
     spec = net.spec
     if len(units) != len(spec.stages) or any(new < old.units for new, old in zip(units, spec.stages, strict=True)):
         raise ValueError(f"units: one number for each of the {len(spec.stages)} stages, none below the shallow net's")
-    if spec.unit == "bottleneck":
-        raise ValueError("a bottleneck net cannot be deepened: its 1x1 convolutions narrow the map")
+    if spec.unit == "bottleneck" and spec.plain:
+        raise ValueError("a plain net of bottlenecks cannot be deepened: its 1x1 convolutions narrow the map")
     stages = [StageSpec(**{**old.model_dump(), "units": new}) for new, old in zip(units, spec.stages, strict=True)]
     deep = ResNet(spec.model_copy(update={"stages": tuple(stages)})).to(net.fc.weight.device).eval()
     deep.load_state_dict(net.state_dict(), strict=False)  # the units keep their numbers
-    moments = _stage_moments(net, batches) if spec.plain else {}
+    measured = spec.plain or spec.shortcut == "C"
+    moments = _stage_moments(net, batches) if measured else {}
     for number, old in enumerate(spec.stages, start=1):
         stage = getattr(deep, f"layer{number}")
         for index in range(old.units, units[number - 1]):
             unit = stage.get_submodule(str(index))
-            if spec.plain:
-                _make_identity(unit, moments[f"conv{number + 1}"])
-            else:
-                last = unit.get_submodule(f"bn{unit.depth}")
+            identity = unit if spec.plain else unit.downsample
+            if identity is not None:
+                _make_identity(identity, moments[f"conv{number + 1}"])
+            if not spec.plain:
+                last = unit.pairs()[-1][1]
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
-                if unit.downsample is not None:  # shortcut option C: a projection, which has to be the identity
-                    raise ValueError("a net with shortcut option C cannot be deepened: use A or B")
     return deep
 
 
@@ -69,12 +71,12 @@ def _stage_moments(net: ResNet, batches: Iterable[Tensor]) -> dict[str, Moments]
             for name, feature in net.forward_stages(batch, names).items():
                 moments[name].add(feature)
     if not moments[names[0]].count:
-        raise ValueError("deepen: a plain net needs batches, which say what its batch norms have to put back")
+        raise ValueError("deepen: this net needs batches, which say what its new batch norms have to put back")
     return moments
 
 
 @torch.no_grad()
-def _make_identity(unit: ConvUnit, moments: Moments) -> None:
+def _make_identity(unit: nn.Module, moments: Moments) -> None:
     """Every convolution the identity, every batch norm too for maps with these moments."""
     variance = (moments.squares / moments.count).float()
     mean = moments.mean.float()

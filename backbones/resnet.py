@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from backbones.batch_norm import NORMS, conv_bn, conv_bn_relu
 from backbones.resnet_spec import ResNetSpec, StageSpec
 from backbones.staged import Head, Norm, Stage, Strided, initialise, run_stages
+from configs.errors import UserError
 
 
 def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
@@ -210,9 +211,18 @@ class ResNet(nn.Module):
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))
 
     def forward_stages(self, x: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
-        """Feature maps by stage name; nothing behind the deepest one asked for is computed."""
+        """Feature maps by stage name; nothing behind the deepest one asked for is computed.
+
+        Raises:
+            UserError: a net of vectors gets vectors or images of another length.
+        """
         if self.spec.vector_inputs:
             x = x.flatten(1)[:, :, None, None]
+            if x.shape[1] != self.spec.vector_inputs:
+                raise UserError(
+                    f"this net takes vectors of {self.spec.vector_inputs} numbers (vector_inputs), and an input has "
+                    f"{x.shape[1]}: images of one size only, as with --views center and 10crop"
+                )
         return run_stages(x, names, self.stage_channels, self._run_stage)
 
     def _run_stage(self, name: str, x: Tensor) -> Tensor:

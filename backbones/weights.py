@@ -338,12 +338,15 @@ def check_net(stored: Mapping[str, Any], net: nn.Module, name: str, stride_in_1x
 def load_checked(net: nn.Module, state: Mapping[str, Tensor], name: str, path: Path, for_classification: bool) -> None:
     """Loads a classifier's weights strictly, but for layers of the classifier that do not fit, where it is not needed.
 
+    Auxiliary classifiers, which only train classifiers, are not needed then either.
+
     Raises:
         UserError: see `check_keys`.
     """
     own = {key: value for key, value in net.state_dict().items() if not key.endswith("num_batches_tracked")}
     state = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
     if not for_classification:
+        own, state = ({key: each[key] for key in each if not key.startswith("companions.")} for each in (own, state))
         layers = {key.rpartition(".")[0] for key in (*own, *state) if key.startswith(("fc.", "classifier."))}
         for layer in layers:
             keys = [f"{layer}.weight", f"{layer}.bias"]

@@ -54,8 +54,8 @@ class ImageSourceConfig(Section):
     split: Literal["train", "val", "test"] | None = None
     """tiny_imagenet: train or val. cifar10: train or test."""
     ground_truth: str | None = None
-    """imagenet_val: ILSVRC2012_validation_ground_truth.txt in its development kit (meta.mat beside it says what the
-    numbers mean), LOC_val_solution.csv, or lines of a file name and a wnid."""
+    """imagenet_val: ILSVRC2012_validation_ground_truth.txt in its development kit (meta.mat, in later ones
+    meta_clsloc.mat, beside it says what the numbers mean), LOC_val_solution.csv, or lines of a file name and a wnid."""
     meta: str | None = None
     """imagenet_test: meta.mat of the development kit, which says the numbers of the classes in a submission."""
 

@@ -32,6 +32,8 @@ class TrainedConfig(Section):
     trainer: Literal["ours", "torchvision"] = "ours"
     """torchvision: torchvision's own FasterRCNN of the same size in the same loop, for a detector with neck: fpn
     (tools/benchmarks/torchvision_training.py)."""
+    published: str = ""
+    """What its paper gives for the net, with a budget of its own: a column of the table beside the figures here."""
     listed: bool = True
     """Its figures have a row; false: it only serves others, as a pretraining does."""
 
@@ -94,6 +96,8 @@ class ColumnConfig(Section):
     """Figures are multiplied by this: 100 for per cents, 0.016667 for minutes."""
     digits: NonNegativeInt = 3
     """Digits behind the point."""
+    best: Literal["lowest", "highest"] | None = None
+    """Which of the seeds' figures is the best one: it is shown first, as in the paper's Table 6: 6.43 (6.61 ± 0.16)."""
 
 
 class MeasurementConfig(Section):

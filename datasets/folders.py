@@ -91,7 +91,7 @@ def read_imagenet_val(root: Path, ground_truth: Path, class_names: Sequence[str]
     Args:
         root: the folder of ILSVRC2012_val_00000001.JPEG, ...
         ground_truth: a .csv of (ImageId, "wnid x1 y1 x2 y2 ..."), the development kit's .txt of one number a line
-            (meta.mat beside it names the numbers' wnids), or a .txt of a file name and a wnid a line.
+            (meta.mat or meta_clsloc.mat beside it names their wnids), or a .txt of a file name and a wnid a line.
         class_names: the wnids in the order of their labels; None: those of the ground truth, sorted.
 
     Raises:
@@ -258,7 +258,8 @@ def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[s
         raise UserError(
             f"{path}: has {counted(len(numbers), 'line')} for {counted(len(names), 'image')}: each needs one"
         )
-    meta = path.with_name("meta.mat")
+    places = [path.with_name(name) for name in ("meta.mat", "meta_clsloc.mat")]  # the second in later kits
+    meta = next((place for place in places if place.is_file()), places[0])
     wnid_of = {number: wnid for wnid, number in read_synset_numbers(meta).items()}
     unknown = next((number for number in numbers if number not in wnid_of), None)
     if unknown is not None:

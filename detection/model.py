@@ -202,6 +202,10 @@ def build_detector(
         plain=config.plain,
     )  # fmt: skip
     if preprocessing is None:
+        if config.box.dropout and config.neck == "none" and not config.dilated_conv5 and net.head == "conv":
+            raise UserError(
+                "model.box.dropout: is for fully connected layers, and this net's head has none: set it to 0"
+            )
         preprocessing = load_backbone_weights(
             net, config.backbone, config.weights, stride_in_1x1=bool(config.stride_in_1x1), data_root=data_root
         )

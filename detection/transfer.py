@@ -25,6 +25,13 @@ SYNONYMS: tuple[frozenset[str], ...] = tuple(
         ("tvmonitor", "tv", "tv or monitor"),
         ("hair drier", "hair dryer"),
         ("cell phone", "mobile phone"),
+        ("cat", "domestic cat"),
+        ("cow", "cattle"),
+        ("cup", "cup or mug"),
+        ("keyboard", "computer keyboard"),
+        ("mouse", "computer mouse"),
+        ("remote", "remote control"),
+        ("skis", "ski"),
     )
 )
 """Names of the same class in VOC, COCO and ImageNet DET."""

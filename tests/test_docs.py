@@ -75,7 +75,7 @@ def test_every_page_has_its_place_in_the_site():
     listed = nav_pages(yaml.safe_load(text)["nav"])
     assert len(listed) == len(set(listed))
     made = {"index.md", "changelog.md", *(page for page in listed if page.startswith("api/"))}
-    there = {page.name for page in (ROOT / "docs").glob("*.md")}
+    there = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     assert set(listed) - made == there
 
 

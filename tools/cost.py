@@ -5,8 +5,9 @@
     python tools/cost.py --cfg configs/frcnn_r101_voc.yaml
 
 A net costs what one image does (--size, default: the config's crop, else 224); a detector what an image of the test's
-size and all its proposals do. Multiply-adds are those of convolutions and fully connected layers, as in the papers.
-Activations are what layers put out, in float32: about what training keeps of an image. Nothing is computed.
+size and all its proposals do; its net is what the checkpoint in model.weights says, where that is there. Multiply-adds
+are those of convolutions and fully connected layers, as in the papers. Activations are what layers put out, in float32:
+about what training keeps of an image. Nothing is computed.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from backbones.classification import build_classifier
 from backbones.weights import IMAGENET
 from backbones.zoo import build_backbone
 from configs.classification import ClassificationConfig
+from configs.detection import ModelConfig
 from configs.errors import UserError
 from configs.loading import load_config
 from datasets.class_lists import CLASS_LISTS
-from detection.model import build_detector
+from detection.model import build_detector, with_described_net
 from detection.roi_heads import RoiHeads
 from tools.runtime import cli
+from tools.runtime.texts import net_name
 
 
 def main(args: argparse.Namespace) -> None:
@@ -46,9 +49,7 @@ def main(args: argparse.Namespace) -> None:
     else:
         config = load_config(args.cfg, cli.config_overrides(args), ClassificationConfig)
         with torch.device("meta"):
-            net = build_classifier(
-                config.model, args.classes or (10 if config.data.train.format == "cifar10" else 1000)
-            )
+            net = build_classifier(config.model, args.classes or count_classes(config))
         parts = stage_costs(net, image_size(args.size, config.data.crop_size))
     if args.json:
         print(json.dumps([part._asdict() for part in [*parts, total(parts)]], indent=1))
@@ -57,11 +58,27 @@ def main(args: argparse.Namespace) -> None:
 
 
 def is_detector(path: Path) -> bool:
-    """Whether a config is a detector's; of a file that cannot be read, False."""
+    """Whether a config is a detector's, whose data are lists of sources; of a file that cannot be read, False.
+
+    Raises:
+        UserError: it is a localiser's.
+    """
     try:
-        return "box" in yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if "stage" in content["model"]:
+            raise UserError(
+                f"{path}: is a localiser's: it costs what its net does: cost.py {content['model']['backbone']}"
+            )
+        return isinstance(content["data"]["train"], list)
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return False  # loading it says what is wrong
+
+
+def count_classes(config: ClassificationConfig) -> int:
+    """What a net's table says of its classes, else what its set has."""
+    backbone = config.model.backbone
+    own = backbone.get("num_classes") if isinstance(backbone, dict) else None
+    return own or {"cifar10": 10, "tiny_imagenet": 200}.get(config.data.train.format, 1000)
 
 
 def image_size(size: list[int] | None, default: int) -> tuple[int, int]:
@@ -72,14 +89,15 @@ def image_size(size: list[int] | None, default: int) -> tuple[int, int]:
 
 def detector_costs(args: argparse.Namespace) -> list[PartCost]:
     """Stages that are shared, neck, RPN, and the head on all proposals of the test."""
-    overrides = ["model.weights=random", "model.norm=batch", "model.frozen_stages=0"]
-    config = load_config(args.cfg, [*cli.config_overrides(args), *overrides])
+    config = load_config(args.cfg, cli.config_overrides(args))
+    model = described(config.model, cli.find_data_root(None))
+    model = model.model_copy(update={"weights": "random", "norm": "batch", "frozen_stages": 0})
     data = config.data
     names = CLASS_LISTS.get(data.classes, ["1"]) if isinstance(data.classes, str) else data.classes
     size = args.size or [data.test_min_size, data.test_max_size]
     with torch.device("meta"):
         detector = build_detector(
-            config.model, [str(number) for number in range(args.classes or len(names))], preprocessing=IMAGENET
+            model, [str(number) for number in range(args.classes or len(names))], preprocessing=IMAGENET
         )
     detector.eval()
     body, heads = detector.backbone.body, detector.roi_heads
@@ -93,15 +111,29 @@ def detector_costs(args: argparse.Namespace) -> list[PartCost]:
         parts.append(part_cost("fpn", fpn, lambda: fpn(maps)["pool"]))
     parts.append(part_cost("rpn", detector.rpn.head, lambda: torch.cat(detector.rpn.head(features)[0], 1)))
     count, side = config.model.rpn.post_nms_top_n_test, config.model.box.pool_size
-    rois = torch.empty(count, features[0].shape[1], side, side, device="meta")
+    whole = int(config.model.box.global_context)
+    rois = torch.empty(count + whole, features[0].shape[1], side, side, device="meta")
     parts.append(part_cost(f"head, {count} RoIs", heads, lambda: heads.box_predictor(hidden(heads, rois))[0]))
     return parts
 
 
+def described(model: ModelConfig, data_root: Path) -> ModelConfig:
+    """The same with the net of the checkpoint that it starts from; where that is not there, the net that it names."""
+    try:
+        return with_described_net(model, data_root)
+    except UserError:
+        if model.backbone is None:
+            raise
+        print(f"model.weights: {model.weights} cannot be had: the net is {net_name(model.backbone)}", file=sys.stderr)
+        return model
+
+
 def hidden(heads: RoiHeads, rois: torch.Tensor) -> torch.Tensor:
-    """The vectors that the siblings read; with global context twice as long."""
+    """The vectors that the siblings read; with global context twice as long, by that of the last RoI, the image."""
     vectors = heads.box_head(rois)
-    return torch.cat((vectors, vectors), 1) if heads.config.global_context else vectors
+    if not heads.config.global_context:
+        return vectors
+    return torch.cat((vectors[:-1], vectors[-1:].expand(len(vectors) - 1, -1)), 1)
 
 
 def total(parts: list[PartCost]) -> PartCost:

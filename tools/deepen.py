@@ -62,7 +62,9 @@ def main(args: argparse.Namespace) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, config=True, data_root=True, device=True)
-    parser.add_argument("--weights", required=True, type=Path, help="a checkpoint of tools/pretrain.py")
+    parser.add_argument(
+        "--weights", required=True, type=cli.weights_argument, metavar="W", help="a checkpoint of tools/pretrain.py"
+    )
     parser.add_argument("--units", required=True, nargs="+", type=int, metavar="N", help="of each new stage")
     parser.add_argument(
         "--out", required=True, type=cli.output_file, metavar="FILE", help="the checkpoint that is written"

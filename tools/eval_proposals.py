@@ -43,8 +43,9 @@ Scored = tuple[np.ndarray, np.ndarray]
 
 def main(args: argparse.Namespace) -> None:
     counts = sorted(set(args.counts))
+    inputs = [each for each in (args.proposals, args.gt, args.cfg, args.weights) if isinstance(each, Path)]
     for output in filter(None, (args.save, args.out)):
-        refuse_overwriting(output, list(filter(None, (args.proposals, args.gt, args.cfg, args.weights))))
+        refuse_overwriting(output, inputs)
     if args.weights is not None:
         truth, found = of_checkpoint(args, counts[-1])
     elif args.proposals is not None and args.gt is not None and args.format is not None:
@@ -169,7 +170,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser(__doc__, data_root=True, device=True)
     parser.add_argument("--cfg", type=Path, metavar="FILE", help="config, YAML: the images, and the RPN's options")
     cli.add_set(parser)
-    parser.add_argument("--weights", type=Path, metavar="W", help="last.pt or best.pt of a run")
+    parser.add_argument(
+        "--weights", type=cli.weights_argument, metavar="W", help="last.pt or best.pt of a run, or a name"
+    )
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
     parser.add_argument("--format", choices=("voc", "coco"), help="of saved proposals and their ground truth")
     parser.add_argument("--gt", type=Path, help="VOC folder or COCO annotation file")

@@ -5,8 +5,9 @@
     python tools/tables.py --html tables.html --out docs/results/tables.md
 
 Prints Markdown: the paper's figures, the parameters and multiply-adds of the nets as they are built here, and for each
-row that a config trains a row `here`: what its runs and docs/results/*.json say, as mean and deviation over the seeds;
-blank where it was not run. Runs are folders <config>/ or <config>/seed<N>/ anywhere under --runs.
+row that a config trains a row `here`: what its runs and docs/results/*.json say, as mean and deviation over the seeds
+(Table 6, as the paper: the best one, then mean and deviation); blank where it was not run. Runs are folders <config>/
+or <config>/seed<N>/ anywhere under --runs; `<config>/<test>` is what a test of its weights wrote there with --out.
 """
 
 from __future__ import annotations
@@ -31,6 +32,13 @@ from tools.runtime.texts import markdown_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES = ROOT / "tools" / "paper_tables.yaml"
+PAGE = """# The paper's tables
+
+Written by `python tools/tables.py --out docs/results/tables.md`: the figures of He et al. 2016, and below each row that
+a config trains what this checkout has measured; blank where it was not run.
+
+"""
+"""What --out begins with."""
 
 
 def main(args: argparse.Namespace) -> None:
@@ -43,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     text = "\n\n".join(f"**{heading}**\n\n{markdown_table(titles, rows)}" for heading, titles, rows in chosen) + "\n"
     print(text, end="")
     if args.out is not None:
-        write_text(args.out, text)
+        write_text(args.out, PAGE + text)
     if args.html is not None:
         write_text(args.html, as_html(chosen))
 
@@ -56,7 +64,10 @@ class Results:
         self.stored = list(_stored_results(results))
 
     def values(self, config: str, own: str) -> list[float]:
-        """A metric of each run of a config, as in its file: `own` is a file's name and a path in it."""
+        """A metric of each run of a config, as in its file: `own` is a file's name and a path in it.
+
+        `config` may go on with a test's name: frcnn_r101_coco/refined is the folder `refined` in the runs' own.
+        """
         name, path = own.split(" ", 1)
         found = [look_up(content, path) for content in self._contents(config, name)]
         found += [look_up(stored.get(name, {}), path) for owner, stored in self.stored if owner == config]
@@ -68,12 +79,16 @@ class Results:
         metrics_VIEWS.json is of tools/study.py; or a metrics.json of tools/test_cls.py --out, with these views.
         """
         views = name.removeprefix("metrics").removesuffix(".json").removeprefix("_")
+        config, _, test = config.partition("/")
         for file in sorted(self.runs.rglob("metrics*.json")):
             folder = file.parent
+            if test and folder.name != test:
+                continue
+            folder = folder.parent if test else folder
             of_run = config == folder.name or (config == folder.parent.name and folder.name.startswith("seed"))
             if of_run and file.name == name:
                 yield read_json(file, "file of results")
-            elif views and file.name == "metrics.json" and config in file.parts:
+            elif views and not test and file.name == "metrics.json" and config in file.parts:
                 content = read_json(file, "file of results")
                 if isinstance(content, dict) and content.get("views") == views:
                     yield content
@@ -108,9 +123,9 @@ def laid_out(table: dict[str, Any], results: Results) -> Table:
     for row in table["rows"]:
         built = list(net_costs(row["net"], costs)) if costs and "net" in row else [""] * (2 if costs else 0)
         rows.append([row["name"], *built, *map(_number, row["paper"], digits)])
-        if "config" in row and any("own" in column for column in table["columns"]):
-            cells = [own_figure(results, row["config"], column.get("own")) for column in table["columns"]]
-            rows.append([f"here: {row['config']}", *([""] * len(built)), *cells])
+        for config in configs_of(row) if any("own" in column for column in table["columns"]) else []:
+            cells = [own_figure(results, config, column) for column in table["columns"]]
+            rows.append([f"here: {config}", *([""] * len(built)), *cells])
     return f"Table {table['number']}. {table['title']}", titles, rows
 
 
@@ -126,11 +141,19 @@ def net_costs(net: dict[str, Any], side: int) -> tuple[str, str]:
     return f"{built.parameters:,}", f"{built.multiply_adds:.3g}".replace("e+0", "e").replace("e+", "e")
 
 
-def own_figure(results: Results, config: str, own: str | None) -> str:
-    """Per cent: the mean over the runs, with the deviation and their number where there are several; "" for none."""
-    values = [100 * value for value in results.values(config, own)] if own else []
-    if len(values) < 2:
-        return f"{values[0]:.2f}" if values else ""
+def configs_of(row: dict[str, Any]) -> list[str]:
+    """The configs that train what a row is of, the nearest to the paper first; some with a test's name."""
+    named = row.get("config", [])
+    return named if isinstance(named, list) else [named]
+
+
+def own_figure(results: Results, config: str, column: dict[str, str]) -> str:
+    """Per cent: the mean over the runs, with the deviation and their number where there are several; "" for none. A
+    column may show the `best` (lowest) of several runs, or only their `spread`: mean and deviation."""
+    values = [100 * value for value in results.values(config, column["own"])] if "own" in column else []
+    shows = column.get("shows")
+    if len(values) < 2 or shows == "best":
+        return f"{min(values):.2f}" if values and shows != "spread" else ""
     return f"{statistics.fmean(values):.2f} ± {statistics.stdev(values):.2f} ({len(values)})"
 
 

@@ -44,6 +44,8 @@ def main(args: argparse.Namespace) -> None:
     images = read_set(source, data_root, names)
     if not isinstance(images, ImageFiles):
         raise UserError(f"data.{args.split}: a cifar10 set is read as a whole: it needs no shards")
+    if len(images) and images.labels.min() < 0:
+        raise UserError(f"data.{args.split}: has no labels, which shards need")
     order = np.arange(len(images))
     if args.shuffle is not None:
         order = np.random.default_rng(args.shuffle).permutation(order)

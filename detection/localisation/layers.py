@@ -27,6 +27,12 @@ class Candidates(NamedTuple):
     """(B, T, M) float32 in [0, 1]; 0 where there is no box."""
 
 
+def drop_companions(net: nn.Module) -> None:
+    """Takes a net's auxiliary classifiers, which only train classifiers, out of it (GoogLeNet, DSN)."""
+    if hasattr(net, "companions"):
+        net.companions = nn.ModuleDict()
+
+
 class PerClassLayers(nn.Module):
     """The sibling 1x1 convolutions: a binary logit and 4 deltas for each class and anchor.
 

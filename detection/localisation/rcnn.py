@@ -14,7 +14,7 @@ from backbones.preprocess import Normalize
 from backbones.weights import Preprocessing
 from configs.localisation import PerClassRcnnConfig
 from detection.boxes import gather_boxes
-from detection.localisation.layers import Candidates, PerClassLayers, sample_losses
+from detection.localisation.layers import Candidates, PerClassLayers, drop_companions, sample_losses
 from detection.matching import match
 from detection.roi_align import roi_align
 from detection.sampling import PLACE_BITS, Sampled, random_keys, sample
@@ -39,6 +39,7 @@ class PerClassRcnn(nn.Module):
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.net: Any = net
+        drop_companions(net)
         self.normalize = Normalize(preprocessing)
         if hasattr(net, "fc"):
             classifier, net.fc = net.fc, nn.Identity()

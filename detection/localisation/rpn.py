@@ -20,7 +20,7 @@ from configs.errors import UserError
 from configs.localisation import PerClassRpnConfig
 from detection.anchors import AnchorGenerator
 from detection.boxes import decode_boxes, gather_boxes
-from detection.localisation.layers import Candidates, PerClassLayers, sample_losses, to_original
+from detection.localisation.layers import Candidates, PerClassLayers, drop_companions, sample_losses, to_original
 from detection.losses import classification_loss, mean_count, objectness_loss
 from detection.matching import match
 from detection.sampling import Sampled, random_keys, sample
@@ -51,7 +51,8 @@ class PerClassRpn(nn.Module):
         self.stage = config.stage or self.last
         if self.stage not in stages:
             raise UserError(f"model.rpn.stage is {self.stage}, but the net has {', '.join(stages)}")
-        if self.classifies and not isinstance(net, ResNet | GoogLeNet):
+        drop_companions(net)
+        if self.classifies and not (isinstance(net, ResNet | GoogLeNet) and net.pools_globally):
             raise UserError("model.rpn.classification_loss_weight: this net's classifier cannot train along: give 0")
         if not config.classification_loss_weight:
             net.pop_classifier()

@@ -41,6 +41,19 @@ def test_outputs_are_equal_at_the_start(plain, unit):
     assert (net(x)[0] - net(x)[1]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "changes", [{"shortcut": "C"}, {"unit": "bottleneck"}, {"unit": "bottleneck", "shortcut": "C"}]
+)
+def test_projections_and_bottlenecks(changes):
+    net = trained(plain=False, **changes)
+    x = torch.randn(4, 3, 16, 12)
+    deep = deepen(net, [2, 4], [torch.randn(16, 3, 16, 12)])
+    assert torch.allclose(deep(x), net(x), atol=1e-5)
+    assert (net(x)[0] - net(x)[1]).abs().max() > 1e-3
+    F.cross_entropy(deep.train()(x), torch.tensor([0, 1, 2, 0])).backward()
+    assert deep.layer1[1].pairs()[-1][1].weight.grad.any()
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_in_training_too_where_the_batch_is_what_was_measured(plain):
     """The new batch norms put back the batch's own mean and variance."""
@@ -66,7 +79,7 @@ def test_what_cannot_be_deepened_is_said():
         deepen(net, [1, 1], [])
     with pytest.raises(ValueError, match="needs batches"):
         deepen(net, [2, 2], [])
-    with pytest.raises(ValueError, match="option C"):
+    with pytest.raises(ValueError, match="needs batches"):
         deepen(trained(plain=False, shortcut="C"), [2, 2], [])
-    with pytest.raises(ValueError, match="bottleneck"):
-        deepen(build_backbone({**TABLE, "unit": "bottleneck"}), [2, 2], [])
+    with pytest.raises(ValueError, match="plain net of bottlenecks"):
+        deepen(build_backbone({**TABLE, "unit": "bottleneck"}, plain=True), [2, 2], [])

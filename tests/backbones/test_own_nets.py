@@ -113,6 +113,8 @@ def test_vectors_go_through_fully_connected_units():
         hidden = F.relu(layer(inner, unit.conv2, unit.bn2) + hidden)
     assert torch.allclose(net(x), net.fc(hidden), atol=1e-5)
     assert torch.equal(net(x.view(5, 1, 4, 5)), net(x))
+    with pytest.raises(UserError, match=r"vectors of 20 numbers .* an input has 24"):
+        net(torch.zeros(2, 3, 4, 2))
     net.train()(x).sum().backward()
     assert all(value.grad is not None for value in net.parameters())
 

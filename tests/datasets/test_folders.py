@@ -131,8 +131,10 @@ def test_the_development_kits_numbers_mean_what_meta_mat_says(flat, tmp_path):
     truth.write_text("20\n7\n20\n" + "9" * 5000)  # more digits than Python's int takes
     with pytest.raises(UserError, match=r"ground_truth\.txt: has no line for"):
         read_imagenet_val(flat, truth)
-    truth.write_text("20\n7\n20\n8\n")
-    (tmp_path / "meta.mat").unlink()
+    truth.write_text("20\n7\n20\n9\n")
+    (tmp_path / "meta.mat").rename(tmp_path / "meta_clsloc.mat")  # as later kits call it
+    assert labelled(read_imagenet_val(flat, truth)) == EXPECTED
+    (tmp_path / "meta_clsloc.mat").unlink()
     with pytest.raises(UserError, match=r"meta\.mat: missing"):
         read_imagenet_val(flat, truth)
 

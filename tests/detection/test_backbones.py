@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -189,6 +191,20 @@ def test_a_checkpoint_says_which_net_it_is(tmp_path, model, named):
     again.load_state_dict(detector.state_dict())
 
 
+def test_auxiliary_classifiers_of_a_checkpoint_are_left_out(tmp_path):
+    """As configs/imagenet_googlenet.yaml trains them; the detector may name the net without them."""
+    with torch.device("meta"):
+        whole = build_backbone({"net": "googlenet", "auxiliary": True})
+    state = {key: torch.zeros(value.shape, dtype=value.dtype) for key, value in whole.state_dict().items()}
+    assert any(key.startswith("companions.") for key in state)
+    net = SimpleNamespace(state_dict=lambda: state)
+    weights = save(tmp_path / "last.pt", net, backbone={"net": "googlenet", "auxiliary": True})
+    for backbone in ("googlenet", {"net": "googlenet", "auxiliary": True}):
+        detector = build_detector(small_config(weights=weights, norm="frozen", backbone=backbone), ["cat"])
+        assert not any("companions" in key for key in detector.state_dict())
+        assert not any(value.any() for key, value in detector.backbone.named_parameters() if "conv" in key)
+
+
 def test_an_explicit_option_that_the_weights_contradict_is_refused(tmp_path):
     net = build_backbone("resnet18", plain=True)
     weights = save(tmp_path / "last.pt", net, backbone="resnet18", plain=True)
@@ -210,6 +226,9 @@ def test_what_no_detector_can_stand_on_is_said():
     sizes = [[8], [16], [32], [48], [64]]
     with pytest.raises(UserError, match="none of stride 8"):
         build_detector(small_config(backbone="cifar_resnet8", neck="fpn", anchors={"sizes": sizes}), ["cat"])
+    for net in (OWN, "cifar_resnet8", {"net": "nin", "width": 1 / 16}):  # VGG and PReLU-net have the layers for it
+        with pytest.raises((UserError, ValueError), match=r"box\.dropout.* is for fully connected layers"):
+            build_detector(small_config(backbone=net, box={**SMALL["box"], "dropout": 0.5}), ["cat"])
     with pytest.raises(UserError, match="do not say which"):
         build_detector(small_config(weights="torchvision:IMAGENET1K_V1"), ["cat"])
     with pytest.raises(ValueError, match="name a net"):

@@ -8,9 +8,9 @@ import torch
 from backbones.weights import IMAGENET
 from configs.detection import ModelConfig
 from configs.errors import UserError
-from datasets.class_lists import COCO, VOC
+from datasets.class_lists import COCO, IMAGENET_DET, VOC
 from detection.model import Detector, build_detector
-from detection.transfer import same_classes, transfer_classes
+from detection.transfer import SYNONYMS, same_classes, transfer_classes
 
 
 def make(names: list[str], **box: object) -> Detector:
@@ -35,6 +35,9 @@ def test_vocs_classes_are_cocos():
     }
     assert same_classes(["Traffic_Light", "dog"], ["traffic light", "cat", "Dog"]) == {1: 1, 3: 2}
     assert same_classes(["TV_or_Monitor", "hair-dryer"], ["tv", "hair drier"]) == {1: 1, 2: 2}
+    names = {name for group in SYNONYMS for name in group}
+    known = {name for names in (COCO, VOC, IMAGENET_DET) for name in names}
+    assert names - known == {"hair dryer", "mobile phone"} - known, "a synonym that no list has"
 
 
 @pytest.mark.parametrize("unused", [0, 3])

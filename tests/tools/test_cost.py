@@ -10,6 +10,7 @@ import torch
 
 from backbones.analysis import cost, stage_costs
 from backbones.zoo import build_backbone
+from configs.errors import UserError
 from tools import cost as script
 from tools.runtime import cli
 
@@ -54,6 +55,8 @@ def test_a_classifiers_config(capsys):
     out = run(capsys, "--cfg", str(CONFIGS / "cifar_nin.yaml"))
     assert "966,986" in out
     assert "96 x 32 x 32" in out
+    table = json.loads(run(capsys, "--cfg", str(CONFIGS / "tiny_imagenet_groups.yaml"), "--json"))
+    assert table[-1]["output"] == [200]
 
 
 def test_a_detectors_config(capsys):
@@ -63,6 +66,43 @@ def test_a_detectors_config(capsys):
     fully_connected = 512 * 49 * 4096 + 4096 + 4096 * 4096 + 4096 + 4097 * 21 * 5
     assert named["head, 300 RoIs"]["parameters"] == fully_connected
     assert named["head, 300 RoIs"]["multiply_adds"] == 300 * (512 * 49 * 4096 + 4096 * 4096 + 4096 * 21 * 5)
+
+
+def test_global_context_is_one_more_roi_through_conv5(capsys):
+    config = str(CONFIGS / "bccd_r18_c4.yaml")
+    heads = []
+    for context in ("false", "true"):
+        options = ["--classes", "3", "--size", "64", "--json", "--set", f"model.box.global_context={context}"]
+        heads.append(json.loads(run(capsys, "--cfg", config, *options))[-2]["multiply_adds"])
+    count = json.loads(run(capsys, "--cfg", config, "--size", "64", "--json"))[-2]["name"].split()[1]
+    siblings = int(count) * 512 * 4 * 5
+    assert heads[1] - 2 * siblings == (heads[0] - siblings) * (int(count) + 1) // int(count)
+
+
+def test_a_detector_on_the_net_of_its_checkpoint(tmp_path, capsys):
+    """No shortcuts, as the checkpoint says, though the config names the residual net; a config without a `box`."""
+    with torch.device("meta"):
+        net = build_backbone("cifar_resnet8", plain=True, shortcut="A")
+    state = {name: torch.zeros(value.shape, dtype=value.dtype) for name, value in net.state_dict().items()}
+    model = {"backbone": "cifar_resnet8", "plain": True, "shortcut": "B"}
+    preprocessing = {"mean": [0.0] * 3, "std": [1.0] * 3, "channel_order": "rgb"}
+    content = {"format": 1, "kind": "classifier", "config": {"model": model}, "class_names": []}
+    torch.save({**content, "preprocessing": preprocessing, "model": state}, tmp_path / "last.pt")
+    config = tmp_path / "own.yaml"
+    config.write_text(
+        "data: {train: [{format: generated, image_set: train}]}\n"
+        f"model: {{weights: {tmp_path / 'last.pt'}, anchors: {{sizes: [16]}}}}\n"
+        "optim: {lr: 0.1, reference_batch_size: 1}\nschedule: {epochs: 1}\ntrain: {batch_size: 1}\n"
+    )
+    parts = {part["name"]: part for part in json.loads(run(capsys, "--cfg", str(config), "--json", "--size", "64"))}
+    assert parts["conv3"]["parameters"] == 16 * 32 * 9 + 32 * 32 * 9 + 4 * 32  # no projection
+    (tmp_path / "last.pt").unlink()
+    named = run(capsys, "--cfg", str(config), "--set", "model.backbone=cifar_resnet8", "model.shortcut=B", "--json")
+    assert json.loads(named)[2]["parameters"] == parts["conv3"]["parameters"] + 16 * 32 + 2 * 32
+    with pytest.raises(UserError, match="there is no file"):
+        run(capsys, "--cfg", str(config))
+    with pytest.raises(UserError, match=r"localiser's.*cost\.py resnet101"):
+        run(capsys, "--cfg", str(CONFIGS / "imagenet_loc_rpn_resnet101.yaml"))
 
 
 @pytest.mark.parametrize("words", [(), ("nin", "--cfg", "x.yaml"), ("resnet51",), ("--cfg", "missing.yaml")])

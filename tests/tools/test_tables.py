@@ -25,7 +25,8 @@ def test_there_are_fourteen_and_every_row_is_whole():
     for table in TABLES.values():
         for row in table["rows"]:
             assert len(row["paper"]) == len(table["columns"]), (table["number"], row["name"])
-            assert "config" not in row or (ROOT / f"configs/{row['config']}.yaml").is_file(), row
+            for config in script.configs_of(row):
+                assert (ROOT / f"configs/{config.partition('/')[0]}.yaml").is_file(), row
 
 
 @pytest.mark.parametrize("number", [10, 11])
@@ -57,6 +58,19 @@ def test_the_nets_of_table_1_cost_what_it_says(capsys):
             assert float(cells[2]) == pytest.approx(1e9 * float(cells[-1]), rel=0.02), cells[0]
 
 
+def test_the_page_of_the_tables_is_up_to_date(tmp_path):
+    """Of those without nets, whose costs take a while; a checkout's runs are its own."""
+    page = (ROOT / "docs/results/tables.md").read_text()
+    assert page.startswith(script.PAGE)
+    results = script.Results(tmp_path, ROOT / "docs/results")
+    for table in TABLES.values():
+        heading, titles, rows = script.laid_out({**table, "costs": None}, results)
+        text = f"**{heading}**\n\n{script.markdown_table(titles, rows)}"
+        if "costs" not in table:
+            assert text in page, f"Table {table['number']}: run: python tools/tables.py --out docs/results/tables.md"
+        assert all(f"| {row[0]} |" in page for row in rows), heading
+
+
 def write(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
@@ -77,12 +91,12 @@ def test_runs_stand_below_the_papers_rows(tmp_path, capsys):
     out = run(
         capsys, 6, "--runs", runs, "--results", results, "--html", tmp_path / "t.html", "--out", tmp_path / "t.md"
     )
-    assert line_of(out, "here: cifar_resnet20")[5] == "8.50 ± 0.71 (2)"
-    assert line_of(out, "here: cifar_resnet32")[5] == "7.71"
+    assert line_of(out, "here: cifar_resnet20")[5:] == ["8.00", "8.50 ± 0.71 (2)"]  # the best, as the paper
+    assert line_of(out, "here: cifar_resnet32")[5:] == ["7.71", ""]
     assert line_of(out, "here: cifar_resnet44")[5] == "7.00"
     assert line_of(out, "here: cifar_resnet56")[5] == ""
     assert "| 8.80 |" in out
-    assert (tmp_path / "t.md").read_text() == out
+    assert (tmp_path / "t.md").read_text() == script.PAGE + out
     page = (tmp_path / "t.html").read_text()
     assert "<td>8.50 ± 0.71 (2)</td>" in page
     assert page.count("<tr>") == len([line for line in out.splitlines() if line.startswith("|")]) - 1
@@ -103,6 +117,34 @@ def test_classes_of_a_detector(tmp_path, capsys):
     write(tmp_path / "runs/frcnn_r101_voc_plus/metrics.json", values)
     cells = line_of(run(capsys, 10, "--runs", tmp_path / "runs"), "here: frcnn_r101_voc_plus")
     assert (cells[1], cells[2], cells[-1]) == ("79.10", "80.00", "")
+
+
+def test_every_config_of_a_row_and_tests_by_their_folders(tmp_path, capsys):
+    def write_ap(folder: str, ap: float) -> None:
+        write(tmp_path / folder / "metrics.json", {"coco": {"AP": ap, "AP50": 2 * ap}})
+
+    write_ap("frcnn_r101_coco", 0.30)
+    write_ap("frcnn_r101_coco/refined", 0.32)
+    write_ap("frcnn_r101_coco/refined/other", 0.1)
+    write_ap("frcnn_r101_coco_context/seed0/one_size", 0.33)
+    write_ap("frcnn_r101_coco_context/seed1/one_size", 0.33)
+    out = run(capsys, 9, "--runs", tmp_path)
+    assert line_of(out, "here: frcnn_r101_coco |")[1:3] == ["60.00", "30.00"]
+    assert line_of(out, "here: frcnn_r101_coco_alternating |")[1:3] == ["", ""]
+    assert line_of(out, "here: frcnn_r101_coco/refined")[1:3] == ["64.00", "32.00"]
+    assert line_of(out, "here: frcnn_r101_coco_context/one_size")[2] == "33.00 ± 0.00 (2)"
+    assert line_of(out, "here: frcnn_r101_coco_context |")[1:3] == ["", ""]
+
+
+def test_the_folders_of_tests_are_those_of_the_papers_page():
+    """A user who gives docs/paper.md's commands finds the figures in the tables."""
+    page = (ROOT / "docs/paper.md").read_text()
+    for number in (9, 12, 13, 14):
+        for row in TABLES[number]["rows"]:
+            for config in script.configs_of(row):
+                name, _, test = config.partition("/")
+                if test and name != "imagenet_loc_rpn_vgg16":  # in the header of the config
+                    assert f"--out runs/{config}`" in page, config
 
 
 @pytest.mark.parametrize(("number", "broken", "words"), [("15", False, "no Table 15"), ("6", True, "metrics.json")])

@@ -51,6 +51,13 @@ def test_index_alone(tmp_path, config, capsys) -> None:
     assert "6 images" in capsys.readouterr().out
 
 
+def test_a_set_without_labels_is_refused(tmp_path, config) -> None:
+    (tmp_path / "meta.txt").write_text("a\nb\nc\n")
+    unlabelled = f"data.test={{format: imagenet_test, root: train/a, meta: {tmp_path / 'meta.txt'}}}"
+    with pytest.raises(UserError, match=r"data\.test: has no labels"):
+        run(*config, unlabelled, "--split", "test", "--out", tmp_path / "out")
+
+
 def test_what_is_missing_is_told(tmp_path, config) -> None:
     with pytest.raises(UserError, match="give --cfg and --out, or --index"):
         run("--out", tmp_path)

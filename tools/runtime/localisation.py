@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from backbones.classification import Classifier
 from backbones.views import view_scores
@@ -95,8 +96,9 @@ def predict(
             if members.classifiers:
                 how = "center" if view == "center" else "multiscale"
                 scores = [
-                    view_scores(each.net, each.normalize, images, how, each.crop_size or config.data.crop_size)
+                    view_scores(each.net, each.normalize, seen_by(each, images, view), how, window)
                     for each in members.classifiers
+                    for window in [each.crop_size or config.data.crop_size]
                 ]
                 mean = torch.stack(scores).mean(0)
                 classes = torch.cat((classes, mean.topk(min(TOP, mean.shape[1]), 1).indices), 1)
@@ -116,6 +118,14 @@ def predict(
     index, labels, boxes, scores = (np.concatenate(column) for column in zip(*everything, strict=True))
     order = np.argsort(index)
     return Predictions(labels[order], boxes[order], scores[order])
+
+
+def seen_by(classifier: Classifier, images: Sequence[Tensor], view: str) -> list[Tensor]:
+    """A batch's images as a classifier's own test has them: of center, the crop at the size that it was trained on."""
+    side = classifier.crop_size
+    if view != "center" or side is None or images[0].shape[-1] == side:
+        return list(images)
+    return [F.interpolate(each.float(), (side, side), mode="bilinear", antialias=True) for each in images]
 
 
 def figures(predictions: Predictions, records: Records) -> dict[str, float]:

@@ -147,10 +147,11 @@ def _section(page: Page, name: str) -> str:
     if experiment.runs:
         environment = page.results[name]["environment"]
         commits = sorted({str(entry["commit"]) for entry in page.results[name]["runs"]})
+        best = " (in parentheses behind the best)" if any(column.best for column in experiment.columns) else ""
         parts[-1] += (
             f" {environment['device']}, {counted(environment['threads'], 'thread')}, "
             f"torch {environment['versions']['torch']}, commit {', '.join(commits)}. "
-            f"Means ± standard deviations over the seeds, last checkpoints: `docs/results/{name}.json`."
+            f"Means ± standard deviations over the seeds{best}, last checkpoints: `docs/results/{name}.json`."
         )
         parts.append(_run_table(experiment, page.entries(name)))
         drawn = {kind for kind in experiment.figures if any(kind in entry for entry in page.entries(name))}
@@ -167,7 +168,8 @@ def _section(page: Page, name: str) -> str:
 
 
 def _run_table(experiment: ExperimentConfig, entries: Entries) -> str:
-    rows = []
+    rows, published = [], {run.name: run.published for run in experiment.runs}
+    beside = any(published.values())
     for name in (*(run.name for run in experiment.runs if run.listed), *(test.name for test in experiment.tests)):
         of = [entry for entry in entries if entry["name"] == name]
         chosen = " ".join(of[0].get("chosen", [])) if of else ""
@@ -175,16 +177,23 @@ def _run_table(experiment: ExperimentConfig, entries: Entries) -> str:
         seeds = seeds or (" + ".join(str(seed) for seed in of[0].get("seeds", [])) if of else "")
         cells = [cell([column.factor * value for value in figures(of, name, column.metric)], column)
                  for column in experiment.columns]  # fmt: skip
-        rows.append([f"{name} (chosen: {chosen})" if chosen else name, seeds, *cells])
-    return markdown_table(["", "seeds", *(column.title for column in experiment.columns)], rows)
+        row = [f"{name} (chosen: {chosen})" if chosen else name, seeds, *cells]
+        rows.append([*row, published.get(name, "")] if beside else row)
+    titles = ["", "seeds", *(column.title for column in experiment.columns), *(["published"] if beside else [])]
+    return markdown_table(titles, rows)
 
 
 def cell(values: Sequence[float], column: ColumnConfig) -> str:
-    """Mean and standard deviation; of one value the value; of none ""."""
+    """Mean and standard deviation, behind the best where the column has one; of one value the value; of none ""."""
     if not values:
         return ""
     mean = f"{statistics.fmean(values):.{column.digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{column.digits}f}"
+    if len(values) == 1:
+        return mean
+    spread = f"{mean} ± {statistics.stdev(values):.{column.digits}f}"
+    if column.best is None:
+        return spread
+    return f"{(min if column.best == 'lowest' else max)(values):.{column.digits}f} ({spread})"
 
 
 # ---------------------------------------------------------------------------------------------- measurements

@@ -102,6 +102,19 @@ def test_of_a_net_with_several_linear_layers_the_last_makes_room():
     assert "delta_weights" not in rcnn.state_dict(), "they are the config's"
 
 
+def test_auxiliary_classifiers_stay_out():
+    """In training such a net gives their logits too."""
+    for name in ({"net": "dsn", "width": 1 / 32}, {"net": "googlenet", "auxiliary": True}):
+        with torch.device("meta"):
+            rcnn = PerClassRcnn(build_backbone(name, num_classes=5), PerClassRcnnConfig(warp_size=64), 5, IMAGENET)
+            rcnn.train()
+            images, rois = torch.zeros(2, 3, 64, 64), torch.zeros(2, 1, 4)
+            crops = rcnn.net(images)
+            logits, _ = rcnn.siblings(crops[:, :, None, None], torch.zeros(len(rois), 1, dtype=torch.int64))
+        assert logits.shape[:2] == (2, 1)
+        assert not [key for key in rcnn.state_dict() if "companions" in key]
+
+
 def test_roi_centric_steps_take_one_roi_of_each_image():
     """Of 6,000 images that have both kinds a quarter of the RoIs are positive, and within a kind each is as likely."""
     rcnn = make_rcnn(sampling="roi", rois_per_image=1, positive_fraction=0.25)

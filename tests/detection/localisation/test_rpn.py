@@ -19,6 +19,7 @@ from detection.sampling import random_keys
 from tests.detection.localisation.made import (
     INDEX,
     LABELS,
+    NET,
     OBJECTS,
     VALID,
     frame_of,
@@ -211,8 +212,10 @@ def test_the_sample_follows_the_image_not_the_batch_and_changes_with_the_iterati
 
 def test_a_net_without_a_linear_classifier_on_a_mean_cannot_classify_along():
     net = build_backbone("highway19", num_classes=4)
-    with pytest.raises(UserError, match="classification_loss_weight: this net's classifier"):
-        PerClassRpn(net, PerClassRpnConfig(classification_loss_weight=1.0), 4, IMAGENET)
+    fixed = build_backbone({**NET, "classifier_pool": {"size": 2}, "input_size": [32, 32]}, num_classes=4)
+    for each in (net, fixed):
+        with pytest.raises(UserError, match="classification_loss_weight: this net's classifier"):
+            PerClassRpn(each, PerClassRpnConfig(classification_loss_weight=1.0), 4, IMAGENET)
 
 
 def test_a_hidden_layer_starts_as_any_behind_a_relu():

@@ -119,18 +119,31 @@ def test_predictions_are_in_the_sets_order_whatever_the_batches(tmp_path: Path):
     np.testing.assert_allclose(only.boxes, found[0].boxes[:, :1], atol=1e-3)
 
 
-def test_a_dense_classifier_has_the_window_of_its_own_training_crop(tmp_path: Path, monkeypatch):
+def test_a_classifier_has_the_size_of_its_own_training_crop(tmp_path: Path, monkeypatch):
     """Not that of the localiser's config: the R-CNN's crops of the image are larger than a classifier's."""
     config = parse_config(localisation_values(tmp_path), [], LocalisationConfig, "made")
     records = read_localisation(config.data.val, tmp_path)
     rpn = build_localiser(config.model, 2, preprocessing=IMAGENET)
-    windows = []
+    windows, sides = [], []
 
     def noting(net, normalize, images, view, crop_size):
         windows.append((view, crop_size))
+        sides.append(images[0].shape[-1])
         return torch.zeros(len(images[0]), 2)
 
     monkeypatch.setattr(module, "view_scores", noting)
     members = [Classifier(rpn.net, rpn.normalize, [], size) for size in (20, 28, None)]
     predict(Members([rpn], classifiers=members), records, config, CPU, view="dense", batch_size=12)
     assert windows == [("multiscale", 20), ("multiscale", 28), ("multiscale", 32)]
+    windows.clear()
+    sides.clear()
+    predict(Members([rpn], classifiers=members), records, config, CPU, view="center", batch_size=12)
+    assert windows == [("center", 20), ("center", 28), ("center", 32)]
+    assert sides == [20, 28, 32]
+
+
+def test_a_smaller_crop_for_a_classifier_shows_the_same():
+    net = torch.nn.Identity()
+    gradient = torch.arange(32, dtype=torch.uint8).expand(1, 3, 32, 32)
+    smaller = module.seen_by(Classifier(net, net, [], 16), [gradient], "center")[0]
+    assert torch.allclose(smaller[0, 0, 0, 1:-1], torch.arange(2.5, 29, 2), atol=0.01)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from configs.experiments import ClaimConfig, ColumnConfig
-from tools.runtime.results_page import cell, judge
+from configs.experiments import ClaimConfig, ColumnConfig, ExperimentConfig
+from tools.runtime.results_page import _run_table, cell, judge
 
 
 def entries(**values: list[float]) -> list[dict]:
@@ -27,3 +27,20 @@ def test_a_cell():
     assert cell([], column) == ""
     assert cell([0.5], column) == "0.50"
     assert cell([1.0, 2.0, 3.0], column) == "2.00 ± 1.00"
+    best = [column.model_copy(update={"best": which}) for which in ("lowest", "highest")]
+    assert [cell([1.0, 2.0, 3.0], each) for each in best] == ["1.00 (2.00 ± 1.00)", "3.00 (2.00 ± 1.00)"]
+    assert cell([0.5], best[0]) == "0.50"
+
+
+def test_published_figures_are_beside_every_row():
+    values = {
+        "title": "t", "budget": "b",
+        "runs": [{"name": "a", "config": "x", "published": "8.81"}, {"name": "b", "config": "x"}],
+        "columns": [{"title": "error", "metric": "error", "digits": 1, "best": "lowest"}],
+    }  # fmt: skip
+    found = [{"name": "a", "seed": seed, "error": error} for seed, error in ((0, 9.0), (1, 11.0))]
+    lines = _run_table(ExperimentConfig(**values), found).splitlines()
+    assert lines[0] == "|  | seeds | error | published |"
+    assert lines[2:] == ["| a | 0, 1 | 9.0 (10.0 ± 1.4) | 8.81 |", "| b |  |  |  |"]
+    values["runs"][0].pop("published")
+    assert _run_table(ExperimentConfig(**values), found).splitlines()[0] == "|  | seeds | error |"
