@@ -125,7 +125,8 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
     if not file.image_ids:
         raise UserError(f"{annotations}: lists no image")
     if file.unknown is not None:
-        _find_unknown(file)
+        if is_listening():
+            _find_unknown(file)
         raise file.unknown
     counts = np.bincount(file.image_index, minlength=len(file.image_ids))
     order = np.argsort(file.image_index, kind="stable")
@@ -435,10 +436,10 @@ def _warn(file: CocoFile) -> None:
 
 def _find_repeated_ids(path: Path, ids: list[Any]) -> None:
     first: dict[Any, int] = {}
+    if None in ids:
+        find("id-missing", path, f"{_ANNOTATION} {ids.index(None)}", f"and {ids.count(None) - 1} others")
     for number, identity in enumerate(ids):
-        if identity is None:
-            find("id-missing", path, f"{_ANNOTATION} {number}")
-        elif (other := first.setdefault(identity, number)) != number:
+        if identity is not None and (other := first.setdefault(identity, number)) != number:
             find("id-repeated", path, f"{_ANNOTATION} {number}", f"{short(identity)}, as number {other}")
 
 

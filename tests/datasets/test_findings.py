@@ -66,7 +66,7 @@ def spoil(key: str, value: Any, *which: int, of: str = "annotations") -> Callabl
         (spoil("height", None, 0, 2, of="images"), {"size-missing": 2}),
         (spoil("width", 20, 1, of="images"), {"size-differs": 1}),  # a box leaves it, so the file is asked
         (spoil("id", 7, 0, 1, 2), {"id-repeated": 2}),
-        (lambda data: data["annotations"][1].pop("id"), {"id-missing": 1}),
+        (lambda data: [data["annotations"][i].pop("id") for i in (1, 2)], {"id-missing": 1}),  # one for all
         (lambda data: data["images"].append(data["images"][0]), {"id-repeated": 1}),
         (lambda data: data["images"].append({**data["images"][0], "id": 9}), {"image-repeated": 1}),
     ],
