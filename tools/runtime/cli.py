@@ -218,6 +218,8 @@ def run(
 ) -> NoReturn:
     """Parse the command line, run `main`, and exit with the right code; `intermixed`: options may part the inputs."""
     _fill_closed_streams()
+    if argv is None and sys.getfilesystemencoding() != "utf-8":  # by its locale: names from data would not be found
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without é, a name that is not UTF-8: escaped, no error
         sys.stdout.reconfigure(errors="backslashreplace")
     with redirect_stdout(_Outliving(sys.stdout)), redirect_stderr(_Outliving(sys.stderr)):

@@ -87,6 +87,15 @@ def test_nobody_who_reads_ends_no_work(streams, tmp_path):
     assert (ended.returncode, ended.stdout, "Traceback" in ended.stderr) == (2, "", False)
 
 
+def test_names_are_utf8_whatever_the_locale(tmp_path):
+    code = "import os, sys; from tools.runtime import cli; cli.run(lambda args: print(os.listdir(sys.argv.pop())), "
+    code += "cli.make_parser('x'), None if len(sys.argv) > 1 and sys.flags.utf8_mode == 0 else [])"
+    (tmp_path / "\u732b").touch()
+    odd = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=odd, capture_output=True, timeout=60)
+    assert ended.stdout.decode() == "['\u732b']\n", ended.stderr
+
+
 def test_a_pipe_of_ours_that_breaks_is_an_error(capsys):
     assert run(failing(BrokenPipeError(32, "Broken pipe"))) == 1
     assert "Traceback" in capsys.readouterr().err
