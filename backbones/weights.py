@@ -236,6 +236,7 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
             f"{path}: neither a checkpoint of this project nor a torchvision state dict (it begins with {some}): "
             "convert it with tools/convert_weights.py"
         )
+    check_tensors(state, path)
     googlenet = detect_net(state) == "googlenet"
     return {
         "config": {"model": {"stride_in_1x1": False}},
@@ -304,11 +305,15 @@ def check_tensors(state: Mapping[Any, Any], path: Path | str) -> None:
             raise UserError(f"{path}: {key!s:.60} is a {type(value).__name__}, not a tensor: the weights are damaged")
         if value.layout != torch.strided or value.is_quantized or value.is_meta:
             raise UserError(f"{path}: {key} is not a plain dense tensor")
-        if not value.is_floating_point() and not key.endswith("num_batches_tracked"):  # a net would take them, rounded
-            raise UserError(f"{path}: {key} has numbers of type {value.dtype}: weights are floating-point numbers")
+        plain = value.is_floating_point() and value.element_size() >= 2  # float8's scales lie elsewhere
+        if not plain and not key.endswith("num_batches_tracked"):  # a net would take them, rounded
+            raise UserError(
+                f"{path}: {key} has numbers of type {value.dtype}: "
+                "weights are floating-point numbers of 16 bits or more"
+            )
         if value.nbytes > max(value.untyped_storage().nbytes(), _MOST_REPEATED):
             raise UserError(f"{path}: {key} has {value.numel()} numbers, of which the file holds a part only")
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if plain and not torch.isfinite(value).all():
             raise UserError(f"{path}: {key} has values that are not finite: the weights have diverged or are damaged")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -19,6 +19,7 @@ from configs.errors import UserError, counted, did_you_mean
 from configs.files import is_file, read_json, read_lines, read_text
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
 from datasets.columns import LARGEST, short
+from datasets.findings import Mistakes, find
 from datasets.images import image_file_size
 from datasets.listing import IMAGE_SUFFIXES, list_files, plain_name, without_upload_prefix
 from datasets.records import Records, logger
@@ -69,7 +70,8 @@ def read_folder(
     if only is not None:
         chosen = _named(chosen, only, images or root)
     everything = images_below(root)
-    files = pair(everything, annotation_files(root, file_format), root, named=file_format == "supervisely")
+    candidates = annotation_files(root, file_format)
+    files = pair(everything, candidates, root, named=file_format == "supervisely")
     if file_format == "yolo":
         class_names = read_class_names(root, "train") or class_names
         if not class_names and any(image in files for image in chosen):
@@ -82,12 +84,13 @@ def read_folder(
     if file_format == "yolo":
         names = list(class_names or [])
         labels = LabelReader(len(names), keypoint_numbers(root))
-        items = [_read_yolo(image, files.get(image), labels, names) for image in chosen]
+        items = _read_all(chosen, files, lambda image, file: _read_yolo(image, file, labels, names))
         labels.report(source)
     else:
         known = _supervisely_names(root) if file_format == "supervisely" else None
-        items = [_read_item(image, files.get(image), file_format, zero_based, known) for image in chosen]
+        items = _read_all(chosen, files, lambda image, file: _read_item(image, file, file_format, zero_based, known))
         class_names = known
+    _find_lonely(candidates, files)
     pattern = _common_pattern([image for image in chosen if image in files], files, SUFFIXES[file_format], root)
     return records_of(
         items,
@@ -187,6 +190,15 @@ def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bo
     return _as_named(pairs)
 
 
+def _find_lonely(candidates: Iterable[Path], pairs: dict[Path, Path]) -> None:
+    """Find the annotation files that fit no image, beside others that do."""
+    paired = set(pairs.values())
+    folders = {path.parent for path in paired}
+    for path in candidates:
+        if path not in paired and path.parent in folders:
+            find("annotation-lonely", path)
+
+
 def _as_named(pairs: dict[Path, Path]) -> dict[Path, Path]:
     """The pairs; where images that differ in suffix share a file that names one of them, that one alone has it."""
     shared = {file for file, times in Counter(pairs.values()).items() if times > 1 and file.suffix.lower() != ".txt"}
@@ -213,6 +225,16 @@ def _common_pattern(images: list[Path], files: dict[Path, Path], suffix: str, ro
 
 
 # ---------------------------------------------------------------------------------------------- one file
+
+
+def _read_all(images: Sequence[Path], files: dict[Path, Path], read: Callable[[Path, Path | None], Item]) -> list[Item]:
+    items, mistakes = list[Item](), Mistakes()
+    for image in images:
+        file = files.get(image)
+        with mistakes.of("annotation-broken", file or image, image=image):
+            items.append(read(image, file))
+    mistakes.raise_first()
+    return items
 
 
 def _read_item(image: Path, file: Path | None, file_format: str, zero_based: bool, known: Sequence[str] | None) -> Item:
@@ -249,6 +271,7 @@ def _read_labelme(image: Path, file: Path, content: Any) -> Item:
     named = re.split(r"[/\\]", str(content.get("imagePath") or image.name) if isinstance(content, dict) else "")[-1]
     if named and Path(named).stem != image.stem and is_file(image.parent / named):  # else the image was renamed
         logger.warning("%s: is taken for %s, whose name it has, but is of %s by its imagePath", file, image.name, named)
+        find("filename-differs", file, value=named)
     objects, passed_over = [], Counter()
     for number, shape in enumerate(typed(content, "shapes", list, f"{file}: not a labelme file")):
         where = f"{file} object {number}"

@@ -187,6 +187,8 @@ def _without_doubles(names: list[str]) -> list[str]:
         raise UserError(f"data.classes: lists {doubles[0]} more than once")
     if not names:
         raise UserError("data.classes: is empty")
+    if not all(name.strip() for name in names):
+        raise UserError("data.classes: holds an empty name: each class needs one")
     return names
 
 

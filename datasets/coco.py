@@ -8,7 +8,7 @@ and categories are whole numbers or texts; ids of annotations may be anything, f
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -20,8 +20,9 @@ import numpy as np
 from configs.errors import UserError, counted, printable_logger
 from configs.files import is_file, is_folder
 from datasets.coco_exports import is_placeholder
-from datasets.columns import Growing, Rows, comparable, distinct_names, no_garbage_collection, short
+from datasets.columns import Growing, Rows, comparable, distinct_names, find_broken, no_garbage_collection, short
 from datasets.complaints import say_once
+from datasets.findings import Mistakes, find, is_listening
 from datasets.images import image_file_size
 from datasets.json_lists import JsonLists, read_lists
 from datasets.listing import same_name, without_upload_prefix
@@ -76,6 +77,8 @@ def read_coco_file(path: Path) -> CocoFile:
         lists = read_lists(path, "annotation file", tuple(_WANTED))
         if "images" not in lists:
             raise UserError(f"{path}: not a COCO annotation file: it has no list of images: is it a results file?")
+        if is_listening():
+            _find_broken(lists)
         image_ids, file_names, sizes = _image_columns(lists)
         categories = _each_once(_all_rows(lists, "categories", "category number"))
         category_ids = categories.ids("id")
@@ -122,6 +125,8 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
     if not file.image_ids:
         raise UserError(f"{annotations}: lists no image")
     if file.unknown is not None:
+        if is_listening():
+            _find_unknown(file)
         raise file.unknown
     counts = np.bincount(file.image_index, minlength=len(file.image_ids))
     order = np.argsort(file.image_index, kind="stable")
@@ -165,12 +170,40 @@ def _check_places(annotations: Path, images: Path) -> None:
         raise UserError(f"{path}: there is no such {kind}{fix}")
 
 
+_ANNOTATION = "annotation number"
 _WANTED = {
     "images": ("id", "file_name", "height", "width"),
     "categories": ("id", "name", "supercategory"),
     "annotations": ("id", "image_id", "category_id", "bbox", "area", "iscrowd", "attributes"),
 }
 """The lists of an annotation file that are read, and the keys of their records."""
+
+
+def _find_broken(lists: JsonLists) -> None:
+    """Find the records of a file that cannot be read, each by itself."""
+    checks: dict[str, Callable[[Rows], object]] = {
+        "images": lambda rows: (rows.ids("id"), _sizes(rows), [_file_name(rows, i) for i in range(len(rows.items))]),
+        "categories": lambda rows: (rows.ids("id"), rows.texts("name", "give the category a name")),
+        "annotations": lambda rows: (
+            rows.column("image_id", "each needs one"), rows.column("category_id", "each needs one"),
+            _areas(rows, rows.optional("area"), rows.boxes("x, y, width, height")), rows.flags("iscrowd"),
+        ),
+    }  # fmt: skip
+    for key, what in (("images", "image number"), ("categories", "category number"), ("annotations", _ANNOTATION)):
+        for rows in lists.parts(key, _WANTED[key]) if key in lists else ():
+            if isinstance(rows, list):  # else the reading says so
+                find_broken(lists.path, rows, what, checks[key])
+
+
+def _find_unknown(file: CocoFile) -> None:
+    """Find the annotations of images and categories that a file does not list."""
+    ids = file.annotation_ids if isinstance(file.annotation_ids, list) else file.annotation_ids.tolist()
+    for number in np.flatnonzero((file.image_index < 0) | (file.labels < 1)).tolist():
+        thing = f"{_ANNOTATION} {number} (id {short(ids[number])})"
+        if file.image_index[number] < 0:
+            find("annotation-broken", file.path, thing, "its image_id is not among the images")
+        else:
+            find("class-unknown", file.path, thing, "its category_id is not among the categories")
 
 
 def _rows(lists: JsonLists, key: str, what: str) -> Iterator[Rows]:
@@ -197,7 +230,7 @@ def _image_columns(lists: JsonLists) -> tuple[list[Any], list[str], np.ndarray]:
     def add(rows: Rows) -> None:
         ids.extend(rows.ids("id"))
         names.extend(_file_name(rows, i) for i in range(len(rows.items)))
-        sizes.add(np.stack([rows.sides("height"), rows.sides("width")], axis=1))
+        sizes.add(_sizes(rows))
 
     for rows in _rows(lists, "images", "image number"):
         add(rows)
@@ -205,6 +238,11 @@ def _image_columns(lists: JsonLists) -> tuple[list[Any], list[str], np.ndarray]:
         ids, names, sizes = [], [], Growing(np.int64, 2)
         add(_each_once(_all_rows(lists, "images", "image number")))
     return ids, names, sizes.array()
+
+
+def _sizes(images: Rows) -> np.ndarray:
+    """(n, 2) int64 (H, W) as declared; 0 where they are not."""
+    return np.stack([images.sides("height"), images.sides("width")], axis=1)
 
 
 def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]) -> dict[str, Any]:
@@ -216,7 +254,7 @@ def _annotations(lists: JsonLists, image_ids: list[Any], category_ids: list[Any]
     ids, others = Growing(np.int64), []
     position_of, label_of = _positions(image_ids, 0), _positions(category_ids, 1)
     lacks_area, unknown = False, {}
-    for rows in _rows(lists, "annotations", "annotation number"):
+    for rows in _rows(lists, "annotations", _ANNOTATION):
         boxes = rows.boxes("x, y, width, height")
         images = rows.lookup("image_id", position_of, missing=-1, owner="images'")
         labels = rows.lookup("category_id", label_of, missing=0, owner="categories'")
@@ -264,6 +302,8 @@ def _each_once(rows: Rows) -> Rows:
     if len(last) == len(rows.items):
         return rows
     for index, item in enumerate(rows.items):
+        if index != last[item["id"]]:
+            find("id-repeated", rows.path, f"{rows.what} {index}", f"{short(item['id'])}, as number {last[item['id']]}")
         other = rows.items[last[item["id"]]]
         if any(item.get(key) != other.get(key) for key in ("file_name", "name")):
             raise rows.error(index, f"the id occurs more than once, also for {short(_name_of(other))}")
@@ -309,16 +349,23 @@ def _numbered(ids: list[Any]) -> np.ndarray:
 
 def _images(file: CocoFile, folder: Path) -> list[tuple[str, Any, tuple[int, int]]]:
     """(path, id, declared (H, W)) of each image; a size that is not declared is read from the file."""
-    images, is_loose = [], False
+    images, is_loose, mistakes = [], False, Mistakes()
     for name, identity, size in zip(file.file_names, file.image_ids, file.sizes.tolist(), strict=True):
         if not name:
             raise UserError(f"{file.path}: image {short(identity)} has no file_name")
         path = find_image(folder, name)
         if path is None:
-            raise UserError(f"{folder / name}: there is no such image, though the annotation file lists it")
+            with mistakes.of("image-missing", folder / name):
+                raise UserError(f"{folder / name}: there is no such image, though the annotation file lists it")
+            continue
         text = str(path)
         is_loose |= not text.endswith(name)
-        images.append((text, identity, (size[0], size[1]) if min(size) > 0 else image_file_size(path)))
+        if min(size) <= 0:
+            find("size-missing", text)
+            with mistakes.of("image-unreadable", path):
+                size = image_file_size(path)
+        images.append((text, identity, (size[0], size[1])))
+    mistakes.raise_first()
     name_of: dict[str, str] = {}
     for (text, _, _), name in zip(images, file.file_names, strict=True) if is_loose else ():
         if name_of.setdefault(text, name) != name:
@@ -358,6 +405,8 @@ def _warn(file: CocoFile) -> None:
     if not isinstance(ids, np.ndarray):
         ids = [comparable(identity) for identity in ids]
     different = count_different(ids) if isinstance(ids, np.ndarray) else len(set(ids))
+    if is_listening():
+        _find_repeated_ids(file.path, list(ids))
     if different < len(ids) and (isinstance(ids, np.ndarray) or None not in ids):
         logger.warning(
             "%s: %s more than once: training takes each annotation; in scoring pycocotools reads the last of them "
@@ -375,12 +424,23 @@ def _warn(file: CocoFile) -> None:
     if len(set(names)) < len(names):
         seen: set[str] = set()
         twice = [name for name in names if name in seen or seen.add(name)]
+        for name in twice:
+            find("image-repeated", file.path, name, "listed under two ids")
         logger.warning(
             "%s: %s listed under two ids, the first: %s: objects of the other id count as background",
             file.path, counted(len(twice), "image"), twice[0],
         )  # fmt: skip
     if _seem_corners(file):
         logger.warning("%s: bbox seems to hold x1 y1 x2 y2, not x y width height: convert the boxes", file.path)
+
+
+def _find_repeated_ids(path: Path, ids: list[Any]) -> None:
+    first: dict[Any, int] = {}
+    if None in ids:
+        find("id-missing", path, f"{_ANNOTATION} {ids.index(None)}", f"and {ids.count(None) - 1} others")
+    for number, identity in enumerate(ids):
+        if identity is not None and (other := first.setdefault(identity, number)) != number:
+            find("id-repeated", path, f"{_ANNOTATION} {number}", f"{short(identity)}, as number {other}")
 
 
 def _seem_corners(file: CocoFile) -> bool:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from configs.errors import UserError, counted
 from configs.files import is_file, is_folder
+from datasets.findings import Mistakes
 from datasets.images import image_file_size
 from datasets.listing import IMAGE_SUFFIXES, files_below, is_image, same_name, without_upload_prefix
 from datasets.make_records import make_records
@@ -139,10 +140,13 @@ def records_of(
     known = sorted(set(names)) if class_names is None else list(class_names)
     label_of = {name: label for label, name in reversed(list(enumerate(known, 1)))}
     ids = image_ids([item.path for item in items], root)
+    sizes, mistakes = list[tuple[int, int]](), Mistakes()
+    for item in items:
+        with mistakes.of("image-unreadable", item.path):
+            sizes.append(item.size or image_file_size(item.path))
+    mistakes.raise_first()
     return make_records(
-        images=[
-            (str(item.path), i, item.size or image_file_size(item.path)) for item, i in zip(items, ids, strict=True)
-        ],
+        images=[(str(item.path), i, size) for item, i, size in zip(items, ids, sizes, strict=True)],
         boxes=[thing.box for some in objects for thing in some],
         labels=[label_of[name] for name in names],
         counts=[len(some) for some in objects],

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, repeat
 from operator import itemgetter
@@ -19,6 +19,7 @@ import numpy as np
 
 from configs.errors import UserError
 from configs.files import read_text
+from datasets.findings import find
 
 LARGEST = 1e9
 """Pixels. No coordinate and no side is larger; sums and products of such numbers are exact or nearly so."""
@@ -172,6 +173,19 @@ class Rows:
             bad = int(np.argmin(bounded))
             raise self.error(bad, f"bbox {short(lists[bad])} is larger than any image")
         return boxes
+
+
+def find_broken(path: Path, items: list[Any], what: str, check: Callable[[Rows], object]) -> None:
+    """Find each record of a list that a check of `Rows` refuses by itself."""
+    try:
+        check(Rows(path, items, what, is_whole_file=False))
+    except UserError:
+        for number, item in enumerate(items):
+            try:
+                check(Rows(path, [item], what, is_whole_file=False, first=number))
+            except UserError as error:
+                thing, _, value = str(error).removeprefix(f"{path}: ").partition(": ")
+                find("annotation-broken", path, thing, value)
 
 
 class Growing:

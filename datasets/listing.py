@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from configs.inputs import note
+from configs.inputs import note, open_file
 from datasets.complaints import say_once
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff")
@@ -37,6 +37,8 @@ def list_files(folder: Path, suffixes: Sequence[str], *, recursive: bool = True)
 def files_below(folder: Path, *, recursive: bool = True, without: Collection[str] = ()) -> Iterator[Path]:
     """The files in a folder (and the folders below), in any order; hidden and special ones are passed over.
 
+    So are folders below that hold results of this project (a run, `predict.py --out`): their pictures are no data.
+
     Args:
         folder: where there is no such folder, nothing is found.
         recursive: look into folders below, too; links to folders are not followed.
@@ -50,6 +52,9 @@ def files_below(folder: Path, *, recursive: bool = True, without: Collection[str
                 found = [entry for entry in entries if not is_hidden(entry.name)]
         except OSError:
             continue
+        if place != os.fspath(folder) and _holds_results(place, {entry.name for entry in found}):
+            say_once(place, f"{place}: holds results of a training or a prediction, and is passed over")
+            continue
         for entry in found:
             if entry.is_dir(follow_symlinks=False):
                 folders += [entry.path] * (recursive and entry.name.lower() not in without)
@@ -60,6 +65,22 @@ def files_below(folder: Path, *, recursive: bool = True, without: Collection[str
                     )
             elif not is_special(entry):
                 yield Path(entry.path)
+
+
+_RESULTS = ({"config.yaml", "metrics.jsonl"}, {"problems.json", "problems.txt"}, {"detections.jsonl"})
+"""Names of files that only folders of results hold: of a run, of what the linter found, of a prediction."""
+
+
+def _holds_results(folder: str, names: set[str]) -> bool:
+    if any(marks <= names for marks in _RESULTS):
+        return True
+    if "detections.json" not in names:
+        return False
+    try:
+        with open_file(os.path.join(folder, "detections.json")) as file:
+            return file.read(1) == b"["  # a list of detections, no data set
+    except OSError:
+        return False
 
 
 def leads_to_folder(entry: os.DirEntry) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.errors import UserError, counted, examples
+from datasets.findings import find
 from datasets.images import image_file_size
 from datasets.names import Names
 from datasets.records import MIN_EXTENT, Records, has_extent, id_array, logger, offsets_of
@@ -137,6 +138,9 @@ def _with_true_sizes(records: Records) -> Records:
             continue
         if tuple(sizes[i]) != records.image_size(i):
             wrong.append(i)
+            (height, width), declared = sizes[i], records.image_size(i)
+            differing = f"{width} x {height}, declared {declared[1]} x {declared[0]}"
+            find("size-differs", str(records.image_paths[i]), value=differing)
     if wrong:
         (height, width), (declared_height, declared_width) = sizes[wrong[0]], records.sizes[wrong[0]]
         logger.warning(

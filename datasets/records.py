@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from configs.errors import UserError, counted, did_you_mean, examples, printable_logger
+from datasets.findings import find, is_listening
 from datasets.names import Names
 from datasets.resize import clip_boxes
 from datasets.target import Target
@@ -213,6 +214,9 @@ class Records:
         )
         labels = new_label[self.labels]
         if (labels == unknown).any():
+            for m in np.flatnonzero(labels == unknown).tolist() if is_listening() else ():
+                i, name = self.image_of(m), renamed[self.labels[m] - 1]
+                find("class-unknown", self.file_of(i), f"object {m - int(self.offsets[i])}", name)
             raise UserError(_unknown_class(self, int(np.argmax(labels == unknown)), renamed, known))
         id_of = dict(reversed(list(zip(renamed, self.category_ids.tolist(), strict=True))))
         none = "" if self.category_ids.dtype.kind == "U" else -1

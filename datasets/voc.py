@@ -19,6 +19,7 @@ from configs.errors import UserError, counted, did_you_mean
 from configs.files import TEXT_LIMIT, decode_xml, is_file, read_bytes, read_lines
 from datasets.columns import LARGEST, number_in
 from datasets.complaints import say_once
+from datasets.findings import Mistakes
 from datasets.folders import how_to_get
 from datasets.images import image_file_size
 from datasets.listing import IMAGE_SUFFIXES, by_plain_name, is_hidden, list_files, list_images, plain_name, same_name
@@ -144,18 +145,20 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     present = set(map(plain_name, _stems(root / "Annotations")))
     annotated = any(plain_name(image_id) in present or _has_xml(root, image_id) for image_id in image_ids)
 
-    images, boxes, names, flags, counts = [], [], [], [], []
+    images, boxes, names, flags, counts, mistakes = [], [], [], [], [], Mistakes()
     for image_id in image_ids:
         annotation = _listed_annotation(root, listing, image_id) if annotated else VocAnnotation("", None, [])
         path = _image_path(root, image_id, files.get(image_id, []), annotation.filename)
         if path is None:
             missing = root / "JPEGImages" / f"{image_id}.jpg"
             raise UserError(f"{missing}: there is no such image, though {listing} lists {image_id}")
-        images.append((str(path), image_id, annotation.size or image_file_size(path)))
+        with mistakes.of("image-unreadable", path):
+            images.append((str(path), image_id, annotation.size or image_file_size(path)))
         boxes += [item.box for item in annotation.objects]
         names += [item.name for item in annotation.objects]
         flags += [(item.difficult, item.truncated) for item in annotation.objects]
         counts.append(len(annotation.objects))
+    mistakes.raise_first()
 
     raw = np.array(boxes, np.float64).reshape(-1, 4)
     class_names = sorted(set(names))

@@ -18,6 +18,7 @@ from configs.errors import UserError, counted, did_you_mean, printable_logger
 from configs.files import is_file, is_folder, read_lines, read_text
 from configs.loading import parse_yaml
 from datasets.columns import number_in, short
+from datasets.findings import Mistakes, find
 from datasets.images import image_file_size
 from datasets.listing import by_plain_name, list_files, list_images, plain_name
 from datasets.make_records import make_records
@@ -63,20 +64,20 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
                 files[name] = files.pop(same)
     lines = LabelReader(len(class_names), keypoint_numbers(root))
     images, boxes, labels, counts = [], [], [], []
-    appear = Counter(names)
+    appear, mistakes = Counter(names), Mistakes()
     for path, name in zip(paths, names, strict=True):
-        size = image_file_size(path)
-        objects = lines.read(files[name], size) if name in files else []
+        size, objects = (0, 0), []
+        with mistakes.of("annotation-broken", files.get(name, path), image=path):
+            size = image_file_size(path)
+            objects = lines.read(files[name], size) if name in files else []
         # Images that differ in suffix only share a label file, but not an id.
         images.append((str(path), name if appear[name] == 1 else path.relative_to(images_folder).as_posix(), size))
         labels += [label for label, _ in objects]
         boxes += [box for _, box in objects]
         counts.append(len(objects))
+    mistakes.raise_first()
     lines.report(f"{root}/{image_set}")
-    without_image = sorted(set(files) - set(names) - {"classes"})
-    if without_image:
-        unfit = counted(len(without_image), "label file", " fits no image", " fit no image")
-        logger.warning("%s: %s, the first: %s", labels_folder, unfit, files[without_image[0]])
+    _report_lonely(labels_folder, [files[name] for name in sorted(set(files) - set(names) - {"classes"})])
     return make_records(
         images=images,
         boxes=boxes,
@@ -87,6 +88,14 @@ def read_yolo(root: str | Path, image_set: str, *, class_names: list[str] | None
         annotation_file=str(labels_folder / "{}.txt"),
         annotated=is_folder(labels_folder),
     )
+
+
+def _report_lonely(folder: Path, files: list[Path]) -> None:
+    for file in files:
+        find("annotation-lonely", file)
+    if files:
+        unfit = counted(len(files), "label file", " fits no image", " fit no image")
+        logger.warning("%s: %s, the first: %s", folder, unfit, files[0])
 
 
 def read_class_names(root: Path, image_set: str) -> list[str] | None:
@@ -222,6 +231,7 @@ class LabelReader:
             found = self._read_line(line, where, size)
             if found in objects:
                 self.repeated.append(where)
+                find("box-repeated", path, f"line {number}")
             objects[found] = None
         return list(objects)
 

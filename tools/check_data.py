@@ -26,6 +26,7 @@ from configs.errors import UserError, counted, printable
 from configs.files import write_text
 from configs.loading import load_config
 from datasets.build import Split, build_records
+from datasets.findings import findings
 from datasets.layouts import find_layout
 from datasets.layouts.inventory import Layout
 from datasets.lint import Problem, clean, is_problem_list, lint_anchors, lint_records, table
@@ -64,41 +65,41 @@ def main(args: argparse.Namespace) -> None:
     root = cli.find_data_root(args.data_root)
     config = None if args.cfg is None else load_config(args.cfg, args.overrides)
     layout = None if args.folder is None else find_layout(args.folder)
-    if layout is not None:
-        problems = lint_voc(layout.parts, root, whole=layout.root)
-    else:
-        problems = lint_voc(sources_of(config.data), root) if config is not None else []
-    try:
-        checked = read_parts(layout, config, root)
-    except UserError as error:  # files that are told one by one may keep the set from being read
-        if not any(problem.severity == "error" for problem in problems):
-            raise
+    sources = layout.parts if layout is not None else sources_of(config.data) if config is not None else {}
+    problems = lint_voc(sources, root, whole=None if layout is None else layout.root)
+    with findings() as found:
+        try:
+            checked, failure = read_parts(layout, config, root), None
+        except UserError as error:  # files that are told one by one may keep the set from being read
+            checked, failure = Checked({}, {}), error
+    problems = list(dict.fromkeys([*problems, *(Problem(*each) for each in found)]))
+    if failure is not None:
+        told = any(problem.severity == "error" for problem in problems)
+        problems += [] if told else [Problem("set-unreadable", str(args.cfg or args.folder), value=str(failure))]
         say({}, problems)
         write(args, problems)
-        raise UserError(f"{error}: the rest is checked when the files above are repaired") from None
+        raise UserError(f"{failure}{': the rest is checked when the files above are repaired' * told}")
     parts, sizes = checked.records, checked.sizes
-    marks: dict[str, dict[str, Marks]] = {}
+    marks, kept = dict[str, dict[str, Marks]](), dict[str, Records]()
     for part, records in parts.items():
-        kept = records if args.policy == "error" else clean(records, args.policy)
-        if gone := len(records.labels) - len(kept.labels):
+        kept[part] = records if args.policy == "error" else clean(records, args.policy)
+        if gone := len(records.labels) - len(kept[part].labels):
             print(f"{part}: --policy {args.policy} takes out {counted(gone, 'object')}")
         from_one = all(source.format == "voc" and not source.zero_based for source in checked.sources[part])
-        problems += lint_records(kept, min_size=sizes[0], max_size=sizes[1], from_one=from_one)
+        problems += lint_records(kept[part], min_size=sizes[0], max_size=sizes[1], from_one=from_one)
         if not args.fast:
             found, marks[part] = lint_images(records)
             problems += found
     problems += lint_splits(marks) + (lint_near(marks) if args.near else [])
-    if config is not None and "train" in parts:
-        problems += anchor_problems(config, parts["train"], sizes)
-    say(parts, problems)
+    if config is not None and "train" in kept:
+        problems += anchor_problems(config, kept["train"], sizes)
+    say(kept, problems)
     write(args, problems)
     if args.out:
         draw(args.out / "pictures.jpg", parts, problems)
-    errors = sum(problem.severity == "error" for problem in problems)
-    if errors:
-        raise UserError(
-            f"{counted(errors, 'error')} (see above): repair them; --policy drop or clip takes out wrong boxes"
-        )
+    if errors := sum(problem.severity == "error" for problem in problems):
+        fix = "repair them; --policy drop or clip takes out wrong boxes"
+        raise UserError(f"{counted(errors, 'error')} (see above): {fix}")
 
 
 def write(args: argparse.Namespace, problems: list[Problem]) -> None:

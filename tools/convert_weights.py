@@ -48,11 +48,12 @@ def main(args: argparse.Namespace) -> None:
     if args.overrides and args.cfg is None:
         raise UserError("--set changes a config: give --cfg, for a detector one of configs/zoo/")
 
-    from backbones.weights import read_weights_file, write_safetensors
+    from backbones.weights import check_tensors, read_weights_file, write_safetensors
     from tools.runtime.checkpoint import save_checkpoint
 
     content = read_weights_file(args.input)
     checkpoint = convert(content, args)
+    check_tensors(checkpoint["model"], args.input)
     if args.output.suffix == ".safetensors":
         write_safetensors(checkpoint, args.output)
     else:

@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
 def train(config: DetectionConfig, job: Job) -> None:
     """The whole run, from the data to the test set's table."""
     # Data before the model: what is missing is said at once.
-    sets = distributed.main_first(lambda: build_datasets(config, job.data_root))
+    sets = distributed.main_first(lambda: build_datasets(config, job.data_root, job.run.path))
     check_validation(config, *sets)
     train_set, val_set, test_set = sets
     if distributed.is_main():

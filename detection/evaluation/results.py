@@ -218,6 +218,12 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
         frame, key = ("coco", "category_id") if "coco" in frames else ("voc", "category")
         ids: list[Any] = _values_of(files, "image_id", str | int)
         classes: list[Any] = _values_of(files, key, str | int)
+        if frame == "coco" and len(set(map(type, ids))) > 1:
+            text = next(short(value) for value in ids if isinstance(value, str))
+            raise UserError(
+                f"{' and '.join(str(path) for path, _ in files)}: image_id is partly a number, partly a text ({text}): "
+                "an image would count as two: write all of them in one way"
+            )
         if frame == "voc":
             ids, classes = [*dict.fromkeys(map(str, ids))], [*dict.fromkeys(map(str, classes))]
         nothing = np.zeros(0)
@@ -249,7 +255,7 @@ def _from_voc_list(path: Path, rows: Rows, truth: GroundTruth) -> Detections:
     """VOC's list, of which predict.py writes one for any model: also for a COCO ground truth, joined by names."""
     if rows.items and "category" not in rows.items[0] and "category_id" in rows.items[0]:
         raise UserError(f"{path}: these are COCO results (category_id): give --format coco, or name each category")
-    names = rows.texts("category", "give the class name")
+    names = [name.strip() for name in rows.texts("category", "give the class name")]
     class_names = list(dict.fromkeys((*truth.class_names, *names)))
     label_of = {name: label for label, name in enumerate(class_names, start=1)}
     boxes = rows.boxes("xmin, ymin, xmax, ymax")
@@ -349,6 +355,9 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
         return
     used = np.unique(detections.labels)
     annotated = {truth.class_names[label - 1] for label in np.unique(truth.labels)}
+    counting = ~truth.iscrowd & ~truth.difficult
+    if len(truth.labels) and not counting.any():
+        logger.warning("%s: all objects are crowds or difficult: every metric will be empty", truth.source)
     found = {detections.class_names[label - 1] for label in used}
     without = sorted(found - annotated)
     if without:
@@ -356,9 +365,15 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
             "%s: detections of classes that have no ground truth are left out of the means: %s%s",
             path, examples(without), did_you_mean(without[0], sorted(annotated)),
         )  # fmt: skip
-    missed = sorted(annotated - found)
+    to_find = {truth.class_names[label - 1] for label in np.unique(truth.labels[counting])}
+    missed = sorted(to_find - found)
     if missed:
         logger.warning("%s: nothing detected of %s, AP 0: %s", path, counted(len(missed), "class"), examples(missed))
+    if twice := _count_repeated(detections):
+        logger.warning(
+            "%s: %s with the image, class, box and score of another one, each a false positive: was a file joined with "
+            "itself?", path, counted(twice, "detection", " comes", " come"),
+        )  # fmt: skip
     corners = detections.continuous_boxes
     if corners.max() <= 1.5 and (detections.boxes % 1).any():
         logger.warning(
@@ -373,6 +388,15 @@ def _warn_of_likely_mistakes(path: Path, detections: Detections, truth: GroundTr
         outside = np.any(corners[:, :2] < -1, axis=1) | np.any(corners[:, 2:] > limits + 1, axis=1)
         outside &= np.all(limits > 0, axis=1)
         _warn_boxes(path, detections, outside, "boxes that leave the image by more than a pixel")
+
+
+def _count_repeated(detections: Detections) -> int:
+    """How many detections equal an earlier one in all that they hold."""
+    keys = np.column_stack([detections.image_index, detections.labels, detections.boxes, detections.scores])
+    sums = keys @ np.random.default_rng(0).random(7)  # equal rows have equal sums: fast for millions
+    order = np.argsort(sums, kind="stable")
+    neighbours = np.flatnonzero(sums[order][1:] == sums[order][:-1])
+    return int((keys[order[neighbours]] == keys[order[neighbours + 1]]).all(axis=1).sum())
 
 
 def _warn_boxes(path: Path, detections: Detections, which: np.ndarray, what: str) -> None:

@@ -231,7 +231,7 @@ def test_a_small_file_cannot_fill_the_memory(tmp_path):
         check_tensors(content, "a.pth")
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2])
 def test_weights_of_another_type_are_not_rounded_silently(dtype):
     check_tensors({"conv.weight": torch.ones(2).half(), "bn.num_batches_tracked": torch.tensor(3)}, "a.pt")
     with pytest.raises(

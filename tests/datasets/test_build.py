@@ -165,6 +165,7 @@ def test_imagenet_names_for_wordnet_ids(write_voc, tmp_path: Path) -> None:
         ({"classes": "vox"}, "data.classes: vox is neither a list of names nor one of voc, coco, imagenet_det, auto"),
         ({"classes": ["cat", "dog", "cat"]}, "data.classes: lists cat more than once"),
         ({"classes": []}, "data.classes: is empty"),
+        ({"classes": ["cat", "dog", " "]}, "data.classes: holds an empty name"),
         ({"keep_classes": ["dogg"]}, "data.keep_classes: dogg is not one of the classes (did you mean dog?)"),
         ({"keep_classes": []}, "data.keep_classes: is empty"),
         ({"rename_classes": {"dog": "doge"}, "classes": "voc"}, "data.rename_classes: doge is not one of the classes"),

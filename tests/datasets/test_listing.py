@@ -53,3 +53,24 @@ def test_listing_passes_over_and_names_what_is_no_file_and_gifs(tmp_path: Path, 
         ": GIFs are passed over",
         ": HEICs are passed over",
     ]
+
+
+def test_results_within_a_set_are_no_data(tmp_path: Path, caplog, monkeypatch) -> None:
+    """A run's or a prediction's pictures would be images without objects, or others' again."""
+    monkeypatch.setattr(complaints, "_told", set())
+    results = {
+        "runs/mine": ("config.yaml", "metrics.jsonl", "pictures/a.jpg"),
+        "found": ("detections.json", "a.jpg"),
+        "stopped": ("detections.jsonl", "a.jpg"),
+        "look": ("problems.json", "problems.txt", "pictures.jpg"),
+    }
+    data = {"set": ("detections.json", "b.jpg"), "other": ("config.yaml", "c.jpg"), "": ("a.jpg",)}
+    for folder, names in (*results.items(), *data.items()):
+        for name in names:
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text("{}" if folder == "set" else "[]")
+    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "c.jpg", "b.jpg"]
+    assert sorted(record.getMessage().partition(": holds results")[0] for record in caplog.records) == sorted(
+        str(tmp_path / folder) for folder in results
+    )
+    assert [path.name for path in list_images(tmp_path / "found")] == ["a.jpg"]  # which was named itself

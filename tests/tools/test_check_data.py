@@ -155,3 +155,12 @@ def test_voc_sets_that_count_from_zero_are_told(tmp_path: Path) -> None:
     ):
         run("--cfg", path, "--fast", "--json", tmp_path / "p.json", *(("--set", *overrides) if overrides else ()))
         assert {problem["code"] for problem in json.loads((tmp_path / "p.json").read_text())} == expected
+
+
+def test_what_keeps_a_set_from_being_read_is_written_too(tmp_path: Path, capsys) -> None:
+    root = voc_set(tmp_path / "v", {"a": [GOOD]})
+    for overrides, code in ((["data.classes=nonsense"], "set-unreadable"), (["data.classes=[dog]"], "class-unknown")):
+        with pytest.raises(UserError, match=r"neither a list of names|class cat is not among"):
+            run("--cfg", config(tmp_path, train=root), "--json", tmp_path / "p.json", "--set", *overrides)
+        assert [problem["code"] for problem in json.loads((tmp_path / "p.json").read_text())] == [code]
+        assert f"1  error    {code}" in capsys.readouterr().out

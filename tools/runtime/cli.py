@@ -16,10 +16,10 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, TextIO
 
 from backbones.fetch import is_name
 from configs.errors import UserError
@@ -217,16 +217,79 @@ def run(
     intermixed: bool = False,
 ) -> NoReturn:
     """Parse the command line, run `main`, and exit with the right code; `intermixed`: options may part the inputs."""
+    _fill_closed_streams()
+    if argv is None and sys.getfilesystemencoding() != "utf-8":  # by its locale: names from data would not be found
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without é, a name that is not UTF-8: escaped, no error
         sys.stdout.reconfigure(errors="backslashreplace")
+    with redirect_stdout(_Outliving(sys.stdout)), redirect_stderr(_Outliving(sys.stderr)):
+        _run(main, parser, argv, intermixed)
+
+
+def _fill_closed_streams() -> None:
+    """Give the process /dev/null for the standard streams that it was started without (`>&-`).
+
+    Else the next file that is opened would get their number, and what is printed would be written into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, so this one
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115  # as long as the process
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115  # as long as the process
+
+
+class _Outliving(io.TextIOBase):
+    """A stream whose reader may go (`script | head`, a `tee` that died): the rest is lost, and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._outliving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._outliving():
+            self._stream.flush()
+
+    @contextmanager
+    def _outliving(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.encoding
+
+    @property
+    def buffer(self) -> BinaryIO:
+        return self._stream.buffer
+
+
+def _run(
+    main: Callable[[argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None,
+    intermixed: bool,
+) -> NoReturn:
     args = parser.parse_intermixed_args(argv) if intermixed else parser.parse_args(argv)
     logging.basicConfig(format="warning: %(message)s", level=logging.WARNING)  # what readers and others warn of
     try:
         main(args)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of `script | head` has gone: nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except Interrupted as interruption:
         _complain(str(interruption), once=True)
         sys.exit(INTERRUPTED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,9 @@ def refuse_another_training(
     """
     stored = with_new_names(stored, type(config), str(path), stored=True)
     old, new = dict(leaves(stored)), dict(leaves(config.model_dump(mode="json")))
+    for name in _tables(config):
+        _take_as_one(old, name)
+        _take_as_one(new, name)
     for name in _in_both(old, new):
         before, now = old.get(name, "a section"), new.get(name, "a section")
         if before == now:
@@ -53,6 +56,22 @@ def refuse_another_training(
     if stored_classes != class_names:
         which = differing(stored_classes, class_names)
         raise UserError(f"{path}: was trained on other classes than the data's ({which})")
+
+
+def _tables(config: BaseModel, prefix: str = "") -> Iterator[str]:
+    """The names of values with keys of the user's own, such as data.rename_classes: each key counts."""
+    for name, value in config:
+        if isinstance(value, BaseModel):
+            yield from _tables(value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping):
+            yield f"{prefix}{name}"
+
+
+def _take_as_one(values: dict[str, Any], name: str) -> None:
+    """Put what lies below a name in its place, as one value."""
+    below = {key: values.pop(key) for key in list(values) if key.startswith(f"{name}.")}
+    if below:
+        values[name] = {key.removeprefix(f"{name}."): value for key, value in below.items()}
 
 
 def _in_both(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

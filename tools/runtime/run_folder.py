@@ -285,7 +285,7 @@ class RunFolder:
     def close(self) -> None:
         """Finish the files and unlock the folder; one in which nothing was written is removed."""
         if self._metrics_file is not None:
-            for file in (self._metrics_file, self._tensorboard):
+            for file in filter(None, (self._metrics_file, self._tensorboard)):  # the second may have failed to open
                 with suppress(OSError):  # what could not be written was told when it was
                     file.close()
             self._metrics_file = self._tensorboard = None

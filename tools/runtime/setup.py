@@ -30,9 +30,20 @@ from tools.runtime.training import autocast, count_parameters, total
 
 
 def build_datasets(
-    config: DetectionConfig, data_root: Path
+    config: DetectionConfig, data_root: Path, run: Path | None = None
 ) -> tuple[DetectionDataset, DetectionDataset | None, DetectionDataset | None]:
-    """Training, validation and test set; the latter two where the config has them, with the first one's classes."""
+    """Training, validation and test set; the latter two where the config has them, with the first one's classes.
+
+    Raises:
+        UserError: a set cannot be read, or the folder of the run is that of a set.
+    """
+    for source in (*config.data.train, *config.data.val, *config.data.test):
+        for folder in filter(None, (source.root, source.images)):
+            if run is not None and (data_root / folder.removesuffix("/*")).resolve() == run.resolve():
+                raise UserError(
+                    f"--out {run} is the folder of the data ({folder}): the run's pictures would become images of the "
+                    "set: choose another folder, or one below it"
+                )
     train_set = build_dataset(config.data, "train", data_root, seed=config.seed)
 
     def other(split: Split, sources: list[SourceConfig]) -> DetectionDataset | None:

@@ -212,6 +212,7 @@ def test_files_read_together_name_their_images_and_classes(tmp_path: Path) -> No
             r"1\.json: detection 1 .*image_id is True: give",
         ),
         (([voc_item(category=1.5)],), r"category is 1\.5: give a whole number or text"),
+        (([coco_item()], [coco_item(image_id="1")]), r"0\.json and .*1\.json: image_id is partly a number, .*\('1'\)"),
     ],
 )
 def test_files_that_do_not_go_together_are_told(tmp_path: Path, contents: tuple, message: str) -> None:
@@ -317,6 +318,7 @@ def test_a_folder_is_no_coco_file(tmp_path: Path) -> None:
         ([voc_item(bbox=[30, 1, 29, 5])], "1 boxes without an area"),
         ([voc_item(bbox=[30, 1, 62, 5])], "1 boxes that leave the image"),
         ([voc_item(bbox=[0.1, 0.1, 0.5, 1])], "in fractions of the image, not pixels"),
+        ([voc_item(), voc_item(score=0.75), voc_item()], "1 detection comes with the image, class, box and score of"),
     ],
 )
 def test_likely_mistakes_are_scored_with_a_warning(
@@ -326,6 +328,17 @@ def test_likely_mistakes_are_scored_with_a_warning(
     found = read(tmp_path, "voc", items)
     assert len(found) == len(items)
     assert re.search(warning, caplog.text)
+
+
+def test_objects_that_count_nowhere_are_not_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for crowds, warning in (([False, True], None), ([True, True], "all objects are crowds or difficult")):
+        caplog.clear()
+        path = tmp_path / "one.json"
+        path.write_text(json.dumps([voc_item(category=" cat ")]))
+        read_detections(path, replace(truth_of(), iscrowd=np.array(crowds)))
+        assert [
+            record.getMessage() for record in caplog.records if warning is None or warning not in record.message
+        ] == []
 
 
 def test_unknown_categories_are_passed_over_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -55,6 +55,52 @@ def test_what_the_terminal_cannot_show_is_escaped(monkeypatch):
     assert output.getvalue() == b"caf\\xe9 Mu\\udcf1oz\n"
 
 
+_PRINTS = """
+import sys
+from configs.errors import UserError
+from tools.runtime import cli
+
+def main(args):
+    with open(sys.argv.pop(), "w") as file:
+        for _ in range(3):
+            print("words", flush=True)
+            print("words", file=sys.stderr, flush=True)
+        file.write(str(file.fileno() > 2))
+    raise UserError("the end")
+
+path = sys.argv[-1]
+cli.run(main, cli.make_parser("x"), [])
+"""
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&- <&-", "| true", "2>&1 | true"])
+def test_nobody_who_reads_ends_no_work(streams, tmp_path):
+    """What is printed where a stream was closed goes into no file, and a reader that leaves stops nothing."""
+    command = f'"$0" -c "$1" "$2" {streams}; exit ${{PIPESTATUS[0]}}'
+    ended = subprocess.run(
+        ["bash", "-c", command, sys.executable, _PRINTS, str(tmp_path / "f")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (tmp_path / "f").read_text() == "True"
+    assert (ended.returncode, ended.stdout, "Traceback" in ended.stderr) == (2, "", False)
+
+
+def test_names_are_utf8_whatever_the_locale(tmp_path):
+    code = "import os, sys; from tools.runtime import cli; cli.run(lambda args: print(os.listdir(sys.argv.pop())), "
+    code += "cli.make_parser('x'), None if len(sys.argv) > 1 and sys.flags.utf8_mode == 0 else [])"
+    (tmp_path / "\u732b").touch()
+    odd = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=odd, capture_output=True, timeout=60)
+    assert ended.stdout.decode() == "['\u732b']\n", ended.stderr
+
+
+def test_a_pipe_of_ours_that_breaks_is_an_error(capsys):
+    assert run(failing(BrokenPipeError(32, "Broken pipe"))) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback_of_a_users_mistake(capsys):
     assert run(failing(UserError("wrong")), "--debug") == 2
     printed = capsys.readouterr().err

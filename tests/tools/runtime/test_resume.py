@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from configs.classification import ClassificationConfig
 from configs.detection import DetectionConfig
@@ -69,6 +70,17 @@ def test_what_makes_another_training_is_refused(override, words):
     with pytest.raises(UserError, match=rf"^run/last\.pt: .*{words}.*") as error:
         compare(override)
     assert "start a new run with --init-from" in str(error.value)
+
+
+@pytest.mark.parametrize("now", ["{a: b, c: d}", "{a: b}", "{}"])
+@pytest.mark.parametrize("before", [{"a": "b", "c": "d"}, {"a": "b"}, {}])
+def test_each_key_of_a_table_of_the_users_own_counts(before: dict, now: str) -> None:
+    stored = {**STORED, "data": {**STORED["data"], "rename_classes": before}}
+    if yaml.safe_load(now) == before:
+        compare(f"data.rename_classes={now}", stored=stored)
+        return
+    with pytest.raises(UserError, match=r"was trained with data\.rename_classes \{.*, the config now says \{"):
+        compare(f"data.rename_classes={now}", stored=stored)
 
 
 def test_options_of_another_version_are_no_change(capsys):

@@ -280,6 +280,12 @@ def test_a_full_disk_is_told_with_the_file(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
+def test_a_log_of_tensorboard_that_cannot_be_opened_is_told(tmp_path):
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(FileExistsError, match="tensorboard"), RunFolder(tmp_path) as run:
+        run.open("")
+
+
 def test_json_has_no_nan(tmp_path):
     write_json(tmp_path / "x.json", {"a": [math.inf, 1.0], "b": np.int64(3)})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": [None, 1.0], "b": 3}

@@ -119,6 +119,15 @@ def test_sets_and_what_chooses_the_best_checkpoint(tiny_config, tmp_path) -> Non
         check_validation(config.model_copy(update={"train": train}), train_set, None, None)
 
 
+def test_a_run_does_not_lie_among_its_images(tiny_config, tmp_path) -> None:
+    source = {"format": "csv", "annotations": "my/a.csv", "images": "my/photos/*"}
+    config = load_config(tiny_config, [f"data.val=[{source}]"])
+    (tmp_path / "link").symlink_to(tmp_path / "my" / "photos")
+    for run in ("my/photos", "link", "my/other/../photos"):
+        with pytest.raises(UserError, match="is the folder of the data"):
+            build_datasets(config, tmp_path, tmp_path / run)
+
+
 def test_one_set_within_another_is_told(tiny_config, tmp_path, capsys) -> None:
     config = validated(tiny_config)
     train_set, val_set, _ = build_datasets(config, tmp_path)
