@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from configs.files import read_json, read_text
 from datasets.annotation_files import box_around, class_in, declared_size, numbers_in, points_of, typed
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
 from datasets.columns import number_in, short
+from datasets.images import image_file_size
 from datasets.records import Records, logger
 
 COLUMNS: dict[str, tuple[str, ...]] = {
@@ -71,7 +72,7 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
         except ValueError:
             raise UserError(f"{where}: {', '.join(values)} are not four numbers") from None
         mine.append(Object(label, (x1, y1, x2, y2)))
-    return _records(path, images, objects, sizes, unlabelled)
+    return table_records(path, images, objects, sizes, unlabelled)
 
 
 def read_via(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) -> Records:
@@ -102,17 +103,33 @@ def read_via(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
         mine.append(Object(_via_class(attributes.get(attribute), attribute, where), box))
     if passed_over:
         logger.warning("%s: %s without a box (points, lines): passed over", path, counted(passed_over, "shape"))
-    return _records(path, images, objects, {}, unlabelled)
+    return table_records(path, images, objects, {}, unlabelled)
 
 
-def _records(
+def table_records(
     path: Path,
     images: Path,
     objects: Mapping[str, list[Object]],
     sizes: Mapping[str, tuple[int, int] | None],
     unlabelled: Unlabelled | None,
+    *,
+    class_names: Sequence[str] | None = None,
+    fractions: bool = False,
 ) -> Records:
-    """The table's images in their order, then those that it does not name where these are empty ones."""
+    """The images that one file names, in its order, then those that it does not name where these are empty ones.
+
+    Args:
+        path: the file, for messages.
+        images: folder that holds the images, at any depth.
+        objects: of each image, by the name that the file has.
+        sizes: (H, W) of images as declared.
+        unlabelled: what images of the folder are that the file does not name.
+        class_names: in the order of their labels; None: those of the objects, sorted.
+        fractions: the boxes are in shares of the image's sides, not in pixels.
+
+    Raises:
+        UserError: an image is missing, or `unlabelled` makes one that is not named a mistake.
+    """
     there = images_below(images)
     finder = ImageFinder(images, there)
     items: dict[Path, Item] = {}
@@ -120,6 +137,9 @@ def _records(
         image = finder(name)
         if image is None:
             raise UserError(f"{images}: has no image {name}, or several of the name, though {path} lists it")
+        if fractions:
+            height, width = image_file_size(image, sizes.get(name))
+            mine = [_scaled(thing, width, height) for thing in mine]
         before = items[image].objects if image in items else []
         items[image] = Item(image, [*(before or []), *mine], sizes.get(name))
     others = [image for image in there if image not in items]
@@ -130,7 +150,18 @@ def _records(
         )
     if unlabelled == "empty":
         items |= {image: Item(image, []) for image in others}
-    return records_of(list(items.values()), root=images, source=str(path), annotation_file=f"{path} image {{}}")
+    return records_of(
+        list(items.values()),
+        root=images,
+        source=str(path),
+        annotation_file=f"{path} image {{}}",
+        class_names=class_names,
+    )
+
+
+def _scaled(thing: Object, width: int, height: int) -> Object:
+    x1, y1, x2, y2 = thing.box
+    return thing._replace(box=(x1 * width, y1 * height, x2 * width, y2 * height))
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -210,12 +241,54 @@ def _via_regions(path: Path) -> Iterator[tuple[str, str, Any, dict | None]]:
 
 def via_entries(content: Any) -> list[dict] | None:
     """The images of a VIA JSON export or project; None where it is something else."""
+    if isinstance(content, dict) and all(isinstance(content.get(key), dict) for key in ("file", "view", "metadata")):
+        return _via3_entries(content)
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
         entries = list(content.values()) if isinstance(content, dict) else []
         if entries and all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
             return entries
     return None
+
+
+_VIA3_SHAPES: dict[Any, tuple[str, ...]] = {
+    1: ("point",), 2: ("rect", "x", "y", "width", "height"), 3: ("circle", "cx", "cy", "r"),
+    4: ("ellipse", "cx", "cy", "rx", "ry"), 5: ("polyline",), 6: ("polyline",), 7: ("polygon",),
+    8: ("rect", "x", "y", "width", "height"), 9: ("circle", "cx", "cy", "r"),
+}  # fmt: skip
+"""Numbers of shapes in projects of VIA 3, with what their numbers are."""
+
+
+def _via3_entries(content: Mapping[str, Any]) -> list[dict]:
+    """A project of VIA 3 in the form of version 2; what is unusual is left for its reader to name."""
+    attributes = _object(content.get("attribute"))
+    regions: dict[str, list] = defaultdict(list)
+    for region in content["metadata"].values():
+        numbers = _object(region).get("xy")
+        if not isinstance(numbers, list) or not numbers:
+            continue  # of the whole image, or of a moment of a video
+        named = {}
+        for key, value in _object(region.get("av")).items():
+            attribute = _object(attributes.get(key))
+            options = _object(attribute.get("options"))
+            named[str(attribute.get("aname", key))] = options.get(value, value) if isinstance(value, str) else value
+        kind, *keys = _VIA3_SHAPES.get(numbers[0] if isinstance(numbers[0], int) else None, (str(numbers[0]),))
+        shape = {"name": kind, **dict(zip(keys, numbers[1:], strict=False))}
+        if kind == "polygon":
+            shape |= {"all_points_x": numbers[1::2], "all_points_y": numbers[2::2]}
+        regions[str(region.get("vid"))].append({"shape_attributes": shape, "region_attributes": named})
+    entries = []
+    for key, view in content["view"].items():
+        files = _object(view).get("fid_list")
+        for number in files if isinstance(files, list) else []:
+            file = _object(content["file"].get(str(number)))
+            entries.append({"filename": file.get("fname") or file.get("src"), "regions": regions[str(key)]})
+    return entries
+
+
+def _object(value: Any) -> dict:
+    """The value where it is an object of JSON, else an empty one."""
+    return value if isinstance(value, dict) else {}
 
 
 def _class_attribute(path: Path, all_attributes: list[dict]) -> str:

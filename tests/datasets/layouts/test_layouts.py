@@ -354,3 +354,51 @@ def test_no_folder(tmp_path):
     (tmp_path / "a.jpg").write_text("")
     with pytest.raises(UserError, match="is a file: give the folder"):
         find_layout(tmp_path / "a.jpg")
+
+
+CREATEML = {"image": "a.jpg", "annotations": [
+    {"label": "white cell", "coordinates": {"x": 11, "y": 15, "width": 18, "height": 20}}
+]}  # fmt: skip
+DATUMARO = {"categories": {"label": {"labels": [{"name": "white cell"}]}}, "items": [
+    {"id": "a", "annotations": [{"type": "bbox", "label_id": 0, "bbox": COCO_BOX}]}
+]}  # fmt: skip
+LABEL_STUDIO = [{"data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result": [{"value": {
+    "x": 2 / 0.4, "y": 5 / 0.3, "width": 18 / 0.4, "height": 20 / 0.3, "rectanglelabels": ["white cell"],
+}}]}]}]  # fmt: skip
+VOTT = {"asset": {"name": "a.jpg"}, "regions": [
+    {"tags": ["white cell"], "boundingBox": dict(zip(("left", "top", "width", "height"), COCO_BOX, strict=True))}
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("_annotations.createml.json", [CREATEML]),
+        ("annotations/default.json", DATUMARO),
+        ("project-1-at-2024.json", LABEL_STUDIO),
+        ("p-export.json", {"tags": [], "assets": {"1": VOTT}}),
+        ("target/1-asset.json", VOTT),
+    ],
+)
+def test_lists_of_other_tools(tmp_path, name, content):
+    files = {name: json.dumps(content), "photos/a.jpg": None, "photos/b.jpg": None}
+    assert images_of(write(tmp_path, files)) == {"all": {"photos/a.jpg": 1, "photos/b.jpg": 0}}
+
+
+def test_createml_of_labelimg_is_one_source(tmp_path):
+    files = {f"{name}.json": json.dumps([{**CREATEML, "image": f"{name}.jpg"}]) for name in "ab"}
+    assert images_of(write(tmp_path, {**files, "a.jpg": None, "b.jpg": None})) == {"all": {"a.jpg": 1, "b.jpg": 1}}
+    assert [source.annotations for source in find_layout(tmp_path).parts["all"]] == [str(tmp_path.resolve())]
+
+
+CVAT = '<image name="{}" width="40" height="30"{}><box label="white cell" xtl="2" ytl="5" xbr="20" ybr="25"/></image>'
+
+
+def test_cvat_xml_and_its_subsets(tmp_path):
+    images = CVAT.format("a.jpg", ' subset="Train"') + CVAT.format("b.jpg", ' subset="Validation"')
+    xml = "<?xml version='1.0'?>\n<annotations>{}</annotations>".format
+    files = {"annotations.xml": xml(images), "images/Train/a.jpg": None, "images/Validation/b.jpg": None}
+    expected = {"train": {"images/Train/a.jpg": 1}, "val": {"images/Validation/b.jpg": 1}}
+    assert images_of(write(tmp_path / "project", files)) == expected
+    files = {"labels.xml": xml(CVAT.format("a.jpg", "")), "data/a.jpg": None, "data/b.jpg": None}
+    assert images_of(write(tmp_path / "task", files)) == {"all": {"data/a.jpg": 1, "data/b.jpg": 0}}
