@@ -12,7 +12,7 @@ from configs.detection import DataConfig, SourceConfig
 from configs.errors import UserError, counted, did_you_mean, examples
 from datasets.annotation_files import read_folder, unlisted_images
 from datasets.annotation_lists import read_list
-from datasets.annotation_tables import read_csv, read_via
+from datasets.annotation_tables import read_csv
 from datasets.cache import kept_records
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
@@ -22,6 +22,7 @@ from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
 from datasets.records import Records, join, logger
 from datasets.split import split_records
+from datasets.via import read_via
 from datasets.voc import read_image_set, read_voc
 from datasets.yolo import image_folder, read_yolo
 

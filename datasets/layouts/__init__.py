@@ -14,14 +14,14 @@ from configs.detection import LISTED_FORMATS
 from configs.errors import UserError, counted
 from configs.files import read_text
 from datasets.annotation_tables import table_rows
-from datasets.layouts.folders import find_labelme, find_supervisely, find_voc
+from datasets.layouts.folders import find_kitti, find_labelme, find_supervisely, find_voc
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout, take_inventory
 from datasets.layouts.tables import find_coco, find_csv, find_cvat, find_lists, find_via
 from datasets.layouts.yolo import find_yolo
 
 FINDERS: tuple[Callable[[Inventory], Layout | None], ...] = (
     find_voc, find_coco, find_yolo, find_labelme, find_via, find_csv, find_supervisely, find_cvat,
-    find_lists,
+    find_lists, find_kitti,
 )  # fmt: skip
 """Of layouts that annotate equally many images the first is taken."""
 
@@ -46,7 +46,7 @@ def find_layout(folder: Path) -> Layout:
         raise UserError(
             f"{folder}: holds {counted(len(inventory.images), 'image')} and no annotations that are known "
             f"(files: {', '.join(others) or 'images alone'}): VOC and CVAT XML, COCO JSON, YOLO text, labelme, "
-            "VIA, TensorFlow CSV, Supervisely, Label Studio, CreateML, Datumaro and VoTT are "
+            "VIA, TensorFlow CSV, Supervisely, Label Studio, CreateML, Datumaro, VoTT and KITTI are "
             f"read{_why_not(layouts, inventory)}"
         )
     others = [layout.name for layout in found if layout is not best]
@@ -65,7 +65,7 @@ def _why_not(layouts: list[Layout], inventory: Inventory) -> str:
         return f": {layouts[0].notes[0]}"
     path = next(iter(inventory.of(".json", ".xml", ".csv", ".txt")), None)
     if path is None:
-        return ""
+        return ": export them as one of these" if len(inventory.files) > len(inventory.images) else ""
     start = " ".join(read_text(path)[:LOOKED_AT].split())
     fix = "export it as one of these"
     if path.suffix.lower() == ".csv":

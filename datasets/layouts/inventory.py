@@ -15,8 +15,8 @@ from configs.detection import SourceConfig
 from configs.errors import UserError, did_you_mean
 from configs.files import read_json, read_text
 from datasets.annotation_lists import list_kind
-from datasets.annotation_tables import via_entries
 from datasets.collect import images_below, walk
+from datasets.via import via_entries
 
 LOOKED_AT = 50
 """So many files of a folder decide what its files of a kind are, where they agree."""

@@ -12,11 +12,12 @@ from configs.detection import SourceConfig
 from configs.errors import UserError, counted
 from configs.files import is_file, read_json, read_text
 from datasets.annotation_lists import listed_entries
-from datasets.annotation_tables import VIA_COLUMNS, columns_of, table_rows, via_entries
+from datasets.annotation_tables import columns_of, missing_columns, table_rows
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout
 from datasets.layouts.parts import group_by_part, part_of_name, part_of_path
 from datasets.listing import without_upload_prefix
+from datasets.via import VIA_COLUMNS, via_entries
 
 _START = 1000
 """Characters of an XML file within which its first tag is looked for."""
@@ -73,7 +74,7 @@ def find_csv(inventory: Inventory) -> Layout | None:
     listed = []
     for path in inventory.of(".csv"):
         columns = columns_of(_first_row(path) or {})
-        if {"filename", "class", "xmin", "ymin", "xmax", "ymax"} <= columns.keys():
+        if not missing_columns(columns):
             names = _column(path, columns["filename"])
             listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
     return _find_listed(inventory, "csv", "CSV with a line for each box (TensorFlow, Roboflow)", listed)

@@ -402,3 +402,25 @@ def test_cvat_xml_and_its_subsets(tmp_path):
     assert images_of(write(tmp_path / "project", files)) == expected
     files = {"labels.xml": xml(CVAT.format("a.jpg", "")), "data/a.jpg": None, "data/b.jpg": None}
     assert images_of(write(tmp_path / "task", files)) == {"all": {"data/a.jpg": 1, "data/b.jpg": 0}}
+
+
+def test_kitti_beside_images_and_in_a_folder_of_its_own(tmp_path):
+    line = "white_cell 0.00 0 -1.58 2 5 20 25 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n"
+    for labels in ("data/", "labels/"):
+        files = {"data/a.jpg": None, f"{labels}a.txt": line, "data/b.jpg": None}
+        layout = find_layout(write(tmp_path / labels, files))
+        assert (layout.name, layout.num_labelled) == ("KITTI text", 1)
+        assert [source.format for source in layout.parts["all"]] == ["kitti"]
+
+
+def test_lists_of_classes_make_parts_where_all_name_the_same_images(tmp_path):
+    files = {f"JPEGImages/{name}.jpg": None for name in "abc"} | {f"Annotations/{name}.xml": XML for name in "abc"}
+    for name, flags in (("cat", (1, -1)), ("white cell", (1, 1))):
+        files[f"ImageSets/Main/{name}_train.txt"] = f"a.jpg {flags[0]}\nb.jpg {flags[1]}\n"
+        files[f"ImageSets/Main/{name}_val.txt"] = "c.jpg 1\n"
+    found = images_of(write(tmp_path / "vott", files))
+    assert {part: sorted(images) for part, images in found.items()} == {
+        "train": ["JPEGImages/a.jpg", "JPEGImages/b.jpg"], "val": ["JPEGImages/c.jpg"],
+    }  # fmt: skip
+    files["ImageSets/Main/cat_train.txt"] = "a.jpg 1\n"
+    assert list(images_of(write(tmp_path / "others", files))) == ["all"]
