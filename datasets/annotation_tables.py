@@ -80,6 +80,8 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
             continue
         if not label:
             raise UserError(f"{where}: has a box without a class")
+        if not any(values):
+            raise UserError(f"{where}: has a class without a box: leave both empty for an image without objects")
         try:
             x1, y1, x2, y2 = map(number_in, values)
         except ValueError:

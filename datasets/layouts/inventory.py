@@ -108,7 +108,9 @@ def take_inventory(folder: Path) -> Inventory:
     try:
         images = images_below(root)
     except UserError as error:
-        raise UserError(f"{error}{f': unpack {archives[0]} first' if archives else ''}") from None
+        lone = next((path.name for path in files if path.suffix.lower() in (".json", ".xml", ".csv", ".txt")), None)
+        without = f": put the images of {lone} below the folder, which the export left out" if lone else ""
+        raise UserError(f"{error}{f': unpack {archives[0]} first' if archives else without}") from None
     root = Path(os.path.commonpath([path.parent for path in files]))  # an archive's only folder
     return Inventory(root, files, images)
 

@@ -424,3 +424,8 @@ def test_lists_of_classes_make_parts_where_all_name_the_same_images(tmp_path):
     }  # fmt: skip
     files["ImageSets/Main/cat_train.txt"] = "a.jpg 1\n"
     assert list(images_of(write(tmp_path / "others", files))) == ["all"]
+
+
+def test_an_export_without_its_images(tmp_path):
+    with pytest.raises(UserError, match=r"holds no image .*: put the images of result\.json below the folder"):
+        find_layout(write(tmp_path, {"result.json": coco("a.jpg")}))
