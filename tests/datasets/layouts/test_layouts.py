@@ -429,3 +429,15 @@ def test_lists_of_classes_make_parts_where_all_name_the_same_images(tmp_path):
 def test_an_export_without_its_images(tmp_path):
     with pytest.raises(UserError, match=r"holds no image .*: put the images of result\.json below the folder"):
         find_layout(write(tmp_path, {"result.json": coco("a.jpg")}))
+
+
+def test_xml_of_labelme_3(tmp_path):
+    """The old LabelMe's form, which CVAT writes: outlines, its own size, and objects that were deleted."""
+    points = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in ((2, 5), (20, 5), (20, 25), (2, 25)))
+    thing = f"<object><name>white cell</name><deleted>{{}}</deleted><polygon>{points}</polygon></object>"
+    size = "<imagesize><nrows>30</nrows><ncols>40</ncols></imagesize>"
+    xml = f"<annotation><filename>a.jpg</filename>{size}{thing.format(0)}{thing.format(1)}</annotation>"
+    assert images_of(write(tmp_path, {"default/a.jpg": None, "default/a.xml": xml})) == {"all": {"default/a.jpg": 1}}
+    (source,) = find_layout(tmp_path).parts["all"]
+    records = build_records(DataConfig(train=[source], classes="auto"), "train", Path("/"))
+    assert records.boxes.tolist() == [[2, 5, 20, 25]]
