@@ -215,7 +215,8 @@ def _turned(points: Sequence[Sequence[float]], degrees: float, pivot: tuple[floa
 
 
 def _label_studio(content: Any, where: str) -> Iterator[Entry]:
-    """Tasks as JSON, or as JSON-MIN, which has a task's regions beside its data."""
+    """Tasks as JSON, or as JSON-MIN, which has a task's regions beside its data; those that nobody has annotated are
+    left out."""
     for number, task in enumerate(content):
         here = f"{where} task {number}"
         data = typed(task, "data", dict, here, default=task)
@@ -224,8 +225,8 @@ def _label_studio(content: Any, where: str) -> Iterator[Entry]:
         if data is task:
             lists = [value for value in task.values() if isinstance(value, list)]
             regions = [{"value": item} | item for some in lists for item in some if isinstance(item, dict)]
-        else:
-            regions = _answer(task, here)
+        elif (regions := _answer(task, here)) is None:
+            continue
         size, objects = None, list[Object | None]()
         for index, region in enumerate(regions):
             place = f"{here} object {index}"
@@ -239,11 +240,14 @@ def _label_studio(content: Any, where: str) -> Iterator[Entry]:
         yield Entry(name, size, objects)
 
 
-def _answer(task: Mapping[str, Any], where: str) -> list[Any]:
-    """The regions of a task: of several annotations that were not cancelled the ground truth, else the last."""
+def _answer(task: Mapping[str, Any], where: str) -> list[Any] | None:
+    """The regions of a task: of several annotations that were not cancelled the ground truth, else the last; None:
+    there is none."""
     given = typed(task, "annotations" if "annotations" in task else "completions", list, where)
     valid = [item for item in given if isinstance(item, dict) and not item.get("was_cancelled")]
-    best = next((item for item in valid if item.get("ground_truth")), valid[-1] if valid else {})
+    if not valid:
+        return None
+    best = next((item for item in valid if item.get("ground_truth")), valid[-1])
     return typed(best, "result", list, where, default=[])
 
 
@@ -362,12 +366,14 @@ def _datumaro_shape(thing: Mapping[str, Any], names: Sequence[str], where: str) 
 
 
 def _vott(content: Any, where: str) -> Iterator[Entry]:
-    """An exported project, or the file of one of its images."""
+    """An exported project, or the file of one of its images; those that nobody has opened are left out."""
     items = content["assets"].values() if "assets" in content else [content]
     for number, item in enumerate(items):
         here = f"{where} asset {number}"
         asset = typed(item, "asset", dict, here)
         name = unquote(typed(asset, "name", str, here))
+        if asset.get("state") == 0:
+            continue
         objects = list[Object | None]()
         for index, region in enumerate(typed(item, "regions", list, here, default=[])):
             place = f"{here} ({name}) object {index}"

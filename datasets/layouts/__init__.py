@@ -71,4 +71,6 @@ def _why_not(layouts: list[Layout], inventory: Inventory) -> str:
     if path.suffix.lower() == ".csv":
         table_rows(path)  # raises what is wrong with it
         fix = "its first line must name the columns filename, class, xmin, ymin, xmax, ymax"
+        if start.startswith("annotation_id,annotator"):
+            fix = "it is Label Studio's: export the project as JSON"
     return f": {path} begins with {start!r}: {fix}"

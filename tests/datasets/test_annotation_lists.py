@@ -102,8 +102,11 @@ def test_label_studio(folder: Path, caplog) -> None:
         {"type": "brushlabels", "value": {"format": "rle", "rle": [0, 1], "brushlabels": ["cat"]}},
         {"type": "choices", "value": {"choices": ["sunny"]}},
     ]
-    empty = {"id": 2, "annotations": [], "data": {"image": "/data/local-files/?d=my%20photos/b.jpg"}}
-    found = objects(read(folder, "label_studio", [task(result), empty]))
+    empty = task([], data={"image": "/data/local-files/?d=my%20photos/b.jpg"})
+    later = task([], data={"image": "c.jpg"}, annotations=[{"result": [], "was_cancelled": True}])  # not annotated yet
+    write_image(folder / "c.jpg", (HEIGHT, WIDTH))
+    found = objects(read(folder, "label_studio", [task(result), empty, later]))
+    assert list(found) == ["a", "b"]
     assert found["b"] == []
     assert found["a"] == [
         pytest.approx(["cat", 4, 6, 20, 21]),
@@ -177,6 +180,7 @@ def test_vott(folder: Path) -> None:
         str(number): {"asset": {"name": name, "size": {"width": 40, "height": 30}}, "regions": regions}
         for number, (name, regions) in enumerate({"a.jpg": [region], "b.jpg": []}.items())
     }
+    assets["2"] = {"asset": {"name": "c.jpg", "state": 0}, "regions": []}  # not opened yet
     content = {"tags": [{"name": "dog"}, {"name": "cat"}], "assets": assets}
     records = read(folder, "vott", content)
     assert records.class_names == ["dog", "cat"]

@@ -441,3 +441,9 @@ def test_xml_of_labelme_3(tmp_path):
     (source,) = find_layout(tmp_path).parts["all"]
     records = build_records(DataConfig(train=[source], classes="auto"), "train", Path("/"))
     assert records.boxes.tolist() == [[2, 5, 20, 25]]
+
+
+def test_a_table_of_label_studio_says_what_to_export(tmp_path):
+    table = "annotation_id,annotator,created_at,id,image,label\n1,1,x,1,/data/upload/1/a.jpg,[]\n"
+    with pytest.raises(UserError, match=r"p\.csv begins with .*: it is Label Studio's: export the project as JSON"):
+        find_layout(write(tmp_path, {"p.csv": table, "a.jpg": None}))
