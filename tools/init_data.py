@@ -54,6 +54,8 @@ def main(args: argparse.Namespace) -> None:
     _check_out(out, sheet_path, overwrite=args.overwrite)
 
     found = read_own_data(folder)
+    if not any(len(records.labels) for records in found.records.values()):
+        raise UserError(f"{folder}: {found.layout.name}, but no image has an annotated object: nothing to train on")
     own = divide(found, share, args.split_by)
     if own is found and (args.split is not None or args.split_by is not None):
         raise UserError(
