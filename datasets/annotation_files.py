@@ -325,7 +325,7 @@ def _read_kitti(image: Path, file: Path) -> Item:
         try:
             if len(words) not in (15, 16):
                 raise ValueError
-            truncated, *_, x1, y1, x2, y2 = map(number_in, (words[1], *words[4:8]))
+            truncated, x1, y1, x2, y2 = numbers_in(map(number_in, (words[1], *words[4:8])))
         except ValueError:
             raise UserError(f"{file} line {number}: {short(line.strip())}: a line of KITTI has 15 values") from None
         objects.append(Object(words[0], (x1, y1, x2, y2), truncated=truncated > 0))

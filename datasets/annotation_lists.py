@@ -351,12 +351,12 @@ def _datumaro_shape(thing: Mapping[str, Any], names: Sequence[str], where: str) 
     values = typed(thing, "bbox" if kind == "bbox" else "points", list, where)
     try:
         numbers = numbers_in(values)
-    except ValueError:
-        raise UserError(f"{where}: {short(values)} are not numbers of pixels") from None
+        (angle,) = numbers_in([typed(thing, "attributes", dict, where, default={}).get("rotation") or 0])
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
     if kind == "bbox" and len(numbers) == 4:
         x, y, width, height = numbers
         points = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
-        (angle,) = numbers_in([typed(thing, "attributes", dict, where, default={}).get("rotation") or 0])
         return Object(names[number], box_around(_turned(points, angle, _middle(points)), where))
     if kind == "bbox" or len(numbers) % 2:
         raise UserError(

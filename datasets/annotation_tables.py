@@ -13,7 +13,7 @@ from pathlib import Path
 
 from configs.errors import UserError, counted
 from configs.files import read_lines, read_text
-from datasets.annotation_files import declared_size
+from datasets.annotation_files import declared_size, numbers_in
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
 from datasets.columns import number_in
 from datasets.images import image_file_size
@@ -83,9 +83,9 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
         if not any(values):
             raise UserError(f"{where}: has a class without a box: leave both empty for an image without objects")
         try:
-            x1, y1, x2, y2 = map(number_in, values)
+            x1, y1, x2, y2 = numbers_in(map(number_in, values))
         except ValueError:
-            raise UserError(f"{where}: {', '.join(values)} are not four numbers") from None
+            raise UserError(f"{where}: {', '.join(text[:20] for text in values)} are not four numbers") from None
         box = (x1, y1, x2, y2) if "xmax" in column_of else (x1, y1, x1 + x2, y1 + y2)
         mine.append(Object(label, box, difficult="group" in column_of and row[column_of["group"]].strip() == "1"))
     things = [thing for mine in objects.values() for thing in mine]

@@ -65,6 +65,7 @@ def find_via(inventory: Inventory) -> Layout | None:
     for path, kind in inventory.json_kinds.items():
         if kind == "via":
             names = [entry["filename"] for entry in via_entries(read_json(path, "annotation file")) or []]
+            names = [name for name in names if isinstance(name, str)]  # the reader names others
             listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
     return _find_listed(inventory, "via", "VGG Image Annotator (VIA)", listed)
 

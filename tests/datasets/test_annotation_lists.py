@@ -201,6 +201,9 @@ def test_vott(folder: Path) -> None:
         ("createml", [createml("c.jpg")], "has no image c.jpg"),
         ("datumaro", {"categories": {}, "items": [{"id": "a.jpg", "annotations": [{"type": "bbox", "label_id": 0}]}]},
          "label_id 0 is not one of"),
+        ("datumaro", {"categories": {"label": {"labels": [{"name": "c"}]}}, "items": [{"id": "a.jpg", "annotations": [
+            {"type": "bbox", "label_id": 0, "bbox": [1, 2, 3, 4], "attributes": {"rotation": float("inf")}}
+        ]}]}, "object 0: .*inf.* are not numbers of pixels"),
         ("vott", {"tags": [], "assets": {"1": {"asset": {"name": "a.jpg"}, "regions": [{"tags": []}]}}},
          "boundingBox is missing"),
     ],

@@ -92,6 +92,7 @@ def test_open_images(folder: Path) -> None:
         (HEADER, "has no line below its header"),
         (HEADER + "a.jpg,40,30,dog,1,2,10\n", "line 2: has 7 values, the header has 8"),
         (HEADER + "a.jpg,40,30,dog,1,2,x,20\n", "line 2: 1, 2, x, 20 are not four numbers"),
+        (HEADER + "a.jpg,40,30,dog,1,2,inf,20\n", "line 2: 1, 2, inf, 20 are not four numbers"),
         (HEADER + "a.jpg,40,30,,1,2,10,20\n", "line 2: has a box without a class"),
         (HEADER + "a.jpg,40,30,dog,,,,\n", "line 2: has a class without a box"),
         (HEADER + "z.jpg,40,30,dog,1,2,10,20\n", "has no image z.jpg"),

@@ -447,3 +447,12 @@ def test_a_table_of_label_studio_says_what_to_export(tmp_path):
     table = "annotation_id,annotator,created_at,id,image,label\n1,1,x,1,/data/upload/1/a.jpg,[]\n"
     with pytest.raises(UserError, match=r"p\.csv begins with .*: it is Label Studio's: export the project as JSON"):
         find_layout(write(tmp_path, {"p.csv": table, "a.jpg": None}))
+
+
+def test_an_image_of_via_without_a_name_is_left_to_the_reader(tmp_path):
+    shape = {"name": "rect", **dict(zip(("x", "y", "width", "height"), COCO_BOX, strict=True))}
+    region = {"shape_attributes": shape, "region_attributes": {"class": "white cell"}}
+    content = {str(i): {"filename": name, "regions": [region]} for i, name in enumerate(("a.jpg", None))}
+    layout = find_layout(write(tmp_path, {"via.json": json.dumps(content), "a.jpg": None}))
+    with pytest.raises(UserError, match=r"via\.json: filename is null"):
+        build_records(DataConfig(train=layout.parts["all"], classes="auto"), "train", Path("/"))
