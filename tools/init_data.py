@@ -3,7 +3,7 @@
     python tools/init_data.py my_photos
     python tools/init_data.py my_photos --out cells.yaml --split-by '(.*)_frame'
 
-Reads what labelImg, Label Studio, CVAT, Roboflow, labelme, VIA, Ultralytics, TensorFlow's CSV and Supervisely write
+Reads what labelImg, Label Studio, CVAT, Roboflow, labelme, VIA, VoTT, Ultralytics, Supervisely and others write
 (docs/own_data.md). A folder without parts is divided by a hash of the file names. The config is ready to train:
 python tools/train_det.py --cfg my_photos.yaml
 """
