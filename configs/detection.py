@@ -35,39 +35,51 @@ from configs.common import (
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
+LISTED_FORMATS = ("coco", "via", "csv", "cvat", "createml", "label_studio", "datumaro", "vott")
+"""Formats with one annotation file for all images."""
+
+FOLDER_FORMATS = ("voc", "yolo", "labelme", "supervisely", "kitti")
+"""Formats with an annotation file for each image."""
+
+
 class SourceConfig(Section):
     """One annotated set of images. Relative paths are relative to `--data-root`, else `DATA_DIR`, else `data/`."""
 
     read_by = {
         "format": {
-            "root": ("voc", "yolo", "labelme", "supervisely", "imagenet_det"),
-            "image_set": ("voc", "yolo", "imagenet_det", "generated"),
-            "annotations": ("coco", "via", "csv"),
+            "root": (*FOLDER_FORMATS, "imagenet_det"),
+            "image_set": ("voc", "yolo", "cvat", "imagenet_det", "generated"),
+            "annotations": LISTED_FORMATS,
             "size": ("generated",),
             "zero_based": ("voc",),
         }
     }
-    format: Literal["voc", "coco", "yolo", "labelme", "via", "csv", "supervisely", "imagenet_det", "generated"]
+    format: Literal[
+        "voc", "coco", "yolo", "labelme", "via", "csv", "supervisely", "cvat", "createml", "label_studio", "datumaro",
+        "vott", "kitti", "imagenet_det", "generated",
+    ]  # fmt: skip
     """Layout of the files; docs/own_data.md tells which tool writes which. generated: the built-in set, drawn on the
     spot, for which nothing is downloaded."""
     root: str | None = None
     """Folder. voc: holds Annotations/, ImageSets/Main/, JPEGImages/, or, without image_set, XML files and images at any
     depth. yolo: holds images/ and labels/, or, without image_set, label files and images at any depth. labelme,
-    supervisely: images and annotation files at any depth. imagenet_det: holds Annotations/DET/, Data/DET/ and
+    supervisely, kitti: images and annotation files at any depth. imagenet_det: holds Annotations/DET/, Data/DET/ and
     ImageSets/DET/."""
     image_set: str | None = None
     """voc: ImageSets/Main/NAME.txt; null: all images below root. yolo: images/NAME and labels/NAME, or NAME/images and
-    NAME/labels; null: all images below root. imagenet_det: train, val, val1, val2, test or another
-    ImageSets/DET/NAME.txt. generated: train, val or test."""
+    NAME/labels; null: all images below root. cvat: the images of this subset of the project; null: all of the file.
+    imagenet_det: train, val, val1, val2, test or another ImageSets/DET/NAME.txt. generated: train, val or test."""
     images: str | None = None
-    """coco, via, csv: folder of the images. voc, yolo without image_set, labelme, supervisely: the folder below root
-    whose images are the set (folder/*: only those directly in it); null: all below root."""
+    """With one annotation file for all images (coco, via, ...): folder of the images. voc, yolo without image_set,
+    labelme, supervisely, kitti: the folder below root whose images are the set (folder/*: only those directly in it);
+    null: all below root."""
     unlisted: bool = False
     """voc: the images of JPEGImages/ that no list in ImageSets/Main names."""
     image_list: str | None = None
-    """voc, yolo without image_set, labelme, supervisely: text file that names the set's images, one a line."""
+    """voc, yolo without image_set, labelme, supervisely, kitti: text file that names the set's images, one a line."""
     annotations: str | None = None
-    """coco: JSON file. via: CSV or JSON file. csv: table with filename, class, xmin, ymin, xmax, ymax."""
+    """The file that annotates all images. coco, label_studio, datumaro: JSON. via: CSV or JSON. csv: table with
+    filename, class, xmin, ymin, xmax, ymax. cvat: XML for images. createml, vott: JSON, or a folder of such files."""
     split: Share | list[Share] | None = None
     """A set without parts of its own: this share of its images trains and the rest validates, or the shares of train,
     val and test: the list in which the source appears takes its part. By a hash of the file name: images that are
@@ -78,8 +90,8 @@ class SourceConfig(Section):
     split_seed: Seed = 0
     """Another number gives another division."""
     unlabelled: Literal["empty", "skip", "error"] | None = None
-    """Images without annotation: empty ones, left out, or a mistake. null: a mistake for voc, labelme and supervisely;
-    an empty image for yolo; not looked for in a set whose file lists its images (coco, via, csv)."""
+    """Images without annotation: empty ones, left out, or a mistake. null: a mistake for voc, labelme, supervisely and
+    kitti; an empty image for yolo; not looked for in a set whose file lists its images (coco, via, csv, cvat, ...)."""
     size: NonNegativeInt = 0
     """generated: number of images of this set (0: the generator's default)."""
     zero_based: bool = False
@@ -90,9 +102,7 @@ class SourceConfig(Section):
     @model_validator(mode="after")
     def _has_what_the_format_needs(self) -> SourceConfig:
         needed = {
-            "coco": ("images", "annotations"),
-            "via": ("images", "annotations"),
-            "csv": ("images", "annotations"),
+            **dict.fromkeys(LISTED_FORMATS, ("images", "annotations")),
             "imagenet_det": ("root", "image_set"),
             "generated": ("image_set",),
         }.get(self.format, ("root",))
@@ -105,12 +115,14 @@ class SourceConfig(Section):
 
     @model_validator(mode="after")
     def _options_fit_the_format(self) -> SourceConfig:
-        listed = self.format in ("coco", "via", "csv")
-        by_folder = self.format in ("voc", "yolo", "labelme", "supervisely")
+        listed = self.format in LISTED_FORMATS
+        by_folder = self.format in FOLDER_FORMATS
         if self.images is not None and not (listed or (by_folder and self.image_set is None)):
-            raise ValueError("images is for coco, via and csv, or for a folder without image_set")
+            raise ValueError(f"images is for {', '.join(LISTED_FORMATS)}, or for a folder without image_set")
         if self.image_list is not None and not (by_folder and self.image_set is None and self.images is None):
-            raise ValueError("image_list is for voc, yolo, labelme and supervisely, without image_set and images")
+            raise ValueError(
+                "image_list is for voc, yolo, labelme, supervisely and kitti, without image_set and images"
+            )
         if self.unlisted and (self.format != "voc" or self.image_set or self.images or self.image_list):
             raise ValueError("unlisted is for voc, without image_set, images and image_list")
         if self.unlabelled is not None and not (listed or by_folder):

@@ -1,4 +1,5 @@
-"""One annotation file for each image, wherever it lies: VOC's XML, YOLO's text, labelme's and Supervisely's JSON.
+"""One annotation file for each image, wherever it lies: VOC's XML, YOLO's and KITTI's text, labelme's and
+Supervisely's JSON.
 
 `read_folder` takes all images below a folder and finds each one's annotation by its name: beside it (labelImg,
 Roboflow, labelme, CVAT's YOLO), or in a folder that mirrors the images' (images/a.jpg and labels/a.txt,
@@ -8,9 +9,12 @@ count from 0. Imports no torch.
 
 from __future__ import annotations
 
+import base64
 import re
+import struct
+import zlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from configs.errors import UserError, counted, did_you_mean
 from configs.files import is_file, read_json, read_lines, read_text
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of, walk
-from datasets.columns import LARGEST, short
+from datasets.columns import LARGEST, number_in, short
 from datasets.findings import Mistakes, find
 from datasets.images import image_file_size
 from datasets.listing import IMAGE_SUFFIXES, list_files, plain_name, without_upload_prefix
@@ -26,14 +30,19 @@ from datasets.records import Records, logger
 from datasets.voc import read_annotation, read_image_set
 from datasets.yolo import LabelReader, keypoint_numbers, read_class_names
 
-FileFormat = Literal["voc", "yolo", "labelme", "supervisely"]
+FileFormat = Literal["voc", "yolo", "labelme", "supervisely", "kitti"]
 Value = TypeVar("Value")
 
-SUFFIXES: dict[str, str] = {"voc": ".xml", "yolo": ".txt", "labelme": ".json", "supervisely": ".json"}
+SUFFIXES: dict[str, str] = {
+    "voc": ".xml", "yolo": ".txt", "labelme": ".json", "supervisely": ".json", "kitti": ".txt",
+}  # fmt: skip
+
+_PNG_HEADER = 64
+"""Bytes of a PNG, within which its size lies."""
 
 _CONTENT_WORDS = {
     "images", "image", "img", "imgs", "jpegimages", "photos", "pictures", "labels", "label", "annotations",
-    "annotation", "ann", "anns", "xml", "xmls", "txt", "json", "data",
+    "annotation", "ann", "anns", "xml", "xmls", "txt", "json", "data", "image_2", "label_2",
 }  # fmt: skip
 """Folder names that say what lies in them and not which part of the set: they differ between image and annotation."""
 
@@ -242,6 +251,8 @@ def _read_item(image: Path, file: Path | None, file_format: str, zero_based: boo
         return Item(image, None)
     if file_format == "voc":
         return _read_voc(image, file, zero_based)
+    if file_format == "kitti":
+        return _read_kitti(image, file)
     content = read_json(file, "annotation file")
     if file_format == "labelme":
         return _read_labelme(image, file, content)
@@ -294,7 +305,7 @@ def _read_labelme(image: Path, file: Path, content: Any) -> Item:
 
 
 def _read_supervisely(image: Path, file: Path, content: Any, known: Sequence[str] | None) -> Item:
-    """Any figure with an outer outline as the box around it; bitmaps by their place are refused."""
+    """Any figure with an outer outline, and bitmaps, as the box around it; points are no objects."""
     objects = []
     for number, thing in enumerate(typed(content, "objects", list, f"{file}: not a Supervisely annotation")):
         where = f"{file} object {number}"
@@ -302,12 +313,46 @@ def _read_supervisely(image: Path, file: Path, content: Any, known: Sequence[str
         if known is not None and name not in known:
             raise UserError(f"{where}: class {name} is not among the classes of meta.json{did_you_mean(name, known)}")
         outline = typed(typed(thing, "points", dict, where, default={}), "exterior", list, where, default=[])
-        if not outline:
-            kind = typed(thing, "geometryType", str, where, default="figure")
-            raise UserError(f"{where}: is a {kind} without outline: only rectangles and polygons are read")
-        objects.append(Object(name, box_around(points_of(outline, where), where)))
+        kind = typed(thing, "geometryType", str, where, default="figure")
+        if kind == "bitmap" and "bitmap" in thing:
+            objects.append(Object(name, _bitmap_box(typed(thing, "bitmap", dict, where), where)))
+        elif not outline:
+            raise UserError(f"{where}: is a {kind} without outline: only rectangles, polygons and bitmaps are read")
+        elif kind != "point":
+            objects.append(Object(name, box_around(points_of(outline, where), where)))
     size = typed(content, "size", dict, str(file), default={})
     return Item(image, objects, declared_size(size.get("height"), size.get("width")))
+
+
+def _bitmap_box(bitmap: Mapping[str, Any], where: str) -> tuple[float, float, float, float]:
+    """The box of a mask: a PNG as large as the object, compressed, and the place of its corner."""
+    ((x, y),) = points_of([typed(bitmap, "origin", list, where)], where)
+    try:
+        png = zlib.decompressobj().decompress(base64.b64decode(typed(bitmap, "data", str, where)), _PNG_HEADER)
+        width, height = struct.unpack(">II", png[16:24])
+    except (ValueError, zlib.error, struct.error):
+        raise UserError(f"{where}: its bitmap is no compressed PNG") from None
+    return x, y, x + width, y + height
+
+
+def _read_kitti(image: Path, file: Path) -> Item:
+    """KITTI's lines: class, truncation, occlusion, angle, four sides of the box, and what belongs to three dimensions.
+
+    Regions that are only said to hold unlabelled objects (DontCare) are no objects.
+    """
+    objects = []
+    for number, line in enumerate(read_lines(file, "label file"), 1):
+        words = line.split()
+        if not words or words[0] == "DontCare":
+            continue
+        try:
+            if len(words) not in (15, 16):
+                raise ValueError
+            truncated, x1, y1, x2, y2 = numbers_in(map(number_in, (words[1], *words[4:8])))
+        except ValueError:
+            raise UserError(f"{file} line {number}: {short(line.strip())}: a line of KITTI has 15 values") from None
+        objects.append(Object(words[0], (x1, y1, x2, y2), truncated=truncated > 0))
+    return Item(image, objects)
 
 
 def _supervisely_names(root: Path) -> list[str] | None:

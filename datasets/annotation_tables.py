@@ -1,44 +1,58 @@
-"""One table for all images: the VGG Image Annotator's CSV and JSON, and TensorFlow's CSV. Imports no torch.
+"""One table for all images: a line for each box, as TensorFlow, Roboflow and others write it. Imports no torch.
 
-Boxes are taken as they are written: continuous pixels that count from 0.
+Boxes are taken as they are written: continuous pixels that count from 0, or shares of the image's sides.
 """
 
 from __future__ import annotations
 
 import csv
-import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from configs.errors import UserError, counted
-from configs.files import read_json, read_text
-from datasets.annotation_files import box_around, class_in, declared_size, numbers_in, points_of, typed
+from configs.files import read_lines, read_text
+from datasets.annotation_files import declared_size, numbers_in
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
-from datasets.columns import number_in, short
+from datasets.columns import number_in
+from datasets.images import image_file_size
+from datasets.listing import IMAGE_SUFFIXES, list_files
 from datasets.records import Records, logger
 
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "filename": ("filename", "file_name", "image", "image_name", "imagename", "image_path", "image_id", "path", "file"),
-    "class": ("class", "label", "class_name", "classname", "category", "name", "object"),
-    "xmin": ("xmin", "x_min", "x1", "left"),
-    "ymin": ("ymin", "y_min", "y1", "top"),
+    "filename": (
+        "filename", "file_name", "image", "image_name", "imagename", "image_path", "image_id", "imageid", "path",
+        "file",
+    ),
+    "class": ("class", "label", "class_name", "classname", "label_name", "labelname", "category", "name", "object"),
+    "xmin": ("xmin", "x_min", "x1", "left", "x", "bbox_x"),
+    "ymin": ("ymin", "y_min", "y1", "top", "y", "bbox_y"),
     "xmax": ("xmax", "x_max", "x2", "right"),
     "ymax": ("ymax", "y_max", "y2", "bottom"),
+    "box_width": ("box_width", "bbox_width", "w"),
+    "box_height": ("box_height", "bbox_height", "h"),
     "width": ("width", "image_width", "img_width"),
     "height": ("height", "image_height", "img_height"),
-}
+    "group": ("isgroupof",),
+}  # fmt: skip
 """What a table's columns are called, in lower case."""
 
-VIA_COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
+_HEADERLESS = {
+    "makesense": ("class", "x", "y", "w", "h", "filename", "width", "height"),
+    "retinanet": ("filename", "xmin", "ymin", "xmax", "ymax", "class"),
+}
+"""The columns of tables that come without a header, from makesense.ai and for keras-retinanet (Roboflow)."""
 
 
 def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) -> Records:
-    """The images of a table with a line for each box, as TensorFlow's scripts and Roboflow write it.
+    """The images of a table with a line for each box, as TensorFlow's scripts, Roboflow and Open Images write it.
+
+    Coordinates of which none is above 1 and not all are whole are shares of the image's sides.
 
     Args:
-        path: CSV with a header: filename, class, xmin, ymin, xmax, ymax, and often width and height.
+        path: CSV with a header: filename, class, xmin, ymin, and xmax, ymax or the box's width and height (x, y, width,
+            height); often the image's width and height. Without a header: see `_HEADERLESS`.
         images: folder that holds the images, at any depth.
         unlabelled: what images of the folder are that the table does not name: empty ones join the set.
 
@@ -47,15 +61,15 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
     """
     rows = table_rows(path)
     column_of = columns_of(rows[0][1] if rows else {})
-    missing = [name for name in ("filename", "class", "xmin", "ymin", "xmax", "ymax") if name not in column_of]
-    if missing:
+    if missing := missing_columns(column_of):
         raise UserError(f"{path}: the table has no column {' and no column '.join(missing)}")
+    sides = [column_of[side] for side in ("xmin", "ymin", *_far_sides(column_of))]
     objects: dict[str, list[Object]] = defaultdict(list)
     sizes: dict[str, tuple[int, int] | None] = {}
     for number, row in rows:
         where = f"{path} line {number}"
         name = row[column_of["filename"]].strip()
-        values = [row[column_of[side]].strip() for side in ("xmin", "ymin", "xmax", "ymax")]
+        values = [row[side].strip() for side in sides]
         label = row[column_of["class"]].strip()
         if not name:
             raise UserError(f"{where}: names no image")
@@ -66,53 +80,72 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
             continue
         if not label:
             raise UserError(f"{where}: has a box without a class")
+        if not any(values):
+            raise UserError(f"{where}: has a class without a box: leave both empty for an image without objects")
         try:
-            x1, y1, x2, y2 = map(number_in, values)
+            x1, y1, x2, y2 = numbers_in(map(number_in, values))
         except ValueError:
-            raise UserError(f"{where}: {', '.join(values)} are not four numbers") from None
-        mine.append(Object(label, (x1, y1, x2, y2)))
-    return _records(path, images, objects, sizes, unlabelled)
+            raise UserError(f"{where}: {', '.join(text[:20] for text in values)} are not four numbers") from None
+        box = (x1, y1, x2, y2) if "xmax" in column_of else (x1, y1, x1 + x2, y1 + y2)
+        mine.append(Object(label, box, difficult="group" in column_of and row[column_of["group"]].strip() == "1"))
+    things = [thing for mine in objects.values() for thing in mine]
+    numbers = [value for thing in things for value in thing.box]
+    fractions = bool(numbers) and max(map(abs, numbers)) <= 1 and not all(value.is_integer() for value in numbers)
+    if fractions:
+        logger.warning("%s: its coordinates are shares of the images' sides, and taken as that", path)
+    if all(thing.name.startswith(("/m/", "/g/", "/t/")) for thing in things) and (named := _descriptions(path)):
+        objects = {  # type: ignore[assignment]
+            image: [thing._replace(name=named.get(thing.name, thing.name)) for thing in mine]
+            for image, mine in objects.items()
+        }
+    return table_records(path, images, objects, sizes, unlabelled, fractions=fractions)
 
 
-def read_via(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) -> Records:
-    """The images of an export or project of the VGG Image Annotator, CSV or JSON.
-
-    The class is the region attribute that all regions have (of several: class, label, name or type).
-
-    Args:
-        path: the export.
-        images: folder that holds the images, at any depth.
-        unlabelled: what images of the folder are that the export does not name: empty ones join the set.
-
-    Raises:
-        UserError: it is not such an export, an image is missing, or a region lacks its class; names line or image.
-    """
-    regions = list(_via_regions(path))
-    attribute = _class_attribute(path, [attributes for _, _, _, attributes in regions if attributes is not None])
-    objects: dict[str, list[Object]] = defaultdict(list)
-    passed_over = 0
-    for where, name, shape, attributes in regions:
-        mine = objects[name]
-        if attributes is None:
-            continue
-        box = _via_box(shape, where)
-        if box is None:
-            passed_over += 1
-            continue
-        mine.append(Object(_via_class(attributes.get(attribute), attribute, where), box))
-    if passed_over:
-        logger.warning("%s: %s without a box (points, lines): passed over", path, counted(passed_over, "shape"))
-    return _records(path, images, objects, {}, unlabelled)
+def _far_sides(column_of: Mapping[str, str]) -> tuple[str, str]:
+    """What tells where a box ends: its far corner, or its width and height."""
+    return ("xmax", "ymax") if {"xmax", "ymax"} & column_of.keys() else ("box_width", "box_height")
 
 
-def _records(
+def missing_columns(column_of: Mapping[str, str]) -> list[str]:
+    """The columns that a table of boxes needs and this one, of which `columns_of` told, does not have."""
+    far = ("xmax", "ymax") if "box_width" not in column_of else _far_sides(column_of)
+    return [name for name in ("filename", "class", "xmin", "ymin", *far) if name not in column_of]
+
+
+def _descriptions(path: Path) -> dict[str, str]:
+    """Open Images' names of its classes (/m/01yrx is Cat), from a table of the two near the boxes."""
+    for folder in (path.parent, path.parent.parent / "metadata"):
+        for file in list_files(folder, (".csv",), recursive=False):
+            lines = [line.split(",", 1) for line in read_lines(file, "table")] if "class" in file.name else []
+            if lines and all(len(line) == 2 for line in lines):
+                return {identity.strip(): name.strip().strip('"') for identity, name in lines}
+    return {}
+
+
+def table_records(
     path: Path,
     images: Path,
     objects: Mapping[str, list[Object]],
     sizes: Mapping[str, tuple[int, int] | None],
     unlabelled: Unlabelled | None,
+    *,
+    class_names: Sequence[str] | None = None,
+    fractions: bool = False,
 ) -> Records:
-    """The table's images in their order, then those that it does not name where these are empty ones."""
+    """The images that one file names, in its order, then those that it does not name where these are empty ones.
+
+    Args:
+        path: the file, for messages.
+        images: folder that holds the images, at any depth.
+        objects: of each image, by the name that the file has.
+        sizes: (H, W) of images as declared.
+        unlabelled: what images of the folder are that the file does not name.
+        class_names: in the order of their labels; None: those of the objects, sorted.
+        fractions: the boxes are in shares of the image's sides, not in pixels.
+
+    Raises:
+        UserError: an image is missing, or `unlabelled` makes one that is not named a mistake.
+    """
     there = images_below(images)
     finder = ImageFinder(images, there)
     items: dict[Path, Item] = {}
@@ -120,6 +153,9 @@ def _records(
         image = finder(name)
         if image is None:
             raise UserError(f"{images}: has no image {name}, or several of the name, though {path} lists it")
+        if fractions:
+            height, width = image_file_size(image, sizes.get(name))
+            mine = [_scaled(thing, width, height) for thing in mine]
         before = items[image].objects if image in items else []
         items[image] = Item(image, [*(before or []), *mine], sizes.get(name))
     others = [image for image in there if image not in items]
@@ -130,7 +166,18 @@ def _records(
         )
     if unlabelled == "empty":
         items |= {image: Item(image, []) for image in others}
-    return records_of(list(items.values()), root=images, source=str(path), annotation_file=f"{path} image {{}}")
+    return records_of(
+        list(items.values()),
+        root=images,
+        source=str(path),
+        annotation_file=f"{path} image {{}}",
+        class_names=class_names,
+    )
+
+
+def _scaled(thing: Object, width: int, height: int) -> Object:
+    x1, y1, x2, y2 = thing.box
+    return thing._replace(box=(x1 * width, y1 * height, x2 * width, y2 * height))
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -148,7 +195,11 @@ def table_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
         for values in reader:
             if not any(value.strip() for value in values):
                 continue
+            if names is None and (layout := _headerless(values)):
+                names = list(layout)
             if names is None:
+                if values[0].startswith("# Exported using VGG Image Annotator"):  # of VIA 3
+                    raise UserError(f"{path}: VIA 3's tables are not read: save the project (JSON) and use that")
                 names = [value.strip().removeprefix("#") for value in values]  # VIA 1 writes #filename
                 if twice := next((name for name in names if name and names.count(name) > 1), None):
                     raise UserError(f"{path} line {reader.line_num}: names the column {twice} twice: remove one")
@@ -163,101 +214,28 @@ def table_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     return rows
 
 
+def _headerless(values: Sequence[str]) -> tuple[str, ...] | None:
+    """The columns of a table whose first line is no header but a box."""
+    texts = [value.strip() for value in values]
+    for names in _HEADERLESS.values():
+        if len(texts) == len(names) and texts[names.index("filename")].lower().endswith(IMAGE_SUFFIXES):
+            numbers = [text for name, text in zip(names, texts, strict=True) if name not in ("filename", "class")]
+            if all(re.fullmatch(r"-?\d*\.?\d+", text) for text in numbers) or not any(numbers):
+                return names
+    return None
+
+
 def columns_of(row: Mapping[str, str]) -> dict[str, str]:
-    """What the table calls the columns of `COLUMNS`, for those that it has."""
+    """What the table calls the columns of `COLUMNS`, for those that it has.
+
+    Where boxes have no far corner and no other extent, width and height are theirs.
+    """
     lower = {name.lower(): name for name in row}
-    return {
+    found = {
         meaning: next(lower[alias] for alias in aliases if alias in lower)
         for meaning, aliases in COLUMNS.items()
         if any(alias in lower for alias in aliases)
     }
-
-
-def _via_regions(path: Path) -> Iterator[tuple[str, str, Any, dict | None]]:
-    """(place for messages, image, shape, attributes) of each region; None for both of an image without regions."""
-    if path.suffix.lower() == ".json":
-        content = read_json(path, "annotation file")
-        entries = via_entries(content)
-        if entries is None:
-            raise UserError(f"{path}: not an export of the VGG Image Annotator: it has no regions")
-        for entry in entries:
-            name = typed(entry, "filename", str, str(path))
-            here = f"{path} image {name}"
-            regions = entry["regions"] or []
-            if isinstance(regions, dict):  # of version 1
-                regions = list(regions.values())
-            if not isinstance(regions, list):
-                raise UserError(f"{here}: regions is {short(regions)}, not a list of regions")
-            if not regions:
-                yield here, name, None, None
-            for number, region in enumerate(regions):
-                where = f"{here} object {number}"
-                shape = typed(region, "shape_attributes", dict, where)
-                yield where, name, shape, typed(region, "region_attributes", dict, where, default={})
-        return
-    for number, row in table_rows(path):
-        where = f"{path} line {number}"
-        if any(name not in row for name in VIA_COLUMNS):
-            raise UserError(f"{path}: not an export of the VGG Image Annotator: it has no {', no '.join(VIA_COLUMNS)}")
-        try:
-            shape, attributes = (json.loads(row[name] or "{}") for name in VIA_COLUMNS[1:])
-        except ValueError as error:
-            raise UserError(f"{where}: not valid JSON: {error}") from None
-        if not isinstance(shape, dict) or not isinstance(attributes, dict):
-            raise UserError(f"{where}: {' and '.join(VIA_COLUMNS[1:])} must be JSON objects {{...}}")
-        yield where, row["filename"].strip(), shape or None, attributes if shape else None
-
-
-def via_entries(content: Any) -> list[dict] | None:
-    """The images of a VIA JSON export or project; None where it is something else."""
-    if isinstance(content, dict):
-        content = content.get("_via_img_metadata", content)
-        entries = list(content.values()) if isinstance(content, dict) else []
-        if entries and all(isinstance(entry, dict) and {"filename", "regions"} <= entry.keys() for entry in entries):
-            return entries
-    return None
-
-
-def _class_attribute(path: Path, all_attributes: list[dict]) -> str:
-    """The name of the region attribute that holds the class."""
-    counts = Counter(name for attributes in all_attributes for name in attributes)
-    full = [name for name, count in counts.items() if count == len(all_attributes)]
-    usual = [name for name in full if name.strip().lower() in ("class", "label", "name", "type", "category", "object")]
-    candidates = full if len(full) == 1 else usual
-    if len(candidates) == 1 or not all_attributes:
-        return candidates[0] if candidates else ""
-    if not candidates and len(counts) == 1:
-        return next(iter(counts))  # the region without it is named when its turn comes
-    raise UserError(
-        f"{path}: cannot tell which region attribute is the class ({', '.join(sorted(counts)) or 'there is none'}): "
-        "call it class"
-    )
-
-
-def _via_class(value: Any, attribute: str, where: str) -> str:
-    """A text, or the one ticked box of several."""
-    if isinstance(value, dict):
-        ticked = [name for name, on in value.items() if on]
-        value = ticked[0] if len(ticked) == 1 else None
-    return class_in(value, f"{where}: its attribute {attribute} names no class, or several")
-
-
-def _via_box(shape: Any, where: str) -> tuple[float, float, float, float] | None:
-    """The box of a region; None for points and lines."""
-    kind = shape.get("name") if isinstance(shape, dict) else None
-    try:
-        if kind == "rect":
-            x, y, width, height = numbers_in([shape[key] for key in ("x", "y", "width", "height")])
-            return x, y, x + width, y + height
-        if kind in ("circle", "ellipse"):
-            radii = ("r", "r") if kind == "circle" else ("rx", "ry")
-            x, y, rx, ry = numbers_in([shape[key] for key in ("cx", "cy", *radii)])
-            return x - rx, y - ry, x + rx, y + ry
-        if kind == "polygon":
-            points = list(zip(shape["all_points_x"], shape["all_points_y"], strict=True))
-            return box_around(points_of(points, where), where)
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{where}: the {kind} {short(shape)} lacks a number") from None
-    if kind in ("point", "polyline"):
-        return None
-    raise UserError(f"{where}: a region of the unknown shape {short(kind)}")
+    if not {"xmax", "ymax", "box_width", "box_height"} & found.keys() and {"x", "y"} <= lower.keys():
+        found |= {f"box_{side}": found.pop(side) for side in ("width", "height") if side in found}
+    return found

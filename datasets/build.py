@@ -11,7 +11,8 @@ import numpy as np
 from configs.detection import DataConfig, SourceConfig
 from configs.errors import UserError, counted, did_you_mean, examples
 from datasets.annotation_files import read_folder, unlisted_images
-from datasets.annotation_tables import read_csv, read_via
+from datasets.annotation_lists import read_list
+from datasets.annotation_tables import read_csv
 from datasets.cache import kept_records
 from datasets.class_lists import CLASS_LISTS, IMAGENET_DET_WNIDS
 from datasets.coco import read_coco
@@ -21,6 +22,7 @@ from datasets.generated import generate
 from datasets.imagenet_det import read_imagenet_det
 from datasets.records import Records, join, logger
 from datasets.split import split_records
+from datasets.via import read_via
 from datasets.voc import read_image_set, read_voc
 from datasets.yolo import image_folder, read_yolo
 
@@ -132,6 +134,10 @@ def _read_whole(source: SourceConfig, data: DataConfig, data_root: Path) -> Reco
     if source.format in ("via", "csv"):
         read = read_via if source.format == "via" else read_csv
         return read(annotations, images or root, unlabelled=source.unlabelled)
+    if source.format in ("cvat", "createml", "label_studio", "datumaro", "vott"):
+        return read_list(
+            annotations, images or root, source.format, subset=source.image_set, unlabelled=source.unlabelled
+        )
     if image_set and source.unlabelled is None:
         if source.format == "voc":
             return read_voc(root, image_set, zero_based=source.zero_based)

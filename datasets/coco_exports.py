@@ -18,14 +18,17 @@ from datasets.records import Records
 
 
 def is_placeholder(categories: Sequence[dict[str, Any]]) -> bool:
-    """Whether the first category, 0, may be the one that Roboflow writes as the super-category of all others.
+    """Whether the first category, 0, may be the one that Roboflow writes as the super-category of all others, or the
+    background that labelme's converter writes.
 
     It is left out where it has no object. A category 0 that is meant stays: the others do not name it as their
     super-category. One of them may have its name.
     """
     first, others = categories[:1], categories[1:]
-    is_first = bool(others) and first[0]["id"] in (0, "0")
-    return is_first and all(item.get("supercategory") == first[0]["name"] for item in others)
+    if not others or first[0]["id"] not in (0, "0"):
+        return False
+    name = first[0]["name"]
+    return name in ("_background_", "__background__") or all(item.get("supercategory") == name for item in others)
 
 
 def add_unlisted(records: Records, folder: Path, unlabelled: Unlabelled | None) -> Records:

@@ -64,12 +64,14 @@ def images_below(folder: Path, pattern: str | None = None) -> list[Path]:
 
 
 class ImageFinder:
-    """Finds the image that an annotation file names: by its path below a folder, else by its bare name."""
+    """Finds the image that an annotation file names: by its path below a folder, else by its bare name, which may lack
+    the suffix."""
 
     def __init__(self, folder: Path, images: Iterable[Path] | None = None) -> None:
         self.folder = folder
         self._given = images
         self._by_name: dict[str, list[Path]] | None = None
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
 
     def __call__(self, name: str) -> Path | None:
         """The path of the image; None where there is none, or where several have the name.
@@ -92,7 +94,9 @@ class ImageFinder:
             for path in self._given if self._given is not None else walk(self.folder):
                 if is_image(path):
                     self._by_name[path.name].append(path)
-        found = self._by_name.get(parts[-1]) or self._by_name.get(without_upload_prefix(parts[-1]), [])
+                    self._by_stem[path.stem].append(path)
+        bare = without_upload_prefix(parts[-1])
+        found = self._by_name.get(parts[-1]) or self._by_name.get(bare) or self._by_stem.get(parts[-1], [])
         for start in range(len(parts) - 1):  # of several, the one whose folders fit best
             fitting = [path for path in found if path.parts[-(len(parts) - start) :] == tuple(parts[start:])]
             if len(fitting) == 1:

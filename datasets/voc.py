@@ -70,7 +70,11 @@ def read_annotation(path: str | Path) -> VocAnnotation:
         inner = [node.tag for node in root.iter() if str(node.tag).lower() == "object" and node not in objects]
         if inner:
             raise UserError(f"{path}: has an <{inner[0]}> that is no <object> directly in <annotation>: make it one")
-    size = (_number(root, "size/height", path, 0.0), _number(root, "size/width", path, 0.0))
+    height, width = ("size/height", "size/width")
+    if root.find("imagesize") is not None:  # LabelMe 3.0, which keeps what was deleted
+        height, width = ("imagesize/nrows", "imagesize/ncols")
+        objects = [node for node in objects if node.findtext("deleted", "0").strip() != "1"]
+    size = (_number(root, height, path, 0.0), _number(root, width, path, 0.0))
     return VocAnnotation(
         filename=(root.findtext("filename") or "").strip(),
         size=(int(size[0]), int(size[1])) if min(size) >= 1 else None,
@@ -92,8 +96,19 @@ def _read_object(node: Any, where: str) -> VocObject:
         if each.findtext("name") == "rotation" and (each.findtext("value") or "").strip("0. "):
             # CVAT's box is that of the object before it is turned.
             say_once("rotation", f"{where} ({name}): has a rotation, which is not read (said once)")
-    xmin, ymin, xmax, ymax = (_number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax"))
+    xmin, ymin, xmax, ymax = _outline(node, where) or (
+        _number(node, f"bndbox/{side}", where) for side in ("xmin", "ymin", "xmax", "ymax")
+    )
     return VocObject(name, (xmin, ymin, xmax, ymax), _flag(node, "difficult", where), _flag(node, "truncated", where))
+
+
+def _outline(node: Any, where: str) -> tuple[float, float, float, float] | None:
+    """The box around the outline of LabelMe 3.0's XML (CVAT), in VOC's pixels, where there is no <bndbox>."""
+    points = node.findall("polygon/pt") if node.find("bndbox") is None else []
+    if not points:
+        return None
+    xs, ys = ([_number(point, axis, where) for point in points] for axis in ("x", "y"))
+    return min(xs) + 1, min(ys) + 1, max(xs), max(ys)
 
 
 def _number(node: Any, tag: str, where: str | Path, default: float | None = None) -> float:

@@ -302,8 +302,11 @@ class LabelReader:
 def _keypoints(numbers: list[float]) -> int:
     """How many points follow the box that the first four numbers describe; 0: they do not all lie inside it.
 
-    A point at 0 0 is absent.
+    A point at 0 0 is absent. Four corners of a turned box (YOLO OBB) are no box and two points.
     """
+    corners = zip(*(numbers[i : i + 2] for i in range(0, 8, 2)), strict=True)
+    if len(numbers) == 8 and all(abs(a - b + c - d) < 1e-3 for a, b, c, d in corners):  # a parallelogram
+        return 0
     cx, cy, w, h = numbers[:4]
     rest = numbers[4:]
     for step in (2, 3):

@@ -3,7 +3,7 @@
     python tools/init_data.py my_photos
     python tools/init_data.py my_photos --out cells.yaml --split-by '(.*)_frame'
 
-Reads what labelImg, Label Studio, CVAT, Roboflow, labelme, VIA, Ultralytics, TensorFlow's CSV and Supervisely write
+Reads what labelImg, Label Studio, CVAT, Roboflow, labelme, VIA, VoTT, Ultralytics, Supervisely and others write
 (docs/own_data.md). A folder without parts is divided by a hash of the file names. The config is ready to train:
 python tools/train_det.py --cfg my_photos.yaml
 """
@@ -54,6 +54,8 @@ def main(args: argparse.Namespace) -> None:
     _check_out(out, sheet_path, overwrite=args.overwrite)
 
     found = read_own_data(folder)
+    if not any(len(records.labels) for records in found.records.values()):
+        raise UserError(f"{folder}: {found.layout.name}, but no image has an annotated object: nothing to train on")
     own = divide(found, share, args.split_by)
     if own is found and (args.split is not None or args.split_by is not None):
         raise UserError(

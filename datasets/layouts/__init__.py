@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from configs.detection import LISTED_FORMATS
 from configs.errors import UserError, counted
 from configs.files import read_text
 from datasets.annotation_tables import table_rows
-from datasets.layouts.folders import find_labelme, find_supervisely, find_voc
+from datasets.layouts.folders import find_kitti, find_labelme, find_supervisely, find_voc
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout, take_inventory
-from datasets.layouts.tables import find_coco, find_csv, find_via
+from datasets.layouts.tables import find_coco, find_csv, find_cvat, find_lists, find_via
 from datasets.layouts.yolo import find_yolo
 
 FINDERS: tuple[Callable[[Inventory], Layout | None], ...] = (
-    find_voc, find_coco, find_yolo, find_labelme, find_via, find_csv, find_supervisely,
+    find_voc, find_coco, find_yolo, find_labelme, find_via, find_csv, find_supervisely, find_cvat,
+    find_lists, find_kitti,
 )  # fmt: skip
 """Of layouts that annotate equally many images the first is taken."""
 
@@ -35,7 +37,7 @@ def find_layout(folder: Path) -> Layout:
     layouts = [layout for finder in FINDERS if (layout := finder(inventory)) is not None]
     found = [layout for layout in layouts if layout.num_labelled]
     best = max(found, key=lambda layout: layout.num_labelled, default=None)
-    of_many = best is None or _format_of(best) in ("coco", "via", "csv")
+    of_many = best is None or _format_of(best) in LISTED_FORMATS
     if of_many and inventory.unreadable:  # it may be the annotation of a part, which would be lost
         raise UserError(f"{inventory.unreadable[0]}: repair or remove it")
     if best is None:
@@ -43,8 +45,9 @@ def find_layout(folder: Path) -> Layout:
         others = sorted({path.suffix.lower() for path in inventory.files if path not in images} - {""})
         raise UserError(
             f"{folder}: holds {counted(len(inventory.images), 'image')} and no annotations that are known "
-            f"(files: {', '.join(others) or 'images alone'}): VOC XML, COCO JSON, YOLO text, labelme, VIA, TensorFlow "
-            f"CSV and Supervisely are read{_why_not(layouts, inventory)}"
+            f"(files: {', '.join(others) or 'images alone'}): VOC and CVAT XML, COCO JSON, YOLO text, labelme, "
+            "VIA, TensorFlow CSV, Supervisely, Label Studio, CreateML, Datumaro, VoTT and KITTI are "
+            f"read{_why_not(layouts, inventory)}"
         )
     others = [layout.name for layout in found if layout is not best]
     if others:
@@ -62,10 +65,12 @@ def _why_not(layouts: list[Layout], inventory: Inventory) -> str:
         return f": {layouts[0].notes[0]}"
     path = next(iter(inventory.of(".json", ".xml", ".csv", ".txt")), None)
     if path is None:
-        return ""
+        return ": export them as one of these" if len(inventory.files) > len(inventory.images) else ""
     start = " ".join(read_text(path)[:LOOKED_AT].split())
     fix = "export it as one of these"
     if path.suffix.lower() == ".csv":
         table_rows(path)  # raises what is wrong with it
         fix = "its first line must name the columns filename, class, xmin, ymin, xmax, ymax"
+        if start.startswith("annotation_id,annotator"):
+            fix = "it is Label Studio's: export the project as JSON"
     return f": {path} begins with {start!r}: {fix}"

@@ -1,7 +1,11 @@
-"""Layouts with one annotation file for each image: VOC's XML, labelme's and Supervisely's JSON. Imports no torch."""
+"""Layouts with an annotation file for each image: VOC's XML, KITTI's text, labelme's and Supervisely's JSON. Imports
+no torch."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from configs.detection import SourceConfig
@@ -49,6 +53,7 @@ def _voc_sets(
         usual = {name: part for name in names if (part := part_of_list(name))}
         if any(name != "trainval" and part == "train" for name, part in usual.items()):
             usual.pop("trainval", None)  # train and val together
+        usual = usual or _class_lists(root, names)
         folder = root / "JPEGImages"
         by_name = {
             image.relative_to(folder).with_suffix("").as_posix(): image
@@ -79,6 +84,17 @@ def _voc_sets(
     return sources, part_of
 
 
+def _class_lists(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """The lists of one class with their parts, where those of all others name the same images (VoTT has no others)."""
+    lists: dict[str, list[str]] = defaultdict(list)
+    for name in sorted(names):
+        if part := part_of_list(name.rpartition("_")[2]):
+            lists[part].append(name)
+    first = {named[0]: part for part, named in lists.items()}
+    same = all(set(_listed(root, name)) == set(_listed(root, named[0])) for named in lists.values() for name in named)
+    return first if same else {}
+
+
 def _listed(root: Path, name: str) -> list[str]:
     """The images of a list; none where it is empty.
 
@@ -96,6 +112,27 @@ def _is_voc(path: Path) -> bool:
     except UserError:
         return True
     return "<annotation>" in text or "<annotation " in text or "<object>" in text
+
+
+def find_kitti(inventory: Inventory) -> Layout | None:
+    """KITTI's text files."""
+    root, name = inventory.root, "KITTI text"
+    files = that_are(_is_kitti, annotation_files(root, "kitti"))
+    labelled = pair(inventory.images, files, root)
+    if not labelled:
+        return Layout(root, name, {}, None, 0, missing_images(files, {})) if files else None
+    parts = {image: part_of_path(image, root) for image in inventory.images}
+    return Layout(root, name, folder_sources("kitti", parts, labelled, root), None, len(labelled))
+
+
+def _is_kitti(path: Path) -> bool:
+    """Whether the first line of a text file is one of KITTI's."""
+    try:
+        words = read_text(path).partition("\n")[0].split()
+    except UserError:
+        return False
+    numbers = all(re.fullmatch(r"-?\d+(\.\d*)?", word) for word in words[1:])
+    return len(words) in (15, 16) and numbers and not words[0][0].isdigit()
 
 
 def find_labelme(inventory: Inventory) -> Layout | None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from configs.detection import SourceConfig
 from configs.errors import UserError, did_you_mean
 from configs.files import read_json, read_text
-from datasets.annotation_tables import via_entries
+from datasets.annotation_lists import list_kind
 from datasets.collect import images_below, walk
+from datasets.via import via_entries
 
 LOOKED_AT = 50
 """So many files of a folder decide what its files of a kind are, where they agree."""
@@ -66,7 +67,7 @@ class Inventory:
 
     @cached_property
     def json_kinds(self) -> dict[Path, str]:
-        """What each JSON file is: coco, labelme, via, supervisely; others and broken ones are left out."""
+        """What each JSON file is, as `json_kind` says; others and broken ones are left out."""
         by_folder: dict[Path, list[Path]] = defaultdict(list)
         for path in self.of(".json"):
             by_folder[path.parent].append(path)
@@ -107,13 +108,15 @@ def take_inventory(folder: Path) -> Inventory:
     try:
         images = images_below(root)
     except UserError as error:
-        raise UserError(f"{error}{f': unpack {archives[0]} first' if archives else ''}") from None
+        lone = next((path.name for path in files if path.suffix.lower() in (".json", ".xml", ".csv", ".txt")), None)
+        without = f": put the images of {lone} below the folder, which the export left out" if lone else ""
+        raise UserError(f"{error}{f': unpack {archives[0]} first' if archives else without}") from None
     root = Path(os.path.commonpath([path.parent for path in files]))  # an archive's only folder
     return Inventory(root, files, images)
 
 
 def json_kind(path: Path) -> str | None:
-    """What a JSON file is: coco, labelme, via or supervisely; None: something else.
+    """What a JSON file is: coco, labelme, via, supervisely, or one of `annotation_lists`' formats; None: another one.
 
     Raises:
         UserError: it cannot be read.
@@ -121,8 +124,8 @@ def json_kind(path: Path) -> str | None:
     content = read_json(path, "annotation file")
     if via_entries(content) is not None:
         return "via"
-    if not isinstance(content, dict):
-        return None
+    if (kind := list_kind(content)) is not None or not isinstance(content, dict):
+        return kind
     if isinstance(content.get("images"), list) and {"annotations", "categories"} & content.keys():
         return "coco"
     if isinstance(content.get("shapes"), list):

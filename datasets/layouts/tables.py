@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from configs.detection import SourceConfig
 from configs.errors import UserError, counted
-from configs.files import is_file, read_json
-from datasets.annotation_tables import VIA_COLUMNS, columns_of, table_rows, via_entries
+from configs.files import is_file, read_json, read_text
+from datasets.annotation_lists import listed_entries
+from datasets.annotation_tables import columns_of, missing_columns, table_rows
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout
-from datasets.layouts.parts import group_by_part, part_of_path
+from datasets.layouts.parts import group_by_part, part_of_name, part_of_path
 from datasets.listing import without_upload_prefix
+from datasets.via import VIA_COLUMNS, via_entries
+
+_START = 1000
+"""Characters of an XML file within which its first tag is looked for."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,8 @@ class ListedImages:
     annotated: bool = True
     second_choice: bool = False
     """Of two files about the same images the other one is taken."""
+    image_set: str | None = None
+    """Of a file with several parts the name of this one."""
 
 
 def find_coco(inventory: Inventory) -> Layout | None:
@@ -57,6 +65,7 @@ def find_via(inventory: Inventory) -> Layout | None:
     for path, kind in inventory.json_kinds.items():
         if kind == "via":
             names = [entry["filename"] for entry in via_entries(read_json(path, "annotation file")) or []]
+            names = [name for name in names if isinstance(name, str)]  # the reader names others
             listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
     return _find_listed(inventory, "via", "VGG Image Annotator (VIA)", listed)
 
@@ -66,10 +75,64 @@ def find_csv(inventory: Inventory) -> Layout | None:
     listed = []
     for path in inventory.of(".csv"):
         columns = columns_of(_first_row(path) or {})
-        if {"filename", "class", "xmin", "ymin", "xmax", "ymax"} <= columns.keys():
+        if not missing_columns(columns):
             names = _column(path, columns["filename"])
             listed.append(ListedImages(path, names, part_of_path(path, inventory.root, own_name=True)))
     return _find_listed(inventory, "csv", "CSV with a line for each box (TensorFlow, Roboflow)", listed)
+
+
+LISTS = {
+    "cvat": "CVAT XML for images (CVAT, FiftyOne)",
+    "createml": "CreateML JSON (labelImg, Roboflow)",
+    "label_studio": "Label Studio JSON",
+    "datumaro": "Datumaro JSON (CVAT)",
+    "vott": "VoTT JSON",
+}
+
+
+def find_cvat(inventory: Inventory) -> Layout | None:
+    """CVAT's XML for images: one file for each task or project, whose subsets are the parts."""
+    listed = []
+    of_one_image = {image.stem for image in inventory.images}
+    for path in inventory.of(".xml"):
+        if path.stem in of_one_image or not _is_cvat(path):
+            continue
+        _, entries = listed_entries(path, "cvat")
+        subsets = {entry.subset: part_of_name(entry.subset) for entry in entries}
+        if len(set(subsets.values())) == 1:
+            part = part_of_path(path, inventory.root, own_name=True)
+            listed.append(ListedImages(path, [entry.name for entry in entries], part))
+            continue
+        for subset, part in subsets.items():
+            names = [entry.name for entry in entries if entry.subset == subset]
+            listed.append(ListedImages(path, names, part, image_set=subset))
+    return _find_listed(inventory, "cvat", LISTS["cvat"], listed)
+
+
+def _is_cvat(path: Path) -> bool:
+    with suppress(UserError):
+        return "<annotations>" in read_text(path, "annotation file")[:_START]
+    return False
+
+
+def find_lists(inventory: Inventory) -> Layout | None:
+    """The JSON files of CreateML, Label Studio, Datumaro and VoTT; of several kinds the one with the most images."""
+    kinds: dict[str, dict[Path, list[Path]]] = {kind: defaultdict(list) for kind in LISTS}
+    for path, kind in inventory.json_kinds.items():
+        if kind in kinds:
+            kinds[kind][path.parent].append(path)
+    layouts = []
+    for kind, folders in kinds.items():
+        listed = []
+        for folder, paths in folders.items():
+            whole = kind in ("createml", "vott") and len(paths) > 1  # a file for each image
+            for path in [folder] if whole else paths:
+                names = list(dict.fromkeys(entry.name for entry in listed_entries(path, kind)[1]))
+                part = part_of_path(folder / "x" if whole else path, inventory.root, own_name=not whole)
+                listed.append(ListedImages(path, names, part))
+        if listed and (layout := _find_listed(inventory, kind, LISTS[kind], listed)):
+            layouts.append(layout)
+    return max(layouts, key=lambda layout: layout.num_labelled, default=None)
 
 
 def _first_row(path: Path) -> dict[str, str] | None:
@@ -89,8 +152,8 @@ def _find_listed(inventory: Inventory, file_format: str, name: str, listed: list
     Raises:
         UserError: two of one part, or of none, have some images in common.
     """
-    found: dict[Path, tuple[ListedImages, Path]] = {}
-    images_of: dict[Path, set[Path]] = {}
+    found: dict[tuple, tuple[ListedImages, Path]] = {}
+    images_of: dict[tuple, set[Path]] = {}
     taken: set[Path] = set()
     notes = []
     for entry in sorted(listed, key=lambda it: (it.second_choice, not it.part, len(it.path.parts), it.path)):
@@ -104,25 +167,29 @@ def _find_listed(inventory: Inventory, file_format: str, name: str, listed: list
             continue
         if twice:
             example = min(images & images_of[twice[0]])
-            again = f"{entry.path}: names {example} as {twice[0]} does ({counted(len(images & taken), 'such image')})"
+            again = (
+                f"{entry.path}: names {example} as {twice[0][0]} does ({counted(len(images & taken), 'such image')})"
+            )
             if any(not entry.part or found[other][0].part in (None, entry.part) for other in twice):
                 raise UserError(f"{again}: take them out of one of the two")
             notes.append(f"{again}: one part would flatter the other")
         taken |= images
-        images_of[entry.path] = images
-        found[entry.path] = (entry, folder)
+        key = (entry.path, entry.image_set or "")
+        images_of[key] = images
+        found[key] = (entry, folder)
     if not found:
         return Layout(inventory.root, name, {}, None, 0, notes) if notes else None
     unlisted = [image for image in inventory.images if image not in taken]
     sources: dict[str, list[SourceConfig]] = {}
-    for part, paths in group_by_part({path: entry.part for path, (entry, _) in found.items()}).items():
-        for path in sorted(paths):
-            folder = found[path][1]
+    for part, keys in group_by_part({key: entry.part for key, (entry, _) in found.items()}).items():
+        for key in sorted(keys):
+            entry, folder = found[key]
             below = [image for image in unlisted if image.is_relative_to(folder)]
-            shared = any(other.is_relative_to(folder) for key, (_, other) in found.items() if key != path)
+            shared = any(place.is_relative_to(folder) for other, (_, place) in found.items() if other != key)
             join = bool(below) and not shared
             unlisted = [image for image in unlisted if not join or image not in below]
-            values = {"format": file_format, "images": str(folder), "annotations": str(path)}
+            values = {"format": file_format, "images": str(folder), "annotations": str(entry.path)}
+            values |= {"image_set": entry.image_set} if entry.image_set is not None else {}
             source = SourceConfig.model_validate(values | ({"unlabelled": "empty"} if join else {}))
             sources.setdefault(part, []).append(source)
     if unlisted:

@@ -163,8 +163,8 @@ def test_what_does_not_fit_together_is_told_in_the_schemas_words():
     assert message("data.train.0.root=null") == "my.yaml: data.train.0: format voc needs root"
     for values, expected in (
         ("{format: csv, images: a}", "format csv needs annotations"),
-        ("{format: voc, root: a, image_set: b, images: c}", "images is for coco, via and csv, or for a folder without"),
-        ("{format: voc, root: a, image_set: b, image_list: c}", "image_list is for voc, yolo, labelme and supervisely"),
+        ("{format: voc, root: a, image_set: b, images: c}", "or for a folder without"),
+        ("{format: voc, root: a, image_set: b, image_list: c}", "image_list is for voc, yolo, labelme, supervisely"),
         ("{format: yolo, root: a, unlisted: true}", "unlisted is for voc, without image_set"),
         ("{format: generated, image_set: val, unlabelled: empty}", "unlabelled is not for format generated"),
         ("{format: voc, root: a, split: [0.5, 0.4]}", "split [0.5, 0.4]: give two or three shares"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from pathlib import Path
 
 import pytest
@@ -193,5 +195,31 @@ def test_supervisely(tmp_path: Path) -> None:
     assert records.class_names == ["dog", "cat"]
     content["objects"].append({"classTitle": "cat", "geometryType": "bitmap", "bitmap": {}})
     (tmp_path / "ds/ann/a.jpg.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="object 1: is a bitmap without outline"):
+    with pytest.raises(UserError, match="object 1: origin is missing"):
         read_folder(tmp_path, "supervisely")
+    png = write_image(tmp_path / "mask.png", (5, 8)).read_bytes()
+    (tmp_path / "mask.png").unlink()
+    data = base64.b64encode(zlib.compress(png)).decode()
+    content["objects"][1]["bitmap"] = {"origin": [3, 4], "data": data}
+    content["objects"].append({"classTitle": "cat", "geometryType": "point", "points": {"exterior": [[1, 2]]}})
+    (tmp_path / "ds/ann/a.jpg.json").write_text(json.dumps(content))
+    assert read_folder(tmp_path, "supervisely").boxes.tolist() == [[1, 2, 10, 20], [3, 4, 11, 9]]
+    content["objects"][1]["bitmap"]["data"] = "AAAA"
+    (tmp_path / "ds/ann/a.jpg.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="object 1: its bitmap is no compressed PNG"):
+        read_folder(tmp_path, "supervisely")
+
+
+def test_kitti(tmp_path: Path) -> None:
+    write_image(tmp_path / "training/image_2/000000.png", (30, 40))
+    (tmp_path / "training/label_2").mkdir()
+    labels = tmp_path / "training/label_2/000000.txt"
+    rest = "1.65 1.67 3.64 -0.65 1.71 46.70 -1.59"
+    text = f"Car 0.25 0 -1.58 1 2 10.5 20 {rest}\nDontCare -1 -1 -10 5 6 7 8 -1 -1 -1 -1000 -1000 -1000 -10\n"
+    labels.write_text(f"{text}Van 0 0 1 2 2 9 9 {rest} 0.9\n")  # with a score
+    records = read_folder(tmp_path, "kitti")
+    assert records.boxes.tolist() == [[1, 2, 10.5, 20], [2, 2, 9, 9]]
+    assert (records.class_names, records.truncated.tolist()) == (["Car", "Van"], [True, False])
+    labels.write_text(f"{text}Van 0 0 1 2\n")
+    with pytest.raises(UserError, match=r"000000\.txt line 3: .*a line of KITTI has 15 values"):
+        read_folder(tmp_path, "kitti")

@@ -50,6 +50,7 @@ def test_a_class_with_the_placeholders_name_keeps_it(tmp_path: Path) -> None:
         ([("n1", "cat", "things"), ("n2", "dog", "things")], "n2", ["cat", "dog"]),  # ids may be texts
         ([("0", "things", "none"), ("1", "cat", "things"), ("2", "dog", "things")], "2", ["cat", "dog"]),
         ([(0, "things", "none"), (1, "cat", ["things"]), (2, "dog", {})], 2, ["things", "cat", "dog"]),
+        ([(0, "_background_", None), (1, "cat", None)], 1, ["cat"]),  # labelme's converter
     ],
 )
 def test_placeholder(tmp_path: Path, categories, category, names) -> None:

@@ -178,6 +178,13 @@ def test_keypoints_are_passed_over(root: Path, shape: str, points: str) -> None:
         read_yolo(root, "train")
 
 
+def test_corners_of_turned_boxes_are_no_keypoints() -> None:
+    """YOLO OBB, upright and turned: each point would lie in a box of the first two as centre and size."""
+    assert _keypoints([0.6, 0.6, 0.8, 0.6, 0.8, 0.7, 0.6, 0.7]) == 0
+    assert _keypoints([0.6, 0.6, 0.7, 0.63, 0.67, 0.73, 0.57, 0.7]) == 0
+    assert _keypoints([0.6, 0.6, 0.8, 0.6, 0.62, 0.7, 0.6, 0.5]) == 2
+
+
 def test_keypoints_without_a_kpt_shape_are_refused(root: Path) -> None:
     (root / "labels" / "train" / "b.txt").unlink()
     label = root / "labels" / "train" / "a.txt"

@@ -26,7 +26,7 @@ from configs.loading import dump_config, load_config, parse_config
 from configs.localisation import LocalisationSourceConfig
 from configs.pickles import PickleError, read_pickle
 from datasets.annotation_files import read_folder
-from datasets.annotation_tables import read_csv, read_via
+from datasets.annotation_tables import read_csv
 from datasets.cifar import read_cifar10
 from datasets.classification import read_set
 from datasets.coco import read_coco
@@ -34,6 +34,7 @@ from datasets.coco_exports import add_unlisted
 from datasets.images import image_file_size, read_image
 from datasets.localisation import read_localisation
 from datasets.records import Records
+from datasets.via import read_via
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
 from detection.checkpoint import load_detector

@@ -12,9 +12,10 @@ import pytest
 
 from configs.errors import UserError
 from datasets.annotation_files import read_folder
-from datasets.annotation_tables import read_csv, read_via
+from datasets.annotation_tables import read_csv
 from datasets.coco import read_coco
 from datasets.records import Records
+from datasets.via import read_via
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
 from tests.fuzz.formats import COCO, LABELME, SUPERVISELY, SUPERVISELY_META, TABLE, VIA, XML, digest, make_folder

@@ -115,6 +115,16 @@ def test_mistakes(photos: Path, tmp_path: Path, monkeypatch, words: list[str], s
     assert said in str(error.value)
 
 
+def test_a_set_without_objects_is_refused(photos: Path, tmp_path: Path) -> None:
+    for path in photos.glob("*.xml"):
+        path.unlink()
+    image = '<image id="0" name="image_0.png" width="64" height="48"/>'
+    labels = "<meta><labels><label><name>cat</name></label></labels></meta>"
+    (photos / "annotations.xml").write_text(f"<annotations>{labels}{image}</annotations>")
+    with pytest.raises(UserError, match=r"CVAT XML .*, but no image has an annotated object: nothing to train on"):
+        run(photos, "--out", tmp_path / "c.yaml")
+
+
 def test_photos_that_cannot_be_read_make_no_sheet(photos: Path, tmp_path: Path, capsys) -> None:
     for path in photos.glob("*.png"):
         path.write_bytes(b"no image")

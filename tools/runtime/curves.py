@@ -31,6 +31,8 @@ TRAIN = "train"
 VALIDATED = ("val", "test")
 """The sets that validations are about; the first that a run has counts."""
 _COLOURS = ("#2563eb", "#ea580c", "#15803d", "#9333ea", "#0891b2", "#ca8a04", "#db2777", "#4b5563")
+MOST_INSIDE = 6
+"""Curves. The legend of more stands beside the plot."""
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -137,7 +139,11 @@ def write_comparison(path: Path, runs: Mapping[str, Rows], metrics: Sequence[str
                     style = ("-", "--", ":")[number // len(_COLOURS) % 3]
                     _plot(axis, found, name, _COLOURS[number % len(_COLOURS)], linestyle=style)
             axis.set(title=metric, xlabel="iteration", xlim=(0, None))
-            axis.legend(fontsize=8)
+            count = len(axis.get_legend_handles_labels()[0])
+            if count > MOST_INSIDE:  # they would cover the curves
+                axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), ncols=1 + count // 24)
+            else:
+                axis.legend(fontsize=8)
         write_bytes(path, _png(figure))
 
 

@@ -354,3 +354,105 @@ def test_no_folder(tmp_path):
     (tmp_path / "a.jpg").write_text("")
     with pytest.raises(UserError, match="is a file: give the folder"):
         find_layout(tmp_path / "a.jpg")
+
+
+CREATEML = {"image": "a.jpg", "annotations": [
+    {"label": "white cell", "coordinates": {"x": 11, "y": 15, "width": 18, "height": 20}}
+]}  # fmt: skip
+DATUMARO = {"categories": {"label": {"labels": [{"name": "white cell"}]}}, "items": [
+    {"id": "a", "annotations": [{"type": "bbox", "label_id": 0, "bbox": COCO_BOX}]}
+]}  # fmt: skip
+LABEL_STUDIO = [{"data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result": [{"value": {
+    "x": 2 / 0.4, "y": 5 / 0.3, "width": 18 / 0.4, "height": 20 / 0.3, "rectanglelabels": ["white cell"],
+}}]}]}]  # fmt: skip
+VOTT = {"asset": {"name": "a.jpg"}, "regions": [
+    {"tags": ["white cell"], "boundingBox": dict(zip(("left", "top", "width", "height"), COCO_BOX, strict=True))}
+]}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("_annotations.createml.json", [CREATEML]),
+        ("annotations/default.json", DATUMARO),
+        ("project-1-at-2024.json", LABEL_STUDIO),
+        ("p-export.json", {"tags": [], "assets": {"1": VOTT}}),
+        ("target/1-asset.json", VOTT),
+    ],
+)
+def test_lists_of_other_tools(tmp_path, name, content):
+    files = {name: json.dumps(content), "photos/a.jpg": None, "photos/b.jpg": None}
+    assert images_of(write(tmp_path, files)) == {"all": {"photos/a.jpg": 1, "photos/b.jpg": 0}}
+
+
+def test_createml_of_labelimg_is_one_source(tmp_path):
+    files = {f"{name}.json": json.dumps([{**CREATEML, "image": f"{name}.jpg"}]) for name in "ab"}
+    assert images_of(write(tmp_path, {**files, "a.jpg": None, "b.jpg": None})) == {"all": {"a.jpg": 1, "b.jpg": 1}}
+    assert [source.annotations for source in find_layout(tmp_path).parts["all"]] == [str(tmp_path.resolve())]
+
+
+CVAT = '<image name="{}" width="40" height="30"{}><box label="white cell" xtl="2" ytl="5" xbr="20" ybr="25"/></image>'
+
+
+def test_cvat_xml_and_its_subsets(tmp_path):
+    images = CVAT.format("a.jpg", ' subset="Train"') + CVAT.format("b.jpg", ' subset="Validation"')
+    xml = "<?xml version='1.0'?>\n<annotations>{}</annotations>".format
+    files = {"annotations.xml": xml(images), "images/Train/a.jpg": None, "images/Validation/b.jpg": None}
+    expected = {"train": {"images/Train/a.jpg": 1}, "val": {"images/Validation/b.jpg": 1}}
+    assert images_of(write(tmp_path / "project", files)) == expected
+    files = {"labels.xml": xml(CVAT.format("a.jpg", "")), "data/a.jpg": None, "data/b.jpg": None}
+    assert images_of(write(tmp_path / "task", files)) == {"all": {"data/a.jpg": 1, "data/b.jpg": 0}}
+
+
+def test_kitti_beside_images_and_in_a_folder_of_its_own(tmp_path):
+    line = "white_cell 0.00 0 -1.58 2 5 20 25 1.65 1.67 3.64 -0.65 1.71 46.70 -1.59\n"
+    for labels in ("data/", "labels/"):
+        files = {"data/a.jpg": None, f"{labels}a.txt": line, "data/b.jpg": None}
+        layout = find_layout(write(tmp_path / labels, files))
+        assert (layout.name, layout.num_labelled) == ("KITTI text", 1)
+        assert [source.format for source in layout.parts["all"]] == ["kitti"]
+
+
+def test_lists_of_classes_make_parts_where_all_name_the_same_images(tmp_path):
+    files = {f"JPEGImages/{name}.jpg": None for name in "abc"} | {f"Annotations/{name}.xml": XML for name in "abc"}
+    for name, flags in (("cat", (1, -1)), ("white cell", (1, 1))):
+        files[f"ImageSets/Main/{name}_train.txt"] = f"a.jpg {flags[0]}\nb.jpg {flags[1]}\n"
+        files[f"ImageSets/Main/{name}_val.txt"] = "c.jpg 1\n"
+    found = images_of(write(tmp_path / "vott", files))
+    assert {part: sorted(images) for part, images in found.items()} == {
+        "train": ["JPEGImages/a.jpg", "JPEGImages/b.jpg"], "val": ["JPEGImages/c.jpg"],
+    }  # fmt: skip
+    files["ImageSets/Main/cat_train.txt"] = "a.jpg 1\n"
+    assert list(images_of(write(tmp_path / "others", files))) == ["all"]
+
+
+def test_an_export_without_its_images(tmp_path):
+    with pytest.raises(UserError, match=r"holds no image .*: put the images of result\.json below the folder"):
+        find_layout(write(tmp_path, {"result.json": coco("a.jpg")}))
+
+
+def test_xml_of_labelme_3(tmp_path):
+    """The old LabelMe's form, which CVAT writes: outlines, its own size, and objects that were deleted."""
+    points = "".join(f"<pt><x>{x}</x><y>{y}</y></pt>" for x, y in ((2, 5), (20, 5), (20, 25), (2, 25)))
+    thing = f"<object><name>white cell</name><deleted>{{}}</deleted><polygon>{points}</polygon></object>"
+    size = "<imagesize><nrows>30</nrows><ncols>40</ncols></imagesize>"
+    xml = f"<annotation><filename>a.jpg</filename>{size}{thing.format(0)}{thing.format(1)}</annotation>"
+    assert images_of(write(tmp_path, {"default/a.jpg": None, "default/a.xml": xml})) == {"all": {"default/a.jpg": 1}}
+    (source,) = find_layout(tmp_path).parts["all"]
+    records = build_records(DataConfig(train=[source], classes="auto"), "train", Path("/"))
+    assert records.boxes.tolist() == [[2, 5, 20, 25]]
+
+
+def test_a_table_of_label_studio_says_what_to_export(tmp_path):
+    table = "annotation_id,annotator,created_at,id,image,label\n1,1,x,1,/data/upload/1/a.jpg,[]\n"
+    with pytest.raises(UserError, match=r"p\.csv begins with .*: it is Label Studio's: export the project as JSON"):
+        find_layout(write(tmp_path, {"p.csv": table, "a.jpg": None}))
+
+
+def test_an_image_of_via_without_a_name_is_left_to_the_reader(tmp_path):
+    shape = {"name": "rect", **dict(zip(("x", "y", "width", "height"), COCO_BOX, strict=True))}
+    region = {"shape_attributes": shape, "region_attributes": {"class": "white cell"}}
+    content = {str(i): {"filename": name, "regions": [region]} for i, name in enumerate(("a.jpg", None))}
+    layout = find_layout(write(tmp_path, {"via.json": json.dumps(content), "a.jpg": None}))
+    with pytest.raises(UserError, match=r"via\.json: filename is null"):
+        build_records(DataConfig(train=layout.parts["all"], classes="auto"), "train", Path("/"))

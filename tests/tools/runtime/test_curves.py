@@ -109,3 +109,10 @@ def test_runs_side_by_side(tmp_path, drawn):
     assert lines_of(second) == {"a": [1.5, 0.75], "b": [1.5]}
     with pytest.raises(UserError, match=r"--metric voc12\.map: no run has such a figure \(did you mean voc12\.mAP\?\)"):
         write_comparison(tmp_path / "none.png", {"a": rows}, ["voc12.map"])
+    write_comparison(tmp_path / "many.png", {f"run {number}": rows for number in range(20)}, ["voc12.mAP"])
+    (panel,) = drawn[1].axes
+    drawn[1].draw_without_rendering()
+    legend = panel.get_legend().get_window_extent()
+    assert legend.x0 >= panel.get_window_extent().x1  # covers no curve, and is on the picture
+    assert legend.x1 <= drawn[1].bbox.x1
+    assert legend.height <= drawn[1].bbox.height
