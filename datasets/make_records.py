@@ -195,6 +195,8 @@ def looks_like_fractions(records: Records) -> bool:
 
 def _why_reversed(records: Records, reversed_: np.ndarray) -> str:
     """What is likely wrong with boxes whose second corner lies before the first."""
+    if records.form == "coco":
+        return "with a negative width or height will not be trained on: is the corner not the upper left one?"
     as_sides = np.zeros(len(records.labels), bool)
     for objects, images in records.parts():
         boxes = records.boxes[objects]

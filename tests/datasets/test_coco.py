@@ -67,6 +67,15 @@ def test_file_without_annotations_is_images_only(write_coco) -> None:
     assert len(records.boxes) == 0
 
 
+def test_negative_sides_are_told_as_such(write_coco, caplog) -> None:
+    content = copy.deepcopy(CONTENT)
+    content["annotations"][2]["bbox"] = [15, 15, -10, -10]
+    records = read_coco(*write_coco(content))
+    assert records.boxes[2].tolist() == [15, 15, 5, 5]
+    assert "1 object with a negative width or height will not be trained on" in caplog.text
+    assert "xmax" not in caplog.text
+
+
 def test_missing_size_is_read_from_the_image(write_coco) -> None:
     content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [], "annotations": []}
     assert read_coco(*write_coco(content)).sizes.tolist() == [[30, 40]]
