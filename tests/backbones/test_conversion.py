@@ -157,7 +157,8 @@ def test_torchvisions_files_keep_their_style(name, tmp_path):
     assert all(torch.equal(value, state[key]) for key, value in checkpoint["model"].items())
 
 
-def test_caffes_vgg16_is_bgr_without_deviation(tmp_path):
+def test_caffes_vgg16_is_bgr_without_deviation(tmp_path, monkeypatch):
+    monkeypatch.setattr("backbones.weights._MOST_REPEATED", 1 << 30)  # zeros of 553 MB that take no place
     with torch.device("meta"):
         shapes = torchvision.models.vgg16().state_dict()
     state = {key: torch.zeros(1).expand(value.shape) for key, value in shapes.items()}
