@@ -407,7 +407,7 @@ def typed(content: Any, key: str, kind: type[Value], where: str, default: Value 
     value = content.get(key)
     if value is None and default is not None:
         return default
-    if value is None or not isinstance(value, kind):
+    if value is None or not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         what = {str: "a text", dict: "an object {...}", list: "a list [...]"}.get(kind, "a value")
         raise UserError(f"{where}: {key} is {short(value) if key in content else 'missing'}: give {what}")
     return value

@@ -91,6 +91,8 @@ def listed_entries(path: Path, file_format: str) -> tuple[list[str], list[Entry]
     """
     if not is_folder(path):
         content = _xml(path) if file_format == "cvat" else read_json(path, "annotation file")
+        if file_format != "cvat" and content != [] and list_kind(content) != file_format:
+            raise UserError(f"{path}: is not of the format {file_format}")
         return _names_in(content, file_format, path), list(_READERS[file_format](content, str(path)))
     names, entries = dict[str, None](), list[Entry]()
     for file in list_files(path, (".json",), recursive=False):
@@ -244,11 +246,13 @@ def _answer(task: Mapping[str, Any], where: str) -> list[Any] | None:
     """The regions of a task: of several annotations that were not cancelled the ground truth, else the last; None:
     there is none."""
     given = typed(task, "annotations" if "annotations" in task else "completions", list, where)
-    valid = [item for item in given if isinstance(item, dict) and not item.get("was_cancelled")]
+    if wrong := [item for item in given if not isinstance(item, dict)]:
+        raise UserError(f"{where}: an annotation is {short(wrong[0])}, not an object {{...}}")
+    valid = [item for item in given if not item.get("was_cancelled")]
     if not valid:
         return None
     best = next((item for item in valid if item.get("ground_truth")), valid[-1])
-    return typed(best, "result", list, where, default=[])
+    return typed(best, "result", list, where)
 
 
 def _image_of(data: Mapping[str, Any], where: str) -> str:
@@ -275,7 +279,7 @@ def _share_box(value: Mapping[str, Any], size: tuple[int, int] | None, where: st
             points = [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
         else:
             return None
-        (angle,) = numbers_in([value.get("rotation") or 0])
+        (angle,) = numbers_in([0 if value.get("rotation") is None else value["rotation"]])
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{where}: the region {short(value)} lacks a number") from None
     if angle and size is None:
@@ -326,7 +330,7 @@ def _datumaro(content: Any, where: str) -> Iterator[Entry]:
     for number, item in enumerate(content["items"]):
         here = f"{where} item {number}"
         image = typed(item, "image", dict, here, default={})
-        name = str(image.get("path") or typed(item, "id", str, here))
+        name = typed(image, "path", str, here, default="") or typed(item, "id", str, here)
         height, width = [*typed(image, "size", list, here, default=[]), None, None][:2]
         things = [
             (f"{here} ({name}) object {index}", thing)
@@ -351,7 +355,8 @@ def _datumaro_shape(thing: Mapping[str, Any], names: Sequence[str], where: str) 
     values = typed(thing, "bbox" if kind == "bbox" else "points", list, where)
     try:
         numbers = numbers_in(values)
-        (angle,) = numbers_in([typed(thing, "attributes", dict, where, default={}).get("rotation") or 0])
+        angle = typed(thing, "attributes", dict, where, default={}).get("rotation")
+        (angle,) = numbers_in([0 if angle is None else angle])
     except ValueError as error:
         raise UserError(f"{where}: {error}") from None
     if kind == "bbox" and len(numbers) == 4:
@@ -367,12 +372,12 @@ def _datumaro_shape(thing: Mapping[str, Any], names: Sequence[str], where: str) 
 
 def _vott(content: Any, where: str) -> Iterator[Entry]:
     """An exported project, or the file of one of its images; those that nobody has opened are left out."""
-    items = content["assets"].values() if "assets" in content else [content]
+    items = typed(content, "assets", dict, where).values() if "assets" in content else [content]
     for number, item in enumerate(items):
         here = f"{where} asset {number}"
         asset = typed(item, "asset", dict, here)
         name = unquote(typed(asset, "name", str, here))
-        if asset.get("state") == 0:
+        if typed(asset, "state", int, here, default=1) == 0:
             continue
         objects = list[Object | None]()
         for index, region in enumerate(typed(item, "regions", list, here, default=[])):

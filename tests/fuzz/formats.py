@@ -26,6 +26,7 @@ from configs.loading import dump_config, load_config, parse_config
 from configs.localisation import LocalisationSourceConfig
 from configs.pickles import PickleError, read_pickle
 from datasets.annotation_files import read_folder
+from datasets.annotation_lists import ListFormat, read_list
 from datasets.annotation_tables import read_csv
 from datasets.cifar import read_cifar10
 from datasets.classification import read_set
@@ -43,6 +44,7 @@ from detection.evaluation.data import GroundTruth, align
 from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth
 from detection.evaluation.results import read_detections, read_detections_together
 from detection.model import build_detector
+from tests.fuzz.lists import CREATEML, CVAT, DATUMARO, KITTI, LABEL_STUDIO, VOTT
 from tests.fuzz.mutate import as_json, mutate_bytes, mutate_text, mutate_tree
 
 SIZE = (48, 64)
@@ -229,6 +231,27 @@ def table(folder: Path, rng: random.Random) -> None:
     check_records(read_csv(path, folder / "JPEGImages", unlabelled="empty"))
 
 
+def kitti(folder: Path, rng: random.Random) -> None:
+    write_annotation(folder, "JPEGImages/a.txt", mutate_text(KITTI, rng))
+    check_records(read_folder(folder / "JPEGImages", "kitti", unlabelled="empty"))
+
+
+def cvat(folder: Path, rng: random.Random) -> None:
+    path = write_annotation(folder, "annotations.xml", mutate_text(CVAT, rng))
+    check_records(read_list(path, folder / "JPEGImages", "cvat", unlabelled="empty"))
+
+
+LISTS: dict[ListFormat, Any] = {
+    "createml": CREATEML, "label_studio": LABEL_STUDIO, "datumaro": DATUMARO, "vott": VOTT,
+}  # fmt: skip
+
+
+def lists(folder: Path, rng: random.Random) -> None:
+    name = rng.choice(list(LISTS))
+    path = write_annotation(folder, "list.json", as_json(mutate_tree(LISTS[name], rng), rng))
+    check_records(read_list(path, folder / "JPEGImages", name, unlabelled="empty"))
+
+
 def write_annotation(folder: Path, name: str, content: bytes) -> Path:
     (folder / name).write_bytes(content)
     return folder / name
@@ -339,7 +362,8 @@ FORMATS: dict[str, Callable[[Path, random.Random], None]] = {
     function.__name__: function
     for function in (
         coco, coco_scored, coco_results, results_together, voc, voc_lists, yolo, labelme, supervisely, via, table,
-        config, classifier_config, images, cifar, cifar_zip, imagenet, tiny_imagenet, checkpoints, weights, pickles,
+        kitti, cvat, lists, config,
+        classifier_config, images, cifar, cifar_zip, imagenet, tiny_imagenet, checkpoints, weights, pickles,
     )
 }  # fmt: skip
 """Name -> what writes a damaged file into the folder of a valid set (`make_folder`) and reads it.

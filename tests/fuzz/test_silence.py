@@ -12,6 +12,7 @@ import pytest
 
 from configs.errors import UserError
 from datasets.annotation_files import read_folder
+from datasets.annotation_lists import read_list
 from datasets.annotation_tables import read_csv
 from datasets.coco import read_coco
 from datasets.records import Records
@@ -19,6 +20,7 @@ from datasets.via import read_via
 from datasets.voc import read_voc
 from datasets.yolo import read_yolo
 from tests.fuzz.formats import COCO, LABELME, SUPERVISELY, SUPERVISELY_META, TABLE, VIA, XML, digest, make_folder
+from tests.fuzz.lists import CREATEML, CVAT, DATUMARO, KITTI, LABEL_STUDIO, VOTT
 from tests.fuzz.mutate import VALUES, WORDS, places
 
 YOLO = "0 .5 .5 .25 .5\n1 .1 .1 .4 .1 .4 .5\n"
@@ -34,7 +36,11 @@ def read_of(name: str, folder: Path) -> Records:
     if name in ("labelme", "supervisely"):
         (pictures / "meta.json").write_text(json.dumps(SUPERVISELY_META))
         return read_folder(pictures, name, unlabelled="empty")  # type: ignore[arg-type]
+    if name in ("createml", "label_studio", "datumaro", "vott", "cvat"):
+        path = folder / ("annotations.xml" if name == "cvat" else "list.json")
+        return read_list(path, pictures, name, unlabelled="empty")  # type: ignore[arg-type]
     readers: dict[str, Callable[[], Records]] = {
+        "kitti": lambda: read_folder(pictures, "kitti", unlabelled="empty"),
         "coco": lambda: read_coco(folder / "a.json", folder),
         "via": lambda: read_via(folder / "via.json", pictures, unlabelled="empty"),
         "voc": lambda: read_voc(folder, "train"),
@@ -63,6 +69,10 @@ TREES = {
     "labelme": (LABELME, "JPEGImages/a.json", {"version", "imagePath", "imageHeight", "imageWidth", "shape_type"}),
     "supervisely": (SUPERVISELY, "JPEGImages/a.png.json", {"height", "width", "size", "geometryType", "interior"}),
     "via": (VIA, "via.json", {"size", "file_attributes"}),
+    "createml": (CREATEML, "list.json", set()),
+    "label_studio": (LABEL_STUDIO, "list.json", {"id", "original_width", "original_height", "type", "was_cancelled"}),
+    "datumaro": (DATUMARO, "list.json", {"info", "id", "image", "parent", "attributes"}),
+    "vott": (VOTT, "list.json", {"id", "color", "size", "points", "state", "type"}),
 }
 """Tree, file, and the keys that may hold anything, or say what the image says too."""
 
@@ -98,6 +108,8 @@ def same_meaning(old: Any, new: Any, key: Any) -> bool:
 TEXTS = {
     "voc": (XML, "Annotations/a.xml", r"<(?:name|difficult|truncated|xmin|ymin|xmax|ymax)>([^<]*)<"),
     "yolo": (YOLO, "labels/train/a.txt", r"(\S+)"),
+    "cvat": (CVAT, "annotations.xml", r'(?<=[^h])(?:label|xtl|ytl|xbr|ybr|rotation|points|cx|cy|rx|ry)="([^"]*)"'),
+    "kitti": (KITTI, "JPEGImages/a.txt", r"\b(Car|Van|0\.50|5\.00|6\.00|25\.00|20\.50|30\.00)\b"),
     "table": (TABLE.replace(",width,height", "").replace(",64,48", ""), "boxes.csv", r"([^,\n]+)"),
 }
 """Text, file, and what finds its values (but for sizes, which are read from the image where they are no numbers)."""
