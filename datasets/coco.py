@@ -20,7 +20,16 @@ import numpy as np
 from configs.errors import UserError, counted, printable_logger
 from configs.files import is_file, is_folder
 from datasets.coco_exports import is_placeholder
-from datasets.columns import Growing, Rows, comparable, distinct_names, find_broken, no_garbage_collection, short
+from datasets.columns import (
+    LARGEST,
+    Growing,
+    Rows,
+    comparable,
+    distinct_names,
+    find_broken,
+    no_garbage_collection,
+    short,
+)
 from datasets.complaints import say_once
 from datasets.findings import Mistakes, find, is_listening
 from datasets.images import image_file_size
@@ -334,7 +343,11 @@ def _areas(annotations: Rows, values: list[Any], boxes: np.ndarray) -> np.ndarra
     if None in values:
         extents = (boxes[:, 2] * boxes[:, 3]).tolist()
         values = [extent if value is None else value for value, extent in zip(values, extents, strict=True)]
-    return annotations.numbers("area", values)
+    areas = annotations.numbers("area", values)
+    bounded = np.abs(areas) <= LARGEST**2
+    if not bounded.all():
+        raise annotations.error(int(np.argmin(bounded)), f"area is {areas[~bounded][0]:g}: larger than any image")
+    return areas
 
 
 def _numbered(ids: list[Any]) -> np.ndarray:

@@ -194,6 +194,7 @@ TYPES = {
     "area list": (lambda c: c["annotations"][0].update(area=[400]), r"area is \[400\], not a number"),
     "area NaN": (lambda c: c["annotations"][0].update(area=float("nan")), "area is nan"),
     "area text": (lambda c: c["annotations"][0].update(area="12"), "area is the text '12', not a number"),
+    "area beyond images": (lambda c: c["annotations"][0].update(area=1e300), r"area is 1e\+300: larger than any image"),
     "iscrowd text": (lambda c: c["annotations"][0].update(iscrowd="0"), "iscrowd is the text '0': give 0 or 1"),
     "iscrowd two": (lambda c: c["annotations"][0].update(iscrowd=2), "iscrowd is 2: give 0 or 1"),
     "iscrowd list": (lambda c: c["annotations"][0].update(iscrowd=[0]), r"iscrowd is \[0\]"),
