@@ -167,7 +167,7 @@ def read_coco(annotations: str | Path, images: str | Path) -> Records:
 
 def _check_places(annotations: Path, images: Path) -> None:
     for path in (images, annotations):
-        if path.exists():
+        if is_file(path) or is_folder(path):
             continue
         named = re.search(r"(test)?(?:-dev)?(2014|2015|2017)", path.name)
         official = named and ("coco" in str(path).lower() or path.name.startswith("instances_"))

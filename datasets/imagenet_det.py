@@ -119,7 +119,7 @@ def _positive_images(lists: Path, images_per_class: int | None) -> list[str]:
     chosen: dict[str, None] = {}
     for number in range(1, _CLASSES + 1):
         path = lists / f"train_{number}.txt"
-        if not path.is_file():
+        if not is_file(path):
             raise UserError(f"{path}: there is no such list; image_set train needs train_1.txt to train_{_CLASSES}.txt")
         rows = [line.split() for line in read_lines(path, "list of images") if line.strip()]
         positive = [row[0] for row in rows if row[1:] == ["1"]]
@@ -132,7 +132,7 @@ def _positive_images(lists: Path, images_per_class: int | None) -> list[str]:
 
 def _read_list(lists: Path, image_set: str) -> list[str]:
     path = lists / f"{image_set}.txt"
-    if not path.is_file():
+    if not is_file(path):
         there = sorted({item.stem for item in lists.glob("*.txt")} | {"train", "val1", "val2"})
         shown = [name for name in there if not re.fullmatch(r"train_.*\d", name)]
         raise UserError(f"{path}: there is no such list{did_you_mean(image_set, there)}; there are: {', '.join(shown)}")

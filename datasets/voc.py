@@ -215,7 +215,7 @@ def read_image_set(root: Path, image_set: str) -> list[str]:
     _check_folders(root)
     folder = root / "ImageSets" / "Main"
     path = folder / f"{image_set}.txt"
-    if not path.is_file():
+    if not is_file(path):
         there = sorted(item.stem for item in folder.glob("*.txt") if not is_hidden(item.name))
         raise UserError(
             f"{path}: there is no such image set{did_you_mean(image_set, there)}; "

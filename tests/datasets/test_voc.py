@@ -203,6 +203,13 @@ def test_missing_image_set_names_the_nearest(write_voc) -> None:
         read_voc(root, "empty")
 
 
+def test_an_image_set_of_a_name_that_no_file_can_have_is_missing(write_voc) -> None:
+    root = write_voc({"one": ((30, 40), [])})
+    with pytest.raises(UserError) as error:
+        read_voc(root, "a" * 100_000)
+    _one_line(error)
+
+
 # ---------------------------------------------------------------------------------------------- names and encodings
 
 
