@@ -51,7 +51,7 @@ ASSUMPTIONS = [
     "bf16 throughout.",
     f"{SHARE['detector'][0]:.0%} to {SHARE['detector'][1]:.0%} of the roofline is reached by detectors, "
     f"{SHARE['classifier'][0]:.0%} to {SHARE['classifier'][1]:.0%} by classifiers, which train their batch norm too: "
-    "an assumption, no GPU was at hand.",
+    "an assumption: none of these runs was made.",
     f"Steps of {IMAGES_A_STEP['detector']} images a GPU for detectors and {IMAGES_A_STEP['classifier']} for "
     "classifiers, as many images as the config's schedule has.",
     f"{SCALING[8]:.0%} efficiency on 8 GPUs and {SCALING[16]:.0%} on 16.",
