@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, replace
@@ -144,9 +145,12 @@ def make_loader(
         on_error: `data.on_error`.
         images: of the training set, whose samples may be replaced; None: an evaluation's are not.
         pin_memory: batches lie in page-locked memory (for CUDA).
-        multiprocessing_context: fork, spawn or forkserver; None: the platform's.
+        multiprocessing_context: fork, spawn or forkserver; None: fork on Linux, so that workers share the set's arrays,
+            which Python 3.14's own forkserver would copy to each; elsewhere the platform's.
     """
     workers = min(num_workers, usable_cpus())
+    if multiprocessing_context is None and sys.platform == "linux":
+        multiprocessing_context = "fork"
 
     def start(handed: HandedKeys) -> DataLoader:
         return DataLoader(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
+import sys
 import traceback
 
 import cv2
@@ -23,6 +25,11 @@ class _Squares:
         if key < 0:
             raise UserError(f"{key}.png: cannot be decoded")
         return key * key
+
+
+class _Shared(_Squares):
+    def __reduce__(self):
+        raise AssertionError("is copied")
 
 
 class _Workers:
@@ -109,6 +116,14 @@ def test_too_few_open_files_are_one_line(monkeypatch):
                 next(iter(batches))
         else:
             assert len(list(batches)) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a fork is not safe")
+def test_workers_share_the_set_with_this_process(monkeypatch):
+    """Python 3.14 would start others, each with a copy of the set."""
+    other = multiprocessing.get_context("spawn")
+    monkeypatch.setattr(multiprocessing.context._default_context, "_actual_context", other)
+    assert next(iter(make_loader(_Shared(), [[2, 3]], torch.tensor, num_workers=1))).tolist() == [4, 9]
 
 
 def test_files_that_may_still_be_opened():

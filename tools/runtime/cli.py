@@ -252,6 +252,8 @@ class _Outliving(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
+        if self._stream.closed:  # when this object goes after its stream, Python flushes it once more
+            return
         with self._outliving():
             self._stream.flush()
 

@@ -101,6 +101,14 @@ def test_a_pipe_of_ours_that_breaks_is_an_error(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_stream_that_was_closed_is_not_flushed_again():
+    """As Python does when it lets go of the object; 3.14 prints the error that it hid before."""
+    stream = io.StringIO()
+    ours = cli._Outliving(stream)
+    stream.close()
+    ours.close()
+
+
 def test_debug_shows_the_traceback_of_a_users_mistake(capsys):
     assert run(failing(UserError("wrong")), "--debug") == 2
     printed = capsys.readouterr().err
