@@ -97,6 +97,7 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     there = {name for part in parts for name in part.class_names}
     if split == "train" and (unused := sorted(data.rename_classes.keys() - there)):
         logger.warning("data.rename_classes: no class is called %s%s", examples(unused), did_you_mean(unused[0], there))
+    _warn_of_common_images(parts)
     rename = {**(IMAGENET_DET_WNIDS if data.classes == "imagenet_det" else {}), **data.rename_classes}
     return join([part.with_classes(class_names, known=known, rename=rename) for part in parts])
 
@@ -178,6 +179,20 @@ def _known_classes(data: DataConfig, parts: list[Records] | None, data_root: Pat
 def _annotated(parts: list[Records], data: DataConfig) -> list[str]:
     """The class names of some sources after renaming, sorted."""
     return sorted({data.rename_classes.get(name, name) for part in parts for name in part.class_names})
+
+
+def _warn_of_common_images(parts: list[Records]) -> None:
+    """Say which sources of a split have images in common, as files of which each annotates classes of its own have."""
+    seen: dict[str, Records] = {}
+    for part in parts if len(parts) > 1 else ():
+        paths = [os.path.abspath(path) for path in part.image_paths]
+        if common := [path for path in paths if path in seen]:
+            logger.warning(
+                "%s and %s have %s in common, the first: %s: it counts once for each, and what one of them annotates "
+                "is background to the other: join their annotations, or leave one out",
+                seen[common[0]].source, part.source, counted(len(common), "image"), common[0],
+            )  # fmt: skip
+        seen |= dict.fromkeys(paths, part)
 
 
 def _check_rename(data: DataConfig, known: list[str]) -> None:

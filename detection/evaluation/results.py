@@ -16,7 +16,7 @@ import numpy as np
 from configs.errors import UserError, counted, did_you_mean, examples, printable_logger
 from configs.files import read_json, read_lines
 from datasets.columns import Rows, no_garbage_collection, number_in, short
-from detection.evaluation.boxes import voc_to_coco
+from detection.evaluation.boxes import coco_to_continuous, voc_to_coco, voc_to_continuous
 from detection.evaluation.data import Detections, GroundTruth
 
 logger = printable_logger(__name__)
@@ -184,6 +184,28 @@ def _read_json_detections(path: Path, truth: GroundTruth) -> Detections:
     return read(path, rows, truth)
 
 
+def read_proposals(path: Path, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A JSON list of detections, of which the classes do not count and may be missing.
+
+    Returns:
+        (D,) int64 positions of the images in the ground truth, (D, 4) continuous boxes, (D,) scores.
+
+    Raises:
+        UserError: as `read_detections`.
+    """
+    with no_garbage_collection():
+        rows = _read_rows(path)
+        first = rows.items[0] if rows.items else {}
+        by_name = "category" in first and "category_id" not in first
+        if truth.frame == "voc" and "category_id" in first and "category" not in first:
+            raise UserError(f"{path}: these are COCO results (category_id), the ground truth is VOC's")
+        is_voc = truth.frame == "voc" or by_name
+        boxes = rows.boxes("xmin, ymin, xmax, ymax" if is_voc else "x, y, width, height")
+        convert = voc_to_continuous if is_voc else coco_to_continuous
+        images = _image_column(rows, truth, by_file=is_voc)
+        return images, convert(boxes), rows.numbers("score", rows.column("score", "give a confidence"))
+
+
 def _read_rows(path: Path) -> Rows:
     """The records of a JSON list of detections, of either form."""
     content = read_json(path, "file of detections")
@@ -242,7 +264,7 @@ def _values_of(files: Sequence[tuple[Path, Rows]], key: str, kinds: Any) -> list
     """The values of a key in all files, each once, in order."""
     found: dict[Any, None] = {}
     for _, rows in files:
-        for index, value in enumerate(rows.column(key, "each detection needs one")):
+        for index, value in enumerate(rows.names(key, "each detection needs one")):
             if type(value) is float and value.is_integer():
                 value = int(value)
             if not isinstance(value, kinds) or isinstance(value, bool):
@@ -304,7 +326,7 @@ def _image_column(rows: Rows, truth: GroundTruth, *, by_file: bool = False) -> n
         truth: whose images they are of.
         by_file: an id may be a number for a text, or the image's file name, as predict.py writes it.
     """
-    ids = rows.column("image_id", "name the image")
+    ids = rows.names("image_id", "name the image")
     position: dict[Any, int] = {identity: index for index, identity in enumerate(truth.image_ids)}
     numbers = bool(position) and not isinstance(next(iter(position)), str)
     if not set(map(type, ids)) - ({int, float} if numbers else {str}):

@@ -52,6 +52,15 @@ def test_sources_are_joined_in_order(root: Path) -> None:
         check_sample(dataset[SampleKey(0, i)], num_classes=2)
 
 
+def test_images_of_several_sources_are_told(root: Path, caplog) -> None:
+    records = build_records(config(train=[voc("one"), voc("one")]), "train", root)
+    assert len(records) == 6
+    assert f"have 3 images in common, the first: {root / 'one/JPEGImages/a.jpg'}" in caplog.text
+    caplog.clear()
+    build_records(config(), "train", root)
+    assert not caplog.text
+
+
 def test_split_decides_about_augmentation_and_size(root: Path) -> None:
     data = config(min_size=[50, 60], max_size=200, test_min_size=45, test_max_size=55, classes=["cat", "cow", "dog"])
     train, val = build_dataset(data, "train", root), build_dataset(data, "val", root)
