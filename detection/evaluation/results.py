@@ -16,6 +16,7 @@ import numpy as np
 from configs.errors import UserError, counted, did_you_mean, examples, printable_logger
 from configs.files import read_json, read_lines
 from datasets.columns import Rows, no_garbage_collection, number_in, short
+from datasets.listing import without_image_suffix
 from detection.evaluation.boxes import coco_to_continuous, voc_to_coco, voc_to_continuous
 from detection.evaluation.data import Detections, GroundTruth
 
@@ -151,8 +152,9 @@ def _listed_id(text: str, position: dict[Any, int]) -> str:
     if text in position:
         return text
     bare = text.strip().strip("\"'")
+    last = bare.replace("\\", "/").rpartition("/")[2]
     return next(
-        (form for form in (bare, Path(bare).stem, Path(bare.replace("\\", "/")).stem) if form in position), bare
+        (form for form in (bare, without_image_suffix(bare), without_image_suffix(last)) if form in position), bare
     )
 
 
@@ -337,7 +339,9 @@ def _image_column(rows: Rows, truth: GroundTruth, *, by_file: bool = False) -> n
     if by_file:
         position = {**_positions_by_file(truth), **position}
         ids = [str(value) if type(value) is int and not numbers else value for value in ids]
-        ids = [_stem(value) if isinstance(value, str) and value not in position else value for value in ids]
+        ids = [
+            without_image_suffix(value) if isinstance(value, str) and value not in position else value for value in ids
+        ]
     for index, identity in enumerate(ids):
         if type(identity) not in (str, int, float) or identity not in position:
             given = rows.items[index]["image_id"]
@@ -358,13 +362,9 @@ def _positions_by_file(truth: GroundTruth) -> dict[str, int]:
     files = truth.image_files or [str(identity) for identity in truth.image_ids]
     for index, (file, identity) in enumerate(zip(files, truth.image_ids, strict=True)):
         path = Path((file or str(identity)).replace("\\", "/"))
-        for form in {path.as_posix(), path.name, path.with_suffix("").as_posix(), path.stem}:
+        for form in {*(whole := (path.as_posix(), path.name)), *map(without_image_suffix, whole)}:
             found[form] = index if found.get(form, index) == index else -1
     return {form: index for form, index in found.items() if index >= 0}
-
-
-def _stem(name: str) -> str:
-    return Path(name).with_suffix("").as_posix() if Path(name).name else name
 
 
 # ---------------------------------------------------------------------------------------------- warnings

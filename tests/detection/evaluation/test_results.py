@@ -183,6 +183,22 @@ def test_an_image_may_be_named_by_its_file(tmp_path: Path) -> None:
             index_of(name)
 
 
+def test_dots_in_the_names_of_images(tmp_path: Path) -> None:
+    """What follows a dot is a suffix only if it is an image's: frame.002 of another set is not the image `frame`."""
+    truth = replace(truth_of(), image_ids=["frame", "frame.001", "other"])
+    path = tmp_path / "dt.json"
+    for name, index in {"frame": 0, "frame.jpg": 0, "frame.001": 1, "frame.001.JPG": 1, "frame.002": None}.items():
+        path.write_text(json.dumps([voc_item(image_id=name)]))
+        (tmp_path / name).mkdir()
+        lists = folder(tmp_path / name, comp4_det_test_cat=f"{name} .5 1 1 2 2\n")
+        for given in (path, lists):
+            if index is not None:
+                assert read_detections(given, truth).image_index.tolist() == [index]
+                continue
+            with pytest.raises(UserError, match="'frame.002' is not in"):
+                read_detections(given, truth)
+
+
 def together(tmp_path: Path, *contents: list) -> list[Detections]:
     paths = [tmp_path / f"{number}.json" for number in range(len(contents))]
     for path, content in zip(paths, contents, strict=True):
