@@ -79,14 +79,14 @@ class Rows:
             if bad is not None:
                 raise self.error(
                     bad,
-                    f"{key} is {short(values[bad])}: such a number with a decimal point or an exponent has lost digits: "
-                    "write the whole number",
+                    f"{key} is {short(values[bad])}: so large a number with a decimal point or an exponent has lost "
+                    "digits: write the whole number",
                 )
         return values
 
     def ids(self, key: str) -> list[int] | list[str]:
         """The values of a key that all records must have: all whole numbers (`1.0` is 1), or all texts."""
-        values = self.names(key)
+        values: list[Any] = self.names(key)
         kinds = set(map(type, values))
         if float in kinds:
             values = [int(value) if type(value) is float and value.is_integer() else value for value in values]

@@ -195,7 +195,7 @@ def test_dots_in_the_names_of_images(tmp_path: Path) -> None:
             if index is not None:
                 assert read_detections(given, truth).image_index.tolist() == [index]
                 continue
-            with pytest.raises(UserError, match="'frame.002' is not in"):
+            with pytest.raises(UserError, match=r"'frame\.002' is not in"):
                 read_detections(given, truth)
 
 
