@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,7 +204,7 @@ def _check_rename(data: DataConfig, known: list[str]) -> None:
 
 
 def _without_doubles(names: list[str]) -> list[str]:
-    doubles = sorted({name for name in names if names.count(name) > 1})
+    doubles = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubles:
         raise UserError(f"data.classes: lists {doubles[0]} more than once")
     if not names:
@@ -219,10 +220,11 @@ def _kept(known: list[str], keep: list[str] | None) -> list[str]:
         return known
     if not keep:
         raise UserError("data.keep_classes: is empty")
+    there, wanted = set(known), set(keep)
     for name in keep:
-        if name not in known:
+        if name not in there:
             raise UserError(f"data.keep_classes: {name} is not one of the classes{did_you_mean(name, known)}")
-    return [name for name in known if name in keep]
+    return [name for name in known if name in wanted]
 
 
 def _for_training(records: Records, data: DataConfig) -> Records:

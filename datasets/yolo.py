@@ -240,7 +240,7 @@ class LabelReader:
             category, *numbers = map(number_in, line.split())
         except ValueError:
             raise UserError(f"{where}: {short(line.strip())} has something that is not a number") from None
-        if category not in range(self.num_classes):
+        if not (category.is_integer() and 0 <= category < self.num_classes):
             raise UserError(f"{where}: class {category:g} is not one of 0 to {self.num_classes - 1}")
         if not all(abs(number) < 1e6 for number in numbers):
             raise UserError(f"{where}: {short(line.strip())}: a coordinate is not a finite number or no fraction")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,17 @@ def test_keep_and_rename(root: Path) -> None:
     # a checkpoint's names, the training annotations being elsewhere
     data = config(keep_classes=["cat"], train=[voc("gone")])
     assert build_dataset(data, "val", root, class_names=["cat"]).records.labels.tolist() == [1]
+
+
+def test_many_classes(tmp_path: Path) -> None:
+    """Each was looked for in the list of all: 5 to 16 seconds of CPU time for 20,000."""
+    names = [f"class {number}" for number in range(20_000)]
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("".join(f"{number} .5 .5 .5 .5\n" for number in range(len(names))))
+    start = time.process_time()
+    data = config(train=[{"format": "yolo", "root": "."}], classes=names, keep_classes=names[::-1])
+    assert build_records(data, "train", tmp_path).labels.tolist() == list(range(1, len(names) + 1))
+    assert time.process_time() - start < 3
 
 
 def test_a_renaming_of_nothing_is_told(root: Path, caplog) -> None:
