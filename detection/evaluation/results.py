@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,7 @@ def _image_column(rows: Rows, truth: GroundTruth, *, by_file: bool = False) -> n
     if by_file:
         position = {**_positions_by_file(truth), **position}
         ids = [str(value) if type(value) is int and not numbers else value for value in ids]
+        position |= _positions_by_end({v for v in ids if isinstance(v, str) and v not in position}, truth)
         ids = [
             without_image_suffix(value) if isinstance(value, str) and value not in position else value for value in ids
         ]
@@ -365,6 +367,21 @@ def _positions_by_file(truth: GroundTruth) -> dict[str, int]:
         for form in {*(whole := (path.as_posix(), path.name)), *map(without_image_suffix, whole)}:
             found[form] = index if found.get(form, index) == index else -1
     return {form: index for form, index in found.items() if index >= 0}
+
+
+def _positions_by_end(names: set[str], truth: GroundTruth) -> dict[str, int]:
+    """Positions of the images whose paths end with these, as `a/x.jpg` of `/data/set/a/x.jpg` where another folder has
+    an x.jpg too; what fits two is left out."""
+    by_name = defaultdict[str, list[tuple[int, str]]](list)
+    for index, file in enumerate(truth.image_files or () if names else ()):
+        path = file.replace("\\", "/")
+        by_name[path.rpartition("/")[2]].append((index, path))
+    found: dict[str, int] = {}
+    for name in names:
+        fitting = [index for index, path in by_name[name.rpartition("/")[2]] if path.endswith(f"/{name}")]
+        if len(fitting) == 1:
+            found[name] = fitting[0]
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- warnings

@@ -168,17 +168,17 @@ def test_voc_list(tmp_path: Path) -> None:
 def test_an_image_may_be_named_by_its_file(tmp_path: Path) -> None:
     """As predict.py does; a name that two images share names neither."""
     assert read(tmp_path, "voc", [voc_item(image_id="000002.jpg")]).image_index.tolist() == [1]
-    truth = replace(truth_of(), image_files=["a/x.jpg", "b/x.jpg", "b/y.png"])
+    truth = replace(truth_of(), image_files=["/s/a/x.jpg", "/s/b/x.jpg", "b/y.png"])
     path = tmp_path / "dt.json"
 
     def index_of(name: str) -> list[int]:
         path.write_text(json.dumps([voc_item(image_id=name)]))
         return read_detections(path, truth).image_index.tolist()
 
-    assert [index_of(name) for name in ("b/x.jpg", "a/x", "y", "y.jpg", "000001")] == [
-        [1], [0], [2], [2], [0],
+    assert [index_of(name) for name in ("b/x.jpg", "s/a/x.jpg", "/s/a/x", "y", "y.jpg", "000001")] == [
+        [1], [0], [0], [2], [2], [0],
     ]  # fmt: skip
-    for name in ("x", "x.jpg"):
+    for name in ("x", "x.jpg", "c/x.jpg", "other/b/x.jpg", "c/y.png"):
         with pytest.raises(UserError, match=f"image_id '{name}' is not in the set"):
             index_of(name)
 
