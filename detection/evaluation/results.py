@@ -251,6 +251,7 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
             )
         if frame == "voc":
             ids, classes = [*dict.fromkeys(map(str, ids))], [*dict.fromkeys(map(str, classes))]
+        _check_common(files, ids, key)
         nothing = np.zeros(0)
         names = GroundTruth(
             frame=frame, image_ids=ids,
@@ -261,6 +262,24 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
         )  # fmt: skip
         read = _from_voc_list if frame == "voc" else _from_coco_results
         return [read(path, rows, names) for path, rows in files]
+
+
+def _check_common(files: Sequence[tuple[Path, Rows]], ids: list[Any], key: str) -> None:
+    """Refuse files that call the same image by its name and by its file's; warn of those with nothing in common."""
+    there = set(ids)
+    twice = (name for name in ids if isinstance(name, str) and without_image_suffix(name) != name)
+    if (name := next((name for name in twice if without_image_suffix(name) in there), None)) is not None:
+        raise UserError(
+            f"{' and '.join(str(path) for path, _ in files)}: name an image both {short(name)} and "
+            f"{short(without_image_suffix(name))}: it would count as two: write all of them in one way"
+        )
+    for what, column in (("image", "image_id"), ("class", key)):
+        # 1 and 1.0 are the same, and are equal; in VOC's lists 1 and "1" are, too
+        values = [(path, {item[column] for item in rows.items}) for path, rows in files if rows.items]
+        texts = [(path, own | {str(value) for value in own if type(value) is int}) for path, own in values]
+        for path, own in texts[1:]:
+            if not own & texts[0][1]:
+                logger.warning("%s and %s have no %s in common: nothing is fused", texts[0][0], path, what)
 
 
 def _values_of(files: Sequence[tuple[Path, Rows]], key: str, kinds: Any) -> list[Any]:

@@ -228,12 +228,27 @@ def test_files_read_together_name_their_images_and_classes(tmp_path: Path) -> No
             r"1\.json: detection 1 .*image_id is True: give",
         ),
         (([voc_item(category=1.5)],), r"category is 1\.5: give a whole number or text"),
+        (
+            ([voc_item(image_id="a")], [voc_item(image_id="a.jpg")]),
+            r"0\.json and .*name an image both 'a\.jpg' and 'a'",
+        ),
         (([coco_item()], [coco_item(image_id="1")]), r"0\.json and .*1\.json: image_id is partly a number, .*\('1'\)"),
     ],
 )
 def test_files_that_do_not_go_together_are_told(tmp_path: Path, contents: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
         together(tmp_path, *contents)
+
+
+def test_files_with_nothing_in_common_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    together(tmp_path, [coco_item()], [coco_item(image_id=1.0)])
+    together(tmp_path, [voc_item(image_id=1)], [voc_item(image_id="1")], [])
+    assert not caplog.text
+    together(tmp_path, [voc_item(category="cat")], [voc_item(category="Cat")])
+    assert "0.json and" in caplog.text
+    assert "have no class in common: nothing is fused" in caplog.text
+    together(tmp_path, [voc_item(image_id="a/x.jpg")], [voc_item(image_id="x.jpg")])
+    assert "have no image in common: nothing is fused" in caplog.text
 
 
 def test_names_of_classes_as_parts_of_different_file_names() -> None:
