@@ -144,15 +144,19 @@ def listed_images(path: Path, root: Path) -> list[Path]:
     Raises:
         UserError: the file is missing or empty, or an image is not there; names the line.
     """
-    finder, found = ImageFinder(root), {}
+    finder, found, times = ImageFinder(root), {}, 0
     for number, line in enumerate(read_lines(path, "image list"), 1):
         if line.strip():
             image = finder(line.strip()) or finder(line.strip().strip("\"'"))
             if image is None:
                 raise UserError(f"{path} line {number}: {line.strip()} is not among the images below {root}")
             found[image] = None
+            times += 1
     if not found:
         raise UserError(f"{path}: lists no image")
+    if times > len(found):
+        again = counted(times - len(found), "image")
+        logger.warning("%s: lists %s more than once; each is taken once", path, again)
     return list(found)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from configs.errors import UserError, counted
-from configs.files import read_lines, read_text
+from configs.files import read_lines
 from datasets.annotation_files import declared_size, numbers_in
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
 from datasets.columns import number_in
@@ -185,10 +185,9 @@ def _scaled(thing: Object, width: int, height: int) -> Object:
 
 def table_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """(number of the line, {column: value}) of each line below the header; commas, semicolons or tabs part values."""
-    text = read_text(path, "table")
-    header = text.split("\n", 1)[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.reader(text.splitlines(), delimiter=delimiter)
+    lines = read_lines(path, "table")
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
+    reader = csv.reader(lines, delimiter=delimiter)
     names: list[str] | None = None
     rows = []
     try:

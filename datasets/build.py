@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +98,7 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     there = {name for part in parts for name in part.class_names}
     if split == "train" and (unused := sorted(data.rename_classes.keys() - there)):
         logger.warning("data.rename_classes: no class is called %s%s", examples(unused), did_you_mean(unused[0], there))
+    _warn_of_common_images(parts)
     rename = {**(IMAGENET_DET_WNIDS if data.classes == "imagenet_det" else {}), **data.rename_classes}
     return join([part.with_classes(class_names, known=known, rename=rename) for part in parts])
 
@@ -180,6 +182,20 @@ def _annotated(parts: list[Records], data: DataConfig) -> list[str]:
     return sorted({data.rename_classes.get(name, name) for part in parts for name in part.class_names})
 
 
+def _warn_of_common_images(parts: list[Records]) -> None:
+    """Say which sources of a split have images in common, as files of which each annotates classes of its own have."""
+    seen: dict[str, Records] = {}
+    for part in parts if len(parts) > 1 else ():
+        paths = [os.path.abspath(path) for path in part.image_paths]
+        if common := [path for path in paths if path in seen]:
+            logger.warning(
+                "%s and %s have %s in common, the first: %s: it counts once for each, and what one of them annotates "
+                "is background to the other: join their annotations, or leave one out",
+                seen[common[0]].source, part.source, counted(len(common), "image"), common[0],
+            )  # fmt: skip
+        seen |= dict.fromkeys(paths, part)
+
+
 def _check_rename(data: DataConfig, known: list[str]) -> None:
     if data.classes != "auto":
         for name in data.rename_classes.values():
@@ -188,7 +204,7 @@ def _check_rename(data: DataConfig, known: list[str]) -> None:
 
 
 def _without_doubles(names: list[str]) -> list[str]:
-    doubles = sorted({name for name in names if names.count(name) > 1})
+    doubles = sorted(name for name, times in Counter(names).items() if times > 1)
     if doubles:
         raise UserError(f"data.classes: lists {doubles[0]} more than once")
     if not names:
@@ -204,10 +220,11 @@ def _kept(known: list[str], keep: list[str] | None) -> list[str]:
         return known
     if not keep:
         raise UserError("data.keep_classes: is empty")
+    there, wanted = set(known), set(keep)
     for name in keep:
-        if name not in known:
+        if name not in there:
             raise UserError(f"data.keep_classes: {name} is not one of the classes{did_you_mean(name, known)}")
-    return [name for name in known if name in keep]
+    return [name for name in known if name in wanted]
 
 
 def _for_training(records: Records, data: DataConfig) -> Records:

@@ -25,6 +25,8 @@ LARGEST = 1e9
 """Pixels. No coordinate and no side is larger; sums and products of such numbers are exact or nearly so."""
 
 _MAX_ID = 2**63 - 1
+_EXACT = 2.0**53
+"""From here on not every whole number has a float of its own."""
 
 
 class Rows:
@@ -68,9 +70,23 @@ class Rows:
         except KeyError:
             return [item.get(key) for item in self.items]
 
+    def names(self, key: str, fix: str = "each needs one") -> list[Any]:
+        """The values of a key that all records must have and that name something: as `column`, but of numbers with a
+        decimal point, as tables write them, those are refused that have lost digits and may name another thing."""
+        values = self.column(key, fix)
+        if float in set(map(type, values)):
+            bad = next((i for i, value in enumerate(values) if type(value) is float and abs(value) >= _EXACT), None)
+            if bad is not None:
+                raise self.error(
+                    bad,
+                    f"{key} is {short(values[bad])}: so large a number with a decimal point or an exponent has lost "
+                    "digits: write the whole number",
+                )
+        return values
+
     def ids(self, key: str) -> list[int] | list[str]:
         """The values of a key that all records must have: all whole numbers (`1.0` is 1), or all texts."""
-        values: list[Any] = self.column(key, "each needs one")
+        values: list[Any] = self.names(key)
         kinds = set(map(type, values))
         if float in kinds:
             values = [int(value) if type(value) is float and value.is_integer() else value for value in values]
@@ -95,7 +111,7 @@ class Rows:
             missing: for values that the table does not have.
             owner: whose ids the table has, for messages.
         """
-        values = self.column(key, "each needs one")
+        values = self.names(key)
         of_table = str if table and isinstance(next(iter(table)), str) else int
         fitting = {str} if of_table is str else {int, float}
         if table and set(map(type, values)) - fitting:

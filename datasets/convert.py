@@ -44,6 +44,11 @@ def convert(parts: Mapping[str, Records], out: Path, to: Format) -> None:
         control = next((name for name in records.class_names if not _WRITABLE.fullmatch(name)), None)
         if control is not None:
             raise UserError(f"{records.source}: the class {control!r} holds control characters: rename it")
+        blanks = next((name for name in records.class_names if name != " ".join(name.split())), None)
+        if to == "voc" and blanks is not None:
+            raise UserError(f"{records.source}: voc does not keep the blanks of the class {blanks!r}: rename it")
+    if to != "coco":
+        _check_once(parts, to)
     unfinished = out.with_name(f".{out.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -51,6 +56,20 @@ def convert(parts: Mapping[str, Records], out: Path, to: Format) -> None:
     if out.exists():
         out.rmdir()
     unfinished.rename(out)
+
+
+def _check_once(parts: Mapping[str, Records], to: Format) -> None:
+    """VOC and YOLO have one annotation file for an image (YOLO: in each part): refuse an image with two."""
+    seen: dict[tuple[str, str], list] = {}
+    for part, records in parts.items():
+        for i, path in enumerate(records.image_paths.tolist()):
+            objects = records.objects(i)
+            found = [records.boxes[objects].tolist(), records.labels[objects].tolist()]
+            if seen.setdefault((part if to == "yolo" else "", path), found) != found:
+                raise UserError(
+                    f"{path}: is listed twice, with different objects: {to} has one annotation file for an image: join "
+                    "the two, or convert to coco"
+                )
 
 
 _WRITABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]*")
@@ -239,7 +258,7 @@ def _check_upright(records: Records) -> None:
     """YOLO's fractions are of the image as a viewer shows it: refuse boxes that were drawn on it lying on its side."""
     for path, (height, width) in zip(records.image_paths.tolist(), records.sizes.tolist(), strict=True):
         shown = image_file_size(path)
-        if shown != (height, width) and image_file_size(path, (height, width)) == (height, width):
+        if image_file_size(path, (height, width)) != shown:
             raise UserError(
                 f"{path}: its boxes were drawn on the image as it is stored, and viewers turn it (EXIF): YOLO has no "
                 "way to say so: convert to voc or coco, or turn the image and its boxes for good"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from configs.errors import UserError, counted, nearest, printable_logger
 from configs.files import read_lines
+from datasets.complaints import say_once
 from datasets.listing import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
 from datasets.synsets import read_synset_numbers
 
@@ -198,10 +200,16 @@ def _is_image(path: str) -> bool:
 
 
 def _images_below(folder: Path, prefix: str) -> Iterable[str]:
-    """Paths of the images in a folder and its subfolders, each beginning with `prefix`."""
+    """Paths of the images in a folder and its subfolders, each beginning with `prefix`.
+
+    Links to folders below a class's own are passed over: those to another class's would mix the two.
+    """
     for entry in list_folder(folder):
         if leads_to_folder(entry):
             if is_hidden(entry.name):
+                continue
+            if entry.is_symlink():
+                say_once(entry.path, f"{entry.path}: is a link to a folder, and passed over: name the folder itself")
                 continue
             yield from _images_below(folder / entry.name, f"{prefix}/{entry.name}")
         elif _is_image(entry.path):
@@ -257,6 +265,13 @@ def _wnids_by_number(names: list[str], numbers: list[int], path: Path) -> list[s
     if len(numbers) != len(names):
         raise UserError(
             f"{path}: has {counted(len(numbers), 'line')} for {counted(len(names), 'image')}: each needs one"
+        )
+    ends = [int(end[0]) for name in names if (end := re.search(r"\d+$", Path(name).stem))]
+    if len(ends) == len(names) and ends != sorted(ends):
+        first = next(i for i in range(len(ends)) if ends[i] > ends[i + 1])
+        raise UserError(
+            f"{path}: its lines are in the order of the images' numbers, but by name {names[first]} comes before "
+            f"{names[first + 1]}: rename them with as many digits each"
         )
     places = [path.with_name(name) for name in ("meta.mat", "meta_clsloc.mat")]  # the second in later kits
     meta = next((place for place in places if place.is_file()), places[0])

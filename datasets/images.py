@@ -2,8 +2,9 @@
 
 Rotation: a camera may store an image lying on its side with a note to turn it, in EXIF, XMP or TIFF's own tag, which
 are read here, not by the decoder. Annotations were drawn either on the turned image or on the stored one, and the
-declared size tells which: the rotation is applied only where the rotated size is the declared one. Where nothing is
-declared (prediction) it is applied, as every image viewer does.
+declared size tells which: the rotation is applied unless the stored size is the declared one. Of a declared size that
+is neither, as of a copy that was resized, it counts which side is the longer one. Where nothing is declared
+(prediction), or both fit, it is applied, as every image viewer does.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def decode_image(
         raise UserError(
             f"{path}: the header says {size_words(stored)}, the pixels are {size_words(image.shape[:2])}: damaged"
         )
-    wants_turned = declared_size is None or shown == tuple(declared_size)
+    wants_turned = header.is_shown_turned(declared_size)
     if wants_turned == is_turned:
         return image
     return _turn(
@@ -126,8 +127,7 @@ def image_file_size(path: ImageFile, declared_size: tuple[int, int] | None = Non
         raise UserError(f"{path}: there is no such image") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot read the image: {getattr(error, 'strerror', None) or error}") from error
-    shown = header.shown_size
-    return shown if declared_size is None or shown == tuple(declared_size) else header.stored_size
+    return header.shown_size if header.is_shown_turned(declared_size) else header.stored_size
 
 
 # ---------------------------------------------------------------------------------------------- headers
@@ -149,6 +149,14 @@ class _Header(NamedTuple):
         """(H, W) of the pixels in the file."""
         height, width = self.shown_size
         return (width, height) if self.orientation >= 5 else (height, width)
+
+    def is_shown_turned(self, declared_size: tuple[int, int] | None) -> bool:
+        """Whether the boxes of an annotation with this size (H, W) were drawn on the turned image."""
+        if declared_size is None or self.shown_size == self.stored_size:
+            return True
+        height, width = declared_size
+        stored_height, stored_width = self.stored_size
+        return (height > width) - (height < width) != (stored_height > stored_width) - (stored_height < stored_width)
 
 
 def _header(file: BinaryIO, path: ImageFile) -> _Header:

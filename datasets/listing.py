@@ -113,6 +113,11 @@ def is_image(path: str | Path) -> bool:
     return text.lower().endswith(IMAGE_SUFFIXES)
 
 
+def without_image_suffix(name: str) -> str:
+    """The name without the suffix of an image, if it has one: of `frame.001` nothing is taken."""
+    return name[: name.rfind(".")] if name.lower().endswith(IMAGE_SUFFIXES) else name
+
+
 def without_upload_prefix(name: str) -> str:
     """The name without the eight digits and the hyphen that Label Studio puts before the name of an uploaded file."""
     return re.sub(r"^[0-9a-f]{8}-(?=.)", "", name)

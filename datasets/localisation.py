@@ -24,7 +24,7 @@ from configs.localisation import LocalisationSourceConfig
 from datasets.columns import number_in
 from datasets.folders import find_class, list_folder, read_unlabelled
 from datasets.images import image_file_size
-from datasets.listing import is_hidden, leads_to_folder, list_files
+from datasets.listing import is_hidden, is_image, leads_to_folder, list_files
 from datasets.make_records import make_records
 from datasets.records import Records, logger
 from datasets.voc import read_annotation
@@ -120,7 +120,8 @@ def _read_xml(annotations: Path, images: Path) -> Iterator[_Found]:
     for file in files:
         folder = images / file.parent.relative_to(annotations)
         if folder not in present:
-            present[folder] = {Path(entry.name).stem: entry.name for entry in list_folder(folder)}
+            names = (entry.name for entry in list_folder(folder) if not is_hidden(entry.name) and is_image(entry.path))
+            present[folder] = {Path(name).stem: name for name in names}
         name = present[folder].get(file.stem)
         if name is None:
             raise UserError(f"{file}: its image {folder / file.stem}.JPEG is missing")

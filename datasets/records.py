@@ -207,11 +207,8 @@ class Records:
         class_names, known = list(class_names), list(class_names if known is None else known)
         renamed = [(rename or {}).get(name, name) for name in self.class_names]
         unknown, dropped = -1, 0
-        new_label = np.array(
-            [0]
-            + [class_names.index(n) + 1 if n in class_names else dropped if n in known else unknown for n in renamed],
-            np.int64,
-        )
+        label_of = dict.fromkeys(known, dropped) | {name: label for label, name in enumerate(class_names, 1)}
+        new_label = np.array([0, *(label_of.get(name, unknown) for name in renamed)], np.int64)
         labels = new_label[self.labels]
         if (labels == unknown).any():
             for m in np.flatnonzero(labels == unknown).tolist() if is_listening() else ():

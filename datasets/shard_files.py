@@ -92,6 +92,13 @@ def scan(path: Path) -> Shard:
             length = os.fstat(file.fileno()).st_size
             if os.pread(file.fileno(), BLOCK, end) != bytes(BLOCK):
                 raise UserError(f"{path}: is damaged or cut off at byte {end}: make or copy it again")
+            file.seek(end)
+            while part := file.read(1 << 20):
+                if part.count(0) < len(part):  # tarfile takes a header of zeros for the end
+                    raise UserError(
+                        f"{path}: ends at byte {end}, but more follows: it is damaged there, or two tar files were "
+                        "joined: make or copy it again"
+                    )
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such shard") from None
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:

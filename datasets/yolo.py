@@ -99,18 +99,27 @@ def _report_lonely(folder: Path, files: list[Path]) -> None:
 
 
 def read_class_names(root: Path, image_set: str) -> list[str] | None:
-    """The folder's own class names in the order of their numbers, or None where it lists none."""
+    """The folder's own class names in the order of their numbers, or None where it lists none.
+
+    Of several files that do not list the same ones the first counts, which is said.
+    """
+    found: dict[Path, list[str]] = {}
     file, content = _data_yaml(root)
     if file is not None and content.get("names") is not None:
-        return listed_names(content, file)
+        found[file] = listed_names(content, file)
     labels = root / "labels"
     for file in (root / "classes.txt", root / "obj.names", labels / "classes.txt", labels / image_set / "classes.txt"):
-        if is_file(file):
-            lines = [line.strip() for line in read_lines(file, "list of classes")]
-            while lines and not lines[-1]:
-                lines.pop()
-            return checked_names(lines, file) if lines else None
-    return None
+        lines = [line.strip() for line in read_lines(file, "list of classes")] if is_file(file) else []
+        while lines and not lines[-1]:
+            lines.pop()
+        if lines:
+            found[file] = lines if found else checked_names(lines, file)
+    first = next(iter(found), None)
+    if first is None:
+        return None
+    if other := next((file for file, names in found.items() if names != found[first]), None):
+        logger.warning("%s and %s do not list the same classes in the same order: the first counts", first, other)
+    return found[first]
 
 
 def image_folder(root: Path, image_set: str) -> Path:
@@ -240,7 +249,7 @@ class LabelReader:
             category, *numbers = map(number_in, line.split())
         except ValueError:
             raise UserError(f"{where}: {short(line.strip())} has something that is not a number") from None
-        if category not in range(self.num_classes):
+        if not (category.is_integer() and 0 <= category < self.num_classes):
             raise UserError(f"{where}: class {category:g} is not one of 0 to {self.num_classes - 1}")
         if not all(abs(number) < 1e6 for number in numbers):
             raise UserError(f"{where}: {short(line.strip())}: a coordinate is not a finite number or no fraction")

@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from configs.errors import UserError, counted
-from configs.files import read_json, refuse_overwriting, write_text
+from configs.files import refuse_overwriting, write_text
 from detection.evaluation import boxes as frames
+from detection.evaluation import results
 from detection.evaluation.data import GroundTruth
 from detection.evaluation.ground_truth import read_coco_ground_truth, read_voc_ground_truth
 from detection.evaluation.proposals import COUNTS, Recall, proposal_recall
@@ -46,6 +47,10 @@ def main(args: argparse.Namespace) -> None:
     inputs = [each for each in (args.proposals, args.gt, args.cfg, args.weights) if isinstance(each, Path)]
     for output in filter(None, (args.save, args.out)):
         refuse_overwriting(output, inputs)
+    if args.weights is not None and (args.proposals or args.gt or args.format):
+        raise UserError("--proposals, --gt and --format go without --weights: leave one of the two out")
+    if args.zero_based and args.format != "voc":
+        raise UserError("--zero-based goes with --format voc: leave it out, or give that too")
     if args.weights is not None:
         truth, found = of_checkpoint(args, counts[-1])
     elif args.proposals is not None and args.gt is not None and args.format is not None:
@@ -117,31 +122,12 @@ def read_proposals(path: Path, truth: GroundTruth) -> list[Scored]:
     """Saved proposals by image, best first.
 
     Raises:
-        UserError: no such list, or an image that the ground truth does not have.
+        UserError: no such list, a value of another type, or an image that the ground truth does not have.
     """
-    items = read_json(path, "proposals")
-    if not isinstance(items, list):
-        raise UserError(f"{path}: not a list of proposals")
-    places = {image_id: index for index, image_id in enumerate(truth.image_ids)}
-    boxes: list[list[list[float]]] = [[] for _ in places]
-    scores: list[list[float]] = [[] for _ in places]
-    for number, item in enumerate(items):
-        try:
-            image_id, box, score = item["image_id"], [float(each) for each in item["bbox"]], float(item["score"])
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: item {number}: needs image_id, bbox of four numbers and score") from None
-        if len(box) != 4 or not np.isfinite([*box, score]).all():
-            raise UserError(f"{path}: item {number}: bbox has four finite numbers and score one")
-        if image_id not in places:
-            raise UserError(f"{path}: item {number}: image {image_id!r} is not in the ground truth")
-        boxes[places[image_id]].append(box)
-        scores[places[image_id]].append(score)
-    convert = frames.voc_to_continuous if truth.frame == "voc" else frames.coco_to_continuous
-    found = []
-    for own, own_scores in zip(boxes, scores, strict=True):
-        order = np.argsort(-np.array(own_scores), kind="stable")
-        found.append((convert(np.array(own).reshape(-1, 4)[order]), np.array(own_scores)[order]))
-    return found
+    images, boxes, scores = results.read_proposals(path, truth)
+    order = np.lexsort((-scores, images))  # stable: equal scores in the file's order
+    cuts = np.searchsorted(images[order], np.arange(1, len(truth.image_ids)))
+    return list(zip(np.split(boxes[order], cuts), np.split(scores[order], cuts), strict=True))
 
 
 def write_proposals(path: Path, truth: GroundTruth, found: Sequence[Scored]) -> None:

@@ -135,7 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--weights", required=True, action="append", metavar="W",
         help="last.pt or best.pt of a run, an exported file, or a name of the zoo; several times: an ensemble",
     )  # fmt: skip
-    add("--out", required=True, type=Path, metavar="DIR", help="folder of the pictures and detections.json")
+    add("--out", required=True, type=cli.place, metavar="DIR", help="folder of the pictures and detections.json")
     add(
         "--threshold", type=threshold, action="append", default=[], metavar="[CLASS=]P",
         help="least score (default: 0.5); CLASS=P for one class, given several times for several",

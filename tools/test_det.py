@@ -170,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--split", choices=("test", "val"), help="default: test, where the config has it, else val")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR",
+        "--out", type=cli.place, metavar="DIR",
         help="folder of the results (default: test_<name> or test_ensemble beside the (first) weights, or in runs/)",
     )  # fmt: skip
     parser.add_argument("--compile", action="store_true", help="torch.compile for the static regions")

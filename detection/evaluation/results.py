@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import numpy as np
 from configs.errors import UserError, counted, did_you_mean, examples, printable_logger
 from configs.files import read_json, read_lines
 from datasets.columns import Rows, no_garbage_collection, number_in, short
-from detection.evaluation.boxes import voc_to_coco
+from datasets.listing import without_image_suffix
+from detection.evaluation.boxes import coco_to_continuous, voc_to_coco, voc_to_continuous
 from detection.evaluation.data import Detections, GroundTruth
 
 logger = printable_logger(__name__)
@@ -151,8 +153,9 @@ def _listed_id(text: str, position: dict[Any, int]) -> str:
     if text in position:
         return text
     bare = text.strip().strip("\"'")
+    last = bare.replace("\\", "/").rpartition("/")[2]
     return next(
-        (form for form in (bare, Path(bare).stem, Path(bare.replace("\\", "/")).stem) if form in position), bare
+        (form for form in (bare, without_image_suffix(bare), without_image_suffix(last)) if form in position), bare
     )
 
 
@@ -182,6 +185,28 @@ def _read_json_detections(path: Path, truth: GroundTruth) -> Detections:
     by_name = bool(rows.items) and "category" in rows.items[0] and "category_id" not in rows.items[0]
     read = _from_voc_list if truth.frame == "voc" or by_name else _from_coco_results
     return read(path, rows, truth)
+
+
+def read_proposals(path: Path, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A JSON list of detections, of which the classes do not count and may be missing.
+
+    Returns:
+        (D,) int64 positions of the images in the ground truth, (D, 4) continuous boxes, (D,) scores.
+
+    Raises:
+        UserError: as `read_detections`.
+    """
+    with no_garbage_collection():
+        rows = _read_rows(path)
+        first = rows.items[0] if rows.items else {}
+        by_name = "category" in first and "category_id" not in first
+        if truth.frame == "voc" and "category_id" in first and "category" not in first:
+            raise UserError(f"{path}: these are COCO results (category_id), the ground truth is VOC's")
+        is_voc = truth.frame == "voc" or by_name
+        boxes = rows.boxes("xmin, ymin, xmax, ymax" if is_voc else "x, y, width, height")
+        convert = voc_to_continuous if is_voc else coco_to_continuous
+        images = _image_column(rows, truth, by_file=is_voc)
+        return images, convert(boxes), rows.numbers("score", rows.column("score", "give a confidence"))
 
 
 def _read_rows(path: Path) -> Rows:
@@ -226,6 +251,7 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
             )
         if frame == "voc":
             ids, classes = [*dict.fromkeys(map(str, ids))], [*dict.fromkeys(map(str, classes))]
+        _check_common(files, ids, key)
         nothing = np.zeros(0)
         names = GroundTruth(
             frame=frame, image_ids=ids,
@@ -238,11 +264,29 @@ def read_detections_together(paths: Sequence[Path]) -> list[Detections]:
         return [read(path, rows, names) for path, rows in files]
 
 
+def _check_common(files: Sequence[tuple[Path, Rows]], ids: list[Any], key: str) -> None:
+    """Refuse files that call the same image by its name and by its file's; warn of those with nothing in common."""
+    there = set(ids)
+    twice = (name for name in ids if isinstance(name, str) and without_image_suffix(name) != name)
+    if (name := next((name for name in twice if without_image_suffix(name) in there), None)) is not None:
+        raise UserError(
+            f"{' and '.join(str(path) for path, _ in files)}: name an image both {short(name)} and "
+            f"{short(without_image_suffix(name))}: it would count as two: write all of them in one way"
+        )
+    for what, column in (("image", "image_id"), ("class", key)):
+        # 1 and 1.0 are the same, and are equal; in VOC's lists 1 and "1" are, too
+        values = [(path, {item[column] for item in rows.items}) for path, rows in files if rows.items]
+        texts = [(path, own | {str(value) for value in own if type(value) is int}) for path, own in values]
+        for path, own in texts[1:]:
+            if not own & texts[0][1]:
+                logger.warning("%s and %s have no %s in common: nothing is fused", texts[0][0], path, what)
+
+
 def _values_of(files: Sequence[tuple[Path, Rows]], key: str, kinds: Any) -> list[Any]:
     """The values of a key in all files, each once, in order."""
     found: dict[Any, None] = {}
     for _, rows in files:
-        for index, value in enumerate(rows.column(key, "each detection needs one")):
+        for index, value in enumerate(rows.names(key, "each detection needs one")):
             if type(value) is float and value.is_integer():
                 value = int(value)
             if not isinstance(value, kinds) or isinstance(value, bool):
@@ -304,7 +348,7 @@ def _image_column(rows: Rows, truth: GroundTruth, *, by_file: bool = False) -> n
         truth: whose images they are of.
         by_file: an id may be a number for a text, or the image's file name, as predict.py writes it.
     """
-    ids = rows.column("image_id", "name the image")
+    ids = rows.names("image_id", "name the image")
     position: dict[Any, int] = {identity: index for index, identity in enumerate(truth.image_ids)}
     numbers = bool(position) and not isinstance(next(iter(position)), str)
     if not set(map(type, ids)) - ({int, float} if numbers else {str}):
@@ -315,7 +359,10 @@ def _image_column(rows: Rows, truth: GroundTruth, *, by_file: bool = False) -> n
     if by_file:
         position = {**_positions_by_file(truth), **position}
         ids = [str(value) if type(value) is int and not numbers else value for value in ids]
-        ids = [_stem(value) if isinstance(value, str) and value not in position else value for value in ids]
+        position |= _positions_by_end({v for v in ids if isinstance(v, str) and v not in position}, truth)
+        ids = [
+            without_image_suffix(value) if isinstance(value, str) and value not in position else value for value in ids
+        ]
     for index, identity in enumerate(ids):
         if type(identity) not in (str, int, float) or identity not in position:
             given = rows.items[index]["image_id"]
@@ -336,13 +383,24 @@ def _positions_by_file(truth: GroundTruth) -> dict[str, int]:
     files = truth.image_files or [str(identity) for identity in truth.image_ids]
     for index, (file, identity) in enumerate(zip(files, truth.image_ids, strict=True)):
         path = Path((file or str(identity)).replace("\\", "/"))
-        for form in {path.as_posix(), path.name, path.with_suffix("").as_posix(), path.stem}:
+        for form in {*(whole := (path.as_posix(), path.name)), *map(without_image_suffix, whole)}:
             found[form] = index if found.get(form, index) == index else -1
     return {form: index for form, index in found.items() if index >= 0}
 
 
-def _stem(name: str) -> str:
-    return Path(name).with_suffix("").as_posix() if Path(name).name else name
+def _positions_by_end(names: set[str], truth: GroundTruth) -> dict[str, int]:
+    """Positions of the images whose paths end with these, as `a/x.jpg` of `/data/set/a/x.jpg` where another folder has
+    an x.jpg too; what fits two is left out."""
+    by_name = defaultdict[str, list[tuple[int, str]]](list)
+    for index, file in enumerate(truth.image_files or () if names else ()):
+        path = file.replace("\\", "/")
+        by_name[path.rpartition("/")[2]].append((index, path))
+    found: dict[str, int] = {}
+    for name in names:
+        fitting = [index for index, path in by_name[name.rpartition("/")[2]] if path.endswith(f"/{name}")]
+        if len(fitting) == 1:
+            found[name] = fitting[0]
+    return found
 
 
 # ---------------------------------------------------------------------------------------------- warnings

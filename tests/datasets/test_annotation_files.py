@@ -97,11 +97,15 @@ def test_unlabelled_images_are_a_mistake_unless_they_are_explained(labelimg: Pat
         read_folder(labelimg, "voc", unlabelled="skip")
 
 
-def test_part_of_a_folder(labelimg: Path) -> None:
+def test_part_of_a_folder(labelimg: Path, caplog) -> None:
     assert read_folder(labelimg, "voc", images=labelimg / "sub").image_ids.tolist() == ["b"]
     assert read_folder(labelimg, "voc", images=labelimg / "*", unlabelled="empty").image_ids.tolist() == ["a", "c"]
     (labelimg / "list.txt").write_text("data/x/sub/b.jpg\n\nC:\\photos\\a.jpg\n")
     assert read_folder(labelimg, "voc", image_list=labelimg / "list.txt").image_ids.tolist() == ["b", "a"]
+    assert not caplog.text
+    (labelimg / "list.txt").write_text("a.jpg\nb.jpg\nsub/b.jpg\n")
+    assert read_folder(labelimg, "voc", image_list=labelimg / "list.txt").image_ids.tolist() == ["a", "b"]
+    assert "list.txt: lists 1 image more than once; each is taken once" in caplog.text
     (labelimg / "list.txt").write_text("a.jpg\nz.jpg\n")
     with pytest.raises(UserError, match=r"list\.txt line 2: z\.jpg is not among the images"):
         read_folder(labelimg, "voc", image_list=labelimg / "list.txt")

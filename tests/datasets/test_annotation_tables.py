@@ -63,6 +63,11 @@ def test_tables_of_other_tools(folder: Path, text: str) -> None:
     assert (records.image_ids.tolist(), records.class_names) == (["a"], ["dog"])
 
 
+def test_only_line_ends_part_lines(folder: Path) -> None:
+    records = read_csv(table(folder, HEADER + "a.jpg,40,30,dog\u2028\x0bbig,1,2,10,20\n"), folder)
+    assert records.class_names == ["dog\u2028\x0bbig"]
+
+
 def test_a_line_without_box_in_a_table_without_header(folder: Path) -> None:
     records = read_csv(table(folder, "c.jpg,,,,,\na.jpg,1,2,10,20,dog\n"), folder)
     assert (records.image_ids.tolist(), records.offsets.tolist()) == (["c", "a"], [0, 0, 1])

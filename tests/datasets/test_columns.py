@@ -65,6 +65,14 @@ def test_ids_are_whole_numbers_or_texts():
     assert rows(2**63 - 1).ids("x") == [2**63 - 1]
     assert "must lie below 2**63" in message(rows(1, 2**63).ids, "x")
     assert "must lie below 2**63" in message(rows(-(2**63)).ids, "x")
+    assert rows(2.0**53 - 1, 2**53 + 1).ids("x") == [2**53 - 1, 2**53 + 1]
+
+
+def test_numbers_with_a_decimal_point_that_lost_digits_name_nothing():
+    lost = float(2**53 + 1)  # 2**53, another thing's id
+    for read in (rows(lost).ids, rows(lost).names, lambda key: rows(-lost).lookup(key, {2**53: 0}, missing=-1)):
+        assert "digits: write the whole number" in message(read, "x")
+    assert rows(2.0**53 - 1).names("x") == [2.0**53 - 1]
 
 
 def test_lookups():

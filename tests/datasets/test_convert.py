@@ -14,7 +14,7 @@ from PIL import Image
 from configs.errors import UserError
 from datasets.convert import convert, losses, new_names
 from datasets.make_records import make_records
-from datasets.records import Records
+from datasets.records import Records, join
 from tests.datasets.conftest import write_image
 from tools.runtime.own_data import read_own_data
 
@@ -150,6 +150,8 @@ def test_boxes_on_an_image_that_viewers_turn(tmp_path):
     )  # fmt: skip
     with pytest.raises(UserError, match="drawn on the image as it is stored"):
         convert({"train": records}, tmp_path / "yolo", "yolo")
+    with pytest.raises(UserError, match="drawn on the image as it is stored"):  # of a copy of another size
+        convert({"train": replace(records, sizes=records.sizes * 2)}, tmp_path / "yolo", "yolo")
     assert not (tmp_path / "yolo").exists()
     convert({"train": records}, tmp_path / "voc", "voc")
     assert read_own_data(tmp_path / "voc").records["all"].boxes.tolist() == [[1, 2, 30, 9]]
@@ -166,3 +168,36 @@ def test_names_that_files_cannot_hold_are_refused_before_anything_is_written(ran
     with pytest.raises(UserError, match=r"the class 'b\\x1b\[31m' holds control characters"):
         convert({"train": records}, tmp_path / "out", to)
     assert not (tmp_path / "out").exists()
+
+
+def one_image(folder: Path, class_names: list[str]) -> Records:
+    """A picture with an object of each class."""
+    write_image(folder / "a.png", (20, 30))
+    boxes = [(n, 1, n + 8, 9) for n in range(len(class_names))]
+    labels = range(1, len(class_names) + 1)
+    return make_records(
+        images=[(str(folder / "a.png"), "a", (20, 30))], boxes=boxes, labels=list(labels), counts=[len(boxes)],
+        class_names=class_names, source="x", annotation_file="{}",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_an_image_that_is_listed_twice(tmp_path, to) -> None:
+    """As a COCO file lists it under two ids: the second annotation file took the first one's place."""
+    records = one_image(tmp_path, ["ant", "bee"])
+    half = records.with_objects(np.array([True, False]))
+    convert({"train": records, "val": records}, tmp_path / "same", to)
+    for number, parts in enumerate(({"train": join([records, half])}, {"train": records, "val": half})):
+        if to == "coco" or (to == "yolo" and number == 1):
+            convert(parts, tmp_path / str(number), to)
+            continue
+        with pytest.raises(UserError, match="is listed twice, with different objects"):
+            convert(parts, tmp_path / str(number), to)
+
+
+def test_blanks_that_voc_does_not_keep(tmp_path) -> None:
+    records = one_image(tmp_path, ["a", "b  c"])
+    with pytest.raises(UserError, match="voc does not keep the blanks of the class 'b  c'"):
+        convert({"train": records}, tmp_path / "out", "voc")
+    convert({"train": records}, tmp_path / "yolo", "yolo")
+    assert read_own_data(tmp_path / "yolo").class_names == ["a", "b  c"]

@@ -99,6 +99,19 @@ def test_ground_truth_of_names_with_blanks_quotes_and_folders(tmp_path, lines):
     assert labelled(read_imagenet_val(tmp_path / "val", tmp_path / "val.txt")) == ["n02", "n01"]
 
 
+def test_links_to_folders_within_a_class_are_told(tmp_path, caplog):
+    """One to another class mixed the two, one to the folder above held each image 41 times."""
+    for name in ("cat/a.png", "dog/b.png", "more/c.png"):
+        touch(tmp_path / "set" / name)
+    (tmp_path / "set/more").rename(tmp_path / "more")
+    (tmp_path / "set/cow").symlink_to(tmp_path / "more")  # a class of its own
+    (tmp_path / "set/cat/inner").symlink_to(tmp_path / "set/dog")
+    (tmp_path / "set/dog/loop").symlink_to(tmp_path / "set")
+    assert pairs(read_folders(tmp_path / "set")) == {"cat/a.png": "cat", "cow/c.png": "cow", "dog/b.png": "dog"}
+    for link in ("cat/inner", "dog/loop"):
+        assert f"{tmp_path}/set/{link}: is a link to a folder, and passed over" in caplog.text
+
+
 @pytest.fixture
 def flat(tmp_path):
     """Four validation images in one folder."""
@@ -137,6 +150,15 @@ def test_the_development_kits_numbers_mean_what_meta_mat_says(flat, tmp_path):
     (tmp_path / "meta_clsloc.mat").unlink()
     with pytest.raises(UserError, match=r"meta\.mat: missing"):
         read_imagenet_val(flat, truth)
+
+
+def test_numbers_do_not_go_with_names_in_another_order(tmp_path):
+    savemat(tmp_path / "meta.mat", {"synsets": np.array([(1, "n1")], dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O")])})
+    (tmp_path / "truth.txt").write_text("1\n1\n1\n")
+    for number in (1, 2, 10):
+        touch(tmp_path / "val" / f"{number}.JPEG")
+    with pytest.raises(UserError, match=r"by name 10\.JPEG comes before 2\.JPEG: rename them with as many digits"):
+        read_imagenet_val(tmp_path / "val", tmp_path / "truth.txt")
 
 
 def test_ground_truth_by_file_name(flat, tmp_path):

@@ -55,14 +55,17 @@ def _save_rotated(path: Path, picture: Image.Image, orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_only_where_the_rotated_size_is_declared(
+def test_exif_rotation_unless_the_stored_size_is_declared(
     tmp_path: Path, picture: Image.Image, orientation: int
 ) -> None:
     path = tmp_path / "image.jpg"
     _save_rotated(path, picture, orientation)
     turned = orientation >= 5
     shown = (48, 32) if turned else (32, 48)
-    for declared, expected in [(None, shown), (shown, shown), ((32, 48), (32, 48)), ((99, 77), (32, 48))]:
+    for declared, expected in [
+        (None, shown), (shown, shown), ((32, 48), (32, 48)),
+        ((99, 77), shown), ((77, 99), (32, 48)), ((77, 77), shown),  # of a copy: its longer side tells
+    ]:  # fmt: skip
         assert read_image(path, declared).shape[:2] == expected
         assert image_file_size(path, declared) == expected
 
@@ -176,8 +179,9 @@ def test_orientation_is_one_for_size_and_pixels(
     with Image.open(path) as opened:
         shown = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
     stored = np.asarray(picture)
-    for declared in (None, (32, 48), (48, 32), (99, 77)):
-        expected = shown if declared in (None, shown.shape[:2]) else stored
+    for declared in (None, (32, 48), (48, 32), (99, 77), (77, 99)):
+        is_stored = shown.shape != stored.shape and declared in ((32, 48), (77, 99))
+        expected = stored if is_stored else shown
         image = read_image(path, declared)
         assert image.shape[:2] == image_file_size(path, declared) == expected.shape[:2]
         assert np.abs(image.astype(int) - expected).mean() < 4

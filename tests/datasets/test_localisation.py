@@ -161,6 +161,18 @@ def test_imagenets_folders_may_lie_elsewhere(imagenet):
         read(imagenet, IMAGENET, "train")
 
 
+def test_annotations_may_lie_beside_the_images(imagenet):
+    """An image is the file with an image's suffix, not any of its name."""
+    (imagenet / "ILSVRC/Data/CLS-LOC").rename(imagenet / "all")
+    for file in (imagenet / "ILSVRC/Annotations/CLS-LOC").rglob("*.xml"):
+        beside = imagenet / "all" / file.relative_to(imagenet / "ILSVRC/Annotations/CLS-LOC")
+        beside.write_bytes(file.read_bytes())
+        beside.with_suffix(".txt").write_text("")
+    records = read(imagenet, {**IMAGENET, "annotations": "all/train", "images": "all/train"}, "train")
+    assert len(records) == 2
+    assert all(path.endswith(".JPEG") for path in records.image_paths)
+
+
 def test_bad_xml_is_named_with_its_object(imagenet):
     annotations = imagenet / "ILSVRC/Annotations/CLS-LOC/train"
     good = (annotations / "n02/n02_7.xml").read_text()

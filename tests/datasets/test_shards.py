@@ -205,6 +205,19 @@ def test_damaged_shards_are_told(written: str, tmp_path: Path) -> None:
         images.path(4).read_bytes()
 
 
+def test_zeros_in_the_middle_are_no_end(written: str, tmp_path: Path) -> None:
+    """As a bad disk leaves them in place of a header, or the end of the first of two joined tar files."""
+    data, path = Path(expand(written)[1]).read_bytes(), tmp_path / "x.tar"
+    with tarfile.open(expand(written)[1]) as archive:
+        second = archive.getmembers()[2].offset
+    for damaged in (data[:second] + bytes(512) + data[second + 512 :], data + data):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="but more follows: it is damaged there, or two tar files were joined"):
+            read_shards(str(path), None)
+    path.write_bytes(data + bytes(1 << 20))  # of a tape with larger records
+    assert len(read_shards(str(path), None)) > 0
+
+
 @pytest.mark.parametrize(
     "change",
     [

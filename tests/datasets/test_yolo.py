@@ -80,6 +80,18 @@ def test_names(tmp_path: Path, file: str, text: str, names: list[str]) -> None:
     assert read_class_names(tmp_path, "train") == names
 
 
+def test_lists_that_differ_are_told(tmp_path: Path, caplog) -> None:
+    """labelImg writes a classes.txt of its own among the labels."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]")
+    (tmp_path / "labels/classes.txt").write_text("cat\ndog\n")
+    assert read_class_names(tmp_path, "train") == ["cat", "dog"]
+    assert not caplog.text
+    (tmp_path / "labels/classes.txt").write_text("dog\ncat\n")
+    assert read_class_names(tmp_path, "train") == ["cat", "dog"]
+    assert f"{tmp_path}/data.yaml and {tmp_path}/labels/classes.txt do not list the same classes" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

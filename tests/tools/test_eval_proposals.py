@@ -95,9 +95,13 @@ def test_a_checkpoints_rpn(tmp_path, tiny_voc, tiny_config, capsys):
     ("items", "words"),
     [
         ({}, "not a list"),
-        ([{"image_id": 1, "bbox": [1, 2, 3], "score": 1}], "four finite numbers"),
-        ([{"image_id": 1, "score": 1}], "item 0: needs"),
-        ([{"image_id": 9, "bbox": [1, 2, 3, 4], "score": 1}], "9 is not in the ground truth"),
+        ([{"image_id": 1, "bbox": [1, 2, 3], "score": 1}], "not four numbers"),
+        ([{"image_id": 1, "bbox": "1234", "score": 1}], "bbox is '1234', not four numbers"),  # was 1, 2, 3, 4
+        ([{"image_id": 1, "bbox": [1, 2, 3, 4], "score": "1"}], "score is the text '1'"),
+        ([{"image_id": 1, "score": 1}], "detection 0 (line 1): has no bbox"),
+        ([{"image_id": [1], "bbox": [1, 2, 3, 4], "score": 1}], "image_id [1] is not in"),  # was a traceback
+        ([{"image_id": True, "bbox": [1, 2, 3, 4], "score": 1}], "image_id True is not in"),  # was image 1
+        ([{"image_id": 9, "bbox": [1, 2, 3, 4], "score": 1}], "image_id 9 is not in"),
     ],
 )
 def test_mistakes_are_named(tmp_path, items, words, monkeypatch, capsys):
@@ -112,7 +116,24 @@ def test_mistakes_are_named(tmp_path, items, words, monkeypatch, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_predictions_of_other_frames_and_names(tmp_path):
+    truth = {
+        "images": [{"id": 5, "file_name": "a.jpg", "width": 90, "height": 90}],
+        "categories": [{"id": 1, "name": "x"}],
+        "annotations": [{"id": 1, "image_id": 5, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400}],
+    }
+    (tmp_path / "gt.json").write_text(json.dumps(truth))
+    (tmp_path / "p.json").write_text('[{"image_id": "a.jpg", "category": "x", "bbox": [11, 11, 30, 30], "score": 1}]')
+    paths = ("--gt", tmp_path / "gt.json", "--proposals", tmp_path / "p.json", "--out", tmp_path / "recall.json")
+    run("--format", "coco", *paths, "--counts", 1)
+    assert json.loads((tmp_path / "recall.json").read_text())["AR@1"]["all"] == pytest.approx(1)
+
+
 def test_half_a_command_says_what_is_missing(tmp_path):
     for words in (["--format", "voc"], ["--weights", "x.pt"], []):
         with pytest.raises(script.UserError, match="--cfg"):
             run(*words)
+    with pytest.raises(script.UserError, match="leave one of the two out"):
+        run("--cfg", "x.yaml", "--weights", "x.pt", "--proposals", "p.json")
+    with pytest.raises(script.UserError, match="goes with --format voc"):
+        run("--format", "coco", "--gt", "g.json", "--proposals", "p.json", "--zero-based")

@@ -95,7 +95,7 @@ def make_parser(
 
 def add_data_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data-root", type=Path, metavar="DIR", help="relative paths start here (default: $DATA_DIR, else data/)"
+        "--data-root", type=place, metavar="DIR", help="relative paths start here (default: $DATA_DIR, else data/)"
     )
 
 
@@ -125,6 +125,14 @@ def make_training_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def place(text: str) -> Path:
+    """The type of options that name a file or a folder. An empty text, as of `--out "$RUN"` without such a variable,
+    would be the folder where one is."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty: is a variable of the shell not set?")
+    return Path(text)
+
+
 def output_file(text: str) -> Path:
     """The type of options that name a file to write, which is refused at once where it cannot be written."""
     return _output(text, is_folder=False)
@@ -136,16 +144,19 @@ def output_folder(text: str) -> Path:
 
 
 def _output(text: str, *, is_folder: bool) -> Path:
+    path = place(text)
     try:
-        check_output(Path(text), is_folder=is_folder)
+        check_output(path, is_folder=is_folder)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return Path(text)
+    return path
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add what all trainings take: `--out`, `--resume`, `--init-from` and `--overwrite`."""
-    parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<name of the config>)")
+    parser.add_argument(
+        "--out", type=place, metavar="RUN", help="the run's folder (default: runs/<name of the config>)"
+    )
     parser.add_argument(
         "--resume", nargs="?", const="must", choices=("must", "auto"), metavar="auto",
         help="continue the run in RUN exactly where it stopped; auto: or start one where there is none",

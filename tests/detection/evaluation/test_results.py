@@ -168,19 +168,35 @@ def test_voc_list(tmp_path: Path) -> None:
 def test_an_image_may_be_named_by_its_file(tmp_path: Path) -> None:
     """As predict.py does; a name that two images share names neither."""
     assert read(tmp_path, "voc", [voc_item(image_id="000002.jpg")]).image_index.tolist() == [1]
-    truth = replace(truth_of(), image_files=["a/x.jpg", "b/x.jpg", "b/y.png"])
+    truth = replace(truth_of(), image_files=["/s/a/x.jpg", "/s/b/x.jpg", "b/y.png"])
     path = tmp_path / "dt.json"
 
     def index_of(name: str) -> list[int]:
         path.write_text(json.dumps([voc_item(image_id=name)]))
         return read_detections(path, truth).image_index.tolist()
 
-    assert [index_of(name) for name in ("b/x.jpg", "a/x", "y", "y.jpg", "000001")] == [
-        [1], [0], [2], [2], [0],
+    assert [index_of(name) for name in ("b/x.jpg", "s/a/x.jpg", "/s/a/x", "y", "y.jpg", "000001")] == [
+        [1], [0], [0], [2], [2], [0],
     ]  # fmt: skip
-    for name in ("x", "x.jpg"):
+    for name in ("x", "x.jpg", "c/x.jpg", "other/b/x.jpg", "c/y.png"):
         with pytest.raises(UserError, match=f"image_id '{name}' is not in the set"):
             index_of(name)
+
+
+def test_dots_in_the_names_of_images(tmp_path: Path) -> None:
+    """What follows a dot is a suffix only if it is an image's: frame.002 of another set is not the image `frame`."""
+    truth = replace(truth_of(), image_ids=["frame", "frame.001", "other"])
+    path = tmp_path / "dt.json"
+    for name, index in {"frame": 0, "frame.jpg": 0, "frame.001": 1, "frame.001.JPG": 1, "frame.002": None}.items():
+        path.write_text(json.dumps([voc_item(image_id=name)]))
+        (tmp_path / name).mkdir()
+        lists = folder(tmp_path / name, comp4_det_test_cat=f"{name} .5 1 1 2 2\n")
+        for given in (path, lists):
+            if index is not None:
+                assert read_detections(given, truth).image_index.tolist() == [index]
+                continue
+            with pytest.raises(UserError, match=r"'frame\.002' is not in"):
+                read_detections(given, truth)
 
 
 def together(tmp_path: Path, *contents: list) -> list[Detections]:
@@ -212,12 +228,27 @@ def test_files_read_together_name_their_images_and_classes(tmp_path: Path) -> No
             r"1\.json: detection 1 .*image_id is True: give",
         ),
         (([voc_item(category=1.5)],), r"category is 1\.5: give a whole number or text"),
+        (
+            ([voc_item(image_id="a")], [voc_item(image_id="a.jpg")]),
+            r"0\.json and .*name an image both 'a\.jpg' and 'a'",
+        ),
         (([coco_item()], [coco_item(image_id="1")]), r"0\.json and .*1\.json: image_id is partly a number, .*\('1'\)"),
     ],
 )
 def test_files_that_do_not_go_together_are_told(tmp_path: Path, contents: tuple, message: str) -> None:
     with pytest.raises(UserError, match=message):
         together(tmp_path, *contents)
+
+
+def test_files_with_nothing_in_common_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    together(tmp_path, [coco_item()], [coco_item(image_id=1.0)])
+    together(tmp_path, [voc_item(image_id=1)], [voc_item(image_id="1")], [])
+    assert not caplog.text
+    together(tmp_path, [voc_item(category="cat")], [voc_item(category="Cat")])
+    assert "0.json and" in caplog.text
+    assert "have no class in common: nothing is fused" in caplog.text
+    together(tmp_path, [voc_item(image_id="a/x.jpg")], [voc_item(image_id="x.jpg")])
+    assert "have no image in common: nothing is fused" in caplog.text
 
 
 def test_names_of_classes_as_parts_of_different_file_names() -> None:

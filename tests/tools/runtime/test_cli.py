@@ -253,6 +253,16 @@ def test_a_positive_number_is_one_from_1_on():
         cli.positive("2.5")
 
 
+def test_an_empty_path_is_not_the_folder_where_one_is(capsys):
+    """As of `--out "$RUN"` without such a variable."""
+    for option in ("--out", "--data-root"):
+        parser = cli.make_parser("x", data_root=True)
+        cli.add_run(parser)
+        with pytest.raises(SystemExit, match="2"):
+            parser.parse_args([option, ""])
+        assert f"{option}: is empty: is a variable of the shell not set?" in capsys.readouterr().err
+
+
 CHECKS_ITSELF = ("experiments", "gpu_check", "predict", "test_det")
 """Scripts whose folders are checked when they are made, or known, before anything is computed."""
 
@@ -267,6 +277,6 @@ def test_outputs_that_cannot_be_written_are_refused_with_the_command_line(tmp_pa
         assert (
             f"--out: {tmp_path}/file/x: cannot be written: {tmp_path}/file is not a folder" in capsys.readouterr().err
         )
-    option = re.compile(r"\"(--)?(out|output|save|json|html|plot|report)\",[^)]*type=Path")
+    option = re.compile(r"\"(--)?(out|output|save|json|html|plot|report)\",[^)]*type=(Path|cli\.place)")
     scripts = {path.stem: path.read_text() for path in (ROOT / "tools").glob("*.py")}
     assert sorted(name for name, text in scripts.items() if option.search(text)) == sorted(CHECKS_ITSELF)
