@@ -214,7 +214,7 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
     folder = root
     bare = [name.rsplit("/", 1)[-1] for name in names]
     forms = (names, bare, list(map(without_upload_prefix, bare)))  # paths of another machine: bare names
-    plain = {plain_name(str(image)) for image in inventory.images}
+    plain = {plain_name(str(path)) for image in inventory.images for path in (image, image.with_suffix(""))}
     tries = [(here, form) for here in (is_file, lambda path: plain_name(str(path)) in plain) for form in forms]
     for here, looked_for in tries:
         hits = Counter({place: sum(here(place / name) for name in looked_for[:LOOKED_AT]) for place in parents})

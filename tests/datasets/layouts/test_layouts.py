@@ -255,6 +255,13 @@ def test_files_that_name_images_in_another_case(tmp_path):
     assert images_of(tmp_path) == {"all": {"photos/A.JPG": 1, "photos/B.JPG": 0}}
 
 
+def test_names_without_suffix_tell_the_folder_of_the_images(tmp_path):
+    """Kaggle's sets have unlabelled test images beside: these are no images without objects."""
+    table = 'image_id,bbox,class\na,"[2, 5, 18, 20]",white cell\n'
+    write(tmp_path, {"train/a.jpg": None, "train/b.jpg": None, "test/c.jpg": None, "train.csv": table})
+    assert images_of(tmp_path) == {"all": {"train/a.jpg": 1, "train/b.jpg": 0}}
+
+
 def test_csv_for_each_part(tmp_path):
     header, line = "filename,width,height,class,xmin,ymin,xmax,ymax\n", ",40,30,white cell,2,5,20,25\n"
     files = {"images/a.jpg": None, "images/b.jpg": None, "train_labels.csv": f"{header}a.jpg{line}"}
