@@ -178,8 +178,9 @@ def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bo
     Args:
         images, files: what there is below `root`.
         root: the folder.
-        named: the annotation's name is the image's whole name and a suffix (a.jpg.json).
+        named: the annotation's name is the image's whole name and a suffix (a.jpg.json), where any file's is.
     """
+    named = named and any(plain_name(path.stem).endswith(IMAGE_SUFFIXES) for path in files)
     beside = {(path.parent, path.stem): path for path in files}
     mirrored: dict[tuple, list[Path]] = defaultdict(list)
     by_stem: dict[str, list[Path]] = defaultdict(list)
@@ -318,7 +319,7 @@ def _read_supervisely(image: Path, file: Path, content: Any, known: Sequence[str
             raise UserError(f"{where}: class {name} is not among the classes of meta.json{did_you_mean(name, known)}")
         outline = typed(typed(thing, "points", dict, where, default={}), "exterior", list, where, default=[])
         kind = typed(thing, "geometryType", str, where, default="figure")
-        if kind == "bitmap" and "bitmap" in thing:
+        if not outline and thing.get("bitmap") is not None:  # older files have no geometryType
             objects.append(Object(name, _bitmap_box(typed(thing, "bitmap", dict, where), where)))
         elif not outline:
             raise UserError(f"{where}: is a {kind} without outline: only rectangles, polygons and bitmaps are read")

@@ -35,8 +35,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "width": ("width", "image_width", "img_width"),
     "height": ("height", "image_height", "img_height"),
     "group": ("isgroupof",),
+    "bbox": ("bbox",),
 }  # fmt: skip
 """What a table's columns are called, in lower case."""
+
+_ONE_CLASS = "object"
+"""What a table that names no class shows."""
 
 _HEADERLESS = {
     "makesense": ("class", "x", "y", "w", "h", "filename", "width", "height"),
@@ -52,7 +56,8 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
 
     Args:
         path: CSV with a header: filename, class, xmin, ymin, and xmax, ymax or the box's width and height (x, y, width,
-            height); often the image's width and height. Without a header: see `_HEADERLESS`.
+            height); often the image's width and height. Or filename and bbox, "[x, y, width, height]", with a class or
+            without (Kaggle's Global Wheat Detection). Without a header: see `_HEADERLESS`.
         images: folder that holds the images, at any depth.
         unlabelled: what images of the folder are that the table does not name: empty ones join the set.
 
@@ -63,14 +68,15 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
     column_of = columns_of(rows[0][1] if rows else {})
     if missing := missing_columns(column_of):
         raise UserError(f"{path}: the table has no column {' and no column '.join(missing)}")
-    sides = [column_of[side] for side in ("xmin", "ymin", *_far_sides(column_of))]
+    if "class" not in column_of:
+        logger.warning("%s: no column tells the class: all are taken for one class, %s", path, _ONE_CLASS)
     objects: dict[str, list[Object]] = defaultdict(list)
     sizes: dict[str, tuple[int, int] | None] = {}
     for number, row in rows:
         where = f"{path} line {number}"
         name = row[column_of["filename"]].strip()
-        values = [row[side].strip() for side in sides]
-        label = row[column_of["class"]].strip()
+        values = _box_values(row, column_of)
+        label = row[column_of["class"]].strip() if "class" in column_of else _ONE_CLASS * any(values)
         if not name:
             raise UserError(f"{where}: names no image")
         mine = objects[name]  # a line without box and class: an image without objects
@@ -101,6 +107,13 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
     return table_records(path, images, objects, sizes, unlabelled, fractions=fractions)
 
 
+def _box_values(row: Mapping[str, str], column_of: Mapping[str, str]) -> list[str]:
+    """The four texts that are a line's box; a column that holds all four may have it in brackets."""
+    if "bbox" in column_of:
+        return re.split(r"[\s,;]+", row[column_of["bbox"]].strip(" []()"))
+    return [row[column_of[side]].strip() for side in ("xmin", "ymin", *_far_sides(column_of))]
+
+
 def _far_sides(column_of: Mapping[str, str]) -> tuple[str, str]:
     """What tells where a box ends: its far corner, or its width and height."""
     return ("xmax", "ymax") if {"xmax", "ymax"} & column_of.keys() else ("box_width", "box_height")
@@ -108,6 +121,8 @@ def _far_sides(column_of: Mapping[str, str]) -> tuple[str, str]:
 
 def missing_columns(column_of: Mapping[str, str]) -> list[str]:
     """The columns that a table of boxes needs and this one, of which `columns_of` told, does not have."""
+    if "bbox" in column_of:
+        return [] if "filename" in column_of else ["filename"]
     far = ("xmax", "ymax") if "box_width" not in column_of else _far_sides(column_of)
     return [name for name in ("filename", "class", "xmin", "ymin", *far) if name not in column_of]
 
@@ -237,4 +252,6 @@ def columns_of(row: Mapping[str, str]) -> dict[str, str]:
     }
     if not {"xmax", "ymax", "box_width", "box_height"} & found.keys() and {"x", "y"} <= lower.keys():
         found |= {f"box_{side}": found.pop(side) for side in ("width", "height") if side in found}
+    if "xmin" in found:
+        found.pop("bbox", None)
     return found

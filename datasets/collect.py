@@ -11,7 +11,7 @@ from configs.errors import UserError, counted
 from configs.files import is_file, is_folder
 from datasets.findings import Mistakes
 from datasets.images import image_file_size
-from datasets.listing import IMAGE_SUFFIXES, files_below, is_image, same_name, without_upload_prefix
+from datasets.listing import IMAGE_SUFFIXES, files_below, is_image, plain_name, same_name, without_upload_prefix
 from datasets.make_records import make_records
 from datasets.records import Records
 
@@ -64,14 +64,15 @@ def images_below(folder: Path, pattern: str | None = None) -> list[Path]:
 
 
 class ImageFinder:
-    """Finds the image that an annotation file names: by its path below a folder, else by its bare name, which may lack
-    the suffix."""
+    """Finds the image that an annotation file names: by its path below a folder, else by its bare name, which may
+    differ in case and lack the suffix."""
 
     def __init__(self, folder: Path, images: Iterable[Path] | None = None) -> None:
         self.folder = folder
         self._given = images
         self._by_name: dict[str, list[Path]] | None = None
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        self._by_plain_name: dict[str, list[Path]] = defaultdict(list)
 
     def __call__(self, name: str) -> Path | None:
         """The path of the image; None where there is none, or where several have the name.
@@ -95,8 +96,14 @@ class ImageFinder:
                 if is_image(path):
                     self._by_name[path.name].append(path)
                     self._by_stem[path.stem].append(path)
+                    self._by_plain_name[plain_name(path.name)].append(path)
         bare = without_upload_prefix(parts[-1])
-        found = self._by_name.get(parts[-1]) or self._by_name.get(bare) or self._by_stem.get(parts[-1], [])
+        found = (
+            self._by_name.get(parts[-1])
+            or self._by_name.get(bare)
+            or self._by_stem.get(parts[-1])
+            or self._by_plain_name.get(plain_name(bare), [])
+        )
         for start in range(len(parts) - 1):  # of several, the one whose folders fit best
             fitting = [path for path in found if path.parts[-(len(parts) - start) :] == tuple(parts[start:])]
             if len(fitting) == 1:

@@ -57,6 +57,7 @@ def main(args: argparse.Namespace) -> None:
             prepare([read_image(file) for file in group], metadata["preprocessing"], args.batch) for group in groups
         ]
     photos = [read_image(file) for file in files[: 3 * args.batch]]
+    print(f"exporting {args.out}: tracing and comparing with PyTorch take half a minute and more", flush=True)
     found = export_detector(detector, config, metadata, args.format, args.out, calibration, photos)
     print(
         f"compared with PyTorch on {counted(found.detections, 'detection')}, at three sizes and in an empty image: "

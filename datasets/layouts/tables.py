@@ -16,7 +16,7 @@ from datasets.annotation_tables import columns_of, missing_columns, table_rows
 from datasets.collect import ImageFinder
 from datasets.layouts.inventory import LOOKED_AT, Inventory, Layout
 from datasets.layouts.parts import group_by_part, part_of_name, part_of_path
-from datasets.listing import without_upload_prefix
+from datasets.listing import plain_name, without_upload_prefix
 from datasets.via import VIA_COLUMNS, via_entries
 
 _START = 1000
@@ -213,8 +213,11 @@ def _image_folder(entry: ListedImages, inventory: Inventory) -> tuple[Path | Non
 
     folder = root
     bare = [name.rsplit("/", 1)[-1] for name in names]
-    for looked_for in (names, bare, list(map(without_upload_prefix, bare))):  # paths of another machine: bare names
-        hits = Counter({place: sum(is_file(place / name) for name in looked_for[:LOOKED_AT]) for place in parents})
+    forms = (names, bare, list(map(without_upload_prefix, bare)))  # paths of another machine: bare names
+    plain = {plain_name(str(path)) for image in inventory.images for path in (image, image.with_suffix(""))}
+    tries = [(here, form) for here in (is_file, lambda path: plain_name(str(path)) in plain) for form in forms]
+    for here, looked_for in tries:
+        hits = Counter({place: sum(here(place / name) for name in looked_for[:LOOKED_AT]) for place in parents})
         most = max(hits.values(), default=0)
         if most:
             folder = min((place for place, count in hits.items() if count == most), key=nearness)

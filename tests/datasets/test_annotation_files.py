@@ -214,6 +214,22 @@ def test_supervisely(tmp_path: Path) -> None:
         read_folder(tmp_path, "supervisely")
 
 
+def test_supervisely_of_old(tmp_path: Path) -> None:
+    """Files named a.json, no geometryType, and each object with a bitmap and points, one of them empty."""
+    write_image(tmp_path / "ds/img/a.jpg", (30, 40))
+    (tmp_path / "ds/ann").mkdir()
+    png = write_image(tmp_path / "mask.png", (5, 8)).read_bytes()
+    (tmp_path / "mask.png").unlink()
+    bitmap = {"origin": [3, 4], "data": base64.b64encode(zlib.compress(png)).decode()}
+    objects = [
+        {"classTitle": "dog", "bitmap": None, "points": {"exterior": [[1, 2], [10, 20]], "interior": []}},
+        {"classTitle": "cat", "bitmap": bitmap, "points": {"exterior": [], "interior": []}},
+    ]
+    content = {"tags": [], "size": {"height": 30, "width": 40}, "objects": objects}
+    (tmp_path / "ds/ann/a.json").write_text(json.dumps(content))
+    assert read_folder(tmp_path, "supervisely").boxes.tolist() == [[1, 2, 10, 20], [3, 4, 11, 9]]
+
+
 def test_kitti(tmp_path: Path) -> None:
     write_image(tmp_path / "training/image_2/000000.png", (30, 40))
     (tmp_path / "training/label_2").mkdir()

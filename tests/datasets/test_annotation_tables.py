@@ -54,6 +54,7 @@ def test_other_columns_and_separators(folder: Path) -> None:
         "filename,label,x,y,w,h\na,dog,1,2,9,18\n",  # a name without suffix
         "dog,1,2,9,18,a.jpg,40,30\n",  # makesense.ai
         "a.jpg,1,2,10,20,dog\n",  # keras-retinanet
+        'image_id,width,height,bbox,label\na,40,30,"[1.0, 2.0, 9.0, 18.0]",dog\n',
         f"filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,40,30,dog,{1 / 40},{2 / 30},{10 / 40},{20 / 30}\n",
     ],
 )
@@ -66,6 +67,15 @@ def test_tables_of_other_tools(folder: Path, text: str) -> None:
 def test_only_line_ends_part_lines(folder: Path) -> None:
     records = read_csv(table(folder, HEADER + "a.jpg,40,30,dog\u2028\x0bbig,1,2,10,20\n"), folder)
     assert records.class_names == ["dog\u2028\x0bbig"]
+
+
+def test_one_column_for_the_box_and_none_for_the_class(folder: Path, caplog) -> None:
+    """Kaggle's Global Wheat Detection: image_id,width,height,bbox,source."""
+    lines = 'a,40,30,"[1.0, 2.5, 9.0, 18.0]",farm_1\nc,40,30,,farm_1\na,40,30,"[3, 4, 5, 6]",farm_1\n'
+    records = read_csv(table(folder, "image_id,width,height,bbox,source\n" + lines), folder)
+    assert records.boxes.tolist() == [[1, 2.5, 10, 20.5], [3, 4, 8, 10]]
+    assert (records.image_ids.tolist(), records.class_names) == (["a", "c"], ["object"])
+    assert "no column tells the class" in caplog.text
 
 
 def test_a_line_without_box_in_a_table_without_header(folder: Path) -> None:
@@ -94,6 +104,7 @@ def test_open_images(folder: Path) -> None:
             "VIA 3's tables are not read: save the project",
         ),
         ("filename,xmin,ymin\na.jpg,1,2\n", "has no column class and no column xmax and no column ymax"),
+        ('image_id,bbox\na,"[1, 2, 3]"\n', "line 2: 1, 2, 3 are not four numbers"),
         (HEADER, "has no line below its header"),
         (HEADER + "a.jpg,40,30,dog,1,2,10\n", "line 2: has 7 values, the header has 8"),
         (HEADER + "a.jpg,40,30,dog,1,2,x,20\n", "line 2: 1, 2, x, 20 are not four numbers"),

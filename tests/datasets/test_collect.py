@@ -41,6 +41,7 @@ def test_files_below_a_folder_without_hidden_ones_and_masks(tmp_path):
         ("2.jpg", "deep/er/2.jpg"),
         ("/old/er/2.jpg", "deep/er/2.jpg"),
         ("z/b/1.jpg", "c/b/1.jpg"),  # its folder fits best
+        ("old/2.JPG", "deep/er/2.jpg"),
         ("3.jpg", None),
         ("notes.txt", None),
         ("..", None),

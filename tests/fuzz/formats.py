@@ -118,6 +118,8 @@ TABLE = (
     "filename,width,height,class,xmin,ymin,xmax,ymax\na.png,64,48,cat,5,6,25,20.5\na.png,64,48,dog,30,10,50,40\n"
     "b b.png,64,48,cat,1,2,30,40\n"
 )
+WHEAT = 'image_id,width,height,bbox,source\na,64,48,"[5.0, 6, 20.5, 14]",x\nb b,64,48,"[1, 2, 3, 4]",x\n'
+"""Kaggle's Global Wheat Detection."""
 
 
 def check_records(records: Records) -> None:
@@ -227,7 +229,7 @@ def via(folder: Path, rng: random.Random) -> None:
 
 
 def table(folder: Path, rng: random.Random) -> None:
-    path = write_annotation(folder, "boxes.csv", mutate_text(TABLE, rng))
+    path = write_annotation(folder, "boxes.csv", mutate_text(rng.choice((TABLE, WHEAT)), rng))
     check_records(read_csv(path, folder / "JPEGImages", unlabelled="empty"))
 
 

@@ -137,6 +137,12 @@ def test_wrong_requests(server: Server, method: str, path: str, body: bytes, sta
     assert "/tmp" not in answer["error"]
 
 
+def test_a_form_says_how_to_send_the_file(server: Server) -> None:
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    status, answer = ask(server, "POST", "/api/detect", b"--x\r\n\r\n" + png(make_image(0)) + b"\r\n--x--", **kind)
+    assert (status, "--data-binary" in answer["error"]) == (415, True)
+
+
 def test_requests_of_other_pages_are_refused(server: Server) -> None:
     image = png(make_image(0))
     assert ask(server, "GET", "/", Host="evil.example")[0] == 403

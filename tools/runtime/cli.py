@@ -11,6 +11,7 @@ import errno
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -40,8 +41,19 @@ class Interrupted(Exception):
     """The run was asked to stop and did so with a checkpoint written; the message says how to go on."""
 
 
+_SETTING = re.compile(r"[a-z]\w*(\.\w+)+=.*", re.DOTALL)
+
+
 class _Parser(argparse.ArgumentParser):
-    """ArgumentParser whose mistakes take one line."""
+    """ArgumentParser whose mistakes take one line; `--set a.b=1 c.d=2` is one in front of inputs, too."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        each: list[str] = []
+        for text in sys.argv[1:] if args is None else args:
+            if each[-2:-1] == ["--set"] and _SETTING.fullmatch(text):
+                each.append("--set")
+            each.append(text)
+        return super().parse_known_args(each, namespace)
 
     def error(self, message: str) -> NoReturn:
         self.exit(USER_ERROR, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -106,7 +118,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_set(parser: argparse.ArgumentParser, *, one_each: bool = False) -> None:
-    """Add `--set key.path=value`, which may be given several times, with one or (unless `one_each`) several each."""
+    """Add `--set key.path=value`, which may be given several times, and with several values each.
+
+    Args:
+        parser: gets the option.
+        one_each: what follows a value and is none is no mistake but an argument of its own.
+    """
     parser.add_argument(
         "--set", dest="overrides", action="extend", nargs=1 if one_each else "+", default=[], metavar="KEY.PATH=VALUE",
         help="change a value of the config; checked like the file: --set optim.lr=0.01 --set data.train.0.root=my_data",

@@ -186,6 +186,10 @@ class Handler(BaseHTTPRequestHandler):
         length = int(text)
         if length == 0:
             raise Refused(HTTPStatus.BAD_REQUEST, "the request is empty: send the bytes of a file")
+        if self.headers.get_content_maintype() == "multipart":
+            self.rfile.read(min(length, DRAINED))
+            fix = "send the file's bytes as they are (curl --data-binary @photo.jpg)"
+            raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"the body is a form: {fix}")
         if length > most:
             self.rfile.read(min(length, DRAINED))
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{length} bytes: at most {most} are taken")

@@ -100,6 +100,7 @@ def _post(summary: str, body: str, kind: str, answer: dict[str, Any], parameters
         "404": "no such model",
         "411": "no Content-Length",
         "413": "too many bytes or pixels",
+        "415": "the body is a form",
         "422": "the body is not such a file",
         "503": "too many requests at a time",
     }

@@ -246,6 +246,22 @@ def test_coco_with_another_machines_paths(tmp_path, name):
     assert found == {"all": {"images/a.jpg": 1, "images/b.jpg": 0}}
 
 
+def test_files_that_name_images_in_another_case(tmp_path):
+    photos = {"photos/A.JPG": None, "photos/B.JPG": None, "table/C.JPG": None}
+    table = "filename,class,xmin,ymin,xmax,ymax\nc.jpg,white cell,2,5,20,25\n"
+    write(tmp_path, photos | {"lists/x.json": coco("a.jpg", "b.jpg"), "table/t.csv": table})
+    assert images_of(tmp_path / "table") == {"all": {"C.JPG": 1}}
+    (tmp_path / "table/C.JPG").unlink()
+    assert images_of(tmp_path) == {"all": {"photos/A.JPG": 1, "photos/B.JPG": 0}}
+
+
+def test_names_without_suffix_tell_the_folder_of_the_images(tmp_path):
+    """Kaggle's sets have unlabelled test images beside: these are no images without objects."""
+    table = 'image_id,bbox,class\na,"[2, 5, 18, 20]",white cell\n'
+    write(tmp_path, {"train/a.jpg": None, "train/b.jpg": None, "test/c.jpg": None, "train.csv": table})
+    assert images_of(tmp_path) == {"all": {"train/a.jpg": 1, "train/b.jpg": 0}}
+
+
 def test_csv_for_each_part(tmp_path):
     header, line = "filename,width,height,class,xmin,ymin,xmax,ymax\n", ",40,30,white cell,2,5,20,25\n"
     files = {"images/a.jpg": None, "images/b.jpg": None, "train_labels.csv": f"{header}a.jpg{line}"}

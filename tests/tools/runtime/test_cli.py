@@ -157,6 +157,16 @@ def test_options_of_configs():
     assert cli.config_overrides(parser.parse_args(["--cfg", "a.yaml"])) == []
 
 
+def test_several_settings_in_front_of_inputs():
+    """README: `--set test.refine_rounds=1 test.vote_iou=0.5` works with predict.py, too."""
+    parser = cli.make_parser("x")
+    parser.add_argument("inputs", nargs="+")
+    cli.add_set(parser, one_each=True)
+    args = parser.parse_args(["--set", "test.a=1", "test.b.c=x=y", "photo.jpg", "a.b=c.jpg", "--set", "d=2", "--debug"])
+    assert args.overrides == ["test.a=1", "test.b.c=x=y", "d=2"]
+    assert args.inputs == ["photo.jpg", "a.b=c.jpg"]
+
+
 def test_data_root(monkeypatch, tmp_path):
     monkeypatch.setenv("DATA_DIR", "/elsewhere")
     assert cli.find_data_root(tmp_path) == tmp_path
