@@ -219,10 +219,12 @@ def as_classifier(content: dict[str, Any], path: Path) -> dict[str, Any]:
     A bare torchvision state dict gets torchvision's preprocessing and stride style.
 
     Raises:
-        UserError: a detector's checkpoint, or weights of another project's form.
+        UserError: a detector's or a localiser's checkpoint, or weights of another project's form.
     """
     if content.get("kind") == "detector":
         raise UserError(f"{path}: a detector's checkpoint, not a classifier's: start from it with --init-from")
+    if content.get("kind") == "localiser":
+        raise UserError(f"{path}: a localiser's checkpoint, not a classifier's: give the one that it started from")
     if content.get("kind") == "classifier":
         check_fields(content, path)
         return content

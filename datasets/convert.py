@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -185,23 +185,30 @@ def _number(value: float) -> int | float:
 def _write_coco(parts: Mapping[str, Records], names: Mapping[str, str], out: Path) -> None:
     """images/PART/ and annotations/instances_PART.json."""
     (out / "annotations").mkdir()
-    first_image, first_object = 1, 1
+    first_image, first_object, ids = 1, 1, _category_ids(parts)
     for part, records in parts.items():
         for path in records.image_paths.tolist():
             _copy(path, out / "images" / part / names[path])
-        content = _coco_content(records, names, first_image, first_object)
+        content = _coco_content(records, names, ids, first_image, first_object)
         text = json.dumps(content, ensure_ascii=False)
         (out / "annotations" / f"instances_{part}.json").write_text(text, encoding="utf-8")
         first_image, first_object = first_image + len(records), first_object + len(records.labels)
 
 
-def _coco_content(records: Records, names: Mapping[str, str], first_image: int, first_object: int) -> dict:
-    ids = records.category_ids.tolist()
-    if len(set(ids)) < len(ids) or min(ids, default=1) < 0:
-        ids = list(range(1, len(ids) + 1))
-    order = np.argsort(ids, kind="stable")
-    if (order != np.arange(len(ids))).any():  # readers take classes in the order of their ids
-        ids = list(range(1, len(ids) + 1))
+def _category_ids(parts: Mapping[str, Records]) -> list[Any]:
+    """One id for each class, the same in all parts: those of the set's own files where they can be kept, else 1..K.
+
+    Readers take classes in the order of their ids; a class that a part's file lacks has a negative one there.
+    """
+    of_parts = zip(*(records.category_ids.tolist() for records in parts.values()), strict=True)
+    ids = [next((identity for identity in found if not str(identity).startswith("-")), None) for found in of_parts]
+    same_type = None not in ids and len(set(map(type, ids))) == 1
+    return ids if same_type and ids == sorted(set(ids)) else list(range(1, len(ids) + 1))  # type: ignore[type-var]
+
+
+def _coco_content(
+    records: Records, names: Mapping[str, str], ids: Sequence[Any], first_image: int, first_object: int
+) -> dict:
     images = [
         {"id": first_image + i, "file_name": names[path], "height": int(height), "width": int(width)}
         for i, (path, (height, width)) in enumerate(

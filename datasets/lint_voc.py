@@ -117,8 +117,8 @@ def _lint_file(xml: Path, image: str | None) -> list[Problem]:
     except UserError as error:
         return [Problem("annotation-broken", str(xml), value=str(error).removeprefix(f"{xml}: "))]
     problems = []
-    stem = Path(annotation.filename.replace("\\", "/")).stem
-    if stem and image is not None and stem != image:
+    name = annotation.filename.replace("\\", "/").rpartition("/")[2]
+    if name and image is not None and image not in (name, Path(name).stem):
         problems.append(Problem("filename-differs", str(xml), value=annotation.filename))
     if annotation.size is None:
         problems.append(Problem("size-missing", str(xml)))

@@ -134,7 +134,7 @@ def _read_xml(annotations: Path, images: Path) -> Iterator[_Found]:
 
 def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
     """Tiny-ImageNet: a line for each image, of its name, in val its class, and x0 y0 x1 y1."""
-    grey = []
+    grey, unlisted = [], []
     for file, folder, wnid in _tiny_files(root, split):
         present = {entry.name for entry in list_folder(folder)}
         found: dict[str, _Found] = {}
@@ -157,6 +157,12 @@ def _read_tiny(root: Path, split: str) -> Iterator[_Found]:
             grey += [name] * is_grey
             found[name] = _Found(folder / name, size, [item])
         yield from found.values()
+        unlisted += sorted(
+            str(folder / name) for name in present - found.keys() if not is_hidden(name) and is_image(name)
+        )
+    if unlisted:
+        without = counted(len(unlisted), "image")
+        logger.warning("%s/%s: %s without a line left out: %s, ...", root, split, without, unlisted[0])
     if grey:
         logger.warning("%s/%s: %s, read as RGB: %s, ...", root, split, counted(len(grey), "grey image"), grey[0])
 

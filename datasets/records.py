@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -65,7 +66,8 @@ class Records:
     class_names: list[str]
     """K names: label k is class_names[k - 1]."""
     category_ids: np.ndarray
-    """(K,) int64 or str: label k's id in the COCO file (-1 or empty: none there); elsewhere 1..K."""
+    """(K,) int64 or str: label k's id in the COCO file (-1, -2, ... that none has: not there);
+    elsewhere 1..K."""
     annotated: bool = True
     """False: images only, as in the test sets whose annotations are kept by a server."""
     source: str = ""
@@ -216,11 +218,13 @@ class Records:
                 find("class-unknown", self.file_of(i), f"object {m - int(self.offsets[i])}", name)
             raise UserError(_unknown_class(self, int(np.argmax(labels == unknown)), renamed, known))
         id_of = dict(reversed(list(zip(renamed, self.category_ids.tolist(), strict=True))))
-        none = "" if self.category_ids.dtype.kind == "U" else -1
+        # Classes that the file lacks get ids of their own, or detections of one would be scored as another's.
+        taken, as_text = set(id_of.values()), self.category_ids.dtype.kind == "U"
+        free = (each for n in count(1) if (each := f"-{n}" if as_text else -n) not in taken)
         return replace(
             replace(self, labels=labels).with_objects(labels != dropped),
             class_names=class_names,
-            category_ids=id_array([id_of.get(name, none) for name in class_names]),
+            category_ids=id_array([id_of[name] if name in id_of else next(free) for name in class_names]),
         )
 
 

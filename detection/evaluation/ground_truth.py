@@ -9,6 +9,7 @@ import numpy as np
 from configs.errors import UserError, counted, did_you_mean, printable_logger
 from datasets.coco import read_coco_file
 from datasets.columns import last_of_equal_ids
+from datasets.listing import list_images, plain_name
 from datasets.voc import corners_from_zero, listed_images, read_annotation
 from detection.evaluation.boxes import continuous_to_voc
 from detection.evaluation.data import GroundTruth
@@ -59,9 +60,25 @@ def read_voc_ground_truth(root: Path, image_set: str = "test", *, zero_based: bo
         iscrowd=np.zeros(len(objects), dtype=bool),
         difficult=np.array([item.difficult for item in objects], dtype=bool),
         image_sizes=np.array([annotation.size or (0, 0) for annotation in annotations], dtype=np.int64).reshape(-1, 2),
-        image_files=[a.filename or f"{name}.jpg" for a, name in zip(annotations, image_ids, strict=True)],
+        image_files=_image_files(root, image_ids, [annotation.filename for annotation in annotations]),
         source=f"{root} ({image_set})",
     )
+
+
+def _image_files(root: Path, image_ids: list[str], filenames: list[str]) -> list[str]:
+    """The image files' names: those of the annotations, but where one has another name than its own and the image of
+    its own name is there (copied or renamed), or the other is not."""
+    stems: set[str] | None = None
+    files = []
+    for image_id, filename in zip(image_ids, filenames, strict=True):
+        last = filename.replace("\\", "/").rpartition("/")[2]
+        if plain_name(image_id.rpartition("/")[2]) not in map(plain_name, (last, Path(last).stem)):
+            if stems is None:
+                stems = {path.stem for path in list_images(root / "JPEGImages", recursive=False)}
+            if image_id in stems or Path(last).stem not in stems:
+                filename = ""
+        files.append(filename or f"{image_id}.jpg")
+    return files
 
 
 def _read_image_set(root: Path, image_set: str) -> list[str]:

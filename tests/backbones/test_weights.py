@@ -148,6 +148,8 @@ def test_other_projects_files_are_sent_to_the_converter(tmp_path):
         assert "tools/convert_weights.py" in error_of(net, "resnet18", path)
     torch.save({"kind": "detector"}, path)
     assert "--init-from" in error_of(net, "resnet18", path)
+    torch.save({"kind": "localiser"}, path)
+    assert "a localiser's checkpoint, not a classifier's" in error_of(net, "resnet18", path)
     torch.save({"kind": "classifier", "model": {}}, path)
     assert "config, preprocessing" in error_of(net, "resnet18", path)
 

@@ -254,7 +254,7 @@ def test_ids_of_text_lead_back(write_coco) -> None:
     assert records.class_names == ["person", "stop sign", "toothbrush"]
     assert records.category_ids.tolist() == ["n01", "n13", "n90"]
     again = records.with_classes(["toothbrush", "zebra"], known=["toothbrush", "zebra", "person", "stop sign"])
-    assert again.category_ids.tolist() == ["n90", ""]
+    assert again.category_ids.tolist() == ["n90", "-1"]
     assert GroundTruth.from_records(again).frame == "coco"
 
 

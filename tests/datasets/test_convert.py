@@ -100,6 +100,22 @@ def test_coco_keeps_ids_areas_and_crowds(parts, tmp_path):
     assert back.category_ids.tolist() == [3, 7, 40]
 
 
+def test_categories_have_one_id_in_all_parts(tmp_path):
+    """A class that one part's file lacks got others in that part; ids that are texts were a traceback."""
+    train = replace(one_image(tmp_path, ["ant", "bee", "cat"]), category_ids=np.array([3, 7, 40]))
+    val = replace(train, category_ids=np.array([3, -1, 40]))
+    texts = {"all": replace(train, category_ids=np.array(["a3", "a7", "b"]))}
+    unsorted = {"all": replace(train, category_ids=np.array([7, 3, 40]))}
+    for number, (parts, expected) in enumerate(
+        (({"train": train, "val": val}, [3, 7, 40]), (texts, ["a3", "a7", "b"]), (unsorted, [1, 2, 3]))
+    ):
+        convert(parts, tmp_path / str(number), "coco")
+        for part in parts:
+            content = json.loads((tmp_path / str(number) / f"annotations/instances_{part}.json").read_text())
+            assert [item["id"] for item in content["categories"]] == expected
+            assert [item["category_id"] for item in content["annotations"]] == expected
+
+
 def test_voc_keeps_difficult_and_truncated(parts, tmp_path):
     train = parts["train"]
     flags = np.arange(len(train.labels)) % 3 == 0

@@ -50,6 +50,15 @@ def read(root: Path, values: dict, split: str, **more: object):
     return read_localisation(LocalisationSourceConfig(**values, split=split), root, **more)
 
 
+def test_images_without_a_line_are_told(tiny, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert len(read(tiny, TINY, "val")) == 2
+        assert "without a line" not in caplog.text
+        (tiny / "tiny/train/n02/n02_boxes.txt").write_text("")
+        assert read(tiny, TINY, "train").class_names == ["n01"]
+    assert f"2 images without a line left out: {tiny}/tiny/train/n02/images/n02_a.JPEG, ..." in caplog.text
+
+
 def test_tiny_imagenets_boxes_are_edges_as_they_stand(tiny, caplog):
     with caplog.at_level(logging.WARNING):
         train = read(tiny, TINY, "train")

@@ -104,6 +104,15 @@ def test_rename_may_merge_classes() -> None:
     assert merged.category_ids.tolist() == [1, 3]
 
 
+def test_classes_that_a_file_lacks_have_ids_of_their_own() -> None:
+    """One id for all, which a file may have too, made the scores of one class another's."""
+    records = replace(_records([1], names=("a", "b")), category_ids=np.array([-1, 7]))
+    names = ["x", "b", "y", "a"]
+    assert records.with_classes(names).category_ids.tolist() == [-2, 7, -3, -1]
+    texts = replace(records, category_ids=np.array(["n1", "-1"]))
+    assert texts.with_classes(names).category_ids.tolist() == ["-2", "-1", "-3", "n1"]
+
+
 def test_target_follows_the_contract() -> None:
     records = make_records(
         images=[("a", "a", (30, 40))],

@@ -50,6 +50,18 @@ def test_voc_boxes_are_the_files_own_doubles(tmp_path: Path) -> None:
     assert truth.image_sizes.tolist() == [[50, 60], [50, 60]]
 
 
+def test_the_name_of_another_file_in_a_voc_annotation(tmp_path: Path) -> None:
+    """A copied annotation keeps the name of the image that it was copied from: its scores went to the copy."""
+    root = write_voc(tmp_path / "voc", {"a": [], "b": [], "c": [], "d": []})
+    for name, said in {"a": "a.png", "b": "C:\\x\\z.jpg", "c": "other.png", "d": ""}.items():
+        path = root / "Annotations" / f"{name}.xml"
+        path.write_text(path.read_text().replace("<size>", f"<filename>{said}</filename><size>"))
+    (root / "JPEGImages").mkdir()
+    for name in ("a.png", "b.jpg", "z.jpg", "other.png"):
+        (root / "JPEGImages" / name).touch()
+    assert read_voc_ground_truth(root).image_files == ["a.png", "b.jpg", "other.png", "d.jpg"]
+
+
 def test_voc_files_that_count_from_zero(tmp_path: Path) -> None:
     truth = read_voc_ground_truth(write_voc(tmp_path / "voc", {"a": [("dog", (0, 0, 10, 20), 0)]}), zero_based=True)
     np.testing.assert_array_equal(truth.continuous_boxes, [[0, 0, 10, 20]])
