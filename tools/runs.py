@@ -28,12 +28,12 @@ from configs.errors import UserError, did_you_mean
 from configs.files import refuse_overwriting
 from tools.runtime import cli
 from tools.runtime.curves import TRAIN, VALIDATED, Curve, curve, find_curve, is_headline, names_of, write_comparison
-from tools.runtime.runs import Run, find_runs, read_run, training_time
+from tools.runtime.runs import Run, read_runs, training_time
 from tools.runtime.texts import markdown_table
 
 
 def main(args: argparse.Namespace) -> None:
-    runs = [read_run(path) for path in find_runs(args.folders)]
+    runs = read_runs(args.folders)
     known = {
         name for run in runs for name in (*names_of(run.rows), *(f"{TRAIN}.{n}" for n in names_of(run.rows, [TRAIN])))
     }

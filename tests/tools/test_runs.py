@@ -92,3 +92,15 @@ def test_mistakes(folder, monkeypatch, arguments, message):
     (folder / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         runs.main(runs.make_parser().parse_args(arguments))
+
+
+def test_a_damaged_run_is_passed_over(folder, capsys, caplog):
+    with (folder / "a/metrics.jsonl").open("r+") as file:
+        file.write("x")
+    (folder / "deeper/b|c/config.yaml").write_text("# Command: train_det.py --cfg 'b.yaml\ntrain: {}\n")
+    runs.main(runs.make_parser().parse_args([str(folder)]))
+    out = capsys.readouterr().out
+    assert "b|c" in out
+    assert f"{folder}/a" not in out
+    assert "line 1: is not a line of figures" in caplog.text
+    assert caplog.text.count("passed over") == 1

@@ -19,9 +19,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from configs.errors import UserError
+from configs.errors import UserError, counted, printable_logger
 from configs.files import write_text
 from tools.runtime.texts import leaves
+
+logger = printable_logger(__name__)
 
 _SIGNS_OF_A_RUN = ("config.yaml", "metrics.jsonl", "last.pt", "best.pt")
 _FILES_OF_A_RUN = (*_SIGNS_OF_A_RUN, "metrics.json", "metrics_val.json", "detections.json", "curves.png", ".ended")
@@ -210,6 +212,9 @@ class RunFolder:
             lines = metrics.read_text(encoding="utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _iteration_of(line) <= from_iteration][: self.lines]
             write_text(metrics, "".join(line + "\n" for line in kept))
+        if self.lines is not None and len(kept) < self.lines:
+            lost = counted(self.lines - len(kept), "line")
+            logger.warning("%s: %s of before the checkpoint are missing or damaged, and left out", metrics, lost)
         self.lines = len(kept)
         self._metrics_file = metrics.open("a", encoding="utf-8")
         from torch.utils.tensorboard.writer import SummaryWriter  # takes a second to import

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from configs.errors import UserError
+from configs.errors import UserError, printable_logger
 from configs.files import read_text
 from tools.runtime.curves import TRAIN, curve, is_headline, names_of, read_rows
 from tools.runtime.run_folder import ENDED
+
+logger = printable_logger(__name__)
 
 _ENDS = (ENDED, "curves.png", "metrics.json")
 """What a training writes when it ends."""
@@ -48,12 +50,30 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list(found)
 
 
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs below some folders; those whose files are damaged are named and passed over.
+
+    Raises:
+        UserError: as `find_runs`.
+    """
+    runs = []
+    for path in find_runs(folders):
+        try:
+            runs.append(read_run(path))
+        except UserError as error:
+            logger.warning("%s: the run is passed over", error)
+    return runs
+
+
 def read_run(path: Path) -> Run:
     rows = read_rows(path / "metrics.jsonl")
     file = path / "config.yaml"
     text = read_text(file) if file.is_file() else ""
     command = re.search(r"^# Command: +(.*)$", text, re.MULTILINE)
-    words = shlex.split(command[1]) if command else []
+    try:
+        words = shlex.split(command[1]) if command else []
+    except ValueError:  # a quotation without end: edited by hand
+        words = []
     config = words[words.index("--cfg") + 1] if "--cfg" in words[:-1] else ""
     try:
         best = yaml.safe_load(text)["train"]["best_metric"]

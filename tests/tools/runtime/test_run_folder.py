@@ -166,14 +166,16 @@ def test_a_list_of_written_files_that_somebody_changed_removes_nothing_else(tmp_
     assert json.loads((path / ".written.json").read_text()) == ["drawn.png"]
 
 
-def test_damaged_lines_of_the_log_are_left_out(tmp_path):
+def test_damaged_lines_of_the_log_are_left_out(tmp_path, caplog):
     path = tmp_path / "run"
     path.mkdir()
     lines = [b'{"iteration": 1}', b'{"iteration": "x"}', b'{"iteration": null}', b"\xff", b"[1]", b'{"iteration": 2}']
     (path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     with RunFolder(path) as run:
+        run.lines = 6  # as the checkpoint says
         run.open("seed: 1\n", from_iteration=2)
     assert (path / "metrics.jsonl").read_text().splitlines() == [lines[0].decode(), lines[-1].decode()]
+    assert "4 lines of before the checkpoint are missing or damaged" in caplog.text
 
 
 def test_overwriting_removes_the_runs_files_and_no_others(tmp_path):
