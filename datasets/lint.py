@@ -23,6 +23,7 @@ from datasets.coco import looks_like_corners
 from datasets.make_records import box_faults, looks_like_fractions
 from datasets.records import Records, has_extent
 from datasets.survey import resize_factors, resized_extents, same_spellings
+from datasets.voc import ROUNDED
 
 Severity = Literal["error", "warning", "note"]
 
@@ -230,7 +231,7 @@ def _object_marks(records: Records, min_size: int, max_size: int, from_one: bool
     factors = resize_factors(records.sizes, min_size, max_size)[records.image_of_object()]
     marks["object-small"] = has_area & (shorter * factors < 4)
     if from_one:
-        marks["boxes-from-zero"] = np.any(boxes[:, :2] < 0, axis=1)
+        marks["boxes-from-zero"] = np.any(boxes[:, :2] < -ROUNDED, axis=1)
     return marks
 
 
