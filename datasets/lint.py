@@ -55,7 +55,11 @@ CODES: dict[str, tuple[Severity, str]] = {
     "image-turned": ("note", "EXIF, XMP or TIFF say that it is to be turned: were the boxes drawn on it so?"),
     "set-unreadable": ("error", "cannot be read as a set: what it says is to be repaired first"),
     "annotation-broken": ("error", "cannot be read: repair or remove it"),
-    "annotation-missing": ("error", "an image of the set without an annotation file, though others have one"),
+    "annotation-missing": (
+        "error",
+        "an image of the set without an annotation file, though others have one: label it, or a config's unlabelled "
+        "says what it is (empty or skip)",
+    ),
     "annotation-lonely": ("note", "an annotation that no image set lists, or without an image"),
     "image-missing": ("error", "listed, but there is no such image"),
     "image-lonely": ("note", "an image that no image set lists"),
