@@ -11,9 +11,12 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from configs.errors import UserError, counted
 from configs.files import read_lines
 from datasets.annotation_files import declared_size, numbers_in
+from datasets.coco import looks_like_corners
 from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below, records_of
 from datasets.columns import number_in
 from datasets.images import image_file_size
@@ -75,25 +78,13 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
     for number, row in rows:
         where = f"{path} line {number}"
         name = row[column_of["filename"]].strip()
-        values = _box_values(row, column_of)
-        label = row[column_of["class"]].strip() if "class" in column_of else _ONE_CLASS * any(values)
         if not name:
             raise UserError(f"{where}: names no image")
         mine = objects[name]  # a line without box and class: an image without objects
         if {"width", "height"} <= column_of.keys():
             sizes[name] = declared_size(row[column_of["height"]], row[column_of["width"]])
-        if not any(values) and not label:
-            continue
-        if not label:
-            raise UserError(f"{where}: has a box without a class")
-        if not any(values):
-            raise UserError(f"{where}: has a class without a box: leave both empty for an image without objects")
-        try:
-            x1, y1, x2, y2 = numbers_in(map(number_in, values))
-        except ValueError:
-            raise UserError(f"{where}: {', '.join(text[:20] for text in values)} are not four numbers") from None
-        box = (x1, y1, x2, y2) if "xmax" in column_of else (x1, y1, x1 + x2, y1 + y2)
-        mine.append(Object(label, box, difficult="group" in column_of and row[column_of["group"]].strip() == "1"))
+        if (thing := _object_of(row, column_of, where)) is not None:
+            mine.append(thing)
     things = [thing for mine in objects.values() for thing in mine]
     numbers = [value for thing in things for value in thing.box]
     fractions = bool(numbers) and max(map(abs, numbers)) <= 1 and not all(value.is_integer() for value in numbers)
@@ -104,7 +95,30 @@ def read_csv(path: Path, images: Path, *, unlabelled: Unlabelled | None = None) 
             image: [thing._replace(name=named.get(thing.name, thing.name)) for thing in mine]
             for image, mine in objects.items()
         }
-    return table_records(path, images, objects, sizes, unlabelled, fractions=fractions)
+    records = table_records(path, images, objects, sizes, unlabelled, fractions=fractions)
+    if "xmax" not in column_of:
+        given = np.hstack([records.boxes[:, :2], records.boxes[:, 2:] - records.boxes[:, :2]])
+        if looks_like_corners(given, np.full(len(given), np.nan), records.limits()[:, :2]):
+            logger.warning("%s: seems to hold x1 y1 x2 y2, not x y width height: convert the boxes", path)
+    return records
+
+
+def _object_of(row: Mapping[str, str], column_of: Mapping[str, str], where: str) -> Object | None:
+    """The object of a line; None where box and class are empty."""
+    values = _box_values(row, column_of)
+    label = row[column_of["class"]].strip() if "class" in column_of else _ONE_CLASS * any(values)
+    if not any(values) and not label:
+        return None
+    if not label:
+        raise UserError(f"{where}: has a box without a class")
+    if not any(values):
+        raise UserError(f"{where}: has a class without a box: leave both empty for an image without objects")
+    try:
+        x1, y1, x2, y2 = numbers_in(map(number_in, values))
+    except ValueError:
+        raise UserError(f"{where}: {', '.join(text[:20] for text in values)} are not four numbers") from None
+    box = (x1, y1, x2, y2) if "xmax" in column_of else (x1, y1, x1 + x2, y1 + y2)
+    return Object(label, box, difficult="group" in column_of and row[column_of["group"]].strip() == "1")
 
 
 def _box_values(row: Mapping[str, str], column_of: Mapping[str, str]) -> list[str]:
@@ -252,6 +266,6 @@ def columns_of(row: Mapping[str, str]) -> dict[str, str]:
     }
     if not {"xmax", "ymax", "box_width", "box_height"} & found.keys() and {"x", "y"} <= lower.keys():
         found |= {f"box_{side}": found.pop(side) for side in ("width", "height") if side in found}
-    if "xmin" in found:
-        found.pop("bbox", None)
+    for unused in ("bbox",) if "xmin" in found else ("xmax", "ymax") if "bbox" in found else ():
+        found.pop(unused, None)
     return found

@@ -85,7 +85,8 @@ def build_records(data: DataConfig, split: Split, data_root: Path, *, class_name
     """The annotations of a split with its sources joined and its labels those of the class names."""
     sources = getattr(data, split)
     if not sources:
-        raise UserError(f"data.{split}: lists no source")
+        there = [part for part in ("train", "val", "test") if getattr(data, part)]
+        raise UserError(f"data.{split}: lists no source (there are {', '.join(there) or 'none'})")
     parts = [read_source(source, data, data_root, split) for source in sources]
     if data.classes == "auto" and class_names is not None:
         # Where the user keeps some classes only, the others may be annotated and are dropped.

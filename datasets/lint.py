@@ -23,6 +23,7 @@ from datasets.coco import looks_like_corners
 from datasets.make_records import box_faults, looks_like_fractions
 from datasets.records import Records, has_extent
 from datasets.survey import resize_factors, resized_extents, same_spellings
+from datasets.voc import ROUNDED
 
 Severity = Literal["error", "warning", "note"]
 
@@ -54,7 +55,11 @@ CODES: dict[str, tuple[Severity, str]] = {
     "image-turned": ("note", "EXIF, XMP or TIFF say that it is to be turned: were the boxes drawn on it so?"),
     "set-unreadable": ("error", "cannot be read as a set: what it says is to be repaired first"),
     "annotation-broken": ("error", "cannot be read: repair or remove it"),
-    "annotation-missing": ("error", "an image of the set without an annotation file, though others have one"),
+    "annotation-missing": (
+        "error",
+        "an image of the set without an annotation file, though others have one: label it, or a config's unlabelled "
+        "says what it is (empty or skip)",
+    ),
     "annotation-lonely": ("note", "an annotation that no image set lists, or without an image"),
     "image-missing": ("error", "listed, but there is no such image"),
     "image-lonely": ("note", "an image that no image set lists"),
@@ -230,7 +235,7 @@ def _object_marks(records: Records, min_size: int, max_size: int, from_one: bool
     factors = resize_factors(records.sizes, min_size, max_size)[records.image_of_object()]
     marks["object-small"] = has_area & (shorter * factors < 4)
     if from_one:
-        marks["boxes-from-zero"] = np.any(boxes[:, :2] < 0, axis=1)
+        marks["boxes-from-zero"] = np.any(boxes[:, :2] < -ROUNDED, axis=1)
     return marks
 
 

@@ -166,7 +166,7 @@ def _report_boxes(records: Records) -> None:
 _FAULTS = {
     "box-zero-extent": f"at most {MIN_EXTENT:g} pixel wide or high will not be trained on (the evaluators count them)",
     "box-off-image": "wholly outside the image will not be trained on (the evaluators count them)",
-    "box-outside": "reach out of the image by more than a pixel and are clipped for training",
+    "box-outside": "reaching out of the image by more than a pixel will be clipped for training",
     "box-repeated": "annotated twice, with the same box and class in the same image",
 }
 

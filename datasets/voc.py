@@ -26,6 +26,9 @@ from datasets.listing import IMAGE_SUFFIXES, by_plain_name, is_hidden, list_file
 from datasets.make_records import make_records, report
 from datasets.records import Records, logger
 
+ROUNDED = 0.5
+"""Pixels by which a border's coordinate may be off: YOLO's fractions, for one, have six digits."""
+
 
 @dataclass(frozen=True)
 class VocObject:
@@ -193,7 +196,7 @@ def read_voc(root: str | Path, image_set: str, *, zero_based: bool = False) -> R
     if not zero_based:
         report(
             records,
-            np.any(raw[:, :2] < 1, axis=1),
+            np.any(raw[:, :2] < 1 - ROUNDED, axis=1),
             "with a coordinate below 1, though VOC counts from 1 (a set that counts from 0 needs zero_based: true)",
         )
     return records
@@ -318,7 +321,7 @@ def _image_path(root: Path, image_id: str, files: list[Path], filename: str) -> 
 
 def corners_from_zero(raw: np.ndarray) -> bool | None:
     """Whether xmin and ymin, (M, 2) as the files have them, count from 0; None: none lies at the border."""
-    at_zero, at_one = int(((raw >= 0) & (raw < 1)).sum()), int(((raw >= 1) & (raw < 2)).sum())
+    at_zero, at_one = (int((np.abs(raw - first) < ROUNDED).sum()) for first in (0, 1))
     if not at_zero and not at_one:
         return None
     return at_zero > at_one

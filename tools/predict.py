@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> None:
     where = args.out / "detections.json"
     drawn = "" if drawing is None else f", pictures in {args.out}"
     print(f"{counted(results.objects, 'object')} in {results.looked_at()}: {where}{drawn}")
-    if not results.objects and files and (reason := why_nothing(args, files, threshold, predictor.least_threshold)):
+    if not results.objects and files and (reason := why_nothing(args, files, predictor.least_threshold)):
         print(reason)
     if unreadable:
         print(f"{counted(len(unreadable), 'file')} could not be read (listed above)")
@@ -84,8 +84,8 @@ def main(args: argparse.Namespace) -> None:
         print(f"{args.out} also holds {counted(len(older), 'file')} of earlier calls, such as {older[0].name}")
 
 
-def why_nothing(args: argparse.Namespace, files: list[tuple[str, str]], threshold: float, least: float) -> str | None:
-    """The best score, from `least` on, in some of the images and frames, where none reached the threshold."""
+def why_nothing(args: argparse.Namespace, files: list[tuple[str, str]], least: float) -> str | None:
+    """The best score, from `least` on, in some of the images and frames, where none reached its threshold."""
     from detection.inputs import file_input, is_video
     from detection.predictor import Predictor
     from tools.runtime.guards import nothing_found
@@ -96,7 +96,11 @@ def why_nothing(args: argparse.Namespace, files: list[tuple[str, str]], threshol
         predictor.detect(islice(images, LOOKED_AT), on_unreadable=lambda message: None),
         *(predictor.stream(file) for file, _ in files if is_video(file)),
     )
-    return nothing_found([score for one in islice(found, LOOKED_AT) for score in one.scores.tolist()], threshold, least)
+    scores = [pair for one in islice(found, LOOKED_AT) for pair in zip(one.scores.tolist(), one.names, strict=True)]
+    threshold, by_class = split_thresholds(args.threshold)
+    name = max(scores)[1] if scores else ""
+    own = f"{name}=" if name in by_class else ""
+    return nothing_found([score for score, _ in scores], by_class.get(name, threshold), least, own)
 
 
 def split_thresholds(given: list[tuple[str, float]]) -> tuple[float, dict[str, float]]:

@@ -65,7 +65,9 @@ def _why_not(layouts: list[Layout], inventory: Inventory) -> str:
         return f": {layouts[0].notes[0]}"
     path = next(iter(inventory.of(".json", ".xml", ".csv", ".txt")), None)
     if path is None:
-        return ": export them as one of these" if len(inventory.files) > len(inventory.images) else ""
+        if len(inventory.files) > len(inventory.images):
+            return ": export them as one of these"
+        return ": draw boxes with a labelling tool first (docs/tutorial.md), or put its export beside the images"
     start = " ".join(read_text(path)[:LOOKED_AT].split())
     fix = "export it as one of these"
     if path.suffix.lower() == ".csv":

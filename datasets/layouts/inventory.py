@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from configs.detection import SourceConfig
-from configs.errors import UserError, did_you_mean
+from configs.errors import UserError, counted, did_you_mean
 from configs.files import read_json, read_text
 from datasets.annotation_lists import list_kind
 from datasets.collect import images_below, walk
@@ -145,4 +145,4 @@ def missing_images(files: Sequence[Path], labelled: dict[Path, Path]) -> list[st
     """A note about annotation files without image, if there are some."""
     used = set(labelled.values())
     lost = [file for file in files if file not in used]
-    return [f"{len(lost)} annotation files have no image, for example {lost[0]}: they are not used"] if lost else []
+    return [f"{counted(len(lost), 'annotation file')} without image, for example {lost[0]}: not used"] if lost else []

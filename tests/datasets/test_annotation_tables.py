@@ -78,6 +78,12 @@ def test_one_column_for_the_box_and_none_for_the_class(folder: Path, caplog) -> 
     assert "no column tells the class" in caplog.text
 
 
+def test_corners_in_place_of_width_and_height_are_told(folder: Path, caplog) -> None:
+    lines = [f'a,"[20, {k}, 39, 29]",dog\n' for k in range(9)]
+    read_csv(table(folder, "image_id,bbox,class\n" + "".join(lines)), folder)
+    assert "seems to hold x1 y1 x2 y2, not x y width height" in caplog.text
+
+
 def test_a_line_without_box_in_a_table_without_header(folder: Path) -> None:
     records = read_csv(table(folder, "c.jpg,,,,,\na.jpg,1,2,10,20,dog\n"), folder)
     assert (records.image_ids.tolist(), records.offsets.tolist()) == (["c", "a"], [0, 0, 1])

@@ -95,7 +95,7 @@ def test_second_start_reads_nothing_and_says_the_same(tmp_path, readings, caplog
     (first, warnings), (second, again) = started
     assert same(first, second)
     assert warnings == again
-    assert "reach out of the image" in warnings[0][2]
+    assert "reaching out of the image" in warnings[0][2]
     assert not second.boxes.flags.writeable
     assert not second.boxes.flags.owndata
     assert second.target(1).boxes.tolist() == first.target(1).boxes.tolist()

@@ -48,6 +48,12 @@ def test_zero_in_a_one_based_set_is_reported_and_never_wrapped(write_voc, caplog
     assert records.target(0).boxes[1].tolist() == [0, 2, 20, 30]  # as it is trained on
 
 
+def test_a_rounded_border_does_not_count_from_zero(write_voc, caplog) -> None:
+    root = write_voc({"one": ((30, 40), [("cat", (0.9998, 1, 20, 20))])})
+    assert read_voc(root, "train").boxes.tolist() == [[0.9998 - 1, 0, 20, 20]]
+    assert not caplog.text
+
+
 def test_real_numbers_parts_and_words_in_the_flags(tmp_path: Path) -> None:
     path = tmp_path / "a.xml"
     path.write_text(
@@ -350,6 +356,8 @@ def test_names_of_image_and_annotation_that_differ_in_case(write_voc) -> None:
     [
         ([[0, 5], [1, 0]], True),  # two at 0, one at 1
         ([[0.9, 5], [1.9, 1]], False),
+        ([[0.9998, 5], [0.9998, 1.7]], False),  # from YOLO's fractions
+        ([[-0.0002, 5]], True),
         ([[0, 1]], False),  # in doubt from 1, as VOC has it
         ([[2, 9], [-1, 3]], None),
     ],

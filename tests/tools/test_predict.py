@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -325,3 +326,9 @@ def test_where_nothing_is_found_the_best_score_is_said(tiny_voc, weights, tmp_pa
     capsys.readouterr()
     assert run(weights, tmp_path / "none", tiny_voc / "JPEGImages", threshold="0.999") == []
     assert f"nothing reaches the threshold 0.999: the best score was {best:.2g}" in capsys.readouterr().out
+    own = ("--threshold", "red=0.999", "--threshold", "blue=0.998")  # above the common one, which all would reach
+    assert run(weights, tmp_path / "own", tiny_voc / "JPEGImages", *own, threshold="0.01") == []
+    said = capsys.readouterr().out
+    assert re.search(
+        rf"the threshold (red=0.999|blue=0.998): the best score was {best:.2g}: --threshold (red|blue)=", said
+    )

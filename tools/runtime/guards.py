@@ -160,13 +160,16 @@ def why_zero(
     return f"the mean AP is {100 * max(known):.1f} %: {seen}: {cause}"
 
 
-def nothing_found(scores: np.ndarray | Sequence[float], threshold: float, least: float = 0.0) -> str | None:
+def nothing_found(
+    scores: np.ndarray | Sequence[float], threshold: float, least: float = 0.0, own: str = ""
+) -> str | None:
     """Why there is no detection, if there is none: the best score, and the threshold that would show it.
 
     Args:
         scores: of all detections of all images, before the threshold.
         threshold: what they were held against, in [0, 1].
         least: the lowest score that was looked for.
+        own: "CLASS=" where the threshold is that of the class of the best one alone.
     """
     values = np.asarray(scores, float)
     if not len(values):
@@ -177,7 +180,8 @@ def nothing_found(scores: np.ndarray | Sequence[float], threshold: float, least:
         return None
     shown = np.floor(best * 100) / 100 if best >= 0.01 else best
     return (
-        f"nothing reaches the threshold {threshold:g}: the best score was {best:.2g}: --threshold {shown:.2g} shows it"
+        f"nothing reaches the threshold {own}{threshold:g}: the best score was {best:.2g}: "
+        f"--threshold {own}{shown:.2g} shows it"
     )
 
 
