@@ -231,7 +231,7 @@ def check_output(path: Path, *, is_folder: bool = False) -> None:
     """
     place = path.absolute()
     try:
-        there = next(each for each in (place, *place.parents) if each.exists())
+        there = next(each for each in (place, *place.parents) if _is_there(each))
         if there != place and not there.is_dir():
             raise FileExistsError(errno.EEXIST, "", str(there))
         if there == place and there.is_dir() != is_folder:
@@ -240,6 +240,15 @@ def check_output(path: Path, *, is_folder: bool = False) -> None:
             pass
     except OSError as error:
         raise _unwritable(path, error) from error
+
+
+def _is_there(path: Path) -> bool:
+    """As `Path.exists` until Python 3.13: names that are too long and the like are errors."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
