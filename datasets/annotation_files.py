@@ -25,7 +25,7 @@ from datasets.collect import ImageFinder, Item, Object, Unlabelled, images_below
 from datasets.columns import LARGEST, number_in, short
 from datasets.findings import Mistakes, find
 from datasets.images import image_file_size
-from datasets.listing import IMAGE_SUFFIXES, list_files, plain_name, without_upload_prefix
+from datasets.listing import IMAGE_SUFFIXES, list_files, plain_name, without_image_suffix, without_upload_prefix
 from datasets.records import Records, logger
 from datasets.voc import read_annotation, read_image_set
 from datasets.yolo import LabelReader, keypoint_numbers, read_class_names
@@ -187,7 +187,7 @@ def pair(images: Sequence[Path], files: Sequence[Path], root: Path, *, named: bo
     for path in files:
         mirrored[_part_of_set(path, root), path.stem].append(path)
         whole = plain_name(path.stem)
-        bare = whole.rpartition(".")[0] if whole.endswith(IMAGE_SUFFIXES) else whole  # a.jpg.xml
+        bare = without_image_suffix(whole)  # a.jpg.xml
         for stem in {whole, bare, without_upload_prefix(bare)}:
             by_stem[stem].append(path)
     key_of = {image: image.name if named else image.stem for image in images}

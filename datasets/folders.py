@@ -14,7 +14,7 @@ import numpy as np
 from configs.errors import UserError, counted, nearest, printable_logger
 from configs.files import read_lines
 from datasets.complaints import say_once
-from datasets.listing import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder
+from datasets.listing import IMAGE_SUFFIXES, is_hidden, is_image, is_special, leads_to_folder, without_image_suffix
 from datasets.synsets import read_synset_numbers
 
 logger = printable_logger(__name__)
@@ -235,7 +235,7 @@ def name_and_rest(line: str, stems: Collection[str]) -> tuple[str, str]:
     forms = [(words[0], " ".join(words[1:])) for words in (text.rsplit(None, n) for n in (1, 4, 5))]
     for before, after in [*forms, (first, " ".join(others))]:  # after a wnid, a box, or both; the longest name first
         bare = before.strip().strip("\"'").replace("\\", "/").rsplit("/", 1)[-1]
-        stem = Path(bare).stem if bare.lower().endswith(IMAGE_SUFFIXES) else bare
+        stem = without_image_suffix(bare)
         if stem in stems:
             return stem, after
     return first, " ".join(others)

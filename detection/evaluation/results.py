@@ -182,9 +182,13 @@ def _check_comp_line(where: str, row: list[str], position: dict[Any, int]) -> No
 
 def _read_json_detections(path: Path, truth: GroundTruth) -> Detections:
     rows = _read_rows(path)
-    by_name = bool(rows.items) and "category" in rows.items[0] and "category_id" not in rows.items[0]
-    read = _from_voc_list if truth.frame == "voc" or by_name else _from_coco_results
+    read = _from_voc_list if truth.frame == "voc" or _names_classes(rows) else _from_coco_results
     return read(path, rows, truth)
+
+
+def _names_classes(rows: Rows) -> bool:
+    """Whether it is a list of VOC's form, with names of classes; by its first record."""
+    return bool(rows.items) and "category" in rows.items[0] and "category_id" not in rows.items[0]
 
 
 def read_proposals(path: Path, truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -199,10 +203,9 @@ def read_proposals(path: Path, truth: GroundTruth) -> tuple[np.ndarray, np.ndarr
     with no_garbage_collection():
         rows = _read_rows(path)
         first = rows.items[0] if rows.items else {}
-        by_name = "category" in first and "category_id" not in first
         if truth.frame == "voc" and "category_id" in first and "category" not in first:
             raise UserError(f"{path}: these are COCO results (category_id), the ground truth is VOC's")
-        is_voc = truth.frame == "voc" or by_name
+        is_voc = truth.frame == "voc" or _names_classes(rows)
         boxes = rows.boxes("xmin, ymin, xmax, ymax" if is_voc else "x, y, width, height")
         convert = voc_to_continuous if is_voc else coco_to_continuous
         images = _image_column(rows, truth, by_file=is_voc)

@@ -53,7 +53,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def no_profiler(site: Path, library: Path) -> Path:
     """The source of functions of CUPTI that refuse: without a driver those of CUDA 13.2 call themselves for ever."""
-    names = functions(site / "torch/lib/libtorch_cpu.so", "cupti[A-Z]") - {"cuptiGetResultString"}
+    names = wanted_functions(site / "torch/lib/libtorch_cpu.so", "cupti[A-Z]") - {"cuptiGetResultString"}
     source = library.with_name("profiler.c")
     source.write_text("".join(f"int {name}(void) {{ return 15; }}\n" for name in sorted(names)))  # not initialised
     return source
@@ -62,7 +62,7 @@ def no_profiler(site: Path, library: Path) -> Path:
 def build_driver(site: Path, compiler: str, library: Path) -> None:
     """The driver's library, which torch opens to ask for the primary context: there is one, and all else succeeds."""
     context = "cuDevicePrimaryCtxGetState"
-    others = sorted(functions(site / "torch/lib/libcaffe2_nvrtc.so", "cu[A-Z]") - {context})
+    others = sorted(wanted_functions(site / "torch/lib/libcaffe2_nvrtc.so", "cu[A-Z]") - {context})
     lines = [f"int {context}(int device, unsigned *flags, int *active) {{ *flags = 0; *active = 1; return 0; }}"]
     lines += [f"int {name}(void) {{ return 0; }}" for name in others]
     source = library.with_name("driver.c")
@@ -71,8 +71,8 @@ def build_driver(site: Path, compiler: str, library: Path) -> None:
     subprocess.run([compiler, "-O1", "-w", "-fPIC", "-shared", str(source), "-o", str(library), name], check=True)
 
 
-def functions(library: Path, pattern: str) -> set[str]:
-    """Names that a library wants from others."""
+def wanted_functions(library: Path, pattern: str) -> set[str]:
+    """The names of functions that a library wants from others."""
     listed = subprocess.run(["nm", "-D", "--undefined-only", str(library)], capture_output=True, text=True).stdout
     names = {line.split()[-1].partition("@")[0] for line in listed.splitlines()}
     return {name for name in names if re.match(pattern, name)}

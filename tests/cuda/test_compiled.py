@@ -175,7 +175,8 @@ def usage(binary: bytes, folder: Path) -> tuple[int, int, int]:
 def test_nothing_spills(name, capability, tmp_path):
     registers, spilled, instructions = usage(compiled(name, capability).asm["cubin"], tmp_path)
     print(f"{name} sm_{capability}: {registers} registers, {spilled} bytes spilled, {instructions} instructions")
-    assert spilled <= 8  # two registers: what CUDA 13.2's compiler spills of the samples' kernel
+    newer = tuple(map(int, torch.version.cuda.split("."))) >= (13, 2)  # spills two registers of one kernel
+    assert spilled == (8 if newer and (name, capability) == ("sample", 90) else 0)
     assert registers <= 128
 
 
